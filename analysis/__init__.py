@@ -1,0 +1,11 @@
+"""A run directory in, artifacts out. Called by the driver when a run ends, and alone: `python -m analysis RUN`.
+
+Reads Parquet only; never imports `orchestrator`, `workers`, Ray or vLLM, and never writes outside the run directory.
+"""
+
+from analysis.answer import answer
+from analysis.artifacts import reduce
+from analysis.errors import AnalysisError
+from analysis.targets import Targets
+
+__all__ = ["AnalysisError", "Targets", "answer", "reduce"]

@@ -1,0 +1,111 @@
+"""What a reader must know before any number: written at the top of every page, and in short in titles and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.document import Document, Phrase, join, phrase
+from analysis.figures import quote
+from analysis.tables import RunPoint
+from contract.rows import SessionRow
+
+
+def marks(point: RunPoint) -> list[str]:
+    """Return the words that must stand beside this point's numbers wherever they are shown."""
+    return [
+        *(["simulated"] if point.simulated else []),
+        *(["dummy weights"] if point.dummy_weights else []),
+        *([f"cut: {point.model_cut}"] if point.model_cut else []),
+    ]
+
+
+def device_words(point: RunPoint) -> str:
+    """Return what served: `2 x NVIDIA H100`, `CPU backend (name)`, `simulated device`."""
+    name = point.device_name or ("device unknown" if not point.simulated else "device")
+    if point.simulated:
+        name = f"simulated {name}"
+    elif point.device == "cpu":
+        return f"CPU backend ({name})"
+    return f"{point.gpus} x {name}" if point.gpus > 1 else name
+
+
+def title(point: RunPoint, label: str) -> str:
+    """Return model, device and marks in one line, for plots and the terminal."""
+    return ", ".join([label, device_words(point), *marks(point)])
+
+
+def identity(point: RunPoint, name: str, label: str) -> Phrase:
+    """Return `title` and the engine's version as a phrase for a heading."""
+    parts = [quote(f"{name}.title", title(point, label))]
+    if point.vllm_version and not point.simulated:
+        parts.append(quote(f"{name}.version", f"vLLM {point.vllm_version}"))
+    return join(parts, ", ")
+
+
+def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
+    """Write the caveats that these points call for."""
+    if any(point.simulated for point in points):
+        kind = "Every number" if all(point.simulated for point in points) else "Every number of a model marked simulated"
+        doc.caution(
+            f"**simulated**: {kind} on this page comes from the simulator, which pretends to have GPUs. "
+            "It shows how the tool works, never how a real card or model behaves."
+        )
+    if any(point.dummy_weights for point in points):
+        doc.caution(
+            "**dummy weights**: the weights are random in the model's true shape. Memory and the speed of dense layers "
+            "are those of the model; its text is noise, so nothing here depends on what the model says."
+        )
+    if any(point.moe and point.dummy_weights for point in points):
+        doc.caution(
+            "**mixture of experts with dummy weights**: random routing does not load the experts as trained weights do, "
+            "so latency and throughput are not representative. KV memory is."
+        )
+    for cut in sorted({(p.model, p.model_cut) for p in points if p.model_cut}):
+        model, words = cut
+        doc.caution(
+            "**cut model**: {model} is smaller than its original ({words}); weights' memory and speed are those of the cut.",
+            model=quote(f"model.{model}", model),
+            words=quote(f"model.{model}.cut", str(words)),
+        )
+    if any(point.device == "cpu" for point in points):
+        doc.caution(
+            "**CPU backend**: no GPU was used. Memory is the proportional set size (PSS) of the server's process tree, "
+            "in which a page counts only once it was written; utilisation of a GPU does not exist here. "
+            "Say nothing about a GPU from these numbers."
+        )
+
+
+def add_failures(doc: Document, points: Sequence[RunPoint], sessions: Sequence[SessionRow]) -> None:
+    """Write what was planned and not measured, with its class; nothing when everything was."""
+    from analysis.figures import count, plain
+    from analysis.series import outcome_figure
+    from contract.rows import MEASURED
+
+    lost = [point for point in points if point.status != MEASURED]
+    with_points = {point.session_id for point in points}
+    silent = [s for s in sessions if s.status != MEASURED and s.session_id not in with_points]
+    if not lost:
+        return
+    doc.heading(2, "Not measured")
+    by_kind: dict[tuple[str, str, int, int | None, str], list[RunPoint]] = {}
+    for point in lost:
+        key = (point.model, point.purpose, point.max_model_len, point.concurrency, outcome_figure(point).text)
+        by_kind.setdefault(key, []).append(point)
+    rows = []
+    for key in sorted(by_kind, key=lambda k: (k[0], k[1], k[2], k[3] or 0, k[4])):
+        some = by_kind[key]
+        first = some[0]
+        where = f"lost.{first.point_id}"
+        rows.append(
+            [
+                quote(f"{where}.model", first.model),
+                quote(f"{where}.purpose", first.purpose),
+                plain(f"{where}.max_model_len", first.max_model_len),
+                phrase("–") if first.concurrency is None else plain(f"{where}.concurrency", first.concurrency),
+                count(f"{where}.points", len(some)),
+                outcome_figure(first),
+            ]
+        )
+    doc.table(["model", "purpose", "max_model_len", "concurrency", "points", "notes"], rows)
+    if silent:
+        doc.say("{n} sessions failed before any of their points had a row.", n=count("lost.sessions", len(silent)))

@@ -1,0 +1,110 @@
+"""A small Markdown builder whose prose cannot hold a typed number: digits come from figures, words from templates."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from analysis.figures import Figure
+
+DIGITS_IN_NAMES = re.compile(r"\b(?:p50|p95|p99|e2e)(?=_|\b)|2\*\*20")
+"""Names that are written with digits; everything else with a digit must be a figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """Words with their figures filled in."""
+
+    text: str
+    figures: tuple[Figure, ...] = ()
+    plain: str = ""
+    """The same for CSV."""
+
+
+Part: TypeAlias = Figure | Phrase
+
+
+def phrase(template: str, **parts: Part) -> Phrase:
+    """Return the template with its named figures filled in: `phrase("{n} levels", n=count(...))`.
+
+    A digit in the template, or a part that is never used, is a `ValueError`.
+    """
+    _refuse_digits(template)
+    used = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+    if used != set(parts):
+        raise ValueError(f"template {template!r} names {sorted(used)}, given {sorted(parts)}")
+    figures = [figure for name in parts for figure in _figures(parts[name])]
+    text = template.format(**{name: part.text for name, part in parts.items()})
+    return Phrase(text, tuple(figures), template.format(**{name: _plain(part) for name, part in parts.items()}))
+
+
+def join(parts: Iterable[Part], separator: str = "; ") -> Phrase:
+    """Return several phrases as one."""
+    _refuse_digits(separator)
+    listed = list(parts)
+    figures = tuple(figure for part in listed for figure in _figures(part))
+    return Phrase(separator.join(p.text for p in listed), figures, separator.join(_plain(p) for p in listed))
+
+
+def _plain(part: Part) -> str:
+    if isinstance(part, Phrase):
+        return part.plain
+    return part.text if part.raw is None else part.raw
+
+
+def _figures(part: Part) -> tuple[Figure, ...]:
+    return (part,) if isinstance(part, Figure) else part.figures
+
+
+def _refuse_digits(template: str) -> None:
+    without_fields = re.sub(r"{\w+}", "", template)
+    if re.search(r"\d", DIGITS_IN_NAMES.sub("", without_fields)):
+        raise ValueError(f"a number is typed in {template!r}: make it a figure")
+
+
+class Document:
+    """One Markdown page and the figures that stand on it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.figures: list[Figure] = []
+        self._blocks: list[str] = []
+
+    def heading(self, level: int, template: str, **parts: Part) -> None:
+        """Add a heading."""
+        self._blocks.append(f"{'#' * level} {self._take(phrase(template, **parts))}")
+
+    def say(self, template: str, **parts: Part) -> None:
+        """Add a paragraph."""
+        self._blocks.append(self._take(phrase(template, **parts)))
+
+    def caution(self, template: str, **parts: Part) -> None:
+        """Add a paragraph set apart, for what a reader must know before any number."""
+        self._blocks.append(f"> {self._take(phrase(template, **parts))}")
+
+    def bullets(self, items: Iterable[Phrase]) -> None:
+        """Add a list; nothing when there are no items."""
+        lines = [f"- {self._take(item)}" for item in items]
+        if lines:
+            self._blocks.append("\n".join(lines))
+
+    def table(self, columns: Sequence[str | Part], rows: Iterable[Sequence[str | Part]]) -> None:
+        """Add a table; cells are figures, phrases or words without digits. Cells of numbers stand to the right."""
+        body = [[self._cell(cell) for cell in row] for row in rows]
+        header = [self._cell(column) for column in columns]
+        rule = ["---" if header[i] in ("notes", "estimate", "what") else "---:" for i in range(len(header))]
+        self._blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *body]))
+
+    def text(self) -> str:
+        """Return the page."""
+        return "\n\n".join(self._blocks) + "\n"
+
+    def _cell(self, cell: str | Part) -> str:
+        return self._take(phrase(cell) if isinstance(cell, str) else cell)
+
+    def _take(self, part: Part) -> str:
+        self.figures.extend(_figures(part))
+        return part.text

@@ -1,0 +1,52 @@
+"""Writing artifacts: whole or not at all, and never outside the run directory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from analysis.errors import AnalysisError
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then move it there in one step; return `path`.
+
+    A new, private file is made each time and links are replaced, not followed: a run directory may come from elsewhere.
+    """
+    if path.parent.is_symlink():
+        raise AnalysisError(f"{path.parent}: is a link; artifacts are not written through links")
+    path.parent.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; artifacts are meant to be read by colleagues
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text with Unix line ends."""
+    return write_with(path, lambda temporary: _fill(temporary, text))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
+    """Write a CSV whose cells are already text; a cell with a comma or a quote is quoted."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return write_text(path, buffer.getvalue())
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

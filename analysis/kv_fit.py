@@ -1,0 +1,194 @@
+"""What the memory readings say: slopes, lines, steps and capacity of one model on one kind of card. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from analysis.groups import BASE, COMMITTED, UTILIZATION, Group, grouped
+from analysis.series import Reading, Series, make_series
+from analysis.statistics import LinearFit, linear_fit
+from analysis.tables import RunPoint
+
+CUDA_SEGMENT_BYTES = 2 * 2**20
+"""torch's caching allocator hands out device memory in multiples of this; NVML sees nothing finer."""
+HOST_PAGE_BYTES = 4096
+STEP_SHARE = 0.01
+"""A difference between two lengths is called a step when it departs from the expected one by more than this share
+and by more than the granularity of blocks and allocator."""
+LINEAR_R_SQUARED = 0.99
+LINEAR_RESIDUAL = 0.05
+"""Roughly linear: R² at least the first, the largest residual at most this share of the memory's range."""
+FLAT_SHARE = 0.01
+"""Flat: the range over all lengths is at most this share of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Two neighbouring measured lengths of a pool that was sized to the length."""
+
+    shorter: Reading
+    longer: Reading
+    sequences: int | None
+    column: str
+    """`mem_ready_bytes` or `mem_loaded_bytes`."""
+
+    @property
+    def delta_bytes(self) -> float | None:
+        """Memory at the longer length less memory at the shorter."""
+        return _difference(self.longer.median(self.column), self.shorter.median(self.column))
+
+    @property
+    def tokens(self) -> int:
+        """Further tokens of one sequence."""
+        return self.longer.at - self.shorter.at
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """delta_bytes / (further tokens * sequences): the tutorial's estimate with its divisor made explicit."""
+        if self.delta_bytes is None or not self.sequences:
+            return None
+        return self.delta_bytes / (self.tokens * self.sequences)
+
+    @property
+    def expected_bytes(self) -> float | None:
+        """sequences * difference of the formula's bytes per sequence (whole blocks)."""
+        change = _difference(*(r.median("formula_bytes_per_sequence") for r in (self.longer, self.shorter)))
+        return change * self.sequences if change is not None and self.sequences else None
+
+    @property
+    def departure_bytes(self) -> float | None:
+        """Measured less expected difference."""
+        return _difference(self.delta_bytes, self.expected_bytes)
+
+    @property
+    def granularity_bytes(self) -> float:
+        """One KV block over all ranks plus the allocator's unit on each card: no departure below it means anything."""
+        sample = self.longer.measured[0]
+        unit = HOST_PAGE_BYTES if sample.device == "cpu" else CUDA_SEGMENT_BYTES
+        return (block_bytes(self.longer) or 0) + unit * max(sample.gpus, 1)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether the departure is beyond granularity and beyond `STEP_SHARE` of what was expected."""
+        departure, expected = self.departure_bytes, self.expected_bytes
+        if departure is None or expected is None:
+            return False
+        return abs(departure) > max(self.granularity_bytes, STEP_SHARE * abs(expected))
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One series of pools sized to the length: `sequences` full-length sequences at every length."""
+
+    series: Series
+
+    @property
+    def sequences(self) -> int | None:
+        """The divisor: full-length sequences that every pool was sized for."""
+        return self.series.sample.sequences
+
+    def fit(self, column: str) -> LinearFit | None:
+        """Return the line of a memory column over max_model_len (bytes per token of length, all sequences together)."""
+        known = [(reading.at, value) for reading in self.series.measured if (value := reading.median(column)) is not None]
+        return linear_fit([x for x, _ in known], [y for _, y in known])
+
+    def bytes_per_token(self, column: str) -> float | None:
+        """Return the fitted slope / sequences."""
+        fit = self.fit(column)
+        return fit.slope / self.sequences if fit and self.sequences else None
+
+    def is_linear(self, column: str) -> bool | None:
+        """Return whether a line describes the column; None for fewer than three lengths, which decide nothing."""
+        fit = self.fit(column)
+        if fit is None or fit.points < 3 or fit.r_squared is None:
+            return None
+        values = [value for reading in self.series.measured if (value := reading.median(column)) is not None]
+        return fit.r_squared >= LINEAR_R_SQUARED and fit.max_residual <= LINEAR_RESIDUAL * (max(values) - min(values))
+
+    def intervals(self, column: str = "mem_ready_bytes") -> list[Interval]:
+        """Return the neighbouring pairs of lengths that both hold the column."""
+        known = [reading for reading in self.series.measured if reading.median(column) is not None]
+        return [Interval(shorter, longer, self.sequences, column) for shorter, longer in pairwise(known)]
+
+
+@dataclass(frozen=True, slots=True)
+class KvResult:
+    """Everything the memory points say about one model on one kind of card."""
+
+    group: Group
+    committed: tuple[Committed, ...]
+    capacity: tuple[Series, ...]
+    """Utilization mode: one series per server configuration and utilization."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of the names of its figures."""
+        return f"kv.{self.group.slug}"
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All measured readings of both modes, by length."""
+        every = [r for c in self.committed for r in c.series.measured] + [r for s in self.capacity for r in s.measured]
+        return sorted(every, key=lambda reading: reading.at)
+
+    @property
+    def pool(self) -> Series | None:
+        """The series whose pool stands for the card: the highest utilization that holds a measured length."""
+        measured = [series for series in self.capacity if series.measured]
+        return max(measured, key=lambda s: s.sample.gpu_memory_utilization or 0, default=None)
+
+    @property
+    def formula_slope(self) -> float | None:
+        """Least-squares slope of the formula's bytes per sequence over the lengths measured; bytes per token.
+
+        For one length only: the formula's marginal cost of a token at that length.
+        """
+        known = {r.at: v for r in self.readings if (v := r.median("formula_bytes_per_sequence")) is not None}
+        fit = linear_fit(list(known), list(known.values()))
+        return fit.slope if fit else self.formula_marginal
+
+    @property
+    def formula_marginal(self) -> float | None:
+        """The formula's cost of one more token at the longest length measured."""
+        values = [v for r in self.readings if (v := r.median("formula_bytes_per_token")) is not None]
+        return values[-1] if values else None
+
+    def per_sequence(self) -> dict[int, float]:
+        """Return the KV bytes of one full-length sequence by length, from the formula's column."""
+        return {r.at: v for r in self.readings if (v := r.median("formula_bytes_per_sequence")) is not None}
+
+
+def pool_bytes(reading: Reading) -> float | None:
+    """Return the KV pool over all GPUs of a session: gpus * engine_kv_bytes."""
+    one = reading.median("engine_kv_bytes")
+    return None if one is None else one * max(reading.measured[0].gpus, 1)
+
+
+def block_bytes(reading: Reading) -> float | None:
+    """Return the size of one block over all GPUs: pool / blocks."""
+    pool, blocks = pool_bytes(reading), reading.median("engine_num_blocks")
+    return pool / blocks if pool is not None and blocks else None
+
+
+def kv_results(points: Sequence[RunPoint]) -> list[KvResult]:
+    """Return the results of all memory points of purpose kv_scaling, one per model and kind of card."""
+    rows = [point for point in points if point.purpose == "kv_scaling"]
+    committed = make_series([p for p in rows if p.mode == "committed"], COMMITTED, "max_model_len", "committed")
+    capacity = make_series([p for p in rows if p.mode == "utilization"], UTILIZATION, "max_model_len", "utilization")
+    results = []
+    for group in grouped(rows, BASE):
+        ids = {id(point) for point in group.points}
+        results.append(
+            KvResult(
+                group,
+                tuple(Committed(series) for series in committed if id(series.group.points[0]) in ids),
+                tuple(series for series in capacity if id(series.group.points[0]) in ids),
+            )
+        )
+    return results
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b

@@ -1,0 +1,166 @@
+"""kv_cache_scaling.csv (pool sized to the length) and kv_capacity.csv (fixed utilization).
+
+`_mb` in the tutorial's column names is MiB (2**20 bytes), as nvidia-smi prints it. Memory stands in whole MiB, with one
+decimal for the CPU backend, whose models are small; differences and bytes per token come from unrounded bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.caveats import marks
+from analysis.document import Part, Phrase, join, phrase
+from analysis.figures import GIB, MIB, count, mib, plain, quote, signed_percent
+from analysis.files import write_csv
+from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, pool_bytes
+from analysis.series import Reading, Series, outcome_figure
+from analysis.tables import RunPoint
+
+SCALING_COLUMNS = ("max_model_len", "gpu_mem_used_mb", "delta_mb_from_prev", "bytes_per_token_est", "notes")
+CAPACITY_COLUMNS = (
+    "max_model_len",
+    "gpu_memory_utilization",
+    "kv_tokens",
+    "max_concurrency",
+    "gpu_mem_used_mb",
+    "kv_gib",
+    "kv_bytes_per_token",
+    "formula_max_concurrency",
+    "notes",
+)
+BASELINE_SHARE = 0.01
+"""Memory in use before the server started is mentioned above this share of what the server then showed."""
+
+
+def write_scaling(run_dir: Path, results: Sequence[KvResult]) -> list[Path]:
+    """Write one file per committed series; the first owns the plain name."""
+    return [
+        write_csv(
+            run_dir / committed.series.group.file("kv_cache_scaling", ".csv"),
+            SCALING_COLUMNS,
+            [_scaling_row(committed, reading) for reading in committed.series.readings],
+        )
+        for result in results
+        for committed in result.committed
+    ]
+
+
+def write_capacity(run_dir: Path, results: Sequence[KvResult]) -> list[Path]:
+    """Write one file per model and kind of card that has utilization rows; the first owns the plain name."""
+    paths = []
+    for number, result in enumerate(result for result in results if result.capacity):
+        stem = f"kv_capacity.{result.group.slug}" if number else "kv_capacity"
+        rows = [_capacity_row(series, reading) for series in result.capacity for reading in series.readings]
+        paths.append(write_csv(run_dir / f"{stem}.csv", CAPACITY_COLUMNS, rows))
+    return paths
+
+
+def digits(point: RunPoint) -> int:
+    """Return the decimals that MiB carry: one for the CPU backend, none elsewhere."""
+    return 1 if point.device == "cpu" else 0
+
+
+def interval_to(committed: Committed, reading: Reading, column: str = "mem_ready_bytes") -> Interval | None:
+    """Return the interval that ends at this reading; None for the first one and for one without memory."""
+    return next((i for i in committed.intervals(column) if i.longer is reading), None)
+
+
+def scaling_notes(committed: Committed, reading: Reading) -> Phrase:
+    """Return what must be known about one length of a committed pool, without what holds for the whole table."""
+    notes: list[Part] = []
+    interval = interval_to(committed, reading)
+    places = [other.at for other in committed.series.readings]
+    if interval and places.index(reading.at) - places.index(interval.shorter.at) > 1:
+        notes.append(phrase("difference from {length}", length=plain(f"{interval.shorter.name}.max_model_len", interval.shorter.at)))
+    if interval and interval.is_step and interval.departure_bytes is not None and interval.expected_bytes:
+        share = signed_percent(f"{reading.name}.departure_pct", interval.departure_bytes / interval.expected_bytes)
+        notes.append(phrase("step: {share} against the formula's difference", share=share))
+    return join([*notes, *reading_notes(reading)])
+
+
+def reading_notes(reading: Reading) -> list[Part]:
+    """Return repeats, failures and what was odd about one reading of either mode."""
+    notes: list[Part] = []
+    if len(reading.measured) > 1:
+        notes.append(phrase("median of {n}", n=count(f"{reading.name}.repeats", len(reading.measured))))
+    seen: set[str] = set()
+    for point in reading.unmeasured:
+        outcome = outcome_figure(point)
+        if outcome.text not in seen:
+            notes.append(outcome)
+            seen.add(outcome.text)
+        if point.status == "kv_too_small" and point.failure_message:
+            notes.append(phrase("the engine said: {words}", words=quote(f"point.{point.point_id}.message", point.failure_message)))
+    if any(point.warmup_reached_batch is False for point in reading.measured):
+        notes.append(phrase("the warm-up load did not fill a step, so the loaded reading may be low"))
+    baseline, ready = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
+    cards = bool(reading.measured) and reading.measured[0].device != "cpu"
+    if cards and baseline and ready and baseline > BASELINE_SHARE * ready:
+        notes.append(phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline)))
+    return notes
+
+
+def common_notes(point: RunPoint, sequences: int | None = None) -> str:
+    """Return what holds for every row of a table: it stands in each CSV row, which may be read alone."""
+    words = [f"model {point.model}", *marks(point)]
+    if sequences is not None:
+        words.append(f"pool of {sequences} full-length sequences (the divisor of bytes_per_token_est)")
+    elif point.mode == "committed":
+        words.append("sequences of the pool unknown, so no bytes_per_token_est")
+    if point.device == "cpu":
+        words.append("CPU backend: PSS of the server's process tree, no GPU")
+    if point.gpus > 1:
+        words.append(f"sum over {point.gpus} GPUs")
+    return "; ".join(words)
+
+
+def _scaling_row(committed: Committed, reading: Reading) -> list[str]:
+    sample = committed.series.sample
+    interval = interval_to(committed, reading)
+    places = digits(sample)
+    estimate = interval.bytes_per_token if interval else None
+    notes = scaling_notes(committed, reading).plain
+    return [
+        str(reading.at),
+        _scaled(reading.median("mem_ready_bytes"), MIB, places),
+        _scaled(interval.delta_bytes if interval else None, MIB, places),
+        "" if estimate is None else f"{estimate:.0f}",
+        "; ".join(filter(None, [common_notes(sample, committed.sequences), notes])),
+    ]
+
+
+def _capacity_row(series: Series, reading: Reading) -> list[str]:
+    sample = series.sample
+    notes = join(reading_notes(reading)).plain
+    utilization = sample.gpu_memory_utilization
+    pool = pool_bytes(reading)
+    return [
+        str(reading.at),
+        "" if utilization is None else f"{utilization:g}",
+        _scaled(reading.median("engine_kv_tokens"), 1, 0),
+        _scaled(reading.median("engine_max_concurrency"), 1, 2),
+        _scaled(reading.median("mem_ready_bytes"), MIB, digits(sample)),
+        _scaled(pool, GIB, 3),
+        _scaled(reading.median("engine_bytes_per_token"), 1, 0),
+        _scaled(reading.median("formula_max_concurrency"), 1, 2),
+        "; ".join(filter(None, [common_notes(sample), notes])),
+    ]
+
+
+def _scaled(value: float | None, unit: int, places: int) -> str:
+    return "" if value is None else f"{value / unit:.{places}f}"
+
+
+def block_figures(reading: Reading) -> Phrase | None:
+    """Return the size of a KV block in tokens and MiB; None where the engine did not say."""
+    size, tokens = block_bytes(reading), reading.median("engine_block_size")
+    if size is None or tokens is None:
+        return None
+    return phrase(
+        "{tokens} tokens ({size} MiB over all ranks)",
+        tokens=count(f"{reading.name}.engine_block_size", tokens),
+        size=mib(f"{reading.name}.block_mib", size, 3),
+    )
+
+

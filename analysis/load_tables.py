@@ -1,0 +1,146 @@
+"""concurrency_sweep.csv, and the cells that it shares with the tables of batching_benchmark.md.
+
+A level is the median of its repeats, column by column. A level that failed stays as a row with empty cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.document import Part, Phrase, join, phrase
+from analysis.figures import NOTHING, Figure, count, decimal, percent, plain, quote, significant_text, times
+from analysis.files import write_csv
+from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
+from analysis.series import Reading, outcome_figure
+
+SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
+SIMULATED = "simulated"
+"""Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the columns leave no other place."""
+
+
+def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
+    """Write one file per server and workload; the first owns the plain name."""
+    return [
+        write_csv(
+            run_dir / curve.series.group.file("concurrency_sweep", ".csv"),
+            SWEEP_COLUMNS,
+            [_sweep_row(reading) for reading in curve.series.readings],
+        )
+        for curve in curves
+    ]
+
+
+def _sweep_row(reading: Reading) -> list[str]:
+    cells = [_text(reading.median(column), 6) for column in SWEEP_COLUMNS[1:5]]
+    if (reading.measured or reading.unmeasured)[0].simulated:
+        return [str(reading.at), *cells, SIMULATED]
+    utilization = reading.median("gpu_util_pct")
+    return [str(reading.at), *cells, "" if utilization is None else f"{utilization:.1f}"]
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}g}" if value < 10 ** (digits - 1) else f"{value:.0f}"
+
+
+def cell(reading: Reading, column: str, digits: int = 3) -> Figure:
+    """Return the median of a column as a figure of a table, with a fixed number of significant digits."""
+    value = reading.median(column)
+    return Figure(f"{reading.name}.{column}", value, NOTHING if value is None else significant_text(value, digits))
+
+
+def utilization_cell(reading: Reading) -> Part:
+    """Return gpu_util_pct for a Markdown table: a number only where a real GPU was observed."""
+    if (reading.measured or reading.unmeasured)[0].simulated:
+        return phrase(SIMULATED)
+    value = reading.median("gpu_util_pct")
+    return phrase("") if value is None else decimal(f"{reading.name}.gpu_util_pct", value, 1)
+
+
+def sweep_cells(reading: Reading) -> list[Part]:
+    """Return a level's cells in the order of `SWEEP_COLUMNS`."""
+    at = plain(f"{reading.name}.concurrency", reading.at)
+    return [at, *(cell(reading, column, 4) for column in SWEEP_COLUMNS[1:5]), utilization_cell(reading)]
+
+
+def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
+    """Return what was odd about a level: jumps, failures, spread, cache hits, preemptions, a client that lagged."""
+    notes: list[Part] = []
+    name = reading.name
+    previous = curve.previous(reading)
+    jump = curve.ratio(reading, previous, "p95_e2e_s") if previous else None
+    if jump is not None and jump >= P95_JUMP:
+        notes.append(phrase("p95 {ratio} the previous level", ratio=times(f"{name}.p95_ratio", jump)))
+    if len(reading.measured) > 1:
+        spread = percent(f"{name}.tok_s_spread_pct", reading.spread("tok_s"))
+        notes.append(phrase("median of {n}, tok/s spread {spread}", n=count(f"{name}.repeats", len(reading.measured)), spread=spread))
+    elif reading.measured:
+        notes.append(phrase("one repeat"))
+    notes += _request_notes(reading)
+    outcomes: dict[str, Figure] = {}
+    for point in reading.unmeasured:
+        outcomes.setdefault(outcome_figure(point).text, outcome_figure(point))
+    if outcomes:
+        lost = count(f"{name}.unmeasured", len(reading.unmeasured))
+        notes.append(phrase("{n} not measured ({why})", n=lost, why=join(outcomes.values(), ", ")))
+    if any(point.simulated for point in reading.measured + reading.unmeasured):
+        notes.append(phrase(SIMULATED))
+    return join(notes)
+
+
+def _request_notes(reading: Reading) -> list[Part]:
+    notes: list[Part] = []
+    name = reading.name
+    failed, asked = sum(reading.values("failed")), sum(reading.values("num_requests"))
+    if failed:
+        notes.append(
+            phrase(
+                "{failed} of {asked} requests failed",
+                failed=count(f"{name}.failed_requests", failed),
+                asked=count(f"{name}.requests", asked),
+            )
+        )
+    hits = reading.highest("prefix_hit_ratio")
+    if hits:
+        notes.append(phrase("prefix-cache hits up to {share}", share=percent(f"{name}.prefix_hit_pct", hits, 2)))
+    preemptions = reading.highest("preemptions")
+    if preemptions:
+        notes.append(phrase("{n} preemptions", n=count(f"{name}.preemptions_highest", preemptions)))
+    achieved = reading.median("achieved_concurrency")
+    if achieved is not None and reading.at and achieved < NEAR_TARGET * reading.at:
+        notes.append(phrase("{n} in flight on average", n=cell(reading, "achieved_concurrency")))
+    return notes
+
+
+def workload(curve: LoadCurve) -> Phrase:
+    """Return the lengths that every sentence about a curve must name."""
+    point, name = curve.series.sample, curve.name
+    return phrase(
+        "prompts of {prompt} tokens, answers of {output}, max_model_len {length}",
+        prompt=count(f"{name}.prompt_tokens", point.prompt_tokens),
+        output=count(f"{name}.output_tokens", point.output_tokens),
+        length=plain(f"{name}.max_model_len", point.max_model_len),
+    )
+
+
+def server(curve: LoadCurve) -> Phrase:
+    """Return the server's configuration in words: what was fixed while concurrency varied."""
+    point, name = curve.series.sample, curve.name
+    parts: list[Part] = [phrase("max_model_len {n}", n=plain(f"{name}.max_model_len", point.max_model_len))]
+    if point.kv_cache_memory_bytes is not None:
+        parts.append(phrase("kv_cache_memory_bytes {n}", n=plain(f"{name}.kv_cache_memory_bytes", point.kv_cache_memory_bytes)))
+    elif point.gpu_memory_utilization is not None:
+        share = quote(f"{name}.gpu_memory_utilization", f"{point.gpu_memory_utilization:g}")
+        parts.append(phrase("gpu_memory_utilization {share}", share=share))
+    for column in ("max_num_seqs", "max_num_batched_tokens"):
+        value = getattr(point, column)
+        parts.append(
+            phrase(column + " left to vLLM") if value is None else phrase(column + " {n}", n=plain(f"{name}.{column}", value))
+        )
+    parts.append(phrase("tensor_parallel_size {n}", n=plain(f"{name}.tensor_parallel_size", point.tensor_parallel_size)))
+    parts.append(phrase("dtype {words}", words=quote(f"{name}.dtype", point.dtype)))
+    parts.append(phrase("kv_cache_dtype {words}", words=quote(f"{name}.kv_cache_dtype", point.kv_cache_dtype)))
+    if point.quantization:
+        parts.append(phrase("quantization {words}", words=quote(f"{name}.quantization", point.quantization)))
+    parts.append(phrase("enforce_eager" if point.enforce_eager else "CUDA graphs on" if point.device != "cpu" else "not eager"))
+    return join(parts, ", ")

@@ -1,0 +1,168 @@
+"""Rules of thumb that follow from the numbers: each is written only when its condition holds, and names its lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.document import Part, Phrase, phrase
+from analysis.figures import GIB, Figure, count, decimal, mib, percent, plain, quote, signed_percent, times
+from analysis.kv_fit import KvResult, kv_results, pool_bytes
+from analysis.load_curve import LoadCurve, load_curves
+from analysis.load_tables import cell, workload
+from analysis.series import Reading
+from analysis.tables import RunPoint
+
+AT_MOST = 5
+CONTEXT_STEP_TOKENS = 1024
+LARGE_GAIN = 1.2
+"""Concurrency is said to pay from this factor of tok/s over one request at a time."""
+
+
+def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
+    """Return the curves that the knee is read from: the concurrency sweep, else the batching levels."""
+    return load_curves(points, "concurrency") or load_curves(points, "batching")
+
+
+def rules_of_thumb(points: Sequence[RunPoint]) -> list[Phrase]:
+    """Return at most five rules for each curve, or for the KV pool alone where there is no curve."""
+    curves = knee_curves(points)
+    rules: list[Phrase] = []
+    for curve in curves:
+        own = [rule for rule in (_sweet_spot(curve), _beyond(curve), _sequential(curve), _unloaded(curve)) if rule]
+        if len(curves) > 1:
+            label = quote(f"{curve.name}.label", curve.series.group.label)
+            own = [phrase("{label}: {rule}", label=label, rule=rule) for rule in own]
+        rules += own
+    for result in kv_results(points):
+        room = max(AT_MOST - len(rules), 1) if len(curves) <= 1 else AT_MOST
+        rules += [rule for rule in (_pool(result), _per_token(result)) if rule][:room]
+    return rules
+
+
+def _at(reading: Reading) -> Figure:
+    return plain(f"{reading.name}.concurrency", reading.at)
+
+
+def _sweet_spot(curve: LoadCurve) -> Phrase | None:
+    """Needs three levels, and the plateau or the bend within them."""
+    if len(curve.levels) < 3:
+        return None
+    flat, before = curve.plateau, curve.before_overtake
+    assert flat is not None
+    if curve.still_rising and before is None:
+        last = curve.levels[-1]
+        return phrase(
+            "No knee up to concurrency {last} ({load}): it still paid there, {tok_s} tok/s at p95 {p95} s. "
+            "The sweet spot lies at or above it.",
+            last=_at(last),
+            load=workload(curve),
+            tok_s=cell(last, "tok_s"),
+            p95=cell(last, "p95_e2e_s"),
+        )
+    low, high = sorted((before or flat, flat), key=lambda reading: reading.at)
+    numbers: dict[str, Part] = {
+        "load": workload(curve),
+        "low": _at(low),
+        "tok_low": cell(low, "tok_s"),
+        "p95_low": cell(low, "p95_e2e_s"),
+    }
+    if low is high:
+        return phrase("Concurrency {low} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s.", **numbers)
+    return phrase(
+        "Concurrency {low} to {high} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s for latency, "
+        "{tok_high} at {p95_high} s for throughput.",
+        high=_at(high),
+        tok_high=cell(high, "tok_s"),
+        p95_high=cell(high, "p95_e2e_s"),
+        **numbers,
+    )
+
+
+def _beyond(curve: LoadCurve) -> Phrase | None:
+    """Needs a level past the plateau."""
+    if len(curve.levels) < 2 or curve.still_rising:
+        return None
+    flat, last = curve.plateau, curve.levels[-1]
+    assert flat is not None
+    tok, p95 = curve.ratio(last, flat, "tok_s"), curve.ratio(last, flat, "p95_e2e_s")
+    if tok is None or p95 is None or p95 <= 1:
+        return None
+    return phrase(
+        "Beyond concurrency {flat} more requests mostly wait ({load}): at {last} p95 is {p95} and tok/s {tok}.",
+        flat=_at(flat),
+        last=_at(last),
+        load=workload(curve),
+        p95=times(f"{last.name}.p95_past_plateau", p95),
+        tok=signed_percent(f"{last.name}.tok_s_past_plateau_pct", tok - 1),
+    )
+
+
+def _sequential(curve: LoadCurve) -> Phrase | None:
+    """Needs level one and a best level well above it."""
+    best = curve.best
+    if best is None or curve.levels[0].at != 1:
+        return None
+    one = curve.levels[0]
+    gain = curve.ratio(best, one, "tok_s")
+    if gain is None or gain < LARGE_GAIN:
+        return None
+    return phrase(
+        "One request at a time reaches {share} of the best throughput ({load}): concurrency {best} gives {gain} its tok/s, "
+        "p95 going from {p95_one} to {p95_best} s.",
+        share=percent(f"{best.name}.sequential_share_pct", 1 / gain),
+        load=workload(curve),
+        best=_at(best),
+        gain=times(f"{best.name}.gain_over_one", gain),
+        p95_one=cell(one, "p95_e2e_s"),
+        p95_best=cell(best, "p95_e2e_s"),
+    )
+
+
+def _unloaded(curve: LoadCurve) -> Phrase | None:
+    """Needs level one with its latencies: the floor that no concurrency goes below."""
+    if not curve.levels or curve.levels[0].at != 1:
+        return None
+    one = curve.levels[0]
+    if one.median("p50_ttft_s") is None or one.median("p50_tpot_s") is None:
+        return None
+    return phrase(
+        "An undisturbed request takes {mean} s ({load}): {ttft} s to the first token, {tpot} s for each further one. "
+        "No setting of concurrency goes below that.",
+        mean=cell(one, "mean_e2e_s"),
+        load=workload(curve),
+        ttft=cell(one, "p50_ttft_s"),
+        tpot=cell(one, "p50_tpot_s"),
+    )
+
+
+def _pool(result: KvResult) -> Phrase | None:
+    """Needs a utilization row with the engine's capacity."""
+    pool = result.pool
+    if pool is None:
+        return None
+    longest = pool.measured[-1]
+    concurrency, size = longest.median("engine_max_concurrency"), pool_bytes(longest)
+    if concurrency is None or size is None:
+        return None
+    return phrase(
+        "{model}: the pool at gpu_memory_utilization {share} ({size} GiB) holds {n} sequences of {length} tokens; "
+        "past that requests wait, whatever the scheduler is told.",
+        model=quote(f"{result.name}.label", result.group.label),
+        share=quote(f"{longest.name}.gpu_memory_utilization", f"{pool.sample.gpu_memory_utilization or 0:g}"),
+        size=decimal(f"{longest.name}.pool_gib", size / GIB, 2),
+        n=decimal(f"{longest.name}.engine_max_concurrency", concurrency, 2),
+        length=plain(f"{longest.name}.max_model_len", longest.at),
+    )
+
+
+def _per_token(result: KvResult) -> Phrase | None:
+    """Needs the formula's marginal cost."""
+    marginal = result.formula_marginal
+    if marginal is None:
+        return None
+    return phrase(
+        "{model}: every {step} further tokens of context cost {size} MiB of KV for each sequence that uses them (formula).",
+        model=quote(f"{result.name}.label", result.group.label),
+        step=count("rule.context_step_tokens", CONTEXT_STEP_TOKENS),
+        size=mib(f"{result.name}.context_step_mib", marginal * CONTEXT_STEP_TOKENS, 1),
+    )

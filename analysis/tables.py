@@ -1,0 +1,174 @@
+"""Shards in, four flat Parquet tables out, and the tables back as typed rows. Source of every other artifact.
+
+A shard is only ever read as Parquet against the schema of `contract.rows`; anything else stops the analysis by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from analysis.errors import AnalysisError
+from analysis.files import write_with
+from contract.rows import SCHEMA_VERSION, PointRow, SessionRow, arrow_schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NESTED = ("requests", "telemetry")
+IDS = ("run_id", "session_id", "point_id", "simulated")
+"""What a row of requests.parquet and telemetry.parquet carries of its point."""
+REQUIRED = {
+    PointRow: ("schema_version", "run_id", "session_id", "point_id", "kind", "purpose", "status", "simulated"),
+    SessionRow: ("schema_version", "run_id", "session_id", "status", "simulated"),
+}
+
+
+@dataclass(slots=True)
+class RunPoint(PointRow):
+    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its session's figures."""
+
+    node: str | None = None
+    ready_s: float | None = None
+    stop_s: float | None = None
+    memory_back_s: float | None = None
+    mem_after_stop_bytes: int | None = None
+
+
+FROM_SESSION = ("node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_bytes")
+POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in NESTED])
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The rows of one run, in a fixed order."""
+
+    points: tuple[RunPoint, ...]
+    sessions: tuple[SessionRow, ...]
+
+
+def build_tables(run_dir: Path) -> list[Path]:
+    """Write points, requests, telemetry and sessions.parquet from the shards; return the paths written.
+
+    Without shards nothing is written: a run that was sent with its tables alone is used as it is.
+    """
+    folders = _folders(run_dir)
+    points, sessions = _read_shards(folders)
+    if not points and not sessions:
+        if not (run_dir / "points.parquet").is_file():
+            raise AnalysisError(f"{run_dir}: no shards/SESSION/*.parquet and no points.parquet, so nothing to analyse")
+        return []
+    nested_schema = arrow_schema(PointRow)
+    whole = pa.concat_tables(points) if points else arrow_schema(RunPoint).empty_table()
+    tables = {
+        "points": whole.select(POINTS_SCHEMA.names),
+        "requests": _flatten(whole, "requests", nested_schema),
+        "telemetry": _flatten(whole, "telemetry", nested_schema),
+        "sessions": pa.concat_tables(sessions) if sessions else arrow_schema(SessionRow).empty_table(),
+    }
+    return [_write(run_dir / f"{name}.parquet", table) for name, table in tables.items()]
+
+
+def read_tables(run_dir: Path) -> Tables:
+    """Return the rows of points.parquet and sessions.parquet (which may be missing)."""
+    points = _checked(run_dir / "points.parquet", POINTS_SCHEMA, REQUIRED[PointRow])
+    sessions_path = run_dir / "sessions.parquet"
+    sessions = (
+        _checked(sessions_path, arrow_schema(SessionRow), REQUIRED[SessionRow]).to_pylist()
+        if sessions_path.is_file()
+        else []
+    )
+    return Tables(tuple(RunPoint(**row) for row in points.to_pylist()), tuple(SessionRow(**row) for row in sessions))
+
+
+def frame(run_dir: Path, name: str) -> pd.DataFrame:
+    """Return one of the tables (`points`, `requests`, `telemetry`, `sessions`) as a pandas frame."""
+    return pq.ParquetFile(run_dir / f"{name}.parquet").read().to_pandas(ignore_metadata=True)
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    if not run_dir.is_dir():
+        raise AnalysisError(f"{run_dir}: no such run directory")
+    shards = run_dir / "shards"
+    return sorted(folder for folder in shards.iterdir() if folder.is_dir()) if shards.is_dir() else []
+
+
+def _read_shards(folders: list[Path]) -> tuple[list[pa.Table], list[pa.Table]]:
+    points: list[pa.Table] = []
+    sessions: list[pa.Table] = []
+    for folder in folders:
+        session_path = folder / "session.parquet"
+        session = _shard(session_path, SessionRow) if session_path.is_file() else None
+        if session is not None:
+            sessions.append(session)
+        for path in sorted(folder.glob("[!.]*.parquet")):
+            if path != session_path:
+                points.append(_with_session(_shard(path, PointRow), session))
+    return points, sessions
+
+
+def _shard(path: Path, row_class: type) -> pa.Table:
+    table = _checked(path, arrow_schema(row_class), REQUIRED[row_class])
+    if table.num_rows != 1:
+        raise AnalysisError(f"{path}: a shard holds one row, this one holds {table.num_rows}")
+    return table
+
+
+def _checked(path: Path, schema: pa.Schema, required: tuple[str, ...]) -> pa.Table:
+    """Read a Parquet file and hold it against the schema; anything that does not fit is an `AnalysisError`."""
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+    versions = set(table.column("schema_version").to_pylist()) if "schema_version" in table.column_names else {None}
+    if versions - {SCHEMA_VERSION}:
+        found = ", ".join(sorted("none" if version is None else str(version) for version in versions))
+        raise AnalysisError(f"{path}: schema version {found}, this analysis reads version {SCHEMA_VERSION}")
+    missing = sorted(set(schema.names) - set(table.column_names))
+    unknown = sorted(set(table.column_names) - set(schema.names))
+    if missing or unknown:
+        raise AnalysisError(
+            f"{path}: columns are not those of schema version {SCHEMA_VERSION}"
+            f" (missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})"
+        )
+    try:
+        table = table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise AnalysisError(f"{path}: a column has another type ({_first_line(error)})") from error
+    for column in required:
+        if table.column(column).null_count:
+            raise AnalysisError(f"{path}: {column} is empty")
+    return table
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _with_session(point: pa.Table, session: pa.Table | None) -> pa.Table:
+    for name in FROM_SESSION:
+        kind = POINTS_SCHEMA.field(name).type
+        value: Any = session.column(name).combine_chunks() if session is not None else pa.nulls(1, kind)
+        point = point.append_column(pa.field(name, kind), value)
+    return point
+
+
+def _flatten(points: pa.Table, column: str, schema: pa.Schema) -> pa.Table:
+    """Return one row per element of a list column, with the ids of its point before it."""
+    lists = points.column(column).combine_chunks()
+    parents = pc.list_parent_indices(lists)
+    elements = pc.list_flatten(lists)
+    item = schema.field(column).type.value_type
+    arrays = [points.column(name).combine_chunks().take(parents) for name in IDS]
+    arrays += [pc.struct_field(elements, [index]) for index in range(item.num_fields)]
+    names = [*IDS, *(item.field(index).name for index in range(item.num_fields))]
+    return pa.Table.from_arrays(arrays, names=names)
+
+
+def _write(path: Path, table: pa.Table) -> Path:
+    return write_with(path, lambda temporary: pq.write_table(table, temporary))

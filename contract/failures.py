@@ -1,0 +1,46 @@
+"""Why something was not measured: one name for every class of failure.
+
+Workers put them into rows, the driver decides by them what to try again, `analysis` counts them. Values are written to
+Parquet, so a name once released is never given another meaning.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FailureClass(StrEnum):
+    """Value of the `failure_class` columns."""
+
+    # --- one request, as the load generator saw it ---
+    CONNECTION_FAILED = "connection_failed"  # no connection: refused, no such socket, name not resolved, TLS
+    CONNECTION_LOST = "connection_lost"  # closed or reset before the answer was whole
+    TIMEOUT = "timeout"  # the request's own time limit
+    HTTP_ERROR = "http_error"  # any status but 200
+    IN_BAND_ERROR = "in_band_error"  # an error object inside a stream that began with 200
+    MALFORMED_STREAM = "malformed_stream"  # not HTTP, not server-sent events, or not completions JSON
+    NO_DONE = "no_done"  # the stream ended without [DONE]
+    NO_FINISH_REASON = "no_finish_reason"
+    UNEXPECTED_FINISH_REASON = "unexpected_finish_reason"  # neither "length" nor "stop"
+    NO_USAGE = "no_usage"  # the token counts were asked for and did not come
+    WRONG_TOKEN_COUNT = "wrong_token_count"  # more or fewer tokens than asked for
+    # --- one server's start ---
+    BAD_ARGUMENT = "bad_argument"  # vLLM refused its command line
+    LENGTH_ABOVE_MODEL = "length_above_model"  # max_model_len beyond what the model was made for
+    MODEL_MISSING = "model_missing"
+    NOT_INSTALLED = "not_installed"  # no vLLM on the session's node
+    KV_TOO_SMALL = "kv_too_small"  # not one sequence of max_model_len fits: a result, with the engine's own estimate
+    FREE_MEMORY_LOW = "free_memory_low"  # somebody else uses the card
+    MEMORY_PROFILE = "memory_profile"  # memory changed under vLLM while it measured
+    OUT_OF_MEMORY = "out_of_memory"
+    PORT_TAKEN = "port_taken"
+    WRONG_SERVER = "wrong_server"  # what answers is not the server that was started
+    READY_TIMEOUT = "ready_timeout"
+    START_FAILED = "start_failed"  # any other end before it was ready
+    # --- one point on a live server ---
+    ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
+    LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
+    # --- the run ---
+    STOPPED = "stopped"  # the user or the scheduler stopped the run
+    ACTOR_LOST = "actor_lost"  # the session's actor or node is gone
+    INTERNAL = "internal"  # a defect of ours: the message is the exception

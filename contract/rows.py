@@ -1,0 +1,273 @@
+"""The rows that come back: one `PointRow` a point with its requests and telemetry nested, one `SessionRow` a session.
+
+Workers fill them, the driver writes them, `analysis` reads them. The Parquet schema is derived from these classes, so
+there is one definition of every column. Units are in the names; times inside a row are seconds since the row's own
+`started_at`, on a monotonic clock.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+MEASURED = "measured"
+FAILED = "failed"
+RESULT_STATUSES = (MEASURED, "kv_too_small")
+"""Statuses that count as done: a measurement, or a failure that is itself the answer."""
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why something was not measured: a class from `contract.failures`, words, and the end of the server's log."""
+
+    failure_class: str
+    message: str
+    log_tail: str = ""
+
+
+@dataclass(slots=True)
+class RequestRow:
+    """One request as the client saw it. Percentiles are taken over rows whose `ok` is true."""
+
+    ordinal: int
+    """Unique on its server: no two requests, warm-up included, ever share a prompt."""
+    sent_s: float
+    ok: bool
+    ttft_s: float | None = None
+    """Send to the first chunk that carries a choice."""
+    e2e_s: float | None = None
+    """Send to the last chunk that carries a choice (the usage chunk excluded)."""
+    tpot_s: float | None = None
+    """(e2e_s - ttft_s) / (completion_tokens - 1); None for one token."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    chunks: int = 0
+    finish_reason: str | None = None
+    http_status: int | None = None
+    failure_class: str | None = None
+    failure_message: str | None = None
+
+
+@dataclass(slots=True)
+class TelemetryRow:
+    """One sample of one card (or of the host, for the CPU backend) while a point was measured."""
+
+    t_s: float
+    device_id: str
+    """Physical UUID of the card; `host` for the CPU backend; `SIM-n` for the simulator."""
+    memory_used_bytes: int | None = None
+    utilization_pct: float | None = None
+    power_w: float | None = None
+    sm_clock_mhz: int | None = None
+    temperature_c: int | None = None
+
+
+@dataclass(slots=True)
+class PointRow:
+    """One point. Memory is summed over the session's cards (for the CPU backend: PSS of the server's process tree)."""
+
+    # --- which ---
+    schema_version: int
+    run_id: str
+    session_id: str
+    point_id: str
+    sweep: str
+    kind: str
+    purpose: str
+    attempt: int
+    status: str
+    simulated: bool
+    started_at: str
+    """UTC, ISO 8601."""
+    # --- failure ---
+    failure_class: str | None = None
+    failure_message: str | None = None
+    log_tail: str | None = None
+    # --- configuration ---
+    model: str = ""
+    dummy_weights: bool = False
+    moe: bool = False
+    model_cut: str | None = None
+    engine: str = ""
+    device: str = ""
+    device_name: str | None = None
+    device_memory_bytes: int | None = None
+    """Of one card (the host's RAM for the CPU backend)."""
+    device_ids: list[str] = field(default_factory=list)
+    visible_devices: list[str] = field(default_factory=list)
+    """What CUDA_VISIBLE_DEVICES held for the server."""
+    gpus: int = 0
+    mode: str = ""
+    max_model_len: int = 0
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    enable_prefix_caching: bool | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    sequences: int | None = None
+    vllm_version: str | None = None
+    co_running_sessions: list[str] = field(default_factory=list)
+    # --- KV cache: the engine's own figures ---
+    engine_kv_tokens: int | None = None
+    engine_max_concurrency: float | None = None
+    """KV concurrency: full-length sequences that fit the pool, as the engine computes it."""
+    engine_num_blocks: int | None = None
+    engine_block_size: int | None = None
+    engine_kv_bytes: int | None = None
+    """KV pool of one GPU."""
+    engine_kv_bytes_source: str | None = None
+    engine_bytes_per_token: float | None = None
+    """Over all ranks: pool / (blocks * block size) where all layers are of one kind, else pool / engine_kv_tokens."""
+    # --- KV cache: the formula from the model's config ---
+    formula_bytes_per_token: float | None = None
+    """Marginal cost of one more token of one sequence, over all ranks, at this max_model_len."""
+    formula_bytes_per_sequence: int | None = None
+    """A sequence of max_model_len tokens, in whole blocks, over all ranks."""
+    formula_max_concurrency: float | None = None
+    """engine_kv_bytes held against the formula: full-length sequences that fit."""
+    # --- memory point ---
+    mem_baseline_bytes: int | None = None
+    """Before the server was started."""
+    mem_ready_bytes: int | None = None
+    mem_loaded_bytes: int | None = None
+    """After a warm-up load that reaches max_num_batched_tokens, idle again."""
+    mem_peak_bytes: int | None = None
+    warmup_reached_batch: bool | None = None
+    """Whether the engine's iteration histogram shows a step as large as the warm-up aimed at."""
+    # --- load point ---
+    concurrency: int | None = None
+    num_requests: int | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    repeat: int | None = None
+    seed: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    duration_s: float | None = None
+    """First send to last byte of the measured window: ramp and drain are in it."""
+    mean_e2e_s: float | None = None
+    p50_e2e_s: float | None = None
+    p95_e2e_s: float | None = None
+    p99_e2e_s: float | None = None
+    mean_ttft_s: float | None = None
+    p50_ttft_s: float | None = None
+    p95_ttft_s: float | None = None
+    mean_tpot_s: float | None = None
+    p50_tpot_s: float | None = None
+    p95_tpot_s: float | None = None
+    qps: float | None = None
+    tok_s: float | None = None
+    """Completion tokens of successes / duration_s."""
+    total_tok_s: float | None = None
+    """Prompt and completion tokens of successes / duration_s."""
+    achieved_concurrency: float | None = None
+    """Time-weighted mean of requests in flight over the window."""
+    gpu_util_pct: float | None = None
+    """Mean of NVML's utilisation over the window and the cards; None without GPUs."""
+    cpu_util_pct: float | None = None
+    """Mean host CPU utilisation over the window (all cores = 100)."""
+    power_w: float | None = None
+    """Mean, summed over the session's cards."""
+    prefix_hit_ratio: float | None = None
+    """Prefix-cache hits / queried tokens in the window, from the server's counters."""
+    preemptions: int | None = None
+    kv_usage_max: float | None = None
+    """Highest vllm:kv_cache_usage_perc sampled in the window, 0 to 1."""
+    running_max: int | None = None
+    waiting_max: int | None = None
+    server_generation_tokens: int | None = None
+    """The server's own count of generated tokens in the window."""
+    # --- nested ---
+    requests: list[RequestRow] = field(default_factory=list)
+    telemetry: list[TelemetryRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SessionRow:
+    """One server's life: where it ran, how long each phase took, and what it left behind."""
+
+    schema_version: int
+    run_id: str
+    session_id: str
+    attempt: int
+    status: str
+    simulated: bool
+    started_at: str
+    """UTC, ISO 8601."""
+    ended_at: str | None = None
+    failure_class: str | None = None
+    failure_message: str | None = None
+    log_tail: str | None = None
+    node: str = ""
+    visible_devices: list[str] = field(default_factory=list)
+    device_ids: list[str] = field(default_factory=list)
+    device_name: str | None = None
+    server_pid: int | None = None
+    ready_s: float | None = None
+    """Launch to a proven answer of this server."""
+    stop_s: float | None = None
+    """Stop request to the last process of the tree gone."""
+    memory_back_s: float | None = None
+    """Stop request to memory back at its baseline; None when it did not come back in time."""
+    mem_baseline_bytes: int | None = None
+    mem_after_stop_bytes: int | None = None
+    exit_code: int | None = None
+    argv: list[str] = field(default_factory=list)
+    environment: list[str] = field(default_factory=list)
+    """NAME=value of what we set or pinned for the server; secrets masked."""
+    vllm_version: str | None = None
+    torch_version: str | None = None
+    driver_version: str | None = None
+    python_version: str | None = None
+    requests_sent: int = 0
+
+
+@dataclass(slots=True)
+class SessionEnd:
+    """What a session hands over when it has stopped: its row and all that its server wrote."""
+
+    row: SessionRow
+    log: str
+
+
+def arrow_schema(row_class: type) -> pa.Schema:
+    """Return the Parquet schema of a row class: its fields in order, all nullable, nested rows as lists of structs."""
+    import pyarrow as pa
+
+    hints = typing.get_type_hints(row_class)
+    return pa.schema([(column.name, _arrow_type(hints[column.name])) for column in fields(row_class)])
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    import pyarrow as pa
+
+    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if hint in scalars:
+        return scalars[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _arrow_type(next(a for a in arguments if a is not type(None)))
+    if origin is list:
+        return pa.list_(_arrow_type(arguments[0]))
+    if is_dataclass(hint):
+        return pa.struct(list(arrow_schema(typing.cast(type, hint))))
+    raise TypeError(f"no Parquet type for {hint!r}")
+
+
+def to_table(rows: list[Any], row_class: type) -> pa.Table:
+    """Return rows of one class as an Arrow table with that class's schema (also when there are none)."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=arrow_schema(row_class))

@@ -1,0 +1,156 @@
+"""What the driver sends to a session: one server configuration and the points to measure on it.
+
+Made by `orchestrator.plan`, carried out by `workers.session`. Frozen values only, so that they can be hashed
+(`content_id`), pickled to another node and written to the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+WORKLOAD_VERSION = 1
+"""Raised whenever the way a point is measured changes: part of every point's content hash."""
+
+
+class Mode(StrEnum):
+    """How the server's KV pool is sized."""
+
+    COMMITTED = "committed"  # --kv-cache-memory-bytes for a stated number of full-length sequences
+    UTILIZATION = "utilization"  # --gpu-memory-utilization, the tutorial's flags
+
+
+class PointKind(StrEnum):
+    """What a point measures."""
+
+    MEMORY = "memory"  # memory of one server: ready, after a warm-up load, at peak
+    LOAD = "load"  # one closed-loop load level of one repeat
+
+
+class Purpose(StrEnum):
+    """Which table a point belongs to."""
+
+    KV_SCALING = "kv_scaling"  # kv_cache_scaling.csv (committed) and kv_capacity.csv (utilization)
+    COMPARISON = "comparison"  # batching_benchmark.md: the same requests one by one, then concurrently
+    BATCHING = "batching"  # batching_benchmark.md: the table of levels
+    CONCURRENCY = "concurrency"  # concurrency_sweep.csv
+    NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as vLLM will load it: a shape (generated config, dummy weights) or ordinary weights.
+
+    `config` is the Hugging Face config.json content (for a multimodal checkpoint, with its `text_config`).
+    """
+
+    name: str
+    config: dict[str, Any] = field(hash=False)
+    dummy_weights: bool
+    path: str | None = None
+    """Directory or hub name handed to vLLM; None for a shape, whose directory the session makes."""
+    revision: str | None = None
+    cut: str | None = None
+    """For a shape that is smaller than its original: what was cut, in words."""
+
+    @property
+    def is_moe(self) -> bool:
+        """Mixture of experts: with dummy weights routing, and so speed, is not representative."""
+        text = self.config.get("text_config") or self.config
+        return any(text.get(key) for key in ("num_experts", "n_routed_experts", "num_local_experts"))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids (from config.json)."""
+        text = self.config.get("text_config") or self.config
+        return int(text["vocab_size"])
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """One server's arguments, every `auto` resolved. None means: leave it to vLLM's own default."""
+
+    max_model_len: int
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
+    """Per GPU."""
+    kv_cache_dtype: str = "auto"
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    enable_prefix_caching: bool | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    transport: str = "uds"
+    """`uds` (a socket in a 0700 directory) or `tcp` (loopback, with a key made for the session)."""
+    extra_args: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. Not part of any content hash: they decide whether a number comes, never which."""
+
+    ready_s: float = 1800.0
+    stop_grace_s: float = 15.0
+    memory_back_s: float = 30.0
+    request_s: float = 600.0
+    point_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement on a live server. `id` is the content hash of what moves its number."""
+
+    id: str
+    kind: PointKind
+    purpose: Purpose
+    sweep: str
+    concurrency: int = 0
+    """Requests in flight (closed loop); 0 for a memory point."""
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    warmup_requests: int = 0
+    """Sent at the level's own concurrency before the measured window, and discarded."""
+    repeat: int = 0
+    seed: int = 0
+    estimate_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """One server configuration on `gpus` GPUs, and its points in the order they are measured."""
+
+    id: str
+    model: ModelSpec
+    server: ServerSpec
+    engine: str
+    """`vllm` or `sim`."""
+    device: str
+    """`cuda`, `cpu` or `sim`: what memory, utilisation and power are read from."""
+    mode: Mode
+    gpus: int
+    sequences: int | None
+    """Committed mode: the full-length sequences the pool was sized for."""
+    points: tuple[Point, ...]
+    timeouts: Timeouts = Timeouts()
+    start_estimate_s: float = 60.0
+
+    @property
+    def estimate_s(self) -> float:
+        """Seconds the whole session is expected to take (a rough figure: only the order of the queue hangs on it)."""
+        return self.start_estimate_s + sum(point.estimate_s for point in self.points)
+
+
+def content_id(content: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of `content` as canonical JSON."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+
+def canonical_json(content: Any) -> str:
+    """Return `content` (dataclasses, enums, dicts, lists, scalars) as JSON with sorted keys and no spaces."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), default=asdict)

@@ -1,0 +1,1 @@
+"""Plans experiments and drives them over a cluster. Entry: `python -m orchestrator`."""

@@ -1,0 +1,180 @@
+"""`python -m orchestrator`: reads the command line, plans, runs, reduces, and ends with the exit code that says how.
+
+0 all points measured · 2 bad configuration, nothing started · 3 some points failed · 4 no or too few GPUs, or no
+cluster · 130 interrupted. Imports Ray, pandas and the rest only once there is something to run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator import arguments
+from orchestrator.arguments import Arguments
+
+if TYPE_CHECKING:
+    from contract.specs import ModelSpec, SessionSpec
+    from orchestrator.cluster import Cluster
+    from orchestrator.driver import Outcome
+    from orchestrator.fleet import Fleet
+    from orchestrator.plan import Plan
+    from orchestrator.schema import Experiment
+    from orchestrator.store import Store
+
+OK, BAD_CONFIGURATION, SOME_FAILED, NO_ROOM, INTERRUPTED = 0, 2, 3, 4, 130
+
+
+def main() -> int:
+    """Entry of the program; returns the exit code."""
+    try:
+        return _main(arguments.read(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _main(asked: Arguments) -> int:
+    experiments = _experiments(asked)
+    if isinstance(experiments, int):
+        return experiments
+    from orchestrator.cluster import ClusterError
+    from orchestrator.fleet import NoRoom
+    from orchestrator.schema import ConfigError
+
+    try:
+        return _run(experiments, Path(asked.resume) if asked.resume else None)
+    except ConfigError as error:
+        return _refuse(error.problems, BAD_CONFIGURATION)
+    except (NoRoom, ClusterError) as error:
+        return _refuse([str(error)], NO_ROOM)
+
+
+def _experiments(asked: Arguments) -> list[Experiment] | int:
+    """The experiments of a command line, or of the run to go on with; an exit code where there is nothing to run."""
+    from orchestrator.compose import compose
+
+    if asked.resume:
+        from orchestrator.resume import experiments_of
+        from orchestrator.schema import ConfigError
+
+        try:
+            return experiments_of(Path(asked.resume), asked.overrides + asked.flags)
+        except ConfigError as error:
+            return _refuse(error.problems, BAD_CONFIGURATION)
+    try:
+        experiments = compose([*_default_model(asked), *asked.overrides], asked.flags)
+    except SystemExit as end:  # Hydra has printed what was wrong
+        return BAD_CONFIGURATION if end.code else OK
+    except Exception as error:
+        if type(error).__name__ != "ConfigError":
+            raise
+        return _refuse(error.problems, BAD_CONFIGURATION)  # type: ignore[attr-defined]
+    if not experiments and not asked.inspects:
+        return _refuse(["Hydra composed nothing: a launcher that runs elsewhere cannot be used"], BAD_CONFIGURATION)
+    return experiments or OK
+
+
+def _default_model(asked: Arguments) -> list[str]:
+    """Without `model=`: the tutorial's model where there are GPUs, else the tiny one that the configuration names."""
+    if asked.value_of("model") is not None or asked.value_of("engine.device") == "cpu":
+        return []
+    elsewhere = (asked.value_of("cluster") or asked.value_of("cluster.address") or "local") != "local"
+    return ["model=phi-3-mini-4k"] if elsewhere or asked.value_of("engine") == "sim" or _gpus_here() else []
+
+
+def _gpus_here() -> bool:
+    from workers.devices.nvml import NoSuchCard, visible_cards
+
+    try:
+        return bool(visible_cards())
+    except NoSuchCard:
+        return True  # said in words when the fleet is looked at
+
+
+def _run(experiments: list[Experiment], resumed: Path | None) -> int:
+    from orchestrator import models
+    from orchestrator.cluster import Cluster
+    from orchestrator.fleet import local_fleet
+    from orchestrator.preflight import check
+    from orchestrator.store import Store, check_root
+
+    check(experiments)
+    first = experiments[0]
+    root = check_root(first.output_root)
+    resolved = [(experiment, models.resolve(experiment.model)) for experiment in experiments]
+    local = local_fleet(first.cluster, first.engine) if first.cluster.address == "local" else None
+    plan = _plan(resolved, local) if local is not None else None
+    store = Store(resumed) if resumed else None
+    if plan and local and first.dry_run:
+        return _show(plan, local)
+    with Cluster(first.cluster, local) as cluster:
+        fleet = cluster.fleet(first.engine)
+        plan = plan or _plan(resolved, fleet)
+        if first.dry_run:
+            return _show(plan, fleet)
+        store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
+        outcome = _measure(cluster, fleet, store, experiments, plan)
+    return _conclude(store, outcome)
+
+
+def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
+    from orchestrator.plan import make_plan
+
+    return make_plan(resolved, fleet)
+
+
+def _show(plan: Plan, fleet: Fleet) -> int:
+    from orchestrator.preview import describe
+
+    print(describe(plan, fleet))
+    return OK
+
+
+def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Experiment], plan: Plan) -> Outcome:
+    from orchestrator.driver import Driver
+    from orchestrator.manifest import make_manifest
+    from orchestrator.preview import estimate_s
+    from orchestrator.progress import Progress
+    from orchestrator.resume import left_to_do
+
+    sessions: list[SessionSpec] = left_to_do(plan, store)
+    manifest = make_manifest(store.directory.name, experiments, plan, fleet)
+    store.put_manifest(manifest)
+    seconds = estimate_s(sessions, fleet)
+    progress = Progress(sum(len(session.points) for session in sessions), seconds)
+    try:
+        progress.say(f"{len(sessions)} servers, {progress.total_points} points, about {seconds / 60:.0f} min")
+        progress.say(f"on {fleet.describe()}; results in {store.directory}")
+        outcome = Driver(cluster, fleet, store, progress).run(sessions)
+    finally:
+        progress.close()
+    manifest["status"] = "interrupted" if outcome.interrupted else "failed points" if outcome.failed else "complete"
+    store.put_manifest(manifest)
+    return outcome
+
+
+def _conclude(store: Store, outcome: Outcome) -> int:
+    from analysis.answer import answer
+
+    import analysis
+
+    written = analysis.reduce(store.directory)
+    print(answer(store.directory))
+    print("\n".join(f"  {path}" for path in written))
+    if outcome.failed:
+        print(f"{len(outcome.failed)} point(s) failed:\n" + "\n".join(f"  {line}" for line in outcome.failed))
+    if outcome.interrupted:
+        print(f"interrupted; go on with: python -m orchestrator resume={store.directory}")
+        return INTERRUPTED
+    return SOME_FAILED if outcome.failed else OK
+
+
+def _refuse(problems: list[str], code: int) -> int:
+    heading = "configuration refused" if code == BAD_CONFIGURATION else "cannot run"
+    print(f"{heading}:\n" + "\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

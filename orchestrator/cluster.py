@@ -1,0 +1,266 @@
+"""Ray, and nothing else here knows it: connect, look at the nodes, run sessions as actors, let go.
+
+Used by `orchestrator.driver`. A session's actor owns its server (`workers.session`); load runs as a Ray task on the
+actor's own node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from types import TracebackType
+from typing import Any, Self
+
+# Read by Ray when it is imported: a private cluster takes a key of its own and writes none into the user's home.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from contract.rows import PointRow, SessionEnd, SessionRow
+from contract.specs import Point, SessionSpec
+from orchestrator.fleet import Fleet, Node, NoRoom
+from orchestrator.schema import ClusterConfig, EngineConfig
+
+OBJECT_STORE_BYTES = 256 * 2**20
+STOP_LIMIT_S = 90.0
+
+
+class ActorLost(Exception):
+    """The session's actor or its node is gone; another node may do."""
+
+
+class ClusterError(Exception):
+    """No cluster to be had, with what to do about it."""
+
+
+class Cluster:
+    """A connected Ray. Use as a context manager; a private one ends with it and leaves no file."""
+
+    def __init__(self, config: ClusterConfig, local: Fleet | None) -> None:
+        self._config = config
+        self._local = local
+        self._private_dir: str | None = None
+        self._saved_environment: dict[str, str | None] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start_private() if self._local is not None else self._connect()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._leave()
+
+    def _start_private(self) -> None:
+        assert self._local is not None
+        self._private_dir = tempfile.mkdtemp(prefix="vc-ray-", dir="/tmp")  # short: Ray's sockets have long names
+        self._set_environment(
+            RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0", RAY_ADDRESS=None
+        )
+        import ray
+
+        node = self._local.nodes[0]
+        ray.init(
+            address="local",
+            num_cpus=max(4, node.cores),
+            num_gpus=node.slots if self._local.device != "cpu" else 0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=self._private_dir,
+            _node_ip_address="127.0.0.1",
+        )
+
+    def _connect(self) -> None:
+        import ray
+
+        try:
+            ray.init(
+                address=self._config.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
+            )
+        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own, all meaning this
+            raise ClusterError(
+                f"no Ray cluster at {self._config.address!r}: {str(error).splitlines()[0]}. Is `ray start` running? "
+                "If it was started with a token, export RAY_AUTH_MODE=token"
+            ) from None
+
+    def _leave(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        if self._private_dir:
+            shutil.rmtree(self._private_dir, ignore_errors=True)
+        for name, value in self._saved_environment.items():
+            _set(name, value)
+
+    def _set_environment(self, **changes: str | None) -> None:
+        for name, value in changes.items():
+            self._saved_environment[name] = os.environ.get(name)
+            _set(name, value)
+
+    def fleet(self, engine: EngineConfig) -> Fleet:
+        """Return the nodes as Ray sees them. Raises `NoRoom` where there are no GPUs to run on."""
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        if self._local is not None:
+            return _renamed(self._local, alive[0]["NodeID"])
+        on_gpu = [node for node in alive if node["Resources"].get("GPU")]
+        if engine.name == "sim":
+            nodes = [_node(node, int(node["Resources"]["GPU"]), "simulated GPU") for node in on_gpu]
+        elif engine.device == "cpu" or (engine.device == "auto" and not on_gpu):
+            cores = self._config.cores_per_session
+            nodes = [_node(node, max(1, int(node["Resources"].get("CPU", 1)) // cores)) for node in alive]
+            return Fleet("cpu", tuple(nodes))
+        else:
+            probes = ray.get([_probe_cards.options(scheduling_strategy=_on(n["NodeID"])).remote() for n in on_gpu])
+            nodes = [
+                _node(node, int(node["Resources"]["GPU"]), name, memory)
+                for node, (name, memory) in zip(on_gpu, probes, strict=True)
+            ]
+        if not nodes:
+            raise NoRoom("the cluster has no GPUs")
+        return Fleet("sim" if engine.name == "sim" else "cuda", tuple(nodes))
+
+    async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
+        """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
+        actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
+        omp_num_threads = os.environ.get("OMP_NUM_THREADS")
+        return SessionHandle(actor.remote(spec, run_id, attempt, omp_num_threads))
+
+
+class SessionHandle:
+    """The driver's hold on one session actor. Every verb raises `ActorLost` when the actor is gone."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def start(self) -> SessionRow:
+        """Start the server."""
+        row: SessionRow = await _result(self._actor.start.remote())
+        return row
+
+    async def measure(self, point: Point) -> PointRow:
+        """Measure one point."""
+        row: PointRow = await _result(self._actor.measure.remote(point))
+        return row
+
+    async def stop(self) -> SessionEnd:
+        """Stop the server and end the actor, whatever else it is doing."""
+        try:
+            end: SessionEnd = await asyncio.wait_for(_result(self._actor.stop.remote()), STOP_LIMIT_S)
+        except TimeoutError:
+            raise ActorLost(f"the session did not stop within {STOP_LIMIT_S:.0f} s") from None
+        finally:
+            self.kill()
+        return end
+
+    def kill(self) -> None:
+        """End the actor at once; the guard ends what it started."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)
+
+
+async def _result(reference: Any) -> Any:
+    import ray
+
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError:
+        raise  # a defect of ours: not to be tried again
+    except ray.exceptions.RayError as error:
+        raise ActorLost(f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def _actor_class() -> Any:
+    import ray
+
+    return ray.remote(max_restarts=0, max_task_retries=0)(SessionActor)
+
+
+class SessionActor:
+    """`workers.session.Session` as a Ray actor. Starting the server is a verb of its own, never part of making it."""
+
+    def __init__(self, spec: SessionSpec, run_id: str, attempt: int, omp_num_threads: str | None) -> None:
+        import ray
+
+        from workers.session import Session
+
+        context = ray.get_runtime_context()
+        devices = [str(name) for name in context.get_accelerator_ids().get("GPU", [])]
+        load = ray.remote(num_cpus=0, max_retries=0)(_generate).options(scheduling_strategy=_on(context.get_node_id()))
+        self._session = Session(
+            spec, run_id, attempt, devices, lambda plan: ray.get(load.remote(plan)), omp_num_threads
+        )
+
+    def start(self) -> SessionRow:
+        """See `Session.start`."""
+        return self._session.start()
+
+    def measure(self, point: Point) -> PointRow:
+        """See `Session.measure`."""
+        return self._session.measure(point)
+
+    def stop(self) -> SessionEnd:
+        """See `Session.stop`."""
+        return self._session.stop()
+
+
+def _generate(plan: Any) -> Any:
+    from workers.load.client import generate
+
+    return generate(plan)
+
+
+def _cards() -> tuple[str | None, int | None]:
+    from workers.devices.nvml import visible_cards
+
+    cards = visible_cards()
+    return (cards[0].name, min(card.memory_bytes for card in cards)) if cards else (None, None)
+
+
+class _Lazy:
+    """A Ray task made when it is first used, so that importing this module does not import Ray."""
+
+    def options(self, **options: Any) -> Any:
+        import ray
+
+        return ray.remote(num_cpus=0, max_retries=1)(_cards).options(**options)
+
+
+_probe_cards = _Lazy()
+
+
+def _on(node_id: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int | None = None) -> Node:
+    resources = node["Resources"]
+    ram, cores = int(resources.get("memory", 0)), int(resources.get("CPU", 1))
+    return Node(node["NodeID"], slots, memory, name, ram, cores)
+
+
+def _renamed(fleet: Fleet, node_id: str) -> Fleet:
+    from dataclasses import replace
+
+    return Fleet(fleet.device, (replace(fleet.nodes[0], id=node_id),))
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,28 @@
+"""Rough seconds for plans: they order the queue and are shown as estimates. Pure; no result depends on them.
+
+Constants are of the order measured on an H100 (CUDA) and on two cores with a tiny model (CPU).
+"""
+
+from __future__ import annotations
+
+
+def start_s(engine: str, on_cpu: bool, eager: bool) -> float:
+    """Seconds from launch to ready, and back to nothing."""
+    if engine == "sim":
+        return 1.0
+    if on_cpu:
+        return 45.0
+    return 50.0 if eager else 80.0
+
+
+def memory_point_s(on_cpu: bool) -> float:
+    """Seconds of readings and the warm-up load between them."""
+    return 12.0 if on_cpu else 6.0
+
+
+def load_point_s(on_cpu: bool, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+    """Seconds of one load level: rounds of `concurrency` requests, each decoded step by step, after their prefills."""
+    step_s = 0.005 + 0.0016 * concurrency if on_cpu else 0.008 + 0.00003 * concurrency
+    prefill_tokens_per_s = 8_000 if on_cpu else 40_000
+    rounds = requests / concurrency
+    return 1.0 + rounds * output_tokens * step_s + requests * prompt_tokens / prefill_tokens_per_s

@@ -1,0 +1,95 @@
+"""What the run can use: nodes with GPUs, or with cores for the CPU backend. Plain values; reads NVML of this host only.
+
+Made here for `cluster.address=local` (before any Ray, so that a plan needs none), by `orchestrator.cluster` for others.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.schema import ClusterConfig, EngineConfig
+
+DeviceKind = Literal["cuda", "cpu", "sim"]
+SIM_GPUS = 1
+SIM_GPU_BYTES = 80 * 2**30
+
+
+class NoRoom(Exception):
+    """No node can run what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One host. `slots` is what the queue counts down: its GPUs, or its places for CPU servers."""
+
+    id: str
+    slots: int
+    gpu_memory_bytes: int | None = None
+    gpu_name: str | None = None
+    ram_bytes: int = 0
+    cores: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All nodes, and what their servers run on."""
+
+    device: DeviceKind
+    nodes: tuple[Node, ...]
+
+    @property
+    def largest_node(self) -> int:
+        """GPUs (or places) of the node that has most."""
+        return max((node.slots for node in self.nodes), default=0)
+
+    @property
+    def slots(self) -> int:
+        """GPUs (or places) of all nodes."""
+        return sum(node.slots for node in self.nodes)
+
+    @property
+    def gpu_memory_bytes(self) -> int | None:
+        """Of the smallest card: what fits there fits anywhere."""
+        return min((node.gpu_memory_bytes for node in self.nodes if node.gpu_memory_bytes), default=None)
+
+    @property
+    def ram_bytes(self) -> int:
+        """Of the smallest node."""
+        return min((node.ram_bytes for node in self.nodes), default=0)
+
+    def describe(self) -> str:
+        """Return the fleet in words."""
+        if self.device == "cpu":
+            return f"CPU backend, {self.slots} server(s) at a time"
+        names = sorted({node.gpu_name or "GPU" for node in self.nodes})
+        word = "simulated GPU" if self.device == "sim" else "GPU"
+        return f"{self.slots} {word}(s) on {len(self.nodes)} node(s): {', '.join(names)}"
+
+
+def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
+    """Return this host as a fleet. Raises `NoRoom` where it has fewer GPUs than `cluster.num_gpus` asks for."""
+    import psutil
+
+    cores, ram = os.cpu_count() or 1, psutil.virtual_memory().total
+    if engine.name == "sim":
+        gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
+        return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
+    from workers.devices.nvml import NoSuchCard, visible_cards
+
+    try:
+        cards = [] if engine.device == "cpu" else visible_cards()
+    except NoSuchCard as error:
+        raise NoRoom(str(error)) from None
+    wanted = len(cards) if cluster.num_gpus is None else cluster.num_gpus
+    if wanted > len(cards):
+        raise NoRoom(
+            f"cluster.num_gpus={wanted}, but this node has {len(cards)} GPU(s); pretended ones need engine=sim"
+        )
+    if engine.device == "cuda" and not cards:
+        raise NoRoom("engine.device=cuda, but NVML shows no GPU on this node")
+    if not wanted:
+        return Fleet("cpu", (Node("local", max(1, cores // cluster.cores_per_session), None, None, ram, cores),))
+    memory = min(card.memory_bytes for card in cards[:wanted])
+    return Fleet("cuda", (Node("local", wanted, memory, cards[0].name, ram, cores),))

@@ -1,0 +1,278 @@
+"""Sessions and points from experiments and a fleet. Pure: the same input gives the same plan, ids included.
+
+Every `auto` of the configuration is resolved here. Called by `orchestrator.__main__`; carried out by `driver`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from contract import kv
+from contract.specs import (
+    WORKLOAD_VERSION,
+    Mode,
+    ModelSpec,
+    Point,
+    PointKind,
+    Purpose,
+    ServerSpec,
+    SessionSpec,
+    Timeouts,
+    content_id,
+)
+from orchestrator import estimate, sizing
+from orchestrator.fleet import Fleet, NoRoom
+from orchestrator.schema import (
+    BatchingSweep,
+    CapacitySweep,
+    ConcurrencySweep,
+    ConfigError,
+    Experiment,
+    KvSweep,
+    NearFullContext,
+)
+
+GPU_UTILIZATION = 0.90
+"""The tutorial's flag."""
+CPU_UTILIZATION = 0.10
+"""Of the host's RAM: the CPU backend would take what it is given."""
+COMMITTED_UTILIZATION = 0.05
+"""vLLM checks at its start that this share is free, and sizes nothing by it once the pool's bytes are given."""
+NEAR_FULL_MARGIN_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sessions in the order of the configuration; the queue has its own order."""
+
+    sessions: tuple[SessionSpec, ...]
+
+    @property
+    def points(self) -> int:
+        """Number of points."""
+        return sum(len(session.points) for session in self.sessions)
+
+
+def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
+    """Return one plan for all experiments: sessions of equal servers are one session, equal points one point.
+
+    Raises `ConfigError` (lengths that the model or the server cannot hold) and `NoRoom` (more GPUs than any node has).
+    """
+    problems: list[str] = []
+    sessions: dict[str, SessionSpec] = {}
+    for experiment, model in experiments:
+        problems += [p for p in _problems(experiment, model) if p not in problems]
+        gpus = experiment.server.tensor_parallel_size
+        if gpus > max(fleet.largest_node, 0 if fleet.device != "cpu" else 1):
+            raise NoRoom(f"server.tensor_parallel_size={gpus}, but no node has so many GPUs (have: {fleet.describe()})")
+        if not problems:
+            for session in _Planner(experiment, model, fleet).sessions():
+                sessions[session.id] = _merged(sessions.get(session.id), session)
+    if problems:
+        raise ConfigError(problems)
+    return Plan(tuple(sessions.values()))
+
+
+def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
+    """Points of both, memory first: it must be read before anything else has been asked of the server."""
+    if known is None:
+        return new
+    points = {point.id: point for point in (*known.points, *new.points)}
+    return replace(known, points=tuple(sorted(points.values(), key=lambda point: point.kind is not PointKind.MEMORY)))
+
+
+def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:
+    server, load, sweep = experiment.server, experiment.load, experiment.sweep
+    limit = kv.model_limit(model.config)
+    lengths: list[tuple[str, int]] = []
+    if not isinstance(sweep, KvSweep):
+        lengths.append(("server.max_model_len", server.max_model_len))
+        if load.prompt_tokens + load.output_tokens > server.max_model_len:
+            yield_ = (
+                f"{load.prompt_tokens} + {load.output_tokens} tokens do not fit max_model_len {server.max_model_len}"
+            )
+            return [f"load: prompt_tokens + output_tokens: {yield_}"]
+    memory = sweep if isinstance(sweep, KvSweep) else sweep.kv if isinstance(sweep, CapacitySweep) else None
+    if memory is not None:
+        named = {"max_model_len": memory.max_model_len, "utilization_max_model_len": memory.utilization_max_model_len}
+        prefix = "sweep" if isinstance(sweep, KvSweep) else "sweep.kv"
+        lengths += [(f"{prefix}.{key}", length) for key, axis in named.items() for length in axis or ()]
+    return [
+        f"{key}: {length} is above the limit of {model.name}, {limit} tokens"
+        for key, length in lengths
+        if limit is not None and length > limit
+    ]
+
+
+class _Planner:
+    """The sessions of one experiment."""
+
+    def __init__(self, experiment: Experiment, model: ModelSpec, fleet: Fleet) -> None:
+        self.experiment, self.model, self.fleet = experiment, model, fleet
+        self.on_cpu = fleet.device == "cpu"
+
+    def sessions(self) -> list[SessionSpec]:
+        sweep = self.experiment.sweep
+        match sweep:
+            case KvSweep():
+                return self._memory(sweep, "kv")
+            case BatchingSweep():
+                return [self._fixed_server(self._batching(sweep, "batching"))]
+            case ConcurrencySweep():
+                return [self._fixed_server(self._levels(sweep, "concurrency"))]
+            case CapacitySweep():
+                ladder = self._batching(sweep.batching, "capacity") + self._levels(sweep.concurrency, "capacity")
+                sessions = self._memory(sweep.kv, "capacity")
+                fixed = self._fixed_server(ladder)
+                return [*sessions, fixed, self._near_full(sweep.near_full_context)]
+
+    # --- memory ---
+
+    def _memory(self, sweep: KvSweep, name: str) -> list[SessionSpec]:
+        sessions = []
+        if "committed" in sweep.modes:
+            servers = [self._committed_server(length) for length in sweep.max_model_len]
+            count = sweep.sequences
+            if count == "auto":
+                count = sizing.sequences(sweep.max_model_len, servers[-1], self.model, self.fleet)
+            seats = self.experiment.server.max_num_seqs or count
+            for server in servers:
+                sized = replace(self._with_pool(server, count), max_num_seqs=seats)
+                sessions.append(self._session(sized, Mode.COMMITTED, count, [self._memory_draft(name)]))
+        if "utilization" in sweep.modes:
+            lengths = sweep.utilization_max_model_len or sweep.max_model_len
+            sessions += [
+                self._session(self._server(max_model_len=length), Mode.UTILIZATION, None, [self._memory_draft(name)])
+                for length in lengths
+            ]
+        return sessions
+
+    def _committed_server(self, length: int) -> ServerSpec:
+        batched, eager = self.experiment.server.max_num_batched_tokens, self.experiment.server.enforce_eager
+        return self._server(
+            max_model_len=length,
+            max_num_batched_tokens=sizing.COMMITTED_BATCHED_TOKENS if batched == "auto" else batched,
+            enforce_eager=True if eager == "auto" else eager,
+        )
+
+    def _with_pool(self, server: ServerSpec, sequences: int) -> ServerSpec:
+        pool = sizing.layout(self.model, server, self.fleet).pool_bytes(sequences, server.max_model_len)
+        return replace(server, kv_cache_memory_bytes=pool, gpu_memory_utilization=COMMITTED_UTILIZATION)
+
+    def _memory_draft(self, name: str) -> Point:
+        return Point("", PointKind.MEMORY, Purpose.KV_SCALING, name, estimate_s=estimate.memory_point_s(self.on_cpu))
+
+    # --- load ---
+
+    def _fixed_server(self, points: list[Point]) -> SessionSpec:
+        config = self.experiment.server
+        mode = Mode.UTILIZATION if config.kv_cache_memory_bytes is None else Mode.COMMITTED
+        return self._session(self._server(), mode, None, points)
+
+    def _batching(self, sweep: BatchingSweep, name: str) -> list[Point]:
+        pair = (1, sweep.comparison_concurrency)
+        points = [
+            self._load(Purpose.COMPARISON, name, level, repeat, requests=sweep.comparison_requests)
+            for repeat in range(sweep.repeats)
+            for level in pair
+        ]
+        return points + [
+            self._load(Purpose.BATCHING, name, level, repeat)
+            for repeat in range(sweep.repeats)
+            for level in sweep.concurrency
+        ]
+
+    def _levels(self, sweep: ConcurrencySweep, name: str) -> list[Point]:
+        return [
+            self._load(Purpose.CONCURRENCY, name, level, repeat)
+            for repeat in range(sweep.repeats)
+            for level in sweep.concurrency
+        ]
+
+    def _near_full(self, part: NearFullContext) -> SessionSpec:
+        """A pool of known size, so that the level at which it is full is known before: levels go past it."""
+        sequences = sizing.near_full_sequences(part, self.on_cpu)
+        server = self._with_pool(self._server(), sequences)
+        output = self.experiment.load.output_tokens
+        prompt = server.max_model_len - output - NEAR_FULL_MARGIN_TOKENS
+        levels = part.concurrency or sizing.levels_past(sequences)
+        points = [
+            self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt)
+            for repeat in range(part.repeats)
+            for level in levels
+        ]
+        return self._session(server, Mode.COMMITTED, sequences, points)
+
+    def _load(
+        self,
+        purpose: Purpose,
+        name: str,
+        concurrency: int,
+        repeat: int,
+        requests: int | None = None,
+        prompt_tokens: int | None = None,
+    ) -> Point:
+        load = self.experiment.load
+        requests = requests or load.requests(concurrency)
+        prompt = prompt_tokens or load.prompt_tokens
+        warmup = concurrency if load.warmup else 0
+        return Point(
+            "", PointKind.LOAD, purpose, name, concurrency, requests, prompt, load.output_tokens, warmup, repeat,
+            self.experiment.seed,
+            estimate_s=estimate.load_point_s(self.on_cpu, concurrency, requests + warmup, prompt, load.output_tokens),
+        )  # fmt: skip
+
+    # --- servers and ids ---
+
+    def _server(self, **changes: object) -> ServerSpec:
+        config = self.experiment.server
+        batched, eager, utilization = config.max_num_batched_tokens, config.enforce_eager, config.gpu_memory_utilization
+        if utilization == "auto":
+            utilization = CPU_UTILIZATION if self.on_cpu else GPU_UTILIZATION
+        server = ServerSpec(
+            max_model_len=config.max_model_len,
+            gpu_memory_utilization=utilization,
+            kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+            kv_cache_dtype=config.kv_cache_dtype,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=None if batched == "auto" else batched,
+            tensor_parallel_size=config.tensor_parallel_size,
+            enforce_eager=self.on_cpu if eager == "auto" else eager,
+            enable_prefix_caching=config.enable_prefix_caching,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            transport=config.transport,
+            extra_args=config.extra_args,
+        )
+        return replace(server, **changes)  # type: ignore[arg-type]
+
+    def _session(self, server: ServerSpec, mode: Mode, sequences: int | None, points: list[Point]) -> SessionSpec:
+        engine = self.experiment.engine
+        identity = [WORKLOAD_VERSION, engine.name, self.fleet.device, self.model, server]
+        session_id = content_id(identity)
+        return SessionSpec(
+            id=session_id,
+            model=self.model,
+            server=server,
+            engine=engine.name,
+            device=self.fleet.device,
+            mode=mode,
+            gpus=0 if self.on_cpu else server.tensor_parallel_size,
+            sequences=sequences,
+            points=tuple(_identified(session_id, point) for point in points),
+            timeouts=Timeouts(
+                engine.ready_timeout_s,
+                engine.stop_grace_s,
+                engine.memory_back_s,
+                self.experiment.load.request_timeout_s,
+            ),
+            start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager),
+        )
+
+
+def _identified(session_id: str, point: Point) -> Point:
+    content = [
+        session_id, point.kind, point.purpose, point.concurrency, point.num_requests, point.prompt_tokens,
+        point.output_tokens, point.warmup_requests, point.repeat, point.seed,
+    ]  # fmt: skip
+    return replace(point, id=content_id(content))

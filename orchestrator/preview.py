@@ -1,0 +1,39 @@
+"""The plan in words: sessions, points, GPUs and estimated minutes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from contract.specs import PointKind, SessionSpec
+from orchestrator.fleet import Fleet
+from orchestrator.plan import Plan
+from orchestrator.progress import title
+from orchestrator.scheduler import Job, makespan_s
+
+
+def estimate_s(sessions: Iterable[SessionSpec], fleet: Fleet) -> float:
+    """Return the seconds that the queue is expected to take."""
+    jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
+    return makespan_s(jobs, {node.id: node.slots for node in fleet.nodes}) if jobs else 0.0
+
+
+def describe(plan: Plan, fleet: Fleet) -> str:
+    """Return one line a session, and what it adds up to."""
+    lines = [f"{len(plan.sessions)} sessions, {plan.points} points on {fleet.describe()}"]
+    lines += [_line(session) for session in plan.sessions]
+    minutes = estimate_s(plan.sessions, fleet) / 60
+    gpu_hours = sum(session.gpus * session.estimate_s for session in plan.sessions) / 3600
+    lines.append(f"estimated: {minutes:.0f} min, {gpu_hours:.2f} GPU-hours (rough; dry run: nothing was started)")
+    return "\n".join(lines)
+
+
+def _line(session: SessionSpec) -> str:
+    loads = [point for point in session.points if point.kind is PointKind.LOAD]
+    memory = len(session.points) - len(loads)
+    parts = [f"{memory} memory"] if memory else []
+    for purpose in dict.fromkeys(point.purpose for point in loads):
+        levels = dict.fromkeys(point.concurrency for point in loads if point.purpose is purpose)
+        count = sum(point.purpose is purpose for point in loads)
+        parts.append(f"{count} {purpose} at {','.join(map(str, levels))}")
+    gpus = f"{session.gpus} GPU" if session.gpus else "CPU"
+    return f"  {session.id}  {title(session)}  {gpus}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"

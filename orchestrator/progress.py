@@ -1,0 +1,109 @@
+"""What the user sees while a run goes on: a live line with the time left on a terminal, plain lines on a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from contract.rows import MEASURED, PointRow, SessionRow
+from contract.specs import PointKind, SessionSpec
+
+MIB = 2**20
+
+
+@dataclass(slots=True)
+class Progress:
+    """Call it with what happens; it prints. `remaining_s` is the plan's own estimate, shrinking as points are done."""
+
+    total_points: int
+    estimate_s: float
+    stream: TextIO = sys.stdout
+    done: int = 0
+    failed: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _estimated_done_s: float = 0.0
+    _doing: dict[str, str] = field(default_factory=dict)
+    _live: Live | None = None
+    _console: Console | None = None
+
+    def __post_init__(self) -> None:
+        if self.stream.isatty():
+            self._console = Console(file=self.stream, highlight=False)
+            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render, transient=True)
+            self._live.start()
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        if self._console:
+            self._console.print(line, markup=False, soft_wrap=True)
+        else:
+            print(f"[{_clock(time.monotonic() - self._started)}] {line}", file=self.stream, flush=True)
+
+    def doing(self, session: SessionSpec, what: str) -> None:
+        """Note what a session is at; only a terminal shows it."""
+        self._doing[session.id] = f"{title(session)}: {what}"
+
+    def ready(self, session: SessionSpec, row: SessionRow) -> None:
+        """A server is ready, or is not."""
+        if row.status == MEASURED:
+            where = f" on {','.join(row.visible_devices)}" if row.visible_devices else ""
+            self.say(f"ready    {title(session)}{where} in {row.ready_s:.1f} s")
+        else:
+            self.say(f"FAILED   {title(session)}: {row.failure_class}: {row.failure_message}")
+
+    def measured(self, session: SessionSpec, row: PointRow, estimate_s: float) -> None:
+        """A point has its row."""
+        self.done += 1
+        self._estimated_done_s += estimate_s
+        if row.status == MEASURED:
+            self.say(f"[{self.done}/{self.total_points}] {title(session)}: {finding(row)}")
+        else:
+            self.failed += 1
+            self.say(f"[{self.done}/{self.total_points}] {title(session)}: {row.status}: {row.failure_class}")
+
+    def ended(self, session: SessionSpec) -> None:
+        """A session is over."""
+        self._doing.pop(session.id, None)
+
+    def _render(self) -> Text:
+        elapsed = time.monotonic() - self._started
+        left = max(0.0, self.estimate_s - elapsed)
+        if self.done:  # what is done tells how wrong the estimate is
+            left = max(0.0, elapsed * (self.total_points - self.done) / self.done)
+        head = f"{self.done}/{self.total_points} points · {_clock(elapsed)} gone · about {_clock(left)} left"
+        return Text("\n".join([head, *(f"  {line}" for line in self._doing.values())]), style="dim")
+
+
+def title(session: SessionSpec) -> str:
+    """Return a session in a few words."""
+    pool = f"pool of {session.sequences} sequences" if session.sequences else session.mode
+    return f"{session.model.name} max_model_len={session.server.max_model_len} ({pool})"
+
+
+def finding(row: PointRow) -> str:
+    """Return the main figures of a measured point."""
+    simulated = "simulated, " if row.simulated else ""
+    if row.kind == PointKind.MEMORY:
+        ready = (row.mem_ready_bytes or 0) / MIB
+        return f"{simulated}{ready:.0f} MiB when ready, KV for {row.engine_kv_tokens} tokens"
+    return (
+        f"{simulated}{row.purpose}, concurrency {row.concurrency}: {row.tok_s or 0:.1f} tok/s, "
+        f"p95 {row.p95_e2e_s or 0:.3f} s, {row.failed} of {(row.completed or 0) + (row.failed or 0)} failed"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

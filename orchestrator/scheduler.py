@@ -1,0 +1,150 @@
+"""The queue: longest first, backfill, retry elsewhere. Pure asyncio over whatever `execute` does; knows no Ray.
+
+Used by `orchestrator.driver`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`slots` GPUs of one node for about `estimate_s` seconds."""
+
+    id: str
+    slots: int
+    estimate_s: float
+    attempt: int = 1
+    avoid: frozenset[str] = frozenset()
+    """Nodes where it failed for a reason of theirs."""
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    node: str
+    ends_at: float
+
+
+Execute = Callable[[Job, str], Awaitable[bool]]
+"""Runs a job on a node; returns whether it should be tried again elsewhere."""
+
+
+@dataclass(slots=True)
+class Queue:
+    """Jobs over nodes with so many free slots each."""
+
+    free: dict[str, int]
+    clock: Callable[[], float] = time.monotonic
+    _waiting: list[Job] = field(default_factory=list)
+    _running: dict[asyncio.Task[bool], _Running] = field(default_factory=dict)
+
+    async def run(self, jobs: list[Job], execute: Execute) -> None:
+        """Run all jobs. Cancelling it cancels those that run and waits for them."""
+        self._waiting = ordered(jobs)
+        try:
+            while self._waiting or self._running:
+                self._start_what_fits(execute)
+                if not self._running:
+                    raise ValueError(f"no node has room for {self._waiting[0]}")
+                done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    self._finish(task)
+        finally:
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _start_what_fits(self, execute: Execute) -> None:
+        for job, node in place(self._waiting, self.free, self._ends(), self.clock()):
+            self._waiting.remove(job)
+            self.free[node] -= job.slots
+            task = asyncio.ensure_future(execute(job, node))
+            self._running[task] = _Running(job, node, self.clock() + job.estimate_s)
+
+    def _ends(self) -> list[tuple[float, str, int]]:
+        return [(r.ends_at, r.node, r.job.slots) for r in self._running.values()]
+
+    def _finish(self, task: asyncio.Task[bool]) -> None:
+        ended = self._running.pop(task)
+        self.free[ended.node] += ended.job.slots
+        if task.result() and ended.job.attempt < MAX_ATTEMPTS:
+            avoid = ended.job.avoid | {ended.node}
+            if avoid >= set(self.free):
+                avoid = frozenset()  # it failed everywhere: any node may try again
+            self._waiting.insert(0, replace(ended.job, attempt=ended.job.attempt + 1, avoid=avoid))
+
+
+def ordered(jobs: list[Job]) -> list[Job]:
+    """Return jobs as they are started: those of most slots first, then the longest (list scheduling, Graham 1969)."""
+    return sorted(jobs, key=lambda job: (-job.slots, -job.estimate_s))
+
+
+def place(
+    waiting: list[Job], free: Mapping[str, int], ends: list[tuple[float, str, int]], now: float
+) -> list[tuple[Job, str]]:
+    """Return which waiting jobs start now, and where.
+
+    The first job that does not fit reserves the node where it will fit soonest; a later job may use that node only if
+    it ends before (EASY backfilling, Lifka 1995). `ends` are (time, node, slots) of running jobs.
+    """
+    left = dict(free)
+    placed: list[tuple[Job, str]] = []
+    reserved: tuple[str, float] | None = None
+    for job in waiting:
+        nodes = [
+            node
+            for node, slots in left.items()
+            if slots >= job.slots
+            and node not in job.avoid
+            and not (reserved and node == reserved[0] and now + job.estimate_s > reserved[1])
+        ]
+        if nodes:
+            node = min(nodes, key=lambda name: left[name])  # the tightest fit keeps room for larger ones
+            left[node] -= job.slots
+            placed.append((job, node))
+        elif reserved is None:
+            running = ends + [(now + other.estimate_s, node, other.slots) for other, node in placed]
+            reserved = _soonest(job, left, running)
+    return placed
+
+
+def _soonest(job: Job, left: Mapping[str, int], ends: list[tuple[float, str, int]]) -> tuple[str, float] | None:
+    """The node and time at which running jobs will have made room for `job`; None where no node ever has it."""
+    candidates = []
+    for node, slots in left.items():
+        if node in job.avoid:
+            continue
+        for at, where, freed in sorted(ends):
+            if where == node:
+                slots += freed
+                if slots >= job.slots:
+                    candidates.append((at, node))
+                    break
+    if not candidates:
+        return None
+    at, node = min(candidates)
+    return node, at
+
+
+def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
+    """Return the seconds that the queue would take if every estimate were true."""
+    now, left, running = 0.0, dict(free), list[tuple[float, str, int]]()
+    waiting = ordered(jobs)
+    while waiting:
+        for job, node in place(waiting, left, running, now):
+            waiting.remove(job)
+            left[node] -= job.slots
+            running.append((now + job.estimate_s, node, job.slots))
+        if not running:
+            raise ValueError(f"no node has room for {waiting[0]}")
+        running.sort()
+        now, node, slots = running.pop(0)
+        left[node] += slots
+    return max([now, *(at for at, _, _ in running)])

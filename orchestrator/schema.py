@@ -1,0 +1,252 @@
+"""One frozen, validated `Experiment` from a composed configuration: the last place where a plain dict is seen.
+
+Called by `orchestrator.compose`. Reports every problem at once, in the words of the person who typed the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+Auto = Literal["auto"]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Axis = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be run: one line a problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(_Section):
+    name: Annotated[str, Field(min_length=1)]
+    kind: Literal["shape", "hf"]
+    source: str | None = None
+    cut: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _has_config(self) -> Self:
+        if self.kind == "shape" and not self.config:
+            raise ValueError("a shape needs its config (the content of config.json)")
+        return self
+
+
+class ServerConfig(_Section):
+    max_model_len: Annotated[int, Field(ge=2)]
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Auto
+    kv_cache_memory_bytes: Count | None
+    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
+    max_num_seqs: Count | None
+    max_num_batched_tokens: Count | Auto | None
+    tensor_parallel_size: Count
+    enforce_eager: bool | Auto
+    enable_prefix_caching: bool | None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    quantization: str | None
+    transport: Literal["uds", "tcp"]
+    extra_args: dict[str, Any]
+
+
+class EngineConfig(_Section):
+    name: Literal["vllm", "sim"]
+    device: Literal["auto", "cuda", "cpu", "sim"]
+    ready_timeout_s: Seconds
+    stop_grace_s: Seconds
+    memory_back_s: Seconds
+
+    @model_validator(mode="after")
+    def _device_fits(self) -> Self:
+        if (self.name == "sim") != (self.device == "sim"):
+            raise ValueError("device: 'sim' belongs to engine=sim and to nothing else")
+        return self
+
+
+class LoadConfig(_Section):
+    prompt_tokens: Annotated[int, Field(ge=2)]
+    output_tokens: Count
+    requests_min: Count
+    requests_per_level: Count
+    warmup: bool
+    request_timeout_s: Seconds
+
+    def requests(self, concurrency: int) -> int:
+        """Requests that a point at this level sends."""
+        return max(self.requests_min, self.requests_per_level * concurrency)
+
+
+class ClusterConfig(_Section):
+    address: Annotated[str, Field(min_length=1)]
+    num_gpus: Annotated[int, Field(ge=0)] | None
+    cores_per_session: Count
+
+
+class TargetConfig(_Section):
+    concurrency: Count
+    context_tokens: Count
+
+
+def _ascending(name: str, axis: tuple[int, ...] | None) -> None:
+    if axis is not None and list(axis) != sorted(set(axis)):
+        raise ValueError(f"{name}: must ascend without repeats, got {list(axis)}")
+
+
+class KvSweep(_Section):
+    kind: Literal["kv"]
+    max_model_len: Axis
+    modes: Annotated[tuple[Literal["committed", "utilization"], ...], Field(min_length=1, strict=False)]
+    utilization_max_model_len: Axis | None
+    sequences: Count | Auto
+
+    @model_validator(mode="after")
+    def _axes_ascend(self) -> Self:
+        _ascending("max_model_len", self.max_model_len)
+        _ascending("utilization_max_model_len", self.utilization_max_model_len)
+        if len(set(self.modes)) != len(self.modes):
+            raise ValueError(f"modes: named twice: {list(self.modes)}")
+        if min(self.max_model_len + (self.utilization_max_model_len or ())) < 2:
+            raise ValueError("max_model_len: must be at least 2 tokens (a prompt token and an answer)")
+        return self
+
+
+class BatchingSweep(_Section):
+    kind: Literal["batching"]
+    concurrency: Axis
+    repeats: Count
+    comparison_requests: Count
+    comparison_concurrency: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _axes_ascend(self) -> Self:
+        _ascending("concurrency", self.concurrency)
+        return self
+
+
+class ConcurrencySweep(_Section):
+    kind: Literal["concurrency"]
+    concurrency: Axis
+    repeats: Count
+
+    @model_validator(mode="after")
+    def _axes_ascend(self) -> Self:
+        _ascending("concurrency", self.concurrency)
+        return self
+
+
+class NearFullContext(_Section):
+    sequences: Count | Auto
+    concurrency: Axis | None
+    repeats: Count
+
+    @model_validator(mode="after")
+    def _axes_ascend(self) -> Self:
+        _ascending("concurrency", self.concurrency)
+        return self
+
+
+class CapacitySweep(_Section):
+    kind: Literal["capacity"]
+    kv: KvSweep
+    batching: BatchingSweep
+    concurrency: ConcurrencySweep
+    near_full_context: NearFullContext
+
+
+Sweep = Annotated[KvSweep | BatchingSweep | ConcurrencySweep | CapacitySweep, Field(discriminator="kind")]
+
+
+class Experiment(_Section):
+    """One composed and validated configuration."""
+
+    model: ModelConfig
+    server: ServerConfig
+    engine: EngineConfig
+    load: LoadConfig
+    cluster: ClusterConfig
+    sweep: Sweep
+    target: TargetConfig
+    output_root: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+    dry_run: bool
+
+
+def validate(content: dict[str, Any], sweeps: list[str]) -> Experiment:
+    """Return the experiment that `content` (plain dicts and lists) describes.
+
+    `sweeps` are the names a user may choose from. Raises `ConfigError` with every problem found.
+    """
+    problems = []
+    if content.get("sweep") is None:
+        problems.append(f"no sweep named: add +sweep=NAME, NAME one of {', '.join(sweeps)}")
+        content = {key: value for key, value in content.items() if key != "sweep"}
+    try:
+        experiment = Experiment.model_validate(content)
+    except ValidationError as error:
+        problems += [p for p in _problems(error) if not (problems and p.startswith("sweep:"))]
+        raise ConfigError(sorted(problems)) from None
+    return experiment
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """One line a path. A value tried against the members of a union gives one line that names them all."""
+    grouped: dict[str, list[ErrorDetails]] = {}
+    for item in error.errors():
+        grouped.setdefault(_path(item), []).append(item)
+    for path, items in grouped.items():
+        if any(other.startswith(f"{path}.") for other in grouped):
+            continue  # the parts of this value have problems of their own, which say more
+        first = items[0]
+        if first["type"] == "extra_forbidden":
+            yield f"{path}: no such key{_did_you_mean([str(part) for part in first['loc']])}"
+        elif first["type"] == "missing":
+            yield f"{path}: is missing"
+        elif first["type"] == "value_error":
+            yield f"{path}: {first['ctx']['error']}" if path else str(first["ctx"]["error"])
+        elif first["type"] == "too_short":
+            yield f"{path}: must not be empty"
+        else:
+            wishes = [item["msg"].removeprefix("Input should be ") for item in items]
+            yield f"{path}: should be {' or '.join(wishes)}, got {first['input']!r}"
+
+
+_SWEEP_KINDS = ("kv", "batching", "concurrency", "capacity")
+_UNION_TAG = re.compile(r"literal\[|constrained-|nullable|int$|float$|bool$|str$")
+
+
+def _path(item: ErrorDetails) -> str:
+    """`sweep.kv.modes` is `sweep.modes` to a user: pydantic names the member of a union that it tried."""
+    parts = [str(part) for part in item["loc"]]
+    if parts[:1] == ["sweep"] and parts[1:2] and parts[1] in _SWEEP_KINDS:
+        del parts[1]
+    return ".".join(part for part in parts if not _UNION_TAG.match(part))
+
+
+def _did_you_mean(location: list[str]) -> str:
+    known = _known_keys(location[:-1])
+    close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
+        "cluster": ClusterConfig, "target": TargetConfig, "kv": KvSweep, "batching": BatchingSweep,
+        "concurrency": ConcurrencySweep, "near_full_context": NearFullContext, "capacity": CapacitySweep,
+    }  # fmt: skip
+    section = sections.get(location[-1], Experiment) if location else Experiment
+    return list(section.model_fields)

@@ -1,0 +1,114 @@
+"""A run directory: manifest, shards, logs. The driver's only; every file appears whole, by a rename.
+
+A shard at shards/<session>/<point>.parquet makes its point done, if its status is a measurement or a result.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from contract.rows import RESULT_STATUSES, PointRow, SessionEnd, SessionRow, to_table
+from orchestrator.schema import ConfigError
+
+RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
+SESSION_SHARD = "session.parquet"
+
+
+class Store:
+    """One run directory that exists."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> Store:
+        """Make a new run directory `<time>_<name>` below `root`."""
+        stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        root.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", *(f"_{i}" for i in range(2, 100))):
+            directory = root / f"{stamp}_{name}{suffix}"
+            try:
+                directory.mkdir()
+            except FileExistsError:
+                continue
+            return cls(directory)
+        raise ConfigError([f"output_root: {root} is full of runs of this second"])
+
+    def put(self, row: PointRow) -> None:
+        """Write a point's shard."""
+        self._write(self._shard(row.session_id, f"{row.point_id}.parquet"), [row], PointRow)
+
+    def put_session(self, end: SessionEnd) -> None:
+        """Write a session's row and its server's log."""
+        self._write(self._shard(end.row.session_id, SESSION_SHARD), [end.row], SessionRow)
+        _replace(self._path("logs") / f"{end.row.session_id}.log", end.log.encode())
+
+    def done(self, session_id: str, point_id: str) -> bool:
+        """Return whether a readable shard says that the point was measured, or that its failure is its result."""
+        import pyarrow.parquet as pq
+
+        path = self.directory / "shards" / session_id / f"{point_id}.parquet"
+        try:
+            statuses = pq.read_table(path, columns=["status"]).column("status").to_pylist()
+        except (OSError, ValueError, KeyError):
+            return False
+        return bool(statuses) and all(status in RESULT_STATUSES for status in statuses)
+
+    def put_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write provenance and plan."""
+        text = json.dumps(manifest, indent=1, default=asdict)
+        _replace(self.directory / "manifest.json", text.encode() + b"\n")
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest. Raises `ConfigError` where it is missing or not ours."""
+        try:
+            content = json.loads((self.directory / "manifest.json").read_text())
+            if isinstance(content, dict) and "experiments" in content:
+                return content
+        except (OSError, ValueError):
+            pass
+        raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
+
+    def _path(self, name: str) -> Path:
+        path = self.directory / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _shard(self, session_id: str, name: str) -> Path:
+        directory = self._path("shards") / session_id
+        directory.mkdir(exist_ok=True)
+        return directory / name
+
+    @staticmethod
+    def _write(path: Path, rows: list[Any], row_class: type) -> None:
+        import pyarrow.parquet as pq
+
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(to_table(rows, row_class), temporary, compression="zstd")
+        temporary.replace(path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def check_root(root: str) -> Path:
+    """Return the output root as an absolute path, looked at but not made. Raises `ConfigError` with the way out."""
+    path = Path(root).expanduser().absolute()
+    if RAY_PACKAGE_CACHE in f"{path}/":
+        raise ConfigError(
+            [f"output_root: {path} lies inside Ray's package cache, which Ray deletes: give an absolute output_root"]
+        )
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError([f"output_root: {existing} is not a directory"])
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError([f"output_root: {existing} cannot be written"])
+    return path

@@ -1,0 +1,212 @@
+"""The closed loop against a server that answers well, or fails in every way we know."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mock_openai import Fault, MockOpenAI, serving
+
+from contract.failures import FailureClass
+from workers.load.client import LoadPlan, LoadResult, generate, run_load
+from workers.load.endpoint import Endpoint
+from workers.load.prompts import PromptFactory
+
+
+def plan_for(server: MockOpenAI, **changes: object) -> LoadPlan:
+    plan = LoadPlan(
+        Endpoint(server.url, "mock"),
+        concurrency=2,
+        num_requests=6,
+        prompt_tokens=20,
+        output_tokens=8,
+        first_ordinal=100,
+        vocab_size=256,
+        seed=7,
+        timeout_s=20.0,
+    )
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+def load(server: MockOpenAI, **changes: object) -> LoadResult:
+    return generate(plan_for(server, **changes))
+
+
+def test_every_request_is_sent_once_exactly_as_planned() -> None:
+    with serving(MockOpenAI()) as server:
+        result = load(server)
+    factory = PromptFactory(256, 7)
+    sent = sorted((body["prompt"] for body in server.bodies), key=lambda prompt: prompt[0])
+    assert sent == [factory.tokens(ordinal, 20) for ordinal in range(100, 106)]
+    for body in server.bodies:
+        rest = {key: value for key, value in body.items() if key != "prompt"}
+        assert rest == {
+            "model": "mock",
+            "max_tokens": 8,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ignore_eos": True,
+        }
+    assert [row.ordinal for row in result.requests] == list(range(100, 106))
+
+
+def test_a_success_row_is_whole_and_consistent() -> None:
+    with serving(MockOpenAI(tokens_per_chunk=3)) as server:
+        result = load(server)
+    for row in result.requests:
+        assert (row.ok, row.failure_class, row.failure_message, row.http_status) == (True, None, None, 200)
+        assert (row.prompt_tokens, row.completion_tokens, row.chunks, row.finish_reason) == (20, 8, 3, "length")
+        assert row.ttft_s is not None
+        assert row.e2e_s is not None
+        assert row.sent_s >= 0
+        assert 0 < row.ttft_s <= row.e2e_s
+        assert row.sent_s + row.e2e_s <= result.duration_s
+        assert row.tpot_s == pytest.approx((row.e2e_s - row.ttft_s) / 7)
+
+
+def test_one_token_has_no_tpot() -> None:
+    with serving(MockOpenAI()) as server:
+        row = load(server, num_requests=1, output_tokens=1).requests[0]
+    assert (row.ok, row.completion_tokens, row.tpot_s) == (True, 1, None)
+
+
+def test_concurrency_is_reached_and_never_exceeded() -> None:
+    with serving(MockOpenAI(gate=4)) as server:  # nothing is answered before four are in flight
+        result = load(server, concurrency=4, num_requests=12)
+        assert server.max_in_flight == 4
+        assert len(server.connections) == 4  # and they are used again
+    assert all(row.ok for row in result.requests)
+
+
+def test_one_at_a_time_means_one() -> None:
+    with serving(MockOpenAI()) as server:
+        result = load(server, concurrency=1)
+        assert server.max_in_flight == 1
+    ends = [row.sent_s + (row.e2e_s or 0) for row in result.requests]
+    assert all(end <= row.sent_s for end, row in zip(ends, result.requests[1:], strict=False))
+
+
+def test_a_unix_socket_serves_as_well(tmp_path: Path) -> None:
+    socket = str(tmp_path / "s")
+    with serving(MockOpenAI(), uds=socket) as server:
+        result = load(server, endpoint=Endpoint("http://localhost", "mock", uds=socket))
+    assert all(row.ok for row in result.requests)
+
+
+def test_a_body_of_several_megabytes_is_sent_whole() -> None:
+    with serving(MockOpenAI()) as server:
+        row = load(server, num_requests=1, prompt_tokens=300_000, vocab_size=150_000).requests[0]
+    assert (row.ok, row.prompt_tokens) == (True, 300_000)
+
+
+def test_text_prompts_are_unique_and_free_in_length() -> None:
+    with serving(MockOpenAI()) as server:
+        result = load(server, text="Explain what a GPU is.", prompt_tokens=0, vocab_size=0)
+    prompts = {body["prompt"] for body in server.bodies}
+    assert len(prompts) == 6
+    assert all(prompt.endswith(" Explain what a GPU is.") for prompt in prompts)
+    assert all(row.ok for row in result.requests)
+
+
+def test_ignore_eos_is_not_sent_where_it_was_not_wanted() -> None:
+    with serving(MockOpenAI(fault=Fault.STOPS_EARLY)) as server:
+        free, held = load(server, ignore_eos=False), load(server)
+    assert all("ignore_eos" not in body for body in server.bodies[:6])
+    assert all(row.ok and row.completion_tokens == 4 for row in free.requests)
+    assert all(row.failure_class == FailureClass.WRONG_TOKEN_COUNT for row in held.requests)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "words"),
+    [
+        (Fault.ERROR_MID_STREAM, FailureClass.IN_BAND_ERROR, "EngineCore died"),
+        (Fault.NO_DONE, FailureClass.NO_DONE, "[DONE]"),
+        (Fault.BREAKS_OFF, FailureClass.NO_DONE, "after 4 chunks"),
+        (Fault.SHORT, FailureClass.WRONG_TOKEN_COUNT, "4 completion tokens"),
+        (Fault.PROMPT_CUT, FailureClass.WRONG_TOKEN_COUNT, "19 prompt tokens"),
+        (Fault.NO_USAGE, FailureClass.NO_USAGE, "usage"),
+        (Fault.NO_FINISH_REASON, FailureClass.NO_FINISH_REASON, "finish_reason"),
+        (Fault.ABORTED, FailureClass.UNEXPECTED_FINISH_REASON, "abort"),
+        (Fault.STATUS_503, FailureClass.HTTP_ERROR, "no capacity: xxx"),
+        (Fault.NOT_JSON, FailureClass.MALFORMED_STREAM, "<p>"),
+        (Fault.NOT_A_STREAM, FailureClass.MALFORMED_STREAM, '"choices"'),
+        (Fault.NOT_HTTP, FailureClass.MALFORMED_STREAM, "not HTTP"),
+        (Fault.RESET, FailureClass.CONNECTION_LOST, "chunks"),
+        (Fault.NO_ANSWER, FailureClass.CONNECTION_LOST, "after 0 chunks"),
+    ],
+)
+def test_one_bad_answer_fails_alone_with_its_class_and_the_servers_words(
+    fault: Fault, expected: FailureClass, words: str
+) -> None:
+    with serving(MockOpenAI(faults=[fault])) as server:
+        result = load(server, concurrency=1, num_requests=3)
+        assert len(server.bodies) == 3  # nothing is tried twice
+    bad, *others = result.requests
+    assert (bad.ok, bad.failure_class) == (False, expected)
+    assert bad.failure_message is not None
+    assert words in bad.failure_message
+    assert len(bad.failure_message) < 600
+    assert bad.http_status == {Fault.STATUS_503: 503, Fault.NOT_HTTP: None, Fault.NO_ANSWER: None}.get(fault, 200)
+    assert bad.e2e_s is not None
+    assert bad.sent_s + bad.e2e_s <= others[0].sent_s
+    assert bad.tpot_s is None
+    assert all(row.ok for row in others)
+
+
+def test_a_server_that_falls_silent_runs_into_the_time_limit() -> None:
+    with serving(MockOpenAI(faults=[Fault.HANG])) as server:
+        bad, good = load(server, concurrency=1, num_requests=2, timeout_s=0.5).requests
+        assert server.hung_up.acquire(timeout=5)  # its connection was closed, so vLLM would abort the request
+    assert (bad.failure_class, bad.http_status, bad.chunks) == (FailureClass.TIMEOUT, 200, 4)
+    assert bad.failure_message == "no end within 0.5 s, after 4 chunks"
+    assert good.ok
+
+
+@pytest.mark.parametrize("uds", [None, "/nonexistent/socket"])
+def test_nobody_there_fails_every_request(uds: str | None) -> None:
+    result = load(MockOpenAI(url="http://127.0.0.1:9"), endpoint=Endpoint("http://127.0.0.1:9", "mock", uds=uds))
+    assert [row.failure_class for row in result.requests] == [FailureClass.CONNECTION_FAILED] * 6
+    assert all(row.http_status is None for row in result.requests)
+
+
+async def test_cancelling_closes_the_connections() -> None:
+    with serving(MockOpenAI(fault=Fault.HANG)) as server:
+        task = asyncio.create_task(run_load(plan_for(server, concurrency=3)))
+        for _ in range(3):
+            assert await asyncio.to_thread(server.hanging.acquire, timeout=5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(3):
+            assert await asyncio.to_thread(server.hung_up.acquire, timeout=5)
+        assert len(server.bodies) == 3  # and no further request was sent
+
+
+def test_it_can_run_in_a_thread_of_its_own() -> None:
+    results: list[LoadResult] = []
+    with serving(MockOpenAI()) as server:
+        thread = threading.Thread(target=lambda: results.append(load(server)))
+        thread.start()
+        thread.join(20)
+    assert all(row.ok for row in results[0].requests)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"concurrency": 0},
+        {"num_requests": 0},
+        {"output_tokens": 0},
+        {"prompt_tokens": 0},
+        {"first_ordinal": -1},
+        {"timeout_s": 0.0},
+        {"timeout_s": float("nan")},
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        plan_for(MockOpenAI(url="http://h"), **changes)

@@ -1,0 +1,239 @@
+"""The stream parser: any cut, any line end, any garbage; and what counts as a success."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.failures import FailureClass
+from workers.load.stream import MAX_EVENT_BYTES, Asked, StreamParser, StreamRecord, judge
+
+ASKED = Asked(max_tokens=3, ignore_eos=True, prompt_tokens=5)
+USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+
+
+def event(message: Any) -> bytes:
+    return b"data: " + (message if isinstance(message, bytes) else json.dumps(message).encode()) + b"\n\n"
+
+
+def chunk(reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": "é", "finish_reason": reason}], "usage": None}
+
+
+GOOD_EVENTS = [
+    event(chunk()),
+    event(chunk()),
+    event(chunk("length")),
+    event({"choices": [], "usage": USAGE}),
+    event(b"[DONE]"),
+]
+GOOD = b"".join(GOOD_EVENTS)
+
+
+def parse(*pieces: bytes) -> StreamRecord:
+    """Feed pieces at 0, 1, 2 ... and close."""
+    parser = StreamParser()
+    for at, piece in enumerate(pieces):
+        parser.feed(piece, float(at))
+    parser.close()
+    return parser.record
+
+
+def verdict(body: bytes, asked: Asked = ASKED) -> str | None:
+    failure = judge(parse(body), asked)
+    return failure.failure_class if failure else None
+
+
+def unstamped(record: StreamRecord) -> StreamRecord:
+    return replace(record, first_chunk_s=None, last_chunk_s=None)
+
+
+def test_a_whole_stream_is_a_success_with_its_stamps_and_counts() -> None:
+    record = parse(*GOOD_EVENTS)
+    assert record == StreamRecord(
+        chunks=3,
+        first_chunk_s=0.0,
+        last_chunk_s=2.0,  # the usage chunk and [DONE] came later
+        finish_reason="length",
+        prompt_tokens=5,
+        completion_tokens=3,
+        saw_done=True,
+    )
+    assert judge(record, ASKED) is None
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_split_at_every_byte(newline: bytes) -> None:
+    body = (b": a comment\n\n" + GOOD).replace(b"\n", newline)
+    for cut in range(len(body) + 1):
+        record = parse(body[:cut], body[cut:])
+        assert judge(record, ASKED) is None
+        assert record.chunks == 3
+    assert judge(parse(*(body[i : i + 1] for i in range(len(body)))), ASKED) is None
+
+
+@given(st.lists(st.integers(0, len(GOOD)), max_size=12), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_any_cut_gives_the_same_record_and_ordered_stamps(cuts: list[int], newline: bytes) -> None:
+    body = GOOD.replace(b"\n", newline)
+    edges = [0, *sorted(cuts), len(body)]
+    record = parse(*(body[a:b] for a, b in pairwise(edges)))
+    assert unstamped(record) == unstamped(parse(body))
+    assert record.first_chunk_s is not None
+    assert record.last_chunk_s is not None
+    assert 0 <= record.first_chunk_s <= record.last_chunk_s <= len(edges)
+
+
+def test_coalesced_events_share_a_stamp() -> None:
+    record = parse(b"", GOOD)
+    assert (record.chunks, record.first_chunk_s, record.last_chunk_s) == (3, 1.0, 1.0)
+
+
+def test_an_event_is_stamped_when_its_last_byte_arrives() -> None:
+    record = parse(GOOD_EVENTS[0][:-1], GOOD_EVENTS[0][-1:], b"".join(GOOD_EVENTS[1:]))
+    assert (record.first_chunk_s, record.last_chunk_s) == (1.0, 2.0)
+
+
+def test_comments_ids_event_names_and_a_byte_order_mark_pass() -> None:
+    body = b"\xef\xbb\xbf: hello\nid: 1\nretry: 10\nevent: completion\n" + GOOD.replace(b"data: ", b"data:")
+    assert verdict(body) is None
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_data_lines_of_one_event_belong_together_wherever_they_are_cut(newline: bytes) -> None:
+    body = b'data: {"choices": [{"finish_reason": "length"}],\ndata: "usage": ' + json.dumps(USAGE).encode()
+    body = (body + b"}\n\ndata: [DONE]\n\n").replace(b"\n", newline)
+    for cut in range(len(body) + 1):
+        assert judge(parse(body[:cut], body[cut:]), ASKED) is None
+
+
+@given(st.integers(0, len(GOOD) - 1))
+def test_no_stream_that_was_cut_short_is_a_success(length: int) -> None:
+    assert verdict(GOOD[:length]) == FailureClass.NO_DONE
+
+
+@given(st.binary(max_size=400))
+def test_garbage_neither_raises_nor_succeeds(garbage: bytes) -> None:
+    assert verdict(garbage) is not None
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([*GOOD_EVENTS, b"data", b":", b"\r", b"\n", b"event: error\n"]), st.binary()))
+)
+def test_garbage_between_events_never_raises(pieces: list[bytes]) -> None:
+    record = parse(*pieces)
+    if judge(record, ASKED) is None:
+        assert record.chunks >= 1
+        assert record.completion_tokens == 3
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["choices", "usage", "error", "finish_reason", "completion_tokens"]), inner),
+    ),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_any_json_in_an_event_never_raises(value: Any) -> None:
+    parse(event(value), GOOD)
+
+
+def test_hostile_events_never_raise() -> None:
+    deep = b"[" * 100_000
+    digits = b'{"choices": [], "usage": {"completion_tokens": ' + b"9" * 10_000 + b"}}"
+    for data in (deep, digits, b"\xff\xfe", b'{"choices": [3]}', b'{"choices": [{"finish_reason": 1}]}'):
+        assert verdict(event(data) + GOOD) == FailureClass.MALFORMED_STREAM
+
+
+def test_an_endless_line_is_dropped() -> None:
+    parser = StreamParser()
+    for _ in range(3):
+        parser.feed(b"data: " + b"x" * MAX_EVENT_BYTES, 0.0)
+    parser.close()
+    failure = judge(parser.record, ASKED)
+    assert failure is not None
+    assert failure.failure_class == FailureClass.MALFORMED_STREAM
+    assert "longer than" in failure.message
+
+
+def stream(*messages: Any) -> bytes:
+    return b"".join(event(message) for message in messages)
+
+
+ERROR = {"error": {"message": "EngineCore died", "code": 500}}
+USAGE_EVENT = {"choices": [], "usage": USAGE}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (stream(chunk(), ERROR, b"[DONE]"), FailureClass.IN_BAND_ERROR),
+        (GOOD.replace(GOOD_EVENTS[1], event({"object": "error", "message": "old"})), FailureClass.IN_BAND_ERROR),
+        (b"event: error\ndata: died\n\n" + GOOD, FailureClass.IN_BAND_ERROR),
+        (b'{"id": "c", "choices": []}', FailureClass.MALFORMED_STREAM),
+        (b'{\n  "id": "c"\n}\n', FailureClass.MALFORMED_STREAM),
+        (b"<!DOCTYPE html>\n<p>hello\n", FailureClass.MALFORMED_STREAM),
+        (b"Service unavailable", FailureClass.MALFORMED_STREAM),
+        (stream(b"<p>", b"[DONE]"), FailureClass.MALFORMED_STREAM),
+        (GOOD + stream(chunk()), FailureClass.MALFORMED_STREAM),
+        (GOOD + event(b"[DONE]"), FailureClass.MALFORMED_STREAM),
+        (GOOD + b"data: {", FailureClass.MALFORMED_STREAM),
+        (stream(chunk("length"), {"choices": [], "usage": {"completion_tokens": "3"}}, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
+        (b"", FailureClass.NO_DONE),
+        (stream(chunk(), chunk("length"), USAGE_EVENT), FailureClass.NO_DONE),
+        (stream(chunk(), USAGE_EVENT, b"[DONE]"), FailureClass.NO_FINISH_REASON),
+        (stream(b"[DONE]"), FailureClass.NO_FINISH_REASON),
+        (stream(chunk("abort"), USAGE_EVENT, b"[DONE]"), FailureClass.UNEXPECTED_FINISH_REASON),
+        (stream(chunk("length"), b"[DONE]"), FailureClass.NO_USAGE),
+        (stream(chunk("length"), {"choices": [], "usage": {}}, b"[DONE]"), FailureClass.NO_USAGE),
+        (stream(chunk("length"), {"choices": [], "usage": USAGE | {"completion_tokens": 2}}, b"[DONE]"),
+         FailureClass.WRONG_TOKEN_COUNT),
+        (stream(chunk("length"), {"choices": [], "usage": USAGE | {"completion_tokens": 4}}, b"[DONE]"),
+         FailureClass.WRONG_TOKEN_COUNT),
+        (stream(chunk("length"), {"choices": [], "usage": USAGE | {"prompt_tokens": 4}}, b"[DONE]"),
+         FailureClass.WRONG_TOKEN_COUNT),
+    ],
+)  # fmt: skip
+def test_each_lack_has_its_class(body: bytes, expected: FailureClass) -> None:
+    assert verdict(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "ignore_eos", "success"),
+    [
+        ("stop", 2, False, True),
+        ("stop", 3, False, True),
+        ("stop", 4, False, False),
+        ("stop", 2, True, False),
+        ("stop", 3, True, True),
+        ("length", 2, False, False),
+        ("length", 3, False, True),
+    ],
+)
+def test_fewer_tokens_succeed_only_where_the_model_was_free_to_stop(
+    reason: str, tokens: int, ignore_eos: bool, success: bool
+) -> None:
+    body = stream(chunk(reason), {"choices": [], "usage": USAGE | {"completion_tokens": tokens}}, b"[DONE]")
+    assert (verdict(body, Asked(3, ignore_eos, 5)) is None) == success
+
+
+def test_a_message_keeps_the_servers_words_but_not_endlessly() -> None:
+    for body, words in ((stream(ERROR, b"[DONE]"), "EngineCore died"), (b"<html>" + b"x" * 10_000, "<html>xxx")):
+        failure = judge(parse(body), ASKED)
+        assert failure is not None
+        assert words in failure.message
+        assert len(failure.message) < 600
+
+
+def test_text_prompts_are_not_held_to_a_prompt_length() -> None:
+    assert verdict(GOOD, Asked(3, True)) is None

@@ -1,0 +1,99 @@
+"""Summaries: numpy's percentiles, Little's law, and nothing invented where nothing succeeded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.rows import PointRow, RequestRow
+from workers.load.summary import LoadSummary, mean_in_flight, percentile, summarize
+
+seconds = st.floats(0, 1e4, allow_nan=False)
+
+
+def request(sent_s: float, e2e_s: float, ok: bool = True, tokens: int = 10) -> RequestRow:
+    tpot_s = e2e_s / 2 / (tokens - 1) if tokens > 1 else None
+    return RequestRow(0, sent_s, ok, e2e_s / 2, e2e_s, tpot_s, prompt_tokens=100, completion_tokens=tokens)
+
+
+requests = st.lists(st.builds(request, seconds, seconds, st.booleans(), st.integers(1, 50)), max_size=30)
+
+
+@given(st.lists(seconds, min_size=1, max_size=60), st.floats(0, 100))
+def test_percentile_is_numpys_default(values: list[float], q: float) -> None:
+    assert percentile(values, q) == pytest.approx(float(np.percentile(values, q)), rel=1e-9, abs=1e-9)
+
+
+@given(st.lists(st.builds(request, seconds, seconds), min_size=1, max_size=30))
+def test_littles_law_holds_when_all_succeed(rows: list[RequestRow]) -> None:
+    duration_s = max(row.sent_s + (row.e2e_s or 0) for row in rows) + 1.0
+    summary = summarize(rows, duration_s)
+    assert summary.qps is not None
+    assert summary.mean_e2e_s is not None
+    assert summary.achieved_concurrency == pytest.approx(summary.qps * summary.mean_e2e_s)
+
+
+@given(requests, st.floats(0.1, 2e4))
+def test_concurrency_is_the_integral_of_requests_in_flight(rows: list[RequestRow], duration_s: float) -> None:
+    events = sorted(
+        [(min(row.sent_s, duration_s), 1) for row in rows]
+        + [(min(row.sent_s + (row.e2e_s or 0), duration_s), -1) for row in rows]
+    )
+    area, in_flight, before = 0.0, 0, 0.0
+    for at, step in events:
+        area += in_flight * (at - before)
+        in_flight, before = in_flight + step, at
+    assert mean_in_flight(rows, duration_s) == pytest.approx(area / duration_s, rel=1e-9, abs=1e-6)
+
+
+@given(requests)
+def test_failed_requests_move_no_latency_and_no_throughput(rows: list[RequestRow]) -> None:
+    every, only = summarize(rows, 10.0), summarize([row for row in rows if row.ok], 10.0)
+    assert every.failed == sum(not row.ok for row in rows)
+    different = {"failed", "achieved_concurrency"}
+    assert {k: v for k, v in asdict(every).items() if k not in different} == {
+        k: v for k, v in asdict(only).items() if k not in different
+    }
+
+
+def test_a_small_load_by_hand() -> None:
+    rows = [request(0, 2, tokens=11), request(0, 4, tokens=11), request(2, 2, tokens=1), request(0, 1, ok=False)]
+    summary = summarize(rows, 4.0)
+    assert (summary.completed, summary.failed, summary.duration_s) == (3, 1, 4.0)
+    e2e = [summary.mean_e2e_s, summary.p50_e2e_s, summary.p95_e2e_s, summary.p99_e2e_s]
+    assert e2e == pytest.approx([8 / 3, 2, 3.8, 3.96])
+    assert [summary.mean_ttft_s, summary.p50_ttft_s, summary.p95_ttft_s] == pytest.approx([4 / 3, 1, 1.9])
+    assert summary.mean_tpot_s == pytest.approx((0.1 + 0.2) / 2)  # one token has none
+    assert summary.qps == 3 / 4
+    assert summary.tok_s == 23 / 4
+    assert summary.total_tok_s == 323 / 4
+    assert summary.achieved_concurrency == (2 + 4 + 2 + 1) / 4
+
+
+@pytest.mark.parametrize("rows", [[], [request(0, 1, ok=False)]])
+def test_without_a_success_nothing_is_zero(rows: list[RequestRow]) -> None:
+    summary = summarize(rows, 2.0)
+    measured = {"completed", "failed", "duration_s", "achieved_concurrency"}
+    assert summary.completed == 0
+    assert summary.achieved_concurrency == len(rows) / 2
+    assert {getattr(summary, column.name) for column in fields(LoadSummary) if column.name not in measured} == {None}
+
+
+def test_prompt_tokens_a_server_left_out_are_not_counted_as_none_sent() -> None:
+    row = request(0, 1)
+    row.prompt_tokens = None
+    assert summarize([row, request(0, 1)], 2.0).total_tok_s is None
+    assert summarize([row, request(0, 1)], 2.0).tok_s == 10
+
+
+def test_an_empty_window_has_no_rates() -> None:
+    summary = summarize([request(0, 0)], 0.0)
+    assert (summary.qps, summary.tok_s, summary.total_tok_s, summary.achieved_concurrency) == (None, None, None, None)
+
+
+def test_every_field_is_a_column_of_a_point() -> None:
+    assert {column.name for column in fields(LoadSummary)} <= {column.name for column in fields(PointRow)}

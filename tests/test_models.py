@@ -1,0 +1,185 @@
+"""Model files and the directories made from them: what vLLM is given must be consistent and loadable."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from contract.specs import ModelSpec
+from workers.models import ModelNotFound, read_config, special_tokens, tokenizer_json, write_model_dir
+
+MODELS = sorted((Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
+SHAPES = [path for path in MODELS if path.stem != "hf"]
+KEYS = {"name", "kind", "source", "cut", "path", "revision", "config"}
+by_name = pytest.mark.parametrize("path", SHAPES, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def shape(path: Path) -> ModelSpec:
+    content = load(path)
+    return ModelSpec(name=content["name"], config=content["config"], dummy_weights=True, cut=content["cut"])
+
+
+# --- the files ---
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_every_model_file_has_the_same_keys_each_explained(path: Path) -> None:
+    assert set(load(path)) == KEYS
+    for line in path.read_text().splitlines():
+        if line and not line.startswith((" ", "#")):
+            assert " #" in line, f"no comment: {line}"
+
+
+@by_name
+def test_a_shape_is_named_as_its_file_and_says_where_it_is_from(path: Path) -> None:
+    content = load(path)
+    assert content["name"] == path.stem
+    assert content["kind"] == "shape"
+    assert content["source"]
+    assert content["path"] is None
+
+
+@by_name
+def test_a_config_is_whole_and_its_numbers_are_numbers(path: Path) -> None:
+    config = load(path)["config"]
+    assert len(config["architectures"]) == 1
+    assert config["torch_dtype"] == "bfloat16"
+    assert isinstance(config["rms_norm_eps"], float)
+    assert isinstance(config["rope_theta"], float)
+    assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
+    assert all(0 <= token_id < config["vocab_size"] for token_id in special_tokens(config))
+
+
+def test_a_cut_model_says_so() -> None:
+    content = load(next(path for path in SHAPES if path.stem == "qwen3-next-cut"))
+    layers, experts = content["config"]["num_hidden_layers"], content["config"]["num_experts"]
+    assert content["cut"] == f"{layers} of 48 layers, {experts} of 512 experts"
+
+
+def test_real_weights_need_a_name() -> None:
+    assert OmegaConf.is_missing(OmegaConf.load(next(path for path in MODELS if path.stem == "hf")), "name")
+
+
+# --- the directory ---
+
+
+@by_name
+def test_a_shape_becomes_a_directory_that_reads_back(path: Path, tmp_path: Path) -> None:
+    model = shape(path)
+    directory = write_model_dir(model, tmp_path / "a" / "model")
+    assert read_config(str(directory)) == model.config
+    assert (
+        json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == model.config["eos_token_id"]
+    )
+
+
+@by_name
+def test_every_id_below_the_vocabulary_size_can_be_decoded(path: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    model = shape(path)
+    tokenizer = Tokenizer.from_file(str(write_model_dir(model, tmp_path) / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == model.vocab_size
+    step = max(1, model.vocab_size // 1000)
+    ids = [*range(0, model.vocab_size, step), model.vocab_size - 1]
+    assert all(tokenizer.id_to_token(token_id) is not None for token_id in ids)
+    assert tokenizer.decode(ids)
+
+
+def test_any_text_survives_the_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    directory = write_model_dir(shape(next(path for path in SHAPES if path.stem == "tiny")), tmp_path)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    text = "Grüße, 世界!\n\t\x00 <|eos|>"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-sliding", "tiny-mla", "tiny-linear", "qwen2.5-1.5b"])
+def test_transformers_loads_the_tokenizer_as_vllm_does(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = shape(next(path for path in SHAPES if path.stem == name))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(write_model_dir(model, tmp_path), local_files_only=True)
+    assert len(tokenizer) == model.vocab_size
+    assert tokenizer.eos_token_id in special_tokens(model.config)
+    assert tokenizer.decode(tokenizer.encode("hello wörld", add_special_tokens=False)) == "hello wörld"
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert chat == "user: hi\nassistant: "
+
+
+def test_a_large_vocabulary_is_cheap_to_write(tmp_path: Path) -> None:
+    model = shape(next(path for path in SHAPES if path.stem == "gemma-3-4b"))
+    started = time.process_time()
+    write_model_dir(model, tmp_path)
+    assert time.process_time() - started < 1.0
+
+
+def test_a_vocabulary_must_hold_all_bytes() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        tokenizer_json(256, {1: "<|eos_1|>"})
+    with pytest.raises(ValueError, match="too small"):
+        tokenizer_json(1000, {1000: "<|eos_1000|>"})
+
+
+# --- published weights ---
+
+
+def test_a_directory_without_config_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="name a directory"):
+        read_config(str(tmp_path))
+    (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(ModelNotFound, match="cannot be read"):
+        read_config(str(tmp_path))
+
+
+def test_an_absent_model_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFound, match="HF_HUB_OFFLINE"):
+        read_config("nobody/no-such-model")
+
+
+@pytest.mark.parametrize("name", ["not a model", "a/b/c"])
+def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="ORG/NAME"):
+        read_config(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("GatedRepoError", "gated: accept its licence"),
+        ("RepositoryNotFoundError", "check model.name"),
+        ("RevisionNotFoundError", "model.revision"),
+        ("EntryNotFoundError", "no config.json"),
+        ("LocalEntryNotFoundError", "check the network"),
+    ],
+)
+def test_what_the_hub_says_becomes_advice(monkeypatch: pytest.MonkeyPatch, error: str, words: str) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    asked: dict[str, Any] = {}
+
+    def refuse(*_: Any, **options: Any) -> str:
+        asked.update(options)
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_TOKEN", "from-the-environment")
+    with pytest.raises(ModelNotFound, match=words):
+        read_config("org/name", "main")
+    assert asked["token"] == "from-the-environment"
+    assert asked["revision"] == "main"

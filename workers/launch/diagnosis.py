@@ -1,0 +1,53 @@
+"""Why a server did not start, read from its log. Pure; one table of patterns, first match wins."""
+
+from __future__ import annotations
+
+import re
+
+from contract.failures import FailureClass
+from contract.rows import Failure
+
+_PATTERNS: tuple[tuple[str, FailureClass], ...] = (
+    (r"is larger than the available KV cache memory.*", FailureClass.KV_TOO_SMALL),
+    (r"No available memory for the cache blocks.*", FailureClass.KV_TOO_SMALL),
+    (r"Free memory on device .* less than desired GPU memory utilization.*", FailureClass.FREE_MEMORY_LOW),
+    (r"Error in memory profiling.*", FailureClass.MEMORY_PROFILE),
+    (r"greater than the derived max_model_len.*", FailureClass.LENGTH_ABOVE_MODEL),
+    (r"CUDA out of memory.*", FailureClass.OUT_OF_MEMORY),
+    (r"[Aa]ddress already in use.*", FailureClass.PORT_TAKEN),
+    (r"error: (?:argument|unrecognized arguments|the following arguments).*", FailureClass.BAD_ARGUMENT),
+    (r"ValidationError: .*", FailureClass.BAD_ARGUMENT),
+    (r"No module named '?vllm.*", FailureClass.NOT_INSTALLED),
+    (r"(?:RepositoryNotFound|LocalEntryNotFound|GatedRepo)Error.*", FailureClass.MODEL_MISSING),
+    (r"is not a local folder.*", FailureClass.MODEL_MISSING),
+)
+_NOISE = re.compile(r"Engine core initialization failed|Failed core proc|See root cause above")
+_ERROR_LINE = re.compile(r"\b(?:[A-Z]\w*Error|[A-Z]\w*Exception): .+")
+_ESTIMATE = re.compile(r"estimated maximum model length is (\d+)")
+TAIL_LINES = 40
+
+
+def of_start(log: str, exit_code: int | None) -> Failure:
+    """Return the failure that the log of a server that ended during its start tells of."""
+    tail = "\n".join(log.splitlines()[-TAIL_LINES:])
+    for pattern, failure_class in _PATTERNS:
+        match = re.search(pattern, log)
+        if match:
+            return Failure(failure_class, _sentence(log, match), tail)
+    errors = [m.group(0) for m in _ERROR_LINE.finditer(log) if not _NOISE.search(m.group(0))]
+    message = errors[-1] if errors else f"the server ended with exit code {exit_code} and no error line"
+    return Failure(FailureClass.START_FAILED, message, tail)
+
+
+def estimated_max_model_len(message: str) -> int | None:
+    """Return vLLM's own estimate of the longest length that fits, where the message carries one (tokens)."""
+    match = _ESTIMATE.search(message)
+    return int(match.group(1)) if match else None
+
+
+def _sentence(log: str, match: re.Match[str]) -> str:
+    """The whole line that holds the match, without its log prefix."""
+    start = log.rfind("\n", 0, match.start()) + 1
+    end = log.find("\n", match.end())
+    line = log[start : end if end >= 0 else len(log)]
+    return re.sub(r"^.*?\b((?:[A-Z]\w*Error|[A-Z]\w*Exception): )", r"\1", line).strip()

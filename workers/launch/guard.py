@@ -1,0 +1,136 @@
+"""Runs a command and sees to it that its whole process tree ends with its owner. Standard library only.
+
+    guard.py OWNER_FD STATUS_FILE GRACE_S PRIVATE_DIR -- COMMAND...
+
+Started by `workers.launch.process`, which keeps the other end of OWNER_FD open for its life. A byte on OWNER_FD (or
+SIGTERM) is the owner's request to stop; end of file means that the owner is dead, and then PRIVATE_DIR is removed too.
+It leaves its parent's session and process group (Ray kills an actor's group and direct children) and becomes a
+subreaper, so that no descendant can slip away. It must never outlive the last process of the tree.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.05
+
+
+def main(argv: list[str]) -> None:
+    """Guard the command after `--`; returns when nothing of it is left."""
+    owner_fd, status_file, grace_s, private_dir = int(argv[0]), Path(argv[1]), float(argv[2]), Path(argv[3])
+    command = argv[argv.index("--") + 1 :]
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    _write_status(status_file, server.pid, None)
+    owner_lives = _wait(server, owner_fd, asked)
+    _end_tree(server, grace_s, hurry=lambda: not owner_lives or not _owner_lives(owner_fd))
+    _write_status(status_file, server.pid, server.returncode)
+    if not _owner_lives(owner_fd):
+        shutil.rmtree(private_dir, ignore_errors=True)
+
+
+def _wait(server: subprocess.Popen[bytes], owner_fd: int, asked: list[int]) -> bool:
+    """Wait for the server's own end, a request or the owner's death; return whether the owner lives."""
+    while server.poll() is None and not asked:
+        if select.select([owner_fd], [], [], POLL_S)[0]:
+            return os.read(owner_fd, 1) != b""
+    return True
+
+
+def _owner_lives(owner_fd: int) -> bool:
+    """End of file on the pipe means that its last writer has gone."""
+    try:
+        return not select.select([owner_fd], [], [], 0)[0] or os.read(owner_fd, 1) != b""
+    except OSError:
+        return False
+
+
+def _end_tree(server: subprocess.Popen[bytes], grace_s: float, hurry: Callable[[], bool]) -> None:
+    """SIGTERM to the server, so that it can stop in its own order; to its tree after a second; SIGKILL after the grace.
+
+    An owner that dies meanwhile shortens the grace to a second.
+    """
+    asked_at = time.monotonic()
+    if server.poll() is None:
+        server.terminate()
+    terminated_tree = False
+    while True:
+        _reap(server)
+        left = _descendants(os.getpid())
+        if not left:
+            return
+        waited_s = time.monotonic() - asked_at
+        if waited_s > (min(1.0, grace_s) if hurry() else grace_s):
+            _signal(left, signal.SIGKILL)
+        elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
+            _signal(left, signal.SIGTERM)
+            terminated_tree = True
+        time.sleep(POLL_S)
+
+
+def _reap(server: subprocess.Popen[bytes]) -> None:
+    server.poll()
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if pid == server.pid:
+            server.returncode = os.waitstatus_to_exitcode(status)
+
+
+def _descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, pending = [], [root]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _write_status(path: Path, pid: int, exit_code: int | None) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps({"guard": os.getpid(), "pid": pid, "exit_code": exit_code}))
+        temporary.replace(path)
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

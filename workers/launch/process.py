@@ -1,0 +1,93 @@
+"""One server process under its guard: start, look, stop. Blocking calls; knows neither engines nor HTTP.
+
+Used by `workers.session`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from workers import processes
+from workers.launch import guard
+from workers.launch.workspace import Workspace
+
+POLL_S = 0.02
+
+
+class ServerProcess:
+    """A command running under a guard. The pipe to the guard is this process's promise to be alive."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], workspace: Workspace, grace_s: float) -> None:
+        self._workspace = workspace
+        self._grace_s = grace_s
+        read_end, self._alive = os.pipe()
+        guarded = [
+            sys.executable, "-I", str(Path(guard.__file__).resolve()), str(read_end),
+            str(workspace.status), str(grace_s), str(workspace.root), "--", *command,
+        ]  # fmt: skip
+        try:
+            with workspace.log.open("ab") as log:
+                subprocess.run(
+                    guarded, pass_fds=[read_end], env=environment, cwd=workspace.root,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=True,
+                )  # fmt: skip
+        finally:
+            os.close(read_end)
+        self.guard_pid, self.pid = self._wait_for_pids()
+
+    def _wait_for_pids(self) -> tuple[int, int]:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            status = self._status()
+            if status:
+                return int(status["guard"]), int(status["pid"])
+            time.sleep(POLL_S)
+        os.close(self._alive)
+        raise RuntimeError(f"the guard did not start the server: {self.log_tail()}")
+
+    def _status(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self._workspace.status.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's first process lives."""
+        return processes.is_running(self.pid)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The server's exit code once the guard has told it (negative: the signal that ended it)."""
+        exit_code: int | None = self._status().get("exit_code")
+        return exit_code
+
+    def log_text(self) -> str:
+        """Return all that the server has written."""
+        try:
+            return self._workspace.log.read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the last lines that the server has written."""
+        return "\n".join(self.log_text().splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """End the whole tree and wait for it: SIGTERM, then SIGKILL after the grace. Safe to call twice."""
+        if self._alive >= 0:
+            with contextlib.suppress(BrokenPipeError):  # the guard has already ended with the server
+                os.write(self._alive, b"q")
+            deadline = time.monotonic() + self._grace_s + 10
+            while processes.is_running(self.guard_pid) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            os.close(self._alive)
+            self._alive = -1

@@ -1,0 +1,73 @@
+"""Proof that the server just started is ready, and is the one that answers. Blocking; reads, never signals.
+
+Used by `workers.session`. On a Unix socket in our private directory nobody else can answer; on TCP the server must know
+the session's key and refuse another one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from contract.failures import FailureClass
+from contract.rows import Failure
+from contract.specs import SessionSpec
+from workers import probe
+from workers.launch import diagnosis
+from workers.launch.process import ServerProcess
+from workers.load.endpoint import Endpoint
+
+POLL_S = 0.1
+
+
+class StartFailed(Exception):
+    """The server did not come up; `failure` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def wait_until_ready(
+    process: ServerProcess, endpoint: Endpoint, spec: SessionSpec, stopping: Callable[[], bool]
+) -> None:
+    """Return once this server answers `/health` and names our model with our length. Raises `StartFailed`."""
+    deadline = time.monotonic() + spec.timeouts.ready_s
+    while True:
+        if stopping():
+            raise StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was ready"))
+        if not process.running:
+            raise StartFailed(diagnosis.of_start(process.log_text(), process.exit_code))
+        if time.monotonic() > deadline:
+            message = f"not ready after {spec.timeouts.ready_s:.0f} s"
+            raise StartFailed(Failure(FailureClass.READY_TIMEOUT, message, process.log_tail()))
+        if _answers(endpoint, "/health"):
+            break
+        time.sleep(POLL_S)
+    _prove_identity(endpoint, spec, process)
+
+
+def _answers(endpoint: Endpoint, path: str) -> bool:
+    try:
+        return probe.get(endpoint, path)[0] == 200
+    except probe.NoAnswer:
+        return False
+
+
+def _prove_identity(endpoint: Endpoint, spec: SessionSpec, process: ServerProcess) -> None:
+    def refuse(message: str) -> StartFailed:
+        return StartFailed(Failure(FailureClass.WRONG_SERVER, message, process.log_tail()))
+
+    try:
+        status, body = probe.get(endpoint, "/v1/models")
+        models = {entry["id"]: entry for entry in json.loads(body)["data"]} if status == 200 else {}
+    except (probe.NoAnswer, ValueError, KeyError, TypeError) as error:
+        raise refuse(f"/v1/models did not answer as vLLM does: {error!r}") from None
+    if spec.model.name not in models:
+        raise refuse(f"another server answers: it serves {sorted(models)}, not {spec.model.name}")
+    length = models[spec.model.name].get("max_model_len")
+    if length is not None and length != spec.server.max_model_len:
+        raise refuse(f"the server's max_model_len is {length}, not {spec.server.max_model_len}")
+    if endpoint.uds is None and probe.get(endpoint, "/v1/models", api_key="not-the-key")[0] != 401:
+        raise refuse("another server answers on our port: it takes any key")

@@ -1,0 +1,63 @@
+"""The private directory of one session: socket, log, model and the server's temporary files; gone afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SOCKET_PATH_LIMIT = 107
+"""Bytes of a Unix socket's path (sun_path, unix(7)), its closing zero left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths below one 0700 directory. Everything of a session that is a file lives here."""
+
+    root: Path
+
+    @classmethod
+    def make(cls) -> Workspace:
+        """Make the directory, with a path short enough for a Unix socket."""
+        root = Path(tempfile.mkdtemp(prefix="vc-"))
+        workspace = cls(root)
+        if len(str(workspace.socket)) > SOCKET_PATH_LIMIT - 40:  # vLLM's own sockets below tmp/ have longer names
+            shutil.rmtree(root)
+            workspace = cls(Path(tempfile.mkdtemp(prefix="vc-", dir="/tmp")))
+        workspace.temporary.mkdir()
+        return workspace
+
+    @property
+    def socket(self) -> Path:
+        """The server's HTTP socket."""
+        return self.root / "s"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of the server."""
+        return self.root / "server.log"
+
+    @property
+    def status(self) -> Path:
+        """What the guard says of the server: pid and exit code."""
+        return self.root / "status.json"
+
+    @property
+    def model(self) -> Path:
+        """Directory of a shape's config and tokenizer."""
+        return self.root / "model"
+
+    @property
+    def temporary(self) -> Path:
+        """TMPDIR of the server."""
+        return self.root / "t"
+
+    @property
+    def sim_state(self) -> Path:
+        """What the stand-in server says it has allocated."""
+        return self.root / "sim.json"
+
+    def remove(self) -> None:
+        """Remove the directory and all in it."""
+        shutil.rmtree(self.root, ignore_errors=True)

@@ -1,0 +1,199 @@
+"""The tutorial's batch client: the same requests one by one, then concurrently, against any OpenAI-compatible server.
+
+Run by people: `python -m workers.load --url URL --n 32 --concurrency 8 --max-tokens 64`. It must never send a prompt
+twice, nor count a failed request as done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import uvloop
+
+from contract.rows import RequestRow
+from workers.load.client import LoadPlan, LoadResult, run_load
+from workers.load.endpoint import Endpoint, EndpointError, served_models
+from workers.load.summary import LoadSummary, percentile, summarize
+
+PROG = "python -m workers.load"
+MODELS_TIMEOUT_S = 15.0
+KEY_VARIABLES = ("VLLM_API_KEY", "OPENAI_API_KEY")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROG}: {message}\n")
+
+
+def _count(value: str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {value!r}")
+    return number
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {value!r}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROG,
+        allow_abbrev=False,
+        description="Send the same number of completions one by one, then concurrently, and print both as JSON.",
+        epilog="Times are in seconds, *_qps in successful requests per second, *_tok_s in completion tokens of "
+        "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
+        f"The API key is read from {' or '.join(KEY_VARIABLES)}. "
+        "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
+        "2 bad arguments or no usable server, 130 interrupted.",
+    )
+    add = parser.add_argument
+    add(
+        "--url",
+        default="http://127.0.0.1:8000/v1/completions",
+        help="server, with or without /v1 or /v1/completions (default: %(default)s)",
+    )
+    add("--n", type=_count, default=32, metavar="REQUESTS", help="requests in each half (default: %(default)s)")
+    add(
+        "--concurrency",
+        type=_count,
+        default=8,
+        metavar="REQUESTS",
+        help="requests in flight in the concurrent half (default: %(default)s)",
+    )
+    add("--max-tokens", type=_count, default=64, metavar="TOKENS", help="tokens per answer (default: %(default)s)")
+    add("--model", help="model to ask for (default: the first one in the server's /v1/models)")
+    add(
+        "--prompt",
+        default="Explain what a GPU is in one sentence.",
+        metavar="TEXT",
+        help="sent behind a short prefix that makes every request's prompt unique (default: %(default)r)",
+    )
+    add(
+        "--timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="time limit of one request (default: %(default)g)",
+    )
+    add(
+        "--no-ignore-eos",
+        dest="ignore_eos",
+        action="store_false",
+        help="let answers end before --max-tokens, and do not send vLLM's ignore_eos, which other servers may refuse",
+    )
+    return parser
+
+
+async def _find_model(endpoint: Endpoint, wanted: str | None) -> str:
+    try:
+        names = await served_models(endpoint, MODELS_TIMEOUT_S)
+    except EndpointError as error:
+        if wanted is not None and error.status == 404:
+            return wanted  # some compatible servers list no models: the first request will tell
+        raise
+    if wanted is not None and wanted not in names:
+        raise EndpointError(f"unknown model {wanted!r}: {endpoint.root} serves {', '.join(names)}")
+    return wanted or names[0]
+
+
+async def _compare(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, LoadResult, LoadResult]:
+    model = await _find_model(endpoint, args.model)
+    sequential = LoadPlan(
+        replace(endpoint, model=model),
+        concurrency=1,
+        num_requests=args.n,
+        prompt_tokens=0,
+        output_tokens=args.max_tokens,
+        first_ordinal=0,
+        vocab_size=0,
+        # Not fixed: a second run on the same server must not find the prompts of the first in its cache.
+        seed=secrets.randbits(32),
+        timeout_s=args.timeout,
+        ignore_eos=args.ignore_eos,
+        text=args.prompt,
+    )
+    concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
+    return model, await run_load(sequential), await run_load(concurrent)
+
+
+def _report(args: argparse.Namespace, model: str, sequential: LoadResult, concurrent: LoadResult) -> dict[str, Any]:
+    """Return what is printed: the tutorial's eight keys first, then what it left out."""
+    halves = {"sequential": sequential, "concurrent": concurrent}
+    sums = {half: summarize(result.requests, result.duration_s) for half, result in halves.items()}
+    report: dict[str, Any] = {"n": args.n, "concurrency": args.concurrency}
+    report |= {f"{half}_s": total.duration_s for half, total in sums.items()}
+    report |= {f"{half}_qps": total.qps for half, total in sums.items()}
+    report |= {f"{half}_tok_s": total.tok_s for half, total in sums.items()}
+    report["completed"] = sum(total.completed for total in sums.values())
+    report["failed"] = sum(total.failed for total in sums.values())
+    report["model"] = model
+    for half, total in sums.items():
+        report |= _half(half, total, halves[half].requests)
+    return report
+
+
+def _half(half: str, total: LoadSummary, requests: Sequence[RequestRow]) -> dict[str, Any]:
+    ttft = [row.ttft_s for row in requests if row.ok and row.ttft_s is not None]
+    return {
+        f"{half}_failed": total.failed,
+        f"{half}_p50_e2e_s": total.p50_e2e_s,
+        f"{half}_p95_e2e_s": total.p95_e2e_s,
+        f"{half}_p99_e2e_s": total.p99_e2e_s,
+        f"{half}_p50_ttft_s": total.p50_ttft_s,
+        f"{half}_p95_ttft_s": total.p95_ttft_s,
+        f"{half}_p99_ttft_s": percentile(ttft, 99),
+    }
+
+
+def _complain(message: str) -> None:
+    print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the client and return its exit code: 0, 1, 2 or 130 as its help says."""
+    try:
+        args = _parser().parse_args(argv)
+        key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+        try:
+            endpoint = Endpoint(args.url, model="", api_key=key)
+        except ValueError as error:
+            _complain(str(error))
+            return 2
+        try:
+            model, sequential, concurrent = uvloop.run(_compare(args, endpoint))
+        except EndpointError as error:
+            _complain(str(error))
+            return 2
+        report = _report(args, model, sequential, concurrent)
+        print(json.dumps(report, indent=2))
+        failures = [row for row in sequential.requests + concurrent.requests if not row.ok]
+        if failures:
+            first = failures[0]
+            _complain(f"{len(failures)} requests failed, the first with {first.failure_class}: {first.failure_message}")
+        if args.concurrency > args.n:
+            _complain(f"note: {args.n} requests cannot keep {args.concurrency} in flight")
+        return 0 if report["completed"] else 1
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

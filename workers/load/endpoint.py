@@ -1,0 +1,147 @@
+"""Where load is sent: one OpenAI-compatible server behind TCP or a Unix socket, and how a session to it is opened.
+
+`workers.load.client` and the command line call it. A proxy, a pool limit or a connection that the server has already
+given up must never get into a latency.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+KEEPALIVE_S = 2.0
+"""An idle connection older than this is not used again. uvicorn closes its own after 5 s (and does so without a word:
+a request sent at that moment would fail)."""
+
+
+class EndpointError(Exception):
+    """A server that cannot be used, in one line. `status` is its HTTP status, None where none came."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server and the model asked of it.
+
+    Raises:
+        ValueError: `base_url` is no http or https URL of a server, or `api_key` cannot be sent in a header.
+    """
+
+    base_url: str
+    """Base URL, with or without `/v1` or `/v1/completions`. With `uds`, only its path counts."""
+    model: str
+    uds: str | None = None
+    """Path of a Unix socket to connect to instead of the URL's host and port."""
+    api_key: str | None = field(default=None, repr=False)
+    """Sent as a bearer token; kept out of `repr`."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
+            raise ValueError("the URL must have no query, fragment, user name or password")
+        try:
+            wellformed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            wellformed = False
+        if not wellformed or any(character.isspace() for character in self.base_url):
+            raise ValueError(f"not an http:// or https:// URL: {self.base_url!r}")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise ValueError("the API key is empty or has characters that cannot be sent in a header")
+
+    @property
+    def root(self) -> str:
+        """The URL that `/v1` follows."""
+        return self.base_url.rstrip("/").removesuffix("/completions").rstrip("/").removesuffix("/v1").rstrip("/")
+
+    @property
+    def completions_url(self) -> str:
+        """Where completions are asked for."""
+        return f"{self.root}/v1/completions"
+
+    @property
+    def models_url(self) -> str:
+        """Where the served models are listed."""
+        return f"{self.root}/v1/models"
+
+    def proxy(self) -> str | None:
+        """Return the environment's proxy for this server; None for sockets, loopback and hosts in `no_proxy`.
+
+        Looked up once a load, not by aiohttp's `trust_env`: that reads the environment and ~/.netrc in a thread before
+        every single request, inside its latency.
+        """
+        parts = urlsplit(self.base_url)
+        host = parts.hostname or ""
+        if self.uds is not None or _is_loopback(host) or urllib.request.proxy_bypass(host):
+            return None
+        return urllib.request.getproxies().get(parts.scheme)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
+    """Return a session for one load on `endpoint`, to be called in a running loop and closed by the caller.
+
+    It has no connection limit (the closed loop is the limit), no time limit (the caller sets one), no cookies, no
+    compression and no redirects of its own. The first request of each connection pays for connecting.
+    """
+    headers = {"Accept": "text/event-stream, application/json", "Accept-Encoding": "identity"}
+    if endpoint.api_key is not None:
+        headers["Authorization"] = f"Bearer {endpoint.api_key}"
+    connector: aiohttp.BaseConnector
+    if endpoint.uds is not None:
+        connector = aiohttp.UnixConnector(endpoint.uds, limit=0, keepalive_timeout=KEEPALIVE_S)
+    else:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+async def served_models(endpoint: Endpoint, timeout_s: float) -> list[str]:
+    """Return the model names `endpoint` serves, in its order; `endpoint.model` is not looked at.
+
+    Raises:
+        EndpointError: not reachable within `timeout_s` seconds, refused, or the answer is no list of models.
+    """
+    url = endpoint.models_url
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    try:
+        async with (
+            open_session(endpoint) as session,
+            session.get(url, proxy=endpoint.proxy(), timeout=timeout, allow_redirects=False) as response,
+        ):
+            status, body = response.status, await response.read()
+    except TimeoutError:
+        raise EndpointError(f"{url} did not answer within {timeout_s:g} s") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise EndpointError(f"cannot reach {url}: {error or type(error).__name__}") from None
+    if status in (401, 403):
+        raise EndpointError(f"{url} wants another API key (HTTP {status})", status)
+    if status != 200:
+        raise EndpointError(f"{url} answered HTTP {status}: no OpenAI-compatible server?", status)
+    try:
+        answer: Any = json.loads(body)
+        names = [entry["id"] for entry in answer["data"]]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        names = []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise EndpointError(f"{url} answered no list of models: no OpenAI-compatible server?", status)
+    return names

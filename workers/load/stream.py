@@ -1,0 +1,196 @@
+"""One completions answer as server-sent events: what came, when, and whether it is a success.
+
+`workers.load.client` feeds it a body as it arrives. Pure: it reads no clock, opens no connection, and must never raise,
+whatever a server sends.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from contract.failures import FailureClass
+from contract.rows import Failure
+
+MESSAGE_CHARS = 500
+"""How much of a server's text is kept in a failure message."""
+MAX_EVENT_BYTES = 2**20
+"""An event longer than this is no completions chunk: it is dropped and the stream is malformed."""
+
+_FIELDS = (b"data", b"event", b"id", b"retry", b"")  # the last: comments
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """What happened in one stream. Stamps are those the bytes were fed with: when an event's last byte arrived.
+
+    A chunk is an event with a choice; it may hold several tokens, or none of text. (`vllm bench serve` counts the same
+    events, but calls the gaps between them inter-token latency, and stamps completions after parsing them.)
+    """
+
+    chunks: int = 0
+    first_chunk_s: float | None = None
+    last_chunk_s: float | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    saw_done: bool = False
+    error: str | None = None
+    """The first error object, as the server wrote it."""
+    malformed: str | None = None
+    """The first thing that is not a completions stream, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asked for. `prompt_tokens` is None for text, whose length only the server knows."""
+
+    max_tokens: int
+    ignore_eos: bool
+    prompt_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class StreamParser:
+    """Parses a body fed in pieces cut anywhere. Line ends may be LF, CRLF or CR; comments, ids and retries pass."""
+
+    record: StreamRecord = field(default_factory=StreamRecord)
+    _rest: bytes = b""  # of a line whose end has not come
+    _after_cr: bool = False
+    _data: list[bytes] = field(default_factory=list)
+    _event: bytes = b""
+    _begin: bytes = b""  # of the body, for the message
+
+    def feed(self, data: bytes, at_s: float) -> None:
+        """Take the next bytes, which arrived at `at_s`."""
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._after_cr = False
+        if not data:
+            return
+        if len(self._begin) < MESSAGE_CHARS:
+            self._begin += data[: MESSAGE_CHARS - len(self._begin)]
+        self._after_cr = data.endswith(b"\r")
+        lines = (self._rest + data).splitlines(keepends=True)
+        self._rest = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
+        for line in lines:
+            self._take_line(line.rstrip(b"\r\n"), at_s)
+        if len(self._rest) > MAX_EVENT_BYTES:
+            self._rest = b""
+            self._malformed(f"a line is longer than {MAX_EVENT_BYTES} bytes")
+
+    def close(self) -> None:
+        """Take the end of the body. An event it cut short is dropped, as the standard for such streams has it."""
+        if not self._rest and not self._data:
+            return
+        name, colon, _ = self._rest.partition(b":")
+        known = name in _FIELDS if colon else any(each.startswith(name) for each in _FIELDS)
+        if not known:
+            self._malformed("not a stream of events")
+        elif self.record.saw_done:
+            self._malformed("an event was cut short after [DONE]")
+
+    def _take_line(self, line: bytes, at_s: float) -> None:
+        if not line:
+            if self._data:
+                self._take_event(b"\n".join(self._data), at_s)
+            self._data, self._event = [], b""
+            return
+        name, _, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+            if len(self._data) > 1 and sum(map(len, self._data)) > MAX_EVENT_BYTES:
+                self._data = []
+                self._malformed(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        elif name == b"event":
+            self._event = value
+        elif name not in _FIELDS:
+            self._malformed("not a stream of events")
+
+    def _take_event(self, data: bytes, at_s: float) -> None:
+        record = self.record
+        if record.saw_done:
+            self._malformed("an event after [DONE]")
+            return
+        if data == b"[DONE]":
+            record.saw_done = True
+            return
+        try:
+            message: Any = json.loads(data.decode())
+        except (ValueError, RecursionError):
+            message = None
+        is_error = self._event == b"error" or (
+            isinstance(message, dict) and (message.get("error") is not None or message.get("object") == "error")
+        )
+        if is_error:
+            record.error = record.error or _text(data) or "error event without data"
+        elif not isinstance(message, dict) or not isinstance(message.get("choices"), list):
+            self._malformed(f"an event is not a completions chunk: {_text(data)}")
+        else:
+            self._take_chunk(message, at_s)
+
+    def _take_chunk(self, message: dict[str, Any], at_s: float) -> None:
+        record = self.record
+        if message["choices"]:
+            choice = message["choices"][0]
+            reason = choice.get("finish_reason") if isinstance(choice, dict) else 0
+            if reason is not None and not isinstance(reason, str):
+                self._malformed("a choice is not an object with a finish_reason")
+                return
+            record.chunks += 1
+            record.last_chunk_s = at_s
+            if record.first_chunk_s is None:
+                record.first_chunk_s = at_s
+            record.finish_reason = reason or record.finish_reason
+        usage = message.get("usage")
+        if isinstance(usage, dict):
+            record.prompt_tokens = self._count(usage.get("prompt_tokens"))
+            record.completion_tokens = self._count(usage.get("completion_tokens"))
+        elif usage is not None:
+            self._malformed("usage is not an object")
+
+    def _count(self, value: Any) -> int | None:
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63):
+            return value
+        self._malformed("a token count in usage is not a number of tokens")
+        return None
+
+    def _malformed(self, what: str) -> None:
+        if self.record.malformed is None:
+            self.record.malformed = f"{what}; the body begins: {_text(self._begin)}"
+
+
+def judge(record: StreamRecord, asked: Asked) -> Failure | None:
+    """Return why a stream that ended by itself (HTTP 200) is no success, or None when it is one.
+
+    Success needs a well-formed stream without an error object, `[DONE]`, a finish reason, usage, and the tokens asked
+    for: exactly `max_tokens` where `ignore_eos` was sent or the reason is "length", at most that many where it is
+    "stop"; and, where the prompt was token ids, exactly those as prompt tokens. The first lack in this order names the
+    failure. (`vllm bench serve` 0.32 calls any of these a success as long as one chunk came.)
+    """
+    if record.error is not None:
+        return Failure(FailureClass.IN_BAND_ERROR, record.error)
+    if record.malformed is not None:
+        return Failure(FailureClass.MALFORMED_STREAM, record.malformed)
+    if not record.saw_done:
+        return Failure(FailureClass.NO_DONE, f"the stream ended after {record.chunks} chunks without [DONE]")
+    if record.finish_reason is None:
+        return Failure(FailureClass.NO_FINISH_REASON, f"none of {record.chunks} chunks has a finish_reason")
+    if record.finish_reason not in ("length", "stop"):
+        return Failure(FailureClass.UNEXPECTED_FINISH_REASON, record.finish_reason[:MESSAGE_CHARS])
+    if record.completion_tokens is None:
+        return Failure(FailureClass.NO_USAGE, "the stream has no usage.completion_tokens")
+    exact = asked.ignore_eos or record.finish_reason == "length"
+    if record.completion_tokens > asked.max_tokens or (exact and record.completion_tokens != asked.max_tokens):
+        what = f"{record.completion_tokens} completion tokens ({record.finish_reason}), asked for {asked.max_tokens}"
+        return Failure(FailureClass.WRONG_TOKEN_COUNT, what)
+    if asked.prompt_tokens is not None and record.prompt_tokens != asked.prompt_tokens:
+        what = f"the server counted {record.prompt_tokens} prompt tokens, {asked.prompt_tokens} were sent"
+        return Failure(FailureClass.WRONG_TOKEN_COUNT, what)
+    return None
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")[:MESSAGE_CHARS]

@@ -1,0 +1,116 @@
+"""What a load level adds up to, with the field names of `contract.rows.PointRow`.
+
+Called by the session that fills a point and by the command line. Pure; it must never let a failed request into a
+latency or a throughput, nor show 0 where nothing was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeVar
+
+from contract.rows import RequestRow
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSummary:
+    """One load level. Latencies are over successes; whatever needs a success is None where there is none."""
+
+    completed: int
+    failed: int
+    duration_s: float
+    mean_e2e_s: float | None
+    p50_e2e_s: float | None
+    p95_e2e_s: float | None
+    p99_e2e_s: float | None
+    mean_ttft_s: float | None
+    p50_ttft_s: float | None
+    p95_ttft_s: float | None
+    mean_tpot_s: float | None
+    """Over successes of more than one token."""
+    p50_tpot_s: float | None
+    p95_tpot_s: float | None
+    qps: float | None
+    """Successes / duration_s."""
+    tok_s: float | None
+    """Completion tokens of successes / duration_s."""
+    total_tok_s: float | None
+    """Prompt and completion tokens of successes / duration_s; None where a server left prompt tokens out."""
+    achieved_concurrency: float | None
+    """Time-weighted mean of requests in flight over the window, failed ones included; None for an empty window."""
+
+
+def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
+    """Return the summary of one load level that lasted `duration_s` seconds, ramp and drain included.
+
+    Percentiles as numpy's default (linear interpolation), successes only, as in `vllm bench serve`; throughput is over
+    the same duration as there. Different: bench puts TPOT at 0 for one-token answers (here they have none), shows 0.0
+    where nothing succeeded (here None), and counts concurrency as the peak of one-second buckets (here the integral of
+    requests in flight over the window, so that by Little's law it equals qps * mean_e2e_s when all succeed).
+    """
+    successes = [row for row in requests if row.ok]
+    e2e = _present(row.e2e_s for row in successes)
+    ttft = _present(row.ttft_s for row in successes)
+    tpot = _present(row.tpot_s for row in successes)
+    prompt_tokens = _present(row.prompt_tokens for row in successes)
+    completion_tokens = sum(row.completion_tokens or 0 for row in successes)
+    total_tokens = completion_tokens + sum(prompt_tokens) if len(prompt_tokens) == len(successes) else None
+    rated = bool(successes) and duration_s > 0
+    return LoadSummary(
+        completed=len(successes),
+        failed=len(requests) - len(successes),
+        duration_s=duration_s,
+        mean_e2e_s=_mean(e2e),
+        p50_e2e_s=percentile(e2e, 50),
+        p95_e2e_s=percentile(e2e, 95),
+        p99_e2e_s=percentile(e2e, 99),
+        mean_ttft_s=_mean(ttft),
+        p50_ttft_s=percentile(ttft, 50),
+        p95_ttft_s=percentile(ttft, 95),
+        mean_tpot_s=_mean(tpot),
+        p50_tpot_s=percentile(tpot, 50),
+        p95_tpot_s=percentile(tpot, 95),
+        qps=len(successes) / duration_s if rated else None,
+        tok_s=completion_tokens / duration_s if rated else None,
+        total_tok_s=total_tokens / duration_s if rated and total_tokens is not None else None,
+        achieved_concurrency=mean_in_flight(requests, duration_s),
+    )
+
+
+def mean_in_flight(requests: Iterable[RequestRow], duration_s: float) -> float | None:
+    """Return the time-weighted mean of requests in flight over [0, duration_s] seconds, None for an empty window.
+
+    A request is in flight from `sent_s` for its `e2e_s`, cut to the window. The integral of the number in flight (what
+    a sweep over sends and ends adds up) is the sum of these times.
+    """
+    if duration_s <= 0:
+        return None
+    held = (min(row.sent_s + (row.e2e_s or 0.0), duration_s) - max(row.sent_s, 0.0) for row in requests)
+    return math.fsum(max(each, 0.0) for each in held) / duration_s
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """Return the `q`-th percentile (0 to 100) with linear interpolation between ranks; None for no values.
+
+    Method 7 of Hyndman and Fan, "Sample Quantiles in Statistical Packages" (1996): numpy's default.
+    """
+    if not values:
+        return None
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * q / 100
+    below = min(int(rank), len(ordered) - 1)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _present(values: Iterable[_Number | None]) -> list[_Number]:
+    return [value for value in values if value is not None]

@@ -1,0 +1,187 @@
+"""A model as vLLM is given it: a directory made from a shape, or the config.json of published weights.
+
+Called by the session before a server starts and by the plan, to learn a model's sizes. It must never read a token from
+anywhere but the environment, nor import a heavy library before it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from contract.specs import ModelSpec
+
+HUB_TIMEOUT_S = 10.0
+
+_CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: "
+
+
+class ModelNotFound(Exception):
+    """No config.json could be read; the message says what to do."""
+
+
+def write_model_dir(model: ModelSpec, directory: Path) -> Path:
+    """Write a shape's config.json, generation_config.json and a tokenizer; return `directory`, made if need be.
+
+    vLLM serves it with `--load-format dummy` and no hub.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "config.json", model.config)
+    special_keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    text = model.config.get("text_config") or model.config
+    special = {key: text[key] for key in special_keys if text.get(key) is not None}
+    _write_json(directory / "generation_config.json", special)
+    tokens = special_tokens(text)
+    _write_json(directory / "tokenizer.json", tokenizer_json(model.vocab_size, tokens))
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(special, tokens))
+    return directory
+
+
+def special_tokens(text: Mapping[str, Any]) -> dict[int, str]:
+    """Return the special tokens by id: those the config names for begin, end and padding."""
+    tokens: dict[int, str] = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = text.get(key)
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is not None:
+                tokens.setdefault(token_id, f"<|{key.removesuffix('_token_id')}_{token_id}|>")
+    return tokens
+
+
+def tokenizer_json(vocab_size: int, special: Mapping[int, str]) -> dict[str, Any]:
+    """Return a byte-level BPE tokenizer without merges, of exactly `vocab_size` ids, as the `tokenizers` library reads it.
+
+    Text becomes one token a byte, so it can always be encoded; every other id is a number with a space before it, so
+    whatever a model of random weights emits can be decoded.
+    """
+    ordinary = vocab_size - len(special)
+    if ordinary < 256 or any(not 0 <= token_id < vocab_size for token_id in special):
+        raise ValueError(f"vocab_size {vocab_size} is too small for 256 bytes and {len(special)} special tokens")
+    letters = iter(_byte_letters())
+    # U+0120 is byte-level BPE's letter for a space.
+    vocabulary = {
+        special.get(token_id) or next(letters, None) or f"\u0120{token_id}": token_id for token_id in range(vocab_size)
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, "content": special[token_id], **flags} for token_id in sorted(special)],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [],
+        },
+    }
+
+
+def _byte_letters() -> Iterator[str]:
+    """Yield the letters that stand for the bytes 0 to 255 in byte-level BPE: printable ones for themselves."""
+    shifted = 0
+    for byte in range(256):
+        if 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or 0xAE <= byte <= 0xFF:
+            yield chr(byte)
+        else:
+            yield chr(0x100 + shifted)
+            shifted += 1
+
+
+def _tokenizer_config(special: Mapping[str, Any], tokens: Mapping[int, str]) -> dict[str, Any]:
+    named = {}
+    for key, value in special.items():
+        token_id = value[0] if isinstance(value, list) else value
+        named[key.removesuffix("_id")] = tokens[token_id]
+    # Model-specific tokenizer classes give names that are left out tokens of their own, beyond the vocabulary.
+    for key in ("eos_token", "bos_token", "pad_token", "unk_token"):
+        named.setdefault(key, named.get("eos_token") or "0")
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "fix_mistral_regex": False,
+        "chat_template": _CHAT_TEMPLATE,
+        **named,
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
+    """Return config.json of a directory, or of a model on the Hugging Face hub (from its cache where it can be).
+
+    Args:
+        name_or_path: a directory, or ORG/NAME.
+        revision: branch, tag or commit of a hub model; None is the hub's default.
+
+    Raises:
+        ModelNotFound: there is none to be read.
+    """
+    directory = Path(name_or_path).expanduser()
+    path = directory / "config.json" if directory.is_dir() else _hub_file(name_or_path, revision)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"{path} cannot be read ({error}); name a directory that holds a model's files") from error
+    if not isinstance(config, dict):
+        raise ModelNotFound(f"{path} is not a JSON object; name a directory that holds a model's files")
+    return config
+
+
+def _hub_file(name: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        return Path(
+            hf_hub_download(
+                name,
+                "config.json",
+                revision=revision,
+                token=os.environ.get("HF_TOKEN") or False,
+                etag_timeout=HUB_TIMEOUT_S,
+                local_files_only=offline,
+            )
+        )
+    except errors.HFValidationError as error:
+        raise ModelNotFound(f"{name!r} is neither a directory nor a hub name of the form ORG/NAME") from error
+    except errors.GatedRepoError as error:
+        raise ModelNotFound(
+            f"{where} is gated: accept its licence on the hub and put a token with access in HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelNotFound(f"the hub has no {where}: set model.revision to a branch, tag or commit it has") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"the hub has no {where} (or it is private: put a token with access in HF_TOKEN); check model.name"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        hint = (
+            "unset HF_HUB_OFFLINE, or download it once on a machine with a network"
+            if offline
+            else "check the network, or download it before"
+        )
+        raise ModelNotFound(
+            f"{where} is not in the local cache and the hub was not asked or did not answer: {hint}"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ModelNotFound(f"{where} has no config.json: it is not a model that vLLM can serve") from error
+    except Exception as error:  # the hub's client lets its HTTP library's own errors through
+        raise ModelNotFound(f"the hub did not give {where} ({type(error).__name__}: {error}); try again") from error

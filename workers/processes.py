@@ -1,0 +1,42 @@
+"""Process trees read from /proc: descendants, memory, liveness. Linux only; never kills anything."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+PROC = Path("/proc")
+
+
+def tree(pid: int) -> list[int]:
+    """Return `pid` and its living descendants."""
+    try:
+        process = psutil.Process(pid)
+        return [pid, *(child.pid for child in process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    """Return whether `pid` lives; a zombie, which only waits to be reaped, does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def pss_bytes(pids: list[int]) -> int:
+    """Return the sum of the processes' proportional set sizes: resident memory, shared pages divided among sharers.
+
+    Source: Pss in /proc/PID/smaps_rollup, in KiB (Linux, proc_pid_smaps(5)).
+    """
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+                    break
+    return total

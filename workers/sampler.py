@@ -1,0 +1,93 @@
+"""Watches a server while a point is measured: device telemetry and the server's gauges, from a thread of its own.
+
+Used by `workers.session` as a context manager around a measured window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from contract.rows import TelemetryRow
+from workers import metrics, probe
+from workers.devices.base import Device
+from workers.load.endpoint import Endpoint
+
+DEVICE_PERIOD_S = 0.1
+METRICS_PERIOD_S = 0.5
+
+
+@dataclass(slots=True)
+class Observed:
+    """What was seen. Telemetry times are wall clock until `window` makes them relative."""
+
+    telemetry: list[TelemetryRow] = field(default_factory=list)
+    gauges: list[metrics.ServerMetrics] = field(default_factory=list)
+    cpu_util_pct: float | None = None
+
+    def window(self, wall_start_s: float, duration_s: float) -> list[TelemetryRow]:
+        """Return the samples inside a window, their times in seconds since its start."""
+        inside = (replace(row, t_s=row.t_s - wall_start_s) for row in self.telemetry)
+        return [row for row in inside if 0 <= row.t_s <= duration_s]
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the highest memory seen at one moment, summed over the cards."""
+        by_moment: dict[float, int] = {}
+        for row in self.telemetry:
+            if row.memory_used_bytes is not None:
+                by_moment[row.t_s] = by_moment.get(row.t_s, 0) + row.memory_used_bytes
+        return max(by_moment.values(), default=None)
+
+    def highest(self, name: str) -> float | None:
+        """Return the highest value of one gauge of `ServerMetrics`; None where it was never there."""
+        return max((value for gauge in self.gauges if (value := getattr(gauge, name)) is not None), default=None)
+
+
+class Sampler:
+    """Samples from `__enter__` to `__exit__`; `observed` is complete afterwards."""
+
+    def __init__(self, device: Device, pid: int, endpoint: Endpoint) -> None:
+        self.observed = Observed()
+        self._device, self._pid, self._endpoint = device, pid, endpoint
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(DEVICE_PERIOD_S, self._sample_device), daemon=True),
+            threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_gauges), daemon=True),
+        ]
+
+    def __enter__(self) -> Self:
+        psutil.cpu_percent(None)  # the next call gives the mean since this one
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        self.observed.cpu_util_pct = psutil.cpu_percent(None)
+
+    def _repeat(self, period_s: float, sample: Callable[[], None]) -> None:
+        due = time.monotonic()
+        while True:
+            sample()
+            due = max(due + period_s, time.monotonic())
+            if self._ended.wait(due - time.monotonic()):
+                return
+
+    def _sample_device(self) -> None:
+        now = time.time()
+        self.observed.telemetry += [replace(row, t_s=now) for row in self._device.sample(self._pid)]
+
+    def _sample_gauges(self) -> None:
+        with contextlib.suppress(probe.NoAnswer, ValueError):
+            status, text = probe.get(self._endpoint, "/metrics")
+            if status == 200:
+                self.observed.gauges.append(metrics.parse(text))

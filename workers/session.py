@@ -1,0 +1,411 @@
+"""One session: a server and the points measured on it. Verbs: start, measure(point), stop.
+
+Made by the driver's actor on the node that holds the cards, which lends it a way to run load. `stop` may be called from
+another thread at any time. Failures come back as rows; what is raised is a defect of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from contract.failures import FailureClass
+from contract.rows import (
+    FAILED,
+    MEASURED,
+    SCHEMA_VERSION,
+    Failure,
+    PointRow,
+    SessionEnd,
+    SessionRow,
+)
+from contract.specs import Point, PointKind, SessionSpec
+from workers import kv_figures, metrics, probe, provenance
+from workers.devices import open_device
+from workers.engines import make_engine, vllm_log
+from workers.engines.base import Address, inherited_environment
+from workers.kv_figures import KvFigures
+from workers.launch import readiness
+from workers.launch.process import ServerProcess
+from workers.launch.workspace import Workspace
+from workers.load.client import LoadPlan, LoadResult
+from workers.load.endpoint import Endpoint
+from workers.load.summary import summarize
+from workers.models import write_model_dir
+from workers.sampler import Observed, Sampler
+
+MIB = 2**20
+MEMORY_BACK_TOLERANCE_BYTES = 16 * MIB
+SETTLED_BYTES = MIB
+SETTLED_READINGS = 3
+SETTLE_LIMIT_S = 5.0
+WARMUP_OUTPUT_TOKENS = 8
+DEFAULT_BATCHED_TOKENS = 2048
+FAILED_SHARE_LIMIT = 0.05
+"""More failed requests than this and a load point is not a measurement."""
+
+
+class Session:
+    """See the module. `generate` runs one load plan on this node and returns what the clients saw."""
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        run_id: str,
+        attempt: int,
+        visible_devices: list[str],
+        generate: Callable[[LoadPlan], LoadResult],
+        omp_num_threads: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self._generate = generate
+        self._omp_num_threads = omp_num_threads
+        self._stopping = threading.Event()
+        self._stop_lock = threading.Lock()
+        self._engine = make_engine(spec.engine)
+        self._workspace = Workspace.make()
+        self._device = open_device(spec.device, visible_devices, self._workspace)
+        self._process: ServerProcess | None = None
+        self._address = Address()
+        self._endpoint: Endpoint | None = None
+        self._kv = KvFigures()
+        self._log_figures = vllm_log.LogFigures()
+        self._ready_bytes: int | None = None
+        versions = self._engine.versions()
+        self.row = SessionRow(
+            schema_version=SCHEMA_VERSION,
+            run_id=run_id,
+            session_id=spec.id,
+            attempt=attempt,
+            status=MEASURED,
+            simulated=self._engine.simulated,
+            started_at=_utc(time.time()),
+            node=socket.gethostname(),
+            visible_devices=visible_devices,
+            device_ids=[card.id for card in self._device.cards],
+            device_name=self._device.cards[0].name if self._device.cards else None,
+            vllm_version=versions.vllm,
+            torch_version=versions.torch,
+            driver_version=self._device.driver_version,
+            python_version=provenance.python_version(),
+        )
+
+    # --- start ---
+
+    def start(self) -> SessionRow:
+        """Start the server, prove that it answers, read its memory. The row's status says whether it did."""
+        try:
+            self.row.mem_baseline_bytes = self._device.memory_used(None)
+            self._launch()
+        except readiness.StartFailed as error:
+            self._fail(error.failure)
+        except Exception as error:
+            self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
+        return self.row
+
+    def _launch(self) -> None:
+        spec, workspace = self.spec, self._workspace
+        model = spec.model.path or (str(write_model_dir(spec.model, workspace.model)))
+        self._address = _address(spec.server.transport, workspace)
+        self._endpoint = _endpoint(spec, self._address)
+        environment = inherited_environment(self._omp_num_threads)
+        environment |= self._engine.environment(spec, self._address)
+        environment |= {
+            "TMPDIR": str(workspace.temporary),
+            "VLLM_RPC_BASE_PATH": str(workspace.temporary),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(self.row.visible_devices),
+        }
+        command = self._engine.command(spec, model, self._address)
+        self.row.argv = provenance.shown_argv(command, workspace.root)
+        self.row.environment = provenance.shown_environment(environment, workspace.root)
+        launched = time.monotonic()
+        self._process = ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s)
+        self.row.server_pid = self._process.pid
+        readiness.wait_until_ready(self._process, self._endpoint, spec, self._stopping.is_set)
+        self.row.ready_s = time.monotonic() - launched
+        self._ready_bytes = self._settled_memory()
+        self._gate()
+        self._log_figures = vllm_log.parse(self._process.log_text())
+        self._kv = kv_figures.of_server(spec, self._scrape(), self._log_figures, self.row.vllm_version)
+
+    def _gate(self) -> None:
+        """One short completion: `/health` says that the front end lives, this that the engine computes."""
+        result = self._load(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1)
+        failed = [request for request in result.requests if not request.ok]
+        if failed:
+            message = f"ready, but the first completion failed: {failed[0].failure_message}"
+            raise readiness.StartFailed(Failure(FailureClass.ENGINE_DEAD, message, self._log_tail()))
+
+    # --- measure ---
+
+    def measure(self, point: Point) -> PointRow:
+        """Measure one point. A failure is a row of status `failed`, with its class and the end of the server's log."""
+        try:
+            if self.row.status != MEASURED:
+                return self._failed_row(point, self._start_failure())
+            if self._process is None or not self._process.running:
+                return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
+            return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
+        except probe.NoAnswer as error:
+            return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
+        except Exception as error:
+            return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
+
+    def _memory(self, point: Point) -> PointRow:
+        """Readings around a load that fills a step: the first such load takes activation memory back."""
+        length = self.spec.server.max_model_len
+        batched = self.spec.server.max_num_batched_tokens or self._log_figures.max_num_batched_tokens
+        aim = batched or DEFAULT_BATCHED_TOKENS
+        output_tokens = min(WARMUP_OUTPUT_TOKENS, length - 1)
+        prompt_tokens = length - output_tokens
+        requests = 2 * math.ceil(aim / prompt_tokens) + 2
+        before = self._scrape()
+        started, began = time.time(), time.monotonic()
+        with self._sampler() as sampler:
+            result = self._load(requests, requests, prompt_tokens, output_tokens)
+        largest = metrics.largest_step_since(before, self._scrape())
+        row = self._row(point, started, sampler.observed, time.monotonic() - began)
+        row.mem_ready_bytes = self._ready_bytes
+        row.mem_loaded_bytes = self._settled_memory()
+        peak = sampler.observed.peak_memory_bytes()
+        row.mem_peak_bytes = max(peak or 0, row.mem_loaded_bytes, self._ready_bytes or 0)
+        row.warmup_reached_batch = None if largest is None else largest >= min(aim, requests * prompt_tokens) / 2
+        row.prompt_tokens, row.output_tokens, row.num_requests = prompt_tokens, output_tokens, requests
+        return self._judged(row, result)
+
+    def _load_level(self, point: Point) -> PointRow:
+        if point.warmup_requests:
+            self._load(point.concurrency, point.warmup_requests, point.prompt_tokens, point.output_tokens, point.seed)
+        before = self._scrape()
+        with self._sampler() as sampler:
+            result = self._load(
+                point.concurrency, point.num_requests, point.prompt_tokens, point.output_tokens, point.seed
+            )
+        after = self._scrape()
+        row = self._row(point, result.started_wall_s, sampler.observed, result.duration_s)
+        _fill_server_counters(row, before, after, sampler.observed)
+        for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
+            setattr(row, name, value)
+        return self._judged(row, result)
+
+    def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
+        row.requests = result.requests
+        row.completed = sum(request.ok for request in result.requests)
+        row.failed = len(result.requests) - row.completed
+        row.duration_s = result.duration_s
+        if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
+            first = next(request for request in result.requests if not request.ok)
+            alive = self._process is not None and self._process.running
+            row.status = FAILED
+            row.failure_class = FailureClass.LOAD_ERROR_RATE if alive else FailureClass.ENGINE_DEAD
+            row.failure_message = (
+                f"{row.failed} of {len(result.requests)} requests failed, the first: "
+                f"{first.failure_class}: {first.failure_message}"
+            )
+            row.log_tail = self._log_tail()
+        return row
+
+    def _load(
+        self, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int = 0
+    ) -> LoadResult:
+        assert self._endpoint is not None
+        plan = LoadPlan(
+            endpoint=self._endpoint,
+            concurrency=concurrency,
+            num_requests=requests,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            first_ordinal=self.row.requests_sent,
+            vocab_size=self.spec.model.vocab_size,
+            seed=seed,
+            timeout_s=self.spec.timeouts.request_s,
+        )
+        self.row.requests_sent += requests
+        return self._generate(plan)
+
+    def _sampler(self) -> Sampler:
+        assert self._process is not None
+        assert self._endpoint is not None
+        return Sampler(self._device, self._process.pid, self._endpoint)
+
+    def _scrape(self) -> metrics.ServerMetrics:
+        assert self._endpoint is not None
+        status, text = probe.get(self._endpoint, "/metrics")
+        return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
+
+    def _settled_memory(self) -> int:
+        """Read memory until three readings in a row agree within 1 MiB, five seconds at the most."""
+        pid = self._process.pid if self._process else None
+        readings = [self._device.memory_used(pid)]
+        deadline = time.monotonic() + SETTLE_LIMIT_S
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            readings.append(self._device.memory_used(pid))
+            last = readings[-SETTLED_READINGS:]
+            if len(last) == SETTLED_READINGS and max(last) - min(last) <= SETTLED_BYTES:
+                break
+        return readings[-1]
+
+    # --- rows ---
+
+    def _row(self, point: Point, started_wall_s: float, observed: Observed, duration_s: float) -> PointRow:
+        row = self._blank_row(point, started_wall_s)
+        row.telemetry = observed.window(started_wall_s, duration_s)
+        row.cpu_util_pct = observed.cpu_util_pct
+        row.gpu_util_pct = _mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
+        power = [s.power_w for s in row.telemetry if s.power_w is not None]
+        row.power_w = None if not power else math.fsum(power) / len(power) * len(self._device.cards)
+        return row
+
+    def _blank_row(self, point: Point, started_wall_s: float) -> PointRow:
+        spec, server, card = self.spec, self.spec.server, self._device.cards[0] if self._device.cards else None
+        load = point.kind is PointKind.LOAD
+        return PointRow(
+            schema_version=SCHEMA_VERSION,
+            run_id=self.row.run_id,
+            session_id=spec.id,
+            point_id=point.id,
+            sweep=point.sweep,
+            kind=point.kind,
+            purpose=point.purpose,
+            attempt=self.row.attempt,
+            status=MEASURED,
+            simulated=self._engine.simulated,
+            started_at=_utc(started_wall_s),
+            model=spec.model.name,
+            dummy_weights=spec.model.dummy_weights,
+            moe=spec.model.is_moe,
+            model_cut=spec.model.cut,
+            engine=spec.engine,
+            device=spec.device,
+            device_name=card.name if card else None,
+            device_memory_bytes=card.memory_bytes if card else None,
+            device_ids=self.row.device_ids,
+            visible_devices=self.row.visible_devices,
+            gpus=spec.gpus,
+            mode=spec.mode,
+            max_model_len=server.max_model_len,
+            gpu_memory_utilization=server.gpu_memory_utilization,
+            kv_cache_memory_bytes=server.kv_cache_memory_bytes,
+            kv_cache_dtype=server.kv_cache_dtype,
+            max_num_seqs=server.max_num_seqs,
+            max_num_batched_tokens=server.max_num_batched_tokens or self._log_figures.max_num_batched_tokens,
+            tensor_parallel_size=server.tensor_parallel_size,
+            enforce_eager=server.enforce_eager,
+            enable_prefix_caching=server.enable_prefix_caching,
+            dtype=server.dtype,
+            quantization=server.quantization,
+            sequences=spec.sequences,
+            vllm_version=self.row.vllm_version,
+            mem_baseline_bytes=self.row.mem_baseline_bytes,
+            concurrency=point.concurrency if load else None,
+            num_requests=point.num_requests if load else None,
+            prompt_tokens=point.prompt_tokens if load else None,
+            output_tokens=point.output_tokens if load else None,
+            repeat=point.repeat if load else None,
+            seed=point.seed if load else None,
+            **dataclasses.asdict(self._kv),
+        )
+
+    def _failed_row(self, point: Point, failure: Failure) -> PointRow:
+        row = self._blank_row(point, time.time())
+        row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
+        row.failure_class = failure.failure_class
+        row.failure_message = failure.message
+        row.log_tail = failure.log_tail or self._log_tail()
+        return row
+
+    def _fail(self, failure: Failure) -> None:
+        self.row.status = FAILED
+        self.row.failure_class = failure.failure_class
+        self.row.failure_message = failure.message
+        self.row.log_tail = failure.log_tail
+
+    def _start_failure(self) -> Failure:
+        return Failure(
+            self.row.failure_class or FailureClass.START_FAILED,
+            self.row.failure_message or "",
+            self.row.log_tail or "",
+        )
+
+    def _log_tail(self) -> str:
+        return self._process.log_tail() if self._process else ""
+
+    # --- stop ---
+
+    def stop(self) -> SessionEnd:
+        """Stop the server, wait for its memory to come back, hand over the row and the log, leave nothing behind."""
+        self._stopping.set()
+        with self._stop_lock:
+            if self.row.ended_at is None:
+                log = self._end()
+                self._workspace.remove()
+                self._device.close()
+                self.row.ended_at = _utc(time.time())
+                self._log = provenance.masked(log, self._workspace.root, self._address.api_key)
+            return SessionEnd(self.row, self._log)
+
+    def _end(self) -> str:
+        if self._process is None:
+            return ""
+        asked = time.monotonic()
+        self._process.stop()
+        self.row.stop_s = time.monotonic() - asked
+        self.row.exit_code = self._process.exit_code
+        baseline = (self.row.mem_baseline_bytes or 0) + MEMORY_BACK_TOLERANCE_BYTES
+        deadline = asked + self.row.stop_s + self.spec.timeouts.memory_back_s
+        while True:
+            self.row.mem_after_stop_bytes = self._device.memory_used(self._process.pid)
+            if self.row.mem_after_stop_bytes <= baseline:
+                self.row.memory_back_s = time.monotonic() - asked
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return self._process.log_text()
+
+
+def _address(transport: str, workspace: Workspace) -> Address:
+    if transport == "uds":
+        return Address(uds=workspace.socket)
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        return Address(port=probe_socket.getsockname()[1], api_key=secrets.token_hex(16))
+
+
+def _endpoint(spec: SessionSpec, address: Address) -> Endpoint:
+    if address.uds is not None:
+        return Endpoint(base_url="http://localhost", model=spec.model.name, uds=str(address.uds))
+    return Endpoint(f"http://127.0.0.1:{address.port}", spec.model.name, api_key=address.api_key)
+
+
+def _fill_server_counters(
+    row: PointRow, before: metrics.ServerMetrics, after: metrics.ServerMetrics, observed: Observed
+) -> None:
+    queries, hits = _grown(before.prefix_queries, after.prefix_queries), _grown(before.prefix_hits, after.prefix_hits)
+    row.prefix_hit_ratio = hits / queries if queries and hits is not None else (0.0 if hits == 0 else None)
+    row.preemptions = _grown(before.preemptions, after.preemptions)
+    row.server_generation_tokens = _grown(before.generation_tokens, after.generation_tokens)
+    row.kv_usage_max = observed.highest("kv_usage")
+    running, waiting = observed.highest("running"), observed.highest("waiting")
+    row.running_max = None if running is None else int(running)
+    row.waiting_max = None if waiting is None else int(waiting)
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _utc(wall_s: float) -> str:
+    return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).isoformat(timespec="milliseconds")
