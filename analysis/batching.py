@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import Figure, count, decimal, percent, plain, significant, times
+from analysis.document import Document, Phrase, phrase
+from analysis.figures import Figure, count, decimal, percent, plain, times
 from analysis.ladder import add_ladder
 from analysis.load_curve import PLATEAU_WITHIN, LoadCurve, load_curves
-from analysis.load_tables import SWEEP_COLUMNS, cell, level_notes, server, sweep_cells, utilization_cell, workload
+from analysis.load_tables import SWEEP_COLUMNS, cell, level_notes, server, sweep_cells, workload
 from analysis.rules import rules_of_thumb
 from analysis.series import Reading
 from analysis.tables import RunPoint, Tables
@@ -18,7 +18,7 @@ FILE = "batching_benchmark.md"
 PURPOSES = ("comparison", "batching", "concurrency", "near_full_context")
 MORE_COLUMNS = ("tok_s", "total_tok_s", "p50_ttft_s", "p95_ttft_s", "p50_tpot_s", "p99_e2e_s")
 PAIR_ROWS = (
-    ("s", "duration_s"),
+    ("s, all requests", "duration_s"),
     ("qps", "qps"),
     ("tok_s", "tok_s"),
     ("total_tok_s", "total_tok_s"),
@@ -52,7 +52,7 @@ def batching_page(tables: Tables) -> Document | None:
         doc.bullets(rules)
     else:
         doc.say("None: too few levels were measured for a rule to follow from them.")
-    add_failures(doc, rows, tables.sessions)
+    add_failures(doc, rows, tables)
     return doc
 
 
@@ -76,7 +76,10 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
             doc.say("Only one side was measured, so there is nothing to compare.")
             doc.table(
                 ["concurrency", "tok_s", "notes"],
-                [[plain(f"{r.name}.concurrency", r.at), cell(r, "tok_s"), level_notes(curve, r)] for r in curve.series.readings],
+                [
+                    [plain(f"{r.name}.concurrency", r.at), cell(r, "tok_s"), level_notes(curve, r)]
+                    for r in curve.series.readings
+                ],
             )
             continue
         one, many = levels[0], levels[-1]
@@ -85,7 +88,10 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
         head = phrase(first) if one.at == 1 else phrase(first, n=plain(f"{one.name}.concurrency", one.at))
         doc.table(
             ["what", head, phrase("concurrent ({n})", n=at), "ratio"],
-            [[label, cell(one, column, 4), cell(many, column, 4), _ratio(curve, one, many, column)] for label, column in PAIR_ROWS],
+            [
+                [label, cell(one, column, 4), cell(many, column, 4), _ratio(curve, one, many, column)]
+                for label, column in PAIR_ROWS
+            ],
         )
         doc.say(
             "The same {requests} requests took {one_s} s one by one and {many_s} s with {n} in flight: "
@@ -136,7 +142,8 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
         _absent(doc, "The shape of the curve from low to too high concurrency", "concurrency")
         return
     doc.say(
-        "Two rules, the same for every curve. Throughput stops scaling at the lowest level whose tok_s is within {within} "
+        "Two rules, the same for every curve. Throughput stops scaling at the lowest level whose tok_s is within "
+        "{within} "
         "of the highest. Latency blows up at the first level where p95_e2e_s grew by a larger factor over the previous "
         "level than tok_s did: from there on more load buys more waiting than work.",
         within=percent("rule.plateau_within_pct", PLATEAU_WITHIN, 0),
@@ -151,7 +158,11 @@ def knee_sentences(curve: LoadCurve) -> list[Phrase]:
     """Return the answers to the tutorial's two questions for one curve."""
     levels = curve.levels
     if len(levels) < 2:
-        return [phrase("Where throughput stops scaling and latency blows up is not known: fewer than two levels were measured.")]
+        return [
+            phrase(
+                "Where throughput stops scaling and latency blows up is not known: fewer than two levels were measured."
+            )
+        ]
     best, flat = curve.best, curve.plateau
     assert best is not None
     assert flat is not None
@@ -180,13 +191,15 @@ def _blow_up(curve: LoadCurve) -> Phrase:
     if bend is None or before is None:
         last = curve.levels[-1]
         return phrase(
-            "Where does latency blow up? Not within the levels tested: up to concurrency {last} tok_s grew by at least the "
+            "Where does latency blow up? Not within the levels tested: up to concurrency {last} tok_s grew by at "
+            "least the "
             "factor by which p95 did; p95 there is {p95} s.",
             last=_at(last),
             p95=cell(last, "p95_e2e_s"),
         )
     return phrase(
-        "Where does latency blow up? From concurrency {before} to {bend}: p95 went from {p95_before} to {p95} s ({p95_ratio}) "
+        "Where does latency blow up? From concurrency {before} to {bend}: p95 went from {p95_before} to {p95} s "
+        "({p95_ratio}) "
         "while tok_s went {tok_ratio}.",
         before=_at(before),
         bend=_at(bend),
@@ -209,10 +222,9 @@ def _utilization_section(doc: Document, rows: Sequence[RunPoint]) -> None:
         doc.say("Not observed: " + ("the run is simulated, there was no GPU." if simulated else "no GPU was used."))
         return
     doc.say(
-        "Over the measured windows NVML's utilization was between {low} and {high} %. It is the share of time in which any "
+        "Over the measured windows NVML's utilization was between {low} and {high} %. It is the share of time in "
+        "which any "
         "kernel ran, not how full the card was: read it beside tok_s.",
         low=decimal("load.gpu_util_lowest_pct", min(seen), 1),
         high=decimal("load.gpu_util_highest_pct", max(seen), 1),
     )
-
-

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.document import Document, Phrase, join, phrase
-from analysis.figures import quote
-from analysis.tables import RunPoint
-from contract.rows import SessionRow
+from analysis.figures import count, plain, quote
+from analysis.series import outcome_figure, point_name
+from analysis.tables import RunPoint, Tables
+from contract.rows import MEASURED
 
 
 def marks(point: RunPoint) -> list[str]:
@@ -22,16 +23,16 @@ def marks(point: RunPoint) -> list[str]:
 def device_words(point: RunPoint) -> str:
     """Return what served: `2 x NVIDIA H100`, `CPU backend (name)`, `simulated device`."""
     name = point.device_name or ("device unknown" if not point.simulated else "device")
-    if point.simulated:
+    if point.simulated and not name.lower().startswith("simulated"):
         name = f"simulated {name}"
-    elif point.device == "cpu":
+    if point.device == "cpu":
         return f"CPU backend ({name})"
     return f"{point.gpus} x {name}" if point.gpus > 1 else name
 
 
 def title(point: RunPoint, label: str) -> str:
     """Return model, device and marks in one line, for plots and the terminal."""
-    return ", ".join([label, device_words(point), *marks(point)])
+    return ", ".join([label, *(words for words in (device_words(point), *marks(point)) if words not in label)])
 
 
 def identity(point: RunPoint, name: str, label: str) -> Phrase:
@@ -45,7 +46,9 @@ def identity(point: RunPoint, name: str, label: str) -> Phrase:
 def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
     """Write the caveats that these points call for."""
     if any(point.simulated for point in points):
-        kind = "Every number" if all(point.simulated for point in points) else "Every number of a model marked simulated"
+        kind = (
+            "Every number" if all(point.simulated for point in points) else "Every number of a model marked simulated"
+        )
         doc.caution(
             f"**simulated**: {kind} on this page comes from the simulator, which pretends to have GPUs. "
             "It shows how the tool works, never how a real card or model behaves."
@@ -57,15 +60,16 @@ def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
         )
     if any(point.moe and point.dummy_weights for point in points):
         doc.caution(
-            "**mixture of experts with dummy weights**: random routing does not load the experts as trained weights do, "
+            "**mixture of experts with dummy weights**: random routing does not load the experts as trained weights "
+            "do, "
             "so latency and throughput are not representative. KV memory is."
         )
-    for cut in sorted({(p.model, p.model_cut) for p in points if p.model_cut}):
-        model, words = cut
+    for number, (model, words) in enumerate(sorted({(p.model, p.model_cut) for p in points if p.model_cut})):
         doc.caution(
-            "**cut model**: {model} is smaller than its original ({words}); weights' memory and speed are those of the cut.",
-            model=quote(f"model.{model}", model),
-            words=quote(f"model.{model}.cut", str(words)),
+            "**cut model**: {model} is smaller than its original ({words}); weights' memory and speed are those of "
+            "the cut.",
+            model=quote(f"cut.{number}.model", model),
+            words=quote(f"cut.{number}.words", str(words)),
         )
     if any(point.device == "cpu" for point in points):
         doc.caution(
@@ -75,18 +79,21 @@ def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
         )
 
 
-def add_failures(doc: Document, points: Sequence[RunPoint], sessions: Sequence[SessionRow]) -> None:
-    """Write what was planned and not measured, with its class; nothing when everything was."""
-    from analysis.figures import count, plain
-    from analysis.series import outcome_figure
-    from contract.rows import MEASURED
+def silent_sessions(tables: Tables) -> int:
+    """Return how many sessions failed without leaving a row for any of their points."""
+    with_points = {point.session_id for point in tables.points}
+    return sum(s.status != MEASURED and s.session_id not in with_points for s in tables.sessions)
 
+
+def add_failures(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:
+    """Write which of the page's points were not measured, with their class; nothing when all were."""
     lost = [point for point in points if point.status != MEASURED]
-    with_points = {point.session_id for point in points}
-    silent = [s for s in sessions if s.status != MEASURED and s.session_id not in with_points]
-    if not lost:
+    silent = silent_sessions(tables)
+    if not lost and not silent:
         return
     doc.heading(2, "Not measured")
+    if silent:
+        doc.say("Sessions that failed before any of their points had a row: {n}.", n=count("lost.sessions", silent))
     by_kind: dict[tuple[str, str, int, int | None, str], list[RunPoint]] = {}
     for point in lost:
         key = (point.model, point.purpose, point.max_model_len, point.concurrency, outcome_figure(point).text)
@@ -95,7 +102,7 @@ def add_failures(doc: Document, points: Sequence[RunPoint], sessions: Sequence[S
     for key in sorted(by_kind, key=lambda k: (k[0], k[1], k[2], k[3] or 0, k[4])):
         some = by_kind[key]
         first = some[0]
-        where = f"lost.{first.point_id}"
+        where = point_name(first)
         rows.append(
             [
                 quote(f"{where}.model", first.model),
@@ -106,6 +113,5 @@ def add_failures(doc: Document, points: Sequence[RunPoint], sessions: Sequence[S
                 outcome_figure(first),
             ]
         )
-    doc.table(["model", "purpose", "max_model_len", "concurrency", "points", "notes"], rows)
-    if silent:
-        doc.say("{n} sessions failed before any of their points had a row.", n=count("lost.sessions", len(silent)))
+    if rows:
+        doc.table(["model", "purpose", "max_model_len", "concurrency", "points", "notes"], rows)

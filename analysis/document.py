@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from analysis.figures import Figure
 
-DIGITS_IN_NAMES = re.compile(r"\b(?:p50|p95|p99|e2e)(?=_|\b)|2\*\*20")
+DIGITS_IN_NAMES = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
 """Names that are written with digits; everything else with a digit must be a figure."""
 
 
@@ -95,7 +95,10 @@ class Document:
         """Add a table; cells are figures, phrases or words without digits. Cells of numbers stand to the right."""
         body = [[self._cell(cell) for cell in row] for row in rows]
         header = [self._cell(column) for column in columns]
-        rule = ["---" if header[i] in ("notes", "estimate", "what") else "---:" for i in range(len(header))]
+        rule = [
+            "---" if header[i] in ("notes", "estimate", "what", "model", "purpose") else "---:"
+            for i in range(len(header))
+        ]
         self._blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *body]))
 
     def text(self) -> str:

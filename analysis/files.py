@@ -9,16 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from analysis.errors import AnalysisError
-
 
 def write_with(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary file beside `path`, then move it there in one step; return `path`.
 
     A new, private file is made each time and links are replaced, not followed: a run directory may come from elsewhere.
     """
-    if path.parent.is_symlink():
-        raise AnalysisError(f"{path.parent}: is a link; artifacts are not written through links")
     path.parent.mkdir(exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -28,7 +24,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> Path:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; artifacts are meant to be read by colleagues
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -91,7 +91,7 @@ def grouped(points: Sequence[RunPoint], columns: Sequence[str]) -> list[Group]:
     keys = sorted(by_key, key=_order)
     differing = [i for i, column in enumerate(columns) if column != "model" and len({key[i] for key in keys}) > 1]
     taken: set[str] = set()
-    groups = []
+    groups: list[Group] = []
     for key in keys:
         model = str(key[list(columns).index("model")])
         traits = [_trait(columns[i], key[i]) for i in differing]

@@ -91,7 +91,9 @@ class Committed:
 
     def fit(self, column: str) -> LinearFit | None:
         """Return the line of a memory column over max_model_len (bytes per token of length, all sequences together)."""
-        known = [(reading.at, value) for reading in self.series.measured if (value := reading.median(column)) is not None]
+        known = [
+            (reading.at, value) for reading in self.series.measured if (value := reading.median(column)) is not None
+        ]
         return linear_fit([x for x, _ in known], [y for _, y in known])
 
     def bytes_per_token(self, column: str) -> float | None:

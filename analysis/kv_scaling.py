@@ -14,7 +14,7 @@ from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import GIB, MIB, count, mib, plain, quote, signed_percent
 from analysis.files import write_csv
 from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, pool_bytes
-from analysis.series import Reading, Series, outcome_figure
+from analysis.series import Reading, Series, outcome_figure, point_name
 from analysis.tables import RunPoint
 
 SCALING_COLUMNS = ("max_model_len", "gpu_mem_used_mb", "delta_mb_from_prev", "bytes_per_token_est", "notes")
@@ -72,7 +72,11 @@ def scaling_notes(committed: Committed, reading: Reading) -> Phrase:
     interval = interval_to(committed, reading)
     places = [other.at for other in committed.series.readings]
     if interval and places.index(reading.at) - places.index(interval.shorter.at) > 1:
-        notes.append(phrase("difference from {length}", length=plain(f"{interval.shorter.name}.max_model_len", interval.shorter.at)))
+        notes.append(
+            phrase(
+                "difference from {length}", length=plain(f"{interval.shorter.name}.max_model_len", interval.shorter.at)
+            )
+        )
     if interval and interval.is_step and interval.departure_bytes is not None and interval.expected_bytes:
         share = signed_percent(f"{reading.name}.departure_pct", interval.departure_bytes / interval.expected_bytes)
         notes.append(phrase("step: {share} against the formula's difference", share=share))
@@ -91,13 +95,17 @@ def reading_notes(reading: Reading) -> list[Part]:
             notes.append(outcome)
             seen.add(outcome.text)
         if point.status == "kv_too_small" and point.failure_message:
-            notes.append(phrase("the engine said: {words}", words=quote(f"point.{point.point_id}.message", point.failure_message)))
+            notes.append(
+                phrase("the engine said: {words}", words=quote(f"{point_name(point)}.message", point.failure_message))
+            )
     if any(point.warmup_reached_batch is False for point in reading.measured):
         notes.append(phrase("the warm-up load did not fill a step, so the loaded reading may be low"))
     baseline, ready = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
     cards = bool(reading.measured) and reading.measured[0].device != "cpu"
     if cards and baseline and ready and baseline > BASELINE_SHARE * ready:
-        notes.append(phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline)))
+        notes.append(
+            phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline))
+        )
     return notes
 
 
@@ -162,5 +170,3 @@ def block_figures(reading: Reading) -> Phrase | None:
         tokens=count(f"{reading.name}.engine_block_size", tokens),
         size=mib(f"{reading.name}.block_mib", size, 3),
     )
-
-

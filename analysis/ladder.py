@@ -29,7 +29,9 @@ COLUMNS = (
 
 def predicted(curve: LoadCurve) -> float | None:
     """Return the engine's KV concurrency: full-length sequences that fit its pool."""
-    return next((value for r in curve.series.measured if (value := r.median("engine_max_concurrency")) is not None), None)
+    return next(
+        (value for r in curve.series.measured if (value := r.median("engine_max_concurrency")) is not None), None
+    )
 
 
 def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
@@ -39,7 +41,8 @@ def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
         doc.say("How many full contexts run at once is not known from this run; `+sweep=capacity` measures it.")
         return
     doc.say(
-        "Prompts and answers together almost fill max_model_len, so the KV pool, not the scheduler, should set the limit. "
+        "Prompts and answers together almost fill max_model_len, so the KV pool, not the scheduler, should set the "
+        "limit. "
         "running_max, waiting_max and kv_usage_max are the highest values sampled from the server's metrics, "
         "preemptions its counter; over repeats the highest counts."
     )
@@ -79,7 +82,9 @@ def _sentences(curve: LoadCurve) -> list[Phrase]:
         return [phrase("The engine's KV concurrency is not known, so there is nothing to hold the ladder against.")]
     said = decimal(f"{curve.name}.predicted_kv_concurrency", limit, 2)
     length = plain(f"{curve.name}.max_model_len", curve.series.sample.max_model_len)
-    sentences = [phrase("The engine computes room for {limit} sequences of {length} tokens.", limit=said, length=length)]
+    sentences = [
+        phrase("The engine computes room for {limit} sequences of {length} tokens.", limit=said, length=length)
+    ]
     most = max(measured, key=lambda r: r.highest("running_max") or 0)
     if most.highest("running_max") is not None:
         above = max(measured, key=lambda r: r.at).at > limit
@@ -92,8 +97,22 @@ def _sentences(curve: LoadCurve) -> list[Phrase]:
                 at=plain(f"{most.name}.concurrency", most.at),
             )
         )  # fmt: skip
-    sentences.append(_first_level(measured, "waiting_max", "Requests were first seen waiting at concurrency {at} (up to {n})", "No level showed a waiting request."))
-    sentences.append(_first_level(measured, "preemptions", "The first preemptions came at concurrency {at} ({n})", "No request was preempted at any level."))
+    sentences.append(
+        _first_level(
+            measured,
+            "waiting_max",
+            "Requests were first seen waiting at concurrency {at} (up to {n})",
+            "No level showed a waiting request.",
+        )
+    )
+    sentences.append(
+        _first_level(
+            measured,
+            "preemptions",
+            "The first preemptions came at concurrency {at} ({n})",
+            "No request was preempted at any level.",
+        )
+    )
     return sentences
 
 
@@ -103,7 +122,9 @@ def _first_level(measured: Sequence[Reading], column: str, words: str, never: st
     first = next((reading for reading in measured if reading.highest(column)), None)
     if first is None:
         return phrase(never)
-    reason = ". Waiting has two causes, a full pool and a full step: read it beside kv_usage_max." if column == "waiting_max" else "."
+    reason = (
+        ". Waiting has two causes, a full pool and a full step: read it beside kv_usage_max."
+        if column == "waiting_max"
+        else "."
+    )
     return phrase(words + reason, at=plain(f"{first.name}.concurrency", first.at), n=_highest(first, column))
-
-

@@ -12,7 +12,7 @@ from analysis.statistics import overtake, plateau
 from analysis.tables import RunPoint
 
 PLATEAU_WITHIN = 0.05
-"""Throughput has stopped scaling at the lowest level within this share of the highest tok/s (the tutorial: 5 to 10 %)."""
+"""Throughput has stopped scaling at the lowest level within this share of the highest tok/s (tutorial: 5 to 10 %)."""
 P95_JUMP = 2.0
 """A level's p95 is called a jump from this factor over the previous level on."""
 NEAR_TARGET = 0.9

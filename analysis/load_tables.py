@@ -73,7 +73,11 @@ def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
         notes.append(phrase("p95 {ratio} the previous level", ratio=times(f"{name}.p95_ratio", jump)))
     if len(reading.measured) > 1:
         spread = percent(f"{name}.tok_s_spread_pct", reading.spread("tok_s"))
-        notes.append(phrase("median of {n}, tok/s spread {spread}", n=count(f"{name}.repeats", len(reading.measured)), spread=spread))
+        notes.append(
+            phrase(
+                "median of {n}, tok/s spread {spread}", n=count(f"{name}.repeats", len(reading.measured)), spread=spread
+            )
+        )
     elif reading.measured:
         notes.append(phrase("one repeat"))
     notes += _request_notes(reading)
@@ -128,19 +132,27 @@ def server(curve: LoadCurve) -> Phrase:
     point, name = curve.series.sample, curve.name
     parts: list[Part] = [phrase("max_model_len {n}", n=plain(f"{name}.max_model_len", point.max_model_len))]
     if point.kv_cache_memory_bytes is not None:
-        parts.append(phrase("kv_cache_memory_bytes {n}", n=plain(f"{name}.kv_cache_memory_bytes", point.kv_cache_memory_bytes)))
+        parts.append(
+            phrase("kv_cache_memory_bytes {n}", n=plain(f"{name}.kv_cache_memory_bytes", point.kv_cache_memory_bytes))
+        )
     elif point.gpu_memory_utilization is not None:
         share = quote(f"{name}.gpu_memory_utilization", f"{point.gpu_memory_utilization:g}")
         parts.append(phrase("gpu_memory_utilization {share}", share=share))
     for column in ("max_num_seqs", "max_num_batched_tokens"):
         value = getattr(point, column)
         parts.append(
-            phrase(column + " left to vLLM") if value is None else phrase(column + " {n}", n=plain(f"{name}.{column}", value))
+            phrase(column + " left to vLLM")
+            if value is None
+            else phrase(column + " {n}", n=plain(f"{name}.{column}", value))
         )
-    parts.append(phrase("tensor_parallel_size {n}", n=plain(f"{name}.tensor_parallel_size", point.tensor_parallel_size)))
+    parts.append(
+        phrase("tensor_parallel_size {n}", n=plain(f"{name}.tensor_parallel_size", point.tensor_parallel_size))
+    )
     parts.append(phrase("dtype {words}", words=quote(f"{name}.dtype", point.dtype)))
     parts.append(phrase("kv_cache_dtype {words}", words=quote(f"{name}.kv_cache_dtype", point.kv_cache_dtype)))
     if point.quantization:
         parts.append(phrase("quantization {words}", words=quote(f"{name}.quantization", point.quantization)))
-    parts.append(phrase("enforce_eager" if point.enforce_eager else "CUDA graphs on" if point.device != "cpu" else "not eager"))
+    parts.append(
+        phrase("enforce_eager" if point.enforce_eager else "CUDA graphs on" if point.device != "cpu" else "not eager")
+    )
     return join(parts, ", ")

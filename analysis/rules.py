@@ -107,7 +107,8 @@ def _sequential(curve: LoadCurve) -> Phrase | None:
     if gain is None or gain < LARGE_GAIN:
         return None
     return phrase(
-        "One request at a time reaches {share} of the best throughput ({load}): concurrency {best} gives {gain} its tok/s, "
+        "One request at a time reaches {share} of the best throughput ({load}): concurrency {best} gives {gain} its "
+        "tok/s, "
         "p95 going from {p95_one} to {p95_best} s.",
         share=percent(f"{best.name}.sequential_share_pct", 1 / gain),
         load=workload(curve),
@@ -145,8 +146,8 @@ def _pool(result: KvResult) -> Phrase | None:
     if concurrency is None or size is None:
         return None
     return phrase(
-        "{model}: the pool at gpu_memory_utilization {share} ({size} GiB) holds {n} sequences of {length} tokens; "
-        "past that requests wait, whatever the scheduler is told.",
+        "{model}: the pool at gpu_memory_utilization {share} ({size} GiB) holds {n} full sequences of {length} tokens; "
+        "more of that length wait, whatever max_num_seqs says.",
         model=quote(f"{result.name}.label", result.group.label),
         share=quote(f"{longest.name}.gpu_memory_utilization", f"{pool.sample.gpu_memory_utilization or 0:g}"),
         size=decimal(f"{longest.name}.pool_gib", size / GIB, 2),
@@ -161,7 +162,8 @@ def _per_token(result: KvResult) -> Phrase | None:
     if marginal is None:
         return None
     return phrase(
-        "{model}: every {step} further tokens of context cost {size} MiB of KV for each sequence that uses them (formula).",
+        "{model}: every {step} further tokens of context cost {size} MiB of KV for each sequence that uses them "
+        "(formula).",
         model=quote(f"{result.name}.label", result.group.label),
         step=count("rule.context_step_tokens", CONTEXT_STEP_TOKENS),
         size=mib(f"{result.name}.context_step_mib", marginal * CONTEXT_STEP_TOKENS, 1),

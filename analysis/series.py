@@ -69,12 +69,19 @@ class Series:
 
 def outcome(point: RunPoint) -> str:
     """Return status and class of a point that was not measured, in one word or two."""
-    return f"{point.status}: {point.failure_class}" if point.failure_class else point.status
+    if point.failure_class in (None, "", point.status):
+        return point.status
+    return f"{point.status}: {point.failure_class}"
+
+
+def point_name(point: RunPoint) -> str:
+    """Return the prefix of the names of a single point's figures."""
+    return f"point.{point.session_id}.{point.point_id}"
 
 
 def outcome_figure(point: RunPoint) -> Figure:
     """Return `outcome` as a figure: the words come from the row."""
-    return quote(f"point.{point.point_id}.outcome", outcome(point))
+    return quote(f"{point_name(point)}.outcome", outcome(point))
 
 
 def make_series(points: Sequence[RunPoint], columns: Sequence[str], axis: str, prefix: str) -> list[Series]:

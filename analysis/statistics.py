@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +80,19 @@ def overtake(levels: Sequence[tuple[int, float, float]]) -> int | None:
     than work.
     """
     ordered = sorted(levels)
-    for (_, throughput, latency), (level, next_throughput, next_latency) in zip(ordered, ordered[1:], strict=False):
+    for (_, throughput, latency), (level, next_throughput, next_latency) in pairwise(ordered):
         if throughput > 0 and latency > 0 and next_latency / latency > next_throughput / throughput:
             return level
     return None
 
 
 def interpolate(known: Sequence[tuple[float, float]], x: float, slope_beyond: float) -> float:
-    """Return y at `x`: straight lines between known points, `slope_beyond` past the last, proportional before the first."""
+    """Return y at `x`: on lines between known points, `slope_beyond` past the last, proportional before the first."""
     ordered = sorted(known)
     first_x, first_y = ordered[0]
     if x <= first_x:
         return first_y * x / first_x
-    for (left_x, left_y), (right_x, right_y) in zip(ordered, ordered[1:], strict=False):
+    for (left_x, left_y), (right_x, right_y) in pairwise(ordered):
         if x <= right_x:
             return left_y + (right_y - left_y) * (x - left_x) / (right_x - left_x)
     last_x, last_y = ordered[-1]

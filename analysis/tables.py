@@ -77,6 +77,9 @@ def build_tables(run_dir: Path) -> list[Path]:
 def read_tables(run_dir: Path) -> Tables:
     """Return the rows of points.parquet and sessions.parquet (which may be missing)."""
     points = _checked(run_dir / "points.parquet", POINTS_SCHEMA, REQUIRED[PointRow])
+    ids = list(zip(*(points.column(name).to_pylist() for name in ("session_id", "point_id")), strict=True))
+    if len(set(ids)) != len(ids):
+        raise AnalysisError(f"{run_dir / 'points.parquet'}: holds a point twice")
     sessions_path = run_dir / "sessions.parquet"
     sessions = (
         _checked(sessions_path, arrow_schema(SessionRow), REQUIRED[SessionRow]).to_pylist()
@@ -88,7 +91,8 @@ def read_tables(run_dir: Path) -> Tables:
 
 def frame(run_dir: Path, name: str) -> pd.DataFrame:
     """Return one of the tables (`points`, `requests`, `telemetry`, `sessions`) as a pandas frame."""
-    return pq.ParquetFile(run_dir / f"{name}.parquet").read().to_pandas(ignore_metadata=True)
+    table: pd.DataFrame = pq.ParquetFile(run_dir / f"{name}.parquet").read().to_pandas(ignore_metadata=True)
+    return table
 
 
 def _folders(run_dir: Path) -> list[Path]:
@@ -113,9 +117,15 @@ def _read_shards(folders: list[Path]) -> tuple[list[pa.Table], list[pa.Table]]:
 
 
 def _shard(path: Path, row_class: type) -> pa.Table:
+    """Read a shard whose ids are those of its path: a copy under another name would be counted twice."""
     table = _checked(path, arrow_schema(row_class), REQUIRED[row_class])
     if table.num_rows != 1:
         raise AnalysisError(f"{path}: a shard holds one row, this one holds {table.num_rows}")
+    where = {"session_id": path.parent.name} | ({"point_id": path.stem} if row_class is PointRow else {})
+    for column, expected in where.items():
+        found = table.column(column)[0].as_py()
+        if found != expected:
+            raise AnalysisError(f"{path}: holds {column} {found!r}, so it is not the shard its path says")
     return table
 
 

@@ -38,7 +38,7 @@ __all__ = [
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 # RoPE kinds whose max_position_embeddings already is the scaled length (vLLM's config/model.py).
-_ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", "mrope")
+_ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ class KVLayout:
         return self.blocks_per_sequence(length) * self.bytes_per_block
 
     def marginal_bytes_per_token(self, length: int | None = None) -> float:
-        """Return the slope of `bytes_per_sequence` at `length`, steps of blocks smoothed out.
+        """Return the slope of `bytes_per_sequence` over the block that ends at `length`.
 
         A sliding-window group adds to it while L < window - 1 + in flight, linear attention never.
         """
-        tokens = self._length(length)
-        growing = sum(_ceil(group.layers, self.layers_per_block) for group in self.groups if self._grows(group, tokens))
-        return growing * self.bytes_per_block / self.block_size
+        tokens = max(self._length(length), 2 * self.block_size)
+        blocks = self.blocks_per_sequence(tokens) - self.blocks_per_sequence(tokens - self.block_size)
+        return blocks * self.bytes_per_block / self.block_size
 
     def num_blocks(self, pool_bytes: int) -> int:
         """Return the blocks of a pool, the null block among them (`num_gpu_blocks` on /metrics)."""
@@ -115,11 +115,6 @@ class KVLayout:
         if group.window is None:
             return _ceil(tokens, self.block_size)
         return _ceil(min(group.window - 1 + self.in_flight_tokens, tokens), self.block_size) + 1
-
-    def _grows(self, group: LayerGroup, tokens: int) -> bool:
-        if group.kind == LINEAR_ATTENTION:
-            return False
-        return group.window is None or tokens < group.window - 1 + self.in_flight_tokens
 
     def _length(self, length: int | None) -> int:
         tokens = self.max_model_len if length is None else length

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import arguments
+from orchestrator import arguments, interrupts
 from orchestrator.arguments import Arguments
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ OK, BAD_CONFIGURATION, SOME_FAILED, NO_ROOM, INTERRUPTED = 0, 2, 3, 4, 130
 
 def main() -> int:
     """Entry of the program; returns the exit code."""
+    interrupts.raise_on_sigterm()
     try:
         return _main(arguments.read(sys.argv[1:]))
     except KeyboardInterrupt:

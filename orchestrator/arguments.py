@@ -42,7 +42,9 @@ def read(argv: list[str]) -> Arguments:
     - `server.max_mdl_len=5` becomes `++server.max_mdl_len=5`: Hydra would stop at the first unknown key; our schema
       reports all of them with suggestions.
     """
-    resume, overrides, flags = None, [], []
+    resume: str | None = None
+    overrides: list[str] = []
+    flags: list[str] = []
     for argument in argv:
         match = _ASSIGNMENT.fullmatch(argument)
         if match is None:

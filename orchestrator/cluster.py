@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from contract.rows import PointRow, SessionEnd, SessionRow
 from contract.specs import Point, SessionSpec
+from orchestrator import interrupts
 from orchestrator.fleet import Fleet, Node, NoRoom
 from orchestrator.schema import ClusterConfig, EngineConfig
 
@@ -47,7 +49,8 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
-            self._start_private() if self._local is not None else self._connect()
+            with interrupts.deferred():
+                self._start_private() if self._local is not None else self._connect()
         except BaseException:
             self._leave()
             raise
@@ -94,12 +97,13 @@ class Cluster:
     def _leave(self) -> None:
         import ray
 
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        if self._private_dir:
-            shutil.rmtree(self._private_dir, ignore_errors=True)
-        for name, value in self._saved_environment.items():
-            _set(name, value)
+        with interrupts.deferred():
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if self._private_dir:
+                shutil.rmtree(self._private_dir, ignore_errors=True)
+            for name, value in self._saved_environment.items():
+                _set(name, value)
 
     def _set_environment(self, **changes: str | None) -> None:
         for name, value in changes.items():
@@ -110,7 +114,7 @@ class Cluster:
         """Return the nodes as Ray sees them. Raises `NoRoom` where there are no GPUs to run on."""
         import ray
 
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if self._local is not None:
             return _renamed(self._local, alive[0]["NodeID"])
         on_gpu = [node for node in alive if node["Resources"].get("GPU")]
@@ -119,16 +123,17 @@ class Cluster:
         elif engine.device == "cpu" or (engine.device == "auto" and not on_gpu):
             cores = self._config.cores_per_session
             nodes = [_node(node, max(1, int(node["Resources"].get("CPU", 1)) // cores)) for node in alive]
-            return Fleet("cpu", tuple(nodes))
+            return Fleet("cpu", tuple(nodes), _looked_at(alive)[0].vllm_version)
         else:
-            probes = ray.get([_probe_cards.options(scheduling_strategy=_on(n["NodeID"])).remote() for n in on_gpu])
             nodes = [
-                _node(node, int(node["Resources"]["GPU"]), name, memory)
-                for node, (name, memory) in zip(on_gpu, probes, strict=True)
+                _node(node, int(node["Resources"]["GPU"]), seen.gpu_name, seen.gpu_memory_bytes)
+                for node, seen in zip(on_gpu, _looked_at(on_gpu), strict=True)
             ]
         if not nodes:
             raise NoRoom("the cluster has no GPUs")
-        return Fleet("sim" if engine.name == "sim" else "cuda", tuple(nodes))
+        if engine.name == "sim":
+            return Fleet("sim", tuple(nodes))
+        return Fleet("cuda", tuple(nodes), _looked_at(on_gpu[:1])[0].vllm_version)
 
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
@@ -222,23 +227,32 @@ def _generate(plan: Any) -> Any:
     return generate(plan)
 
 
-def _cards() -> tuple[str | None, int | None]:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a node says of itself."""
+
+    gpu_name: str | None
+    gpu_memory_bytes: int | None
+    vllm_version: str | None
+
+
+def _look() -> _Seen:
     from workers.devices.nvml import visible_cards
+    from workers.engines.vllm import installed_version
 
     cards = visible_cards()
-    return (cards[0].name, min(card.memory_bytes for card in cards)) if cards else (None, None)
+    memory = min((card.memory_bytes for card in cards), default=None)
+    return _Seen(cards[0].name if cards else None, memory, installed_version())
 
 
-class _Lazy:
-    """A Ray task made when it is first used, so that importing this module does not import Ray."""
+def _looked_at(nodes: list[dict[str, Any]]) -> list[_Seen]:
+    import ray
 
-    def options(self, **options: Any) -> Any:
-        import ray
-
-        return ray.remote(num_cpus=0, max_retries=1)(_cards).options(**options)
-
-
-_probe_cards = _Lazy()
+    look = ray.remote(num_cpus=0, max_retries=1)(_look)
+    seen: list[_Seen] = ray.get(
+        [look.options(scheduling_strategy=_on(node["NodeID"])).remote() for node in nodes], timeout=120
+    )
+    return seen
 
 
 def _on(node_id: str) -> Any:
@@ -254,9 +268,7 @@ def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int
 
 
 def _renamed(fleet: Fleet, node_id: str) -> Fleet:
-    from dataclasses import replace
-
-    return Fleet(fleet.device, (replace(fleet.nodes[0], id=node_id),))
+    return replace(fleet, nodes=(replace(fleet.nodes[0], id=node_id),))
 
 
 def _set(name: str, value: str | None) -> None:

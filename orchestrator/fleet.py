@@ -38,6 +38,8 @@ class Fleet:
 
     device: DeviceKind
     nodes: tuple[Node, ...]
+    vllm_version: str | None = None
+    """Installed there: how a pool is laid out depends on it."""
 
     @property
     def largest_node(self) -> int:
@@ -77,11 +79,13 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
         gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
     from workers.devices.nvml import NoSuchCard, visible_cards
+    from workers.engines import vllm
 
     try:
         cards = [] if engine.device == "cpu" else visible_cards()
     except NoSuchCard as error:
         raise NoRoom(str(error)) from None
+    version = vllm.installed_version()
     wanted = len(cards) if cluster.num_gpus is None else cluster.num_gpus
     if wanted > len(cards):
         raise NoRoom(
@@ -90,6 +94,7 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     if engine.device == "cuda" and not cards:
         raise NoRoom("engine.device=cuda, but NVML shows no GPU on this node")
     if not wanted:
-        return Fleet("cpu", (Node("local", max(1, cores // cluster.cores_per_session), None, None, ram, cores),))
+        places = max(1, cores // cluster.cores_per_session)
+        return Fleet("cpu", (Node("local", places, None, None, ram, cores),), version)
     memory = min(card.memory_bytes for card in cards[:wanted])
-    return Fleet("cuda", (Node("local", wanted, memory, cards[0].name, ram, cores),))
+    return Fleet("cuda", (Node("local", wanted, memory, cards[0].name, ram, cores),), version)

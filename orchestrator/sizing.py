@@ -36,6 +36,7 @@ def layout(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> kv.KVLayout:
             max_num_batched_tokens=server.max_num_batched_tokens,
             max_model_len=server.max_model_len,
             enable_prefix_caching=server.enable_prefix_caching,
+            vllm_version=fleet.vllm_version,
         )
     except kv.UnknownKV as error:
         raise ConfigError(

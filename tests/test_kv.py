@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -26,6 +27,7 @@ MODELS = Path(__file__).parent.parent / "conf" / "model"
 MIB = 1 << 20
 
 
+@functools.cache
 def published(name: str) -> dict[str, Any]:
     """Return the config of one of our model files."""
     content = OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml"))
@@ -219,6 +221,7 @@ NAMES = ("tiny", "tiny-sliding", "tiny-mla", "tiny-linear", "phi-3-mini-4k", "ge
 LENGTHS = st.integers(min_value=1, max_value=200_000)
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(NAMES), short=LENGTHS, more=st.integers(0, 100_000), device=st.sampled_from(["cuda", "cpu"])
 )
@@ -228,6 +231,7 @@ def test_a_longer_sequence_never_needs_less(name: str, short: int, more: int, de
     assert layout.marginal_bytes_per_token(short) >= layout.marginal_bytes_per_token(short + more) >= 0
 
 
+@settings(deadline=None)
 @given(name=st.sampled_from(NAMES), sequences=st.integers(1, 500), length=LENGTHS)
 def test_a_pool_for_s_sequences_holds_s_and_not_one_more(name: str, sequences: int, length: int) -> None:
     layout = kv_layout(published(name))
@@ -239,6 +243,7 @@ def test_a_pool_for_s_sequences_holds_s_and_not_one_more(name: str, sequences: i
     assert smaller // layout.blocks_per_sequence(length) == sequences - 1
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 100_000), blocks=st.integers(1, 50))
 def test_the_slope_is_the_cost_of_a_block_over_its_tokens(length: int, blocks: int) -> None:
     layout = kv_layout(published("llama-3.1-8b"))
@@ -246,6 +251,7 @@ def test_the_slope_is_the_cost_of_a_block_over_its_tokens(length: int, blocks: i
     assert step == layout.marginal_bytes_per_token(length) * 16 * blocks
 
 
+@settings(deadline=None)
 @given(heads=st.sampled_from([8, 16, 32]), ranks=st.sampled_from([1, 2, 4, 8]), length=LENGTHS)
 def test_ranks_share_full_attention(heads: int, ranks: int, length: int) -> None:
     config = llama(num_attention_heads=heads, num_key_value_heads=heads, head_dim=64)

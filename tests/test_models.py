@@ -143,7 +143,17 @@ def test_a_directory_without_config_is_said_to_be_none(tmp_path: Path) -> None:
         read_config(str(tmp_path))
 
 
-def test_an_absent_model_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cached_model_is_read_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    found = str(tmp_path / "config.json")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: found)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    assert read_config("org/name") == {"model_type": "llama"}
+
+
+def test_an_absent_model_offline_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelNotFound, match="HF_HUB_OFFLINE"):
         read_config("nobody/no-such-model")

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 from contract.kv import KVLayout, UnknownKV, kv_layout
 from contract.specs import SessionSpec
+from workers.engines import vllm_log
 from workers.engines.vllm_log import LogFigures
 from workers.metrics import ServerMetrics
+
+EXACT = "kv_cache_memory_bytes"
+ROUNDING_LIMIT = 0.001
+"""A pool known only roundly gives no rate where the rounding is more than this share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,9 @@ def of_server(spec: SessionSpec, scrape: ServerMetrics, log: LogFigures, vllm_ve
     )
     one_kind = layout is not None and len(layout.groups) == 1
     pool_tokens = blocks * block_size if one_kind and blocks and block_size else tokens
+    rate = None
+    if kv_bytes and pool_tokens and (source == EXACT or vllm_log.ROUNDING_BYTES < ROUNDING_LIMIT * kv_bytes):
+        rate = ranks * kv_bytes / pool_tokens
     return KvFigures(
         engine_kv_tokens=tokens,
         engine_max_concurrency=concurrency,
@@ -81,7 +89,7 @@ def of_server(spec: SessionSpec, scrape: ServerMetrics, log: LogFigures, vllm_ve
         engine_block_size=block_size,
         engine_kv_bytes=kv_bytes,
         engine_kv_bytes_source=source,
-        engine_bytes_per_token=ranks * kv_bytes / pool_tokens if kv_bytes and pool_tokens else None,
+        engine_bytes_per_token=rate,
         formula_bytes_per_token=ranks * layout.marginal_bytes_per_token(length) if layout else None,
         formula_bytes_per_sequence=ranks * layout.bytes_per_sequence(length) if layout else None,
         formula_max_concurrency=layout.max_concurrency(kv_bytes, length) if layout and kv_bytes else None,
@@ -92,9 +100,9 @@ def _pool(spec: SessionSpec, scrape: ServerMetrics, log: LogFigures) -> tuple[in
     """The pool's bytes: exact where they were given (a label of the metrics), else as the log rounds them."""
     given = _first_int(scrape.cache_figure("kv_cache_memory_bytes"), spec.server.kv_cache_memory_bytes)
     if given is not None:
-        return given, "kv_cache_memory_bytes"
+        return given, EXACT
     if log.available_kv_bytes is not None:
-        return log.available_kv_bytes, "log: Available KV cache memory (to 0.01 GiB)"
+        return log.available_kv_bytes, "the start-up log, to 0.01 GiB"
     return None, None
 
 

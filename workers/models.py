@@ -52,7 +52,7 @@ def special_tokens(text: Mapping[str, Any]) -> dict[int, str]:
 
 
 def tokenizer_json(vocab_size: int, special: Mapping[int, str]) -> dict[str, Any]:
-    """Return a byte-level BPE tokenizer without merges, of exactly `vocab_size` ids, as the `tokenizers` library reads it.
+    """Return a byte-level BPE tokenizer of exactly `vocab_size` ids, without merges, in the format of `tokenizers`.
 
     Text becomes one token a byte, so it can always be encoded; every other id is a number with a space before it, so
     whatever a model of random weights emits can be decoded.
@@ -145,11 +145,14 @@ def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any
 
 
 def _hub_file(name: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
+        # The cache first: without a network the hub's client retries for some twenty seconds.
+        if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return Path(cached)
         return Path(
             hf_hub_download(
                 name,

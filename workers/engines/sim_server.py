@@ -58,8 +58,7 @@ class Server:
 
     def step_s(self) -> float:
         """Return the seconds of one decoding step at the present batch."""
-        seconds: float = self.options.step_s + self.options.step_per_request_s * self.running
-        return seconds
+        return float(self.options.step_s + self.options.step_per_request_s * self.running)
 
     @contextlib.asynccontextmanager
     async def admitted(self, tokens: int) -> AsyncIterator[None]:
@@ -209,6 +208,7 @@ async def serve(options: argparse.Namespace) -> None:
 def main() -> None:
     """Entry of the process."""
     options = parse(sys.argv[1:])
+    print(f"simulated server with CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
     time.sleep(options.start_s)
     if options.fail:
         raise SystemExit(options.fail)

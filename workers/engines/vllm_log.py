@@ -13,20 +13,25 @@ class LogFigures:
     """Figures found in the log; None where no line of any known version gives one."""
 
     available_kv_bytes: int | None = None
-    """Of one GPU, rounded by vLLM to 0.01 GiB. Printed only where the pool was measured, not given."""
+    """Of one GPU, or of the CPU backend's worker; rounded by vLLM to 0.01 GiB."""
     kv_tokens: int | None = None
     max_concurrency: float | None = None
     max_num_batched_tokens: int | None = None
     cuda_graph_bytes: int | None = None
 
 
+ROUNDING_BYTES = 0.005 * GIB
+"""How far a figure that vLLM prints in GiB can be from the truth."""
 _NUMBER = r"([\d,]+(?:\.\d+)?)"
 
 
 def parse(log: str) -> LogFigures:
     """Return the figures of a start-up log; the last line of a kind counts (several ranks write the same)."""
     return LogFigures(
-        available_kv_bytes=_bytes(_last(rf"Available KV cache memory: {_NUMBER} GiB", log)),
+        available_kv_bytes=_bytes(
+            _last(rf"Available KV cache memory: {_NUMBER} GiB", log)
+            or _last(rf"Auto set \({_NUMBER}/[\d.]+\) GiB for KV cache", log)
+        ),
         kv_tokens=_whole(_last(rf"KV cache size: {_NUMBER} tokens", log)),
         max_concurrency=_last(rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x", log),
         max_num_batched_tokens=_whole(_last(r"max_num_batched_tokens[=:]\s*([\d,]+)", log)),

@@ -70,6 +70,13 @@ class ServerProcess:
         exit_code: int | None = self._status().get("exit_code")
         return exit_code
 
+    def wait_for_exit_code(self, limit_s: float = 5.0) -> int | None:
+        """Return the exit code of a server that has ended, waiting for the guard to tell it."""
+        deadline = time.monotonic() + limit_s
+        while self.exit_code is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return self.exit_code
+
     def log_text(self) -> str:
         """Return all that the server has written."""
         try:

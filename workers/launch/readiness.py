@@ -38,7 +38,8 @@ def wait_until_ready(
         if stopping():
             raise StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was ready"))
         if not process.running:
-            raise StartFailed(diagnosis.of_start(process.log_text(), process.exit_code))
+            exit_code = process.wait_for_exit_code()
+            raise StartFailed(diagnosis.of_start(process.log_text(), exit_code))
         if time.monotonic() > deadline:
             message = f"not ready after {spec.timeouts.ready_s:.0f} s"
             raise StartFailed(Failure(FailureClass.READY_TIMEOUT, message, process.log_tail()))

@@ -1,0 +1,84 @@
+"""The few lines a user reads in the terminal when a run ends; the same numbers as on the pages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.caveats import silent_sessions, title
+from analysis.figures import clean, significant_text
+from analysis.kv_estimates import estimates
+from analysis.kv_fit import KvResult, kv_results
+from analysis.load_curve import LoadCurve
+from analysis.rules import knee_curves
+from analysis.series import outcome
+from analysis.tables import read_tables
+from contract.rows import MEASURED
+
+
+def answer(run_dir: Path) -> str:
+    """Return the main results of a reduced run: bytes per token, capacity, throughput, failures, where files are."""
+    tables = read_tables(run_dir)
+    lines: list[str] = []
+    for result in kv_results(tables.points):
+        lines += _kv_lines(result)
+    for curve in knee_curves(tables.points):
+        lines += _load_lines(curve)
+    lost = Counter(outcome(point) for point in tables.points if point.status != MEASURED)
+    if lost:
+        classes = ", ".join(f"{words} x{number}" for words, number in sorted(lost.items()))
+        lines.append(f"Not measured: {sum(lost.values())} of {len(tables.points)} points ({classes})")
+    if silent := silent_sessions(tables):
+        lines.append(f"Sessions that failed before any of their points had a row: {silent}")
+    if not tables.points:
+        lines.append("No point was measured.")
+    lines.append(f"Files: {run_dir}")
+    return "\n".join([*map(_one_line, lines[:-1]), lines[-1]])
+
+
+def _one_line(words: str) -> str:
+    """Rows may come from elsewhere: nothing in them may move the cursor of a terminal."""
+    return " " * (len(words) - len(words.lstrip(" "))) + clean(words)
+
+
+def _kv_lines(result: KvResult) -> Iterator[str]:
+    sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
+    yield title(sample, result.group.label)
+    found = [
+        f"{estimate.words.plain.split(',')[0].split(':')[0]}{_which(estimate.name)} {estimate.bytes_per_token:,.0f}"
+        for estimate in estimates(result)
+    ]
+    if found:
+        yield f"  bytes per KV token: {', '.join(found)}"
+    for series in result.capacity:
+        fits = [
+            f"{concurrency:,.2f} x {reading.at}"
+            for reading in series.measured
+            if (concurrency := reading.median("engine_max_concurrency")) is not None
+        ]
+        if fits:
+            share = series.sample.gpu_memory_utilization or 0
+            yield f"  full-length sequences at gpu_memory_utilization {share:g}: {', '.join(fits)} tokens"
+
+
+def _which(name: str) -> str:
+    return next((f" ({word})" for word in ("ready", "loaded") if f".{word}." in name), "")
+
+
+def _load_lines(curve: LoadCurve) -> Iterator[str]:
+    best, sample = curve.best, curve.series.sample
+    yield title(sample, curve.series.group.label)
+    if best is None:
+        yield "  no level of load was measured"
+        return
+    yield (
+        f"  best throughput: {significant_text(best.median('tok_s') or 0)} tok/s at concurrency {best.at}, "
+        f"p95 {significant_text(best.median('p95_e2e_s') or 0)} s ({sample.prompt_tokens} + {sample.output_tokens} "
+        f"tokens)"
+    )
+    flat, before = curve.plateau, curve.before_overtake
+    if flat is not None and len(curve.levels) > 1:
+        stops = "beyond the levels tested" if curve.still_rising else f"at {flat.at}"
+        blows = "not within the levels tested" if before is None else f"after {before.at}"
+        yield f"  throughput stops scaling {stops}; latency outgrows it {blows}"

@@ -1,0 +1,74 @@
+"""The order in which a run's artifacts are made. `reduce` is the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from analysis.batching import batching_page
+from analysis.document import Document
+from analysis.errors import AnalysisError
+from analysis.figures import write_figures
+from analysis.files import write_text
+from analysis.kv_fit import kv_results
+from analysis.kv_notes import kv_page
+from analysis.kv_scaling import write_capacity, write_scaling
+from analysis.load_curve import load_curves
+from analysis.load_tables import write_concurrency_sweep
+from analysis.plots import write_plots
+from analysis.tables import build_tables, read_tables
+from analysis.targets import Targets, read_targets
+
+OWNED = (
+    "kv_cache_scaling.csv",
+    "kv_cache_scaling.*.csv",
+    "kv_capacity.csv",
+    "kv_capacity.*.csv",
+    "kv_cache_scaling_notes.md",
+    "concurrency_sweep.csv",
+    "concurrency_sweep.*.csv",
+    "batching_benchmark.md",
+    "figures.csv",
+    *(
+        f"plots/{stem}{rest}.svg"
+        for stem in ("kv_memory", "kv_capacity", "concurrency_sweep", "batching_levels", "near_full_context")
+        for rest in ("", ".*")
+    ),
+)
+"""Names that belong to this module: one that an earlier, smaller or larger state of the run left behind is removed."""
+
+
+def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
+    """Write every artifact that the rows of `run_dir` carry and return the paths, tables first.
+
+    Works on a run that failed or was interrupted: what there is, is shown. `targets` default to the manifest's. Raises
+    `AnalysisError` for a directory that cannot be analysed, and then has written nothing.
+    """
+    if (run_dir / "plots").is_symlink():
+        raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
+    written = build_tables(run_dir)
+    tables = read_tables(run_dir)
+    pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables)]
+    results = kv_results(tables.points)
+    written += write_scaling(run_dir, results)
+    written += write_capacity(run_dir, results)
+    written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
+    written += _write_pages(run_dir, [page for page in pages if page is not None])
+    written += write_plots(run_dir, tables.points)
+    _remove_stale(run_dir, written)
+    return written
+
+
+def _write_pages(run_dir: Path, pages: list[Document]) -> list[Path]:
+    if not pages:
+        return []
+    paths = [write_text(run_dir / page.file, page.text()) for page in pages]
+    return [*paths, write_figures(run_dir / "figures.csv", [(page.file, page.figures) for page in pages])]
+
+
+def _remove_stale(run_dir: Path, written: Iterable[Path]) -> None:
+    kept = set(written)
+    for pattern in OWNED:
+        for path in run_dir.glob(pattern):
+            if path not in kept:
+                path.unlink()

@@ -1,0 +1,128 @@
+"""Bytes per KV token by three estimates side by side, and why they differ where they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from analysis.document import Document, Part, Phrase, phrase
+from analysis.figures import count, percent, plain, signed_percent
+from analysis.kv_fit import Committed, KvResult
+from analysis.series import Reading
+from analysis.statistics import relative_error
+
+AGREE_SHARE = 0.01
+"""Two estimates are said to agree within this share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One way to bytes per KV token."""
+
+    name: str
+    words: Phrase
+    bytes_per_token: float
+
+
+def estimates(result: KvResult) -> list[Estimate]:
+    """Return what the run holds of: memory slope (ready, loaded) of every committed series, formula, engine."""
+    found = list(_slopes(result))
+    if result.formula_slope is not None:
+        words = phrase("formula, from the model's config: slope of bytes per sequence over the lengths measured")
+        found.append(Estimate(f"{result.name}.formula_bytes_per_token", words, result.formula_slope))
+    reading = engine_reading(result)
+    if reading is not None:
+        words = phrase(
+            "engine: pool bytes / KV tokens at max_model_len {length} (" + reading.measured[0].mode + ")",
+            length=plain(f"{reading.name}.max_model_len", reading.at),
+        )
+        value = reading.median("engine_bytes_per_token")
+        assert value is not None
+        found.append(Estimate(f"{result.name}.engine_bytes_per_token", words, value))
+    return found
+
+
+def _slopes(result: KvResult) -> Iterator[Estimate]:
+    for committed in result.committed:
+        for column, word in (("mem_ready_bytes", "ready"), ("mem_loaded_bytes", "loaded")):
+            value = committed.bytes_per_token(column)
+            if value is not None:
+                words = phrase("memory slope, " + word + " ({n} sequences)", n=_sequences(committed))
+                yield Estimate(f"{committed.series.name}.{word}.slope_bytes_per_token", words, value)
+
+
+def _sequences(committed: Committed) -> Part:
+    return count(f"{committed.series.name}.sequences", committed.sequences)
+
+
+def engine_reading(result: KvResult) -> Reading | None:
+    """Return the reading the engine's figure is taken from: the longest length, utilization before committed.
+
+    The largest pool: there the null block and rounding to whole blocks weigh least.
+    """
+    known = [reading for reading in result.readings if reading.median("engine_bytes_per_token") is not None]
+    return max(known, key=lambda r: (r.at, r.measured[0].mode == "utilization"), default=None)
+
+
+def add_estimates(doc: Document, result: KvResult) -> None:
+    """Write the table and the sentences under it."""
+    doc.heading(3, "Bytes per KV token: three estimates")
+    found = estimates(result)
+    if not found:
+        doc.say("Not known from this run: no reading, no formula and no figure of the engine; `+sweep=kv` measures it.")
+        return
+    reference = result.formula_slope
+    rows: list[list[str | Part]] = []
+    for estimate in found:
+        error = relative_error(estimate.bytes_per_token, reference) if reference else None
+        share = signed_percent(f"{estimate.name}.error_pct", error, 2)
+        rows.append([estimate.words, count(estimate.name, estimate.bytes_per_token), share])
+    doc.table(["estimate", "bytes per token", "against the formula"], rows)
+    if reference:
+        doc.bullets(_reasons(result, found, reference))
+    else:
+        doc.say("The formula is not known for this model, so there is nothing to hold the others against.")
+
+
+def _reasons(result: KvResult, found: list[Estimate], reference: float) -> Iterator[Phrase]:
+    agree = percent("rule.estimates_agree_pct", AGREE_SHARE, 0)
+    apart = [e for e in found if abs(relative_error(e.bytes_per_token, reference) or 0.0) > AGREE_SHARE]
+    if not apart:
+        yield phrase("All estimates agree within {share}.", share=agree)
+    else:
+        yield phrase(
+            "{n} of {all} estimates are further than {share} from the formula.",
+            n=count(f"{result.name}.estimates_apart", len(apart)),
+            all=count(f"{result.name}.estimates", len(found)),
+            share=agree,
+        )
+    slopes = [estimate for estimate in apart if ".slope_" in estimate.name]
+    if slopes:
+        cpu = result.group.points[0].device == "cpu"
+        yield phrase(
+            "A memory slope apart from the formula on the CPU backend says that resident memory does not follow the "
+            "pool: "
+            "the host gives a page only when it is first written, and what else the processes hold moves, too."
+            if cpu
+            else "A memory slope sees everything that the card holds: KV tensors that land in segments left by the "
+            "profiling "
+            "forward pass make a difference smaller than the pool's, activations that grow with the length make it "
+            "larger. "
+            "The slope is only as good as the line above."
+        )
+    if any(estimate.name.endswith("engine_bytes_per_token") for estimate in apart):
+        yield phrase(
+            "The engine's figure is pool / tokens it can serve, not a rate: the null block, rounding to whole "
+            "blocks and a "
+            "log that prints hundredths of a GiB are in it, and for models whose layers differ it changes with "
+            "max_model_len."
+        )
+    marginal = result.formula_marginal
+    if marginal is not None and abs(relative_error(marginal, reference) or 0.0) > AGREE_SHARE:
+        yield phrase(
+            "The formula itself is not one rate: at the longest length a further token costs {marginal} bytes, since "
+            "windowed or recurrent layers stop growing.",
+            marginal=count(f"{result.name}.formula_marginal_bytes_per_token", marginal),
+        )
+    if len({r.measured[0].sequences for r in result.readings if r.measured[0].mode == "committed"}) > 1:
+        yield phrase("The committed series differ in their divisor (sequences); each slope is divided by its own.")

@@ -1,0 +1,335 @@
+"""Makes run directories for the tests of analysis: rows with known numbers, written the way the driver writes them.
+
+Every load row's statistics are computed from its own requests, so that they can be recomputed from requests.parquet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from contract.rows import SCHEMA_VERSION, PointRow, RequestRow, SessionRow, TelemetryRow, to_table
+
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the synthetic servers are: defaults are like Phi-3-mini on one H100."""
+
+    model: str = "phi-3-mini-4k"
+    device: str = "cuda"
+    device_name: str | None = "NVIDIA H100 80GB HBM3"
+    device_memory_bytes: int = 85_520_809_984
+    engine: str = "vllm"
+    simulated: bool = False
+    gpus: int = 1
+    bytes_per_token: int = 393_216
+    block: int = 16
+    sequences: int = 32
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
+    extra_ready_bytes: dict[int, int] = field(default_factory=dict)
+    weights_bytes: int = 9_100 * MIB
+    pool_bytes: int = round(63.32 * GIB)
+    utilization: float = 0.9
+    levels: tuple[int, ...] = (1, 4, 8, 16)
+    sweep_levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    repeats: int = 3
+    saturation: float = 12.0
+    """Concurrency at which the synthetic server's throughput is half of its limit."""
+    limit_tok_s: float = 9_000.0
+    ladder: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+
+
+GPU = Shape()
+CPU = Shape(
+    model="tiny",
+    device="cpu",
+    device_name="AMD EPYC",
+    device_memory_bytes=64 * GIB,
+    gpus=0,
+    bytes_per_token=4_096,
+    block=128,
+    sequences=64,
+    weights_bytes=700 * MIB,
+    pool_bytes=3 * GIB,
+    utilization=0.1,
+    saturation=2.0,
+    limit_tok_s=400.0,
+)
+
+
+def rows(shape: Shape = GPU) -> list[PointRow]:
+    """Return the rows of a capacity sweep: both memory modes, comparison, batching, concurrency, near-full ladder."""
+    memory = [committed_row(shape, length) for length in shape.lengths]
+    memory += [utilization_row(shape, length) for length in shape.lengths]
+    comparison = [load_row(shape, "comparison", c, r, 32) for c in (1, 8) for r in range(shape.repeats)]
+    batching = [load_row(shape, "batching", c, r) for c in shape.levels for r in range(shape.repeats)]
+    sweep = [load_row(shape, "concurrency", c, 0) for c in shape.sweep_levels]
+    return [*memory, *comparison, *batching, *sweep, *(ladder_row(shape, c) for c in shape.ladder)]
+
+
+def base_row(shape: Shape, purpose: str, name: str, session: str, **columns: object) -> PointRow:
+    """Return a measured row with its identity and its server's configuration filled in."""
+    row = PointRow(
+        schema_version=SCHEMA_VERSION,
+        run_id="run",
+        session_id=session,
+        point_id=name,
+        sweep="capacity",
+        kind="memory" if purpose == "kv_scaling" else "load",
+        purpose=purpose,
+        attempt=1,
+        status="measured",
+        simulated=shape.simulated,
+        started_at="2026-01-02T03:04:05Z",
+        model=shape.model,
+        dummy_weights=True,
+        engine=shape.engine,
+        device=shape.device,
+        device_name=shape.device_name,
+        device_memory_bytes=shape.device_memory_bytes,
+        device_ids=["host"] if shape.device == "cpu" else [f"GPU-{i}" for i in range(shape.gpus)],
+        gpus=shape.gpus,
+        tensor_parallel_size=max(shape.gpus, 1),
+        vllm_version=None if shape.simulated else "0.25.1",
+        mem_baseline_bytes=4 * MIB,
+    )
+    return replace(row, **columns)
+
+
+def committed_row(shape: Shape, length: int) -> PointRow:
+    """Return a memory row whose pool holds `sequences` full-length sequences and a null block."""
+    blocks = shape.sequences * length // shape.block + 1
+    pool = blocks * shape.block * shape.bytes_per_token
+    ready = shape.weights_bytes + pool + shape.extra_ready_bytes.get(length, 0)
+    return base_row(
+        shape,
+        "kv_scaling",
+        f"committed-{length}",
+        f"session-c{length}",
+        mode="committed",
+        max_model_len=length,
+        sequences=shape.sequences,
+        max_num_batched_tokens=2048,
+        enforce_eager=True,
+        kv_cache_memory_bytes=pool // max(shape.gpus, 1),
+        mem_ready_bytes=ready,
+        mem_loaded_bytes=ready + 2 * MIB,
+        mem_peak_bytes=ready + 3 * MIB,
+        warmup_reached_batch=True,
+        **kv_columns(shape, length, pool, blocks),
+    )
+
+
+def utilization_row(shape: Shape, length: int) -> PointRow:
+    """Return a memory row at a fixed utilization: memory is flat, capacity falls with the length."""
+    blocks = shape.pool_bytes // (shape.block * shape.bytes_per_token)
+    ready = shape.weights_bytes + shape.pool_bytes + (2 * MIB if length > 1024 else 0)
+    return base_row(
+        shape,
+        "kv_scaling",
+        f"utilization-{length}",
+        f"session-u{length}",
+        mode="utilization",
+        max_model_len=length,
+        gpu_memory_utilization=shape.utilization,
+        max_num_batched_tokens=2048,
+        mem_ready_bytes=ready,
+        mem_loaded_bytes=ready + 300 * MIB,
+        warmup_reached_batch=True,
+        **kv_columns(shape, length, shape.pool_bytes, blocks),
+    )
+
+
+def kv_columns(shape: Shape, length: int, pool: int, blocks: int) -> dict[str, object]:
+    """Return the engine's and the formula's columns of a pool."""
+    ranks = max(shape.gpus, 1)
+    tokens = (blocks - 1) * shape.block
+    per_sequence = math.ceil(length / shape.block) * shape.block * shape.bytes_per_token
+    return {
+        "engine_kv_tokens": tokens,
+        "engine_max_concurrency": tokens / length,
+        "engine_num_blocks": blocks,
+        "engine_block_size": shape.block,
+        "engine_kv_bytes": pool // ranks,
+        "engine_bytes_per_token": pool / tokens,
+        "formula_bytes_per_token": float(shape.bytes_per_token),
+        "formula_bytes_per_sequence": per_sequence,
+        "formula_max_concurrency": pool / per_sequence,
+    }
+
+
+def load_row(shape: Shape, purpose: str, concurrency: int, repeat: int, requests: int | None = None) -> PointRow:
+    """Return a load level at 12 + 64 tokens on a server at fixed utilization."""
+    row = base_row(
+        shape,
+        purpose,
+        f"{purpose}-c{concurrency}-r{repeat}",
+        "session-load",
+        mode="utilization",
+        max_model_len=4096,
+        gpu_memory_utilization=shape.utilization,
+        concurrency=concurrency,
+        repeat=repeat,
+        prompt_tokens=12,
+        output_tokens=64,
+        **kv_columns(shape, 4096, shape.pool_bytes, shape.pool_bytes // (shape.block * shape.bytes_per_token)),
+    )
+    return loaded(shape, row, concurrency, requests or max(32, 10 * concurrency), jitter=1 + 0.01 * repeat)
+
+
+def ladder_row(shape: Shape, concurrency: int) -> PointRow:
+    """Return a near-full-context level on a server whose pool holds 16 sequences."""
+    blocks = 16 * 4096 // shape.block + 1
+    pool = blocks * shape.block * shape.bytes_per_token
+    row = base_row(
+        shape,
+        "near_full_context",
+        f"near-full-c{concurrency}",
+        "session-ladder",
+        mode="committed",
+        max_model_len=4096,
+        sequences=16,
+        kv_cache_memory_bytes=pool // max(shape.gpus, 1),
+        concurrency=concurrency,
+        repeat=0,
+        prompt_tokens=4000,
+        output_tokens=64,
+        **kv_columns(shape, 4096, pool, blocks),
+    )
+    row = loaded(shape, row, concurrency, 2 * concurrency + 4, jitter=20)
+    over = max(concurrency - 16, 0)
+    return replace(
+        row,
+        running_max=min(concurrency, 16),
+        waiting_max=over,
+        preemptions=over // 4,
+        kv_usage_max=min(concurrency / 16.25, 0.998),
+    )
+
+
+def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter: float) -> PointRow:
+    """Fill a load row: throughput saturates, and each request takes what Little's law then leaves."""
+    output = row.output_tokens or 64
+    tok_s = shape.limit_tok_s * concurrency / (concurrency + shape.saturation) / jitter
+    mean = concurrency * output / tok_s
+    made = [_request(i, mean, concurrency, row.prompt_tokens or 12, output) for i in range(requests)]
+    done = [r for r in made if r.ok]
+    e2e = [r.e2e_s for r in done if r.e2e_s is not None]
+    ttft = [r.ttft_s for r in done if r.ttft_s is not None]
+    tpot = [r.tpot_s for r in done if r.tpot_s is not None]
+    duration = max(r.sent_s + (r.e2e_s or 0) for r in made)
+    completion = sum(r.completion_tokens or 0 for r in done)
+    prompt = sum(r.prompt_tokens or 0 for r in done)
+    simulated_or_gpu = shape.device != "cpu"
+    return replace(
+        row,
+        num_requests=requests,
+        completed=len(done),
+        failed=len(made) - len(done),
+        duration_s=duration,
+        mean_e2e_s=float(np.mean(e2e)),
+        p50_e2e_s=float(np.percentile(e2e, 50)),
+        p95_e2e_s=float(np.percentile(e2e, 95)),
+        p99_e2e_s=float(np.percentile(e2e, 99)),
+        mean_ttft_s=float(np.mean(ttft)),
+        p50_ttft_s=float(np.percentile(ttft, 50)),
+        p95_ttft_s=float(np.percentile(ttft, 95)),
+        mean_tpot_s=float(np.mean(tpot)),
+        p50_tpot_s=float(np.percentile(tpot, 50)),
+        p95_tpot_s=float(np.percentile(tpot, 95)),
+        qps=len(done) / duration,
+        tok_s=completion / duration,
+        total_tok_s=(completion + prompt) / duration,
+        achieved_concurrency=sum(e2e) / duration,
+        gpu_util_pct=min(30.0 + 4 * concurrency, 99.0) if simulated_or_gpu else None,
+        cpu_util_pct=40.0,
+        prefix_hit_ratio=0.0,
+        preemptions=0,
+        kv_usage_max=0.01,
+        running_max=concurrency,
+        waiting_max=0,
+        requests=made,
+        telemetry=[
+            TelemetryRow(0.0, "GPU-0", 70 * GIB, 50.0, 300.0),
+            TelemetryRow(0.2, "GPU-0", 70 * GIB, 60.0, 310.0),
+        ],
+    )
+
+
+def _request(ordinal: int, mean_s: float, concurrency: int, prompt: int, output: int) -> RequestRow:
+    e2e = mean_s * (1 + 0.1 * math.sin(ordinal * 1.7))
+    ttft = e2e * 0.1
+    return RequestRow(
+        ordinal=ordinal,
+        sent_s=(ordinal // concurrency) * mean_s,
+        ok=True,
+        ttft_s=ttft,
+        e2e_s=e2e,
+        tpot_s=(e2e - ttft) / (output - 1),
+        prompt_tokens=prompt,
+        completion_tokens=output,
+        chunks=output,
+        finish_reason="length",
+        http_status=200,
+    )
+
+
+def failed(row: PointRow, failure_class: str, message: str = "", status: str = "failed") -> PointRow:
+    """Return the row as the driver would write it had the point failed: configuration kept, numbers gone."""
+    measured = [name for name in row.__slots__ if name.startswith(("mem_", "engine_", "mean_", "p50_", "p95_", "p99_"))]
+    measured += ["qps", "tok_s", "total_tok_s", "duration_s", "completed", "failed", "gpu_util_pct", "kv_usage_max"]
+    measured += ["engine_kv_tokens", "formula_max_concurrency", "running_max", "waiting_max", "preemptions"]
+    measured = [name for name in measured if name != "engine"]
+    gone = dict.fromkeys(measured)
+    return replace(
+        row,
+        status=status,
+        failure_class=failure_class,
+        failure_message=message,
+        log_tail="…",
+        device_name=None,
+        vllm_version=None,
+        requests=[],
+        telemetry=[],
+        **gone,
+    )
+
+
+def session_of(row: PointRow) -> SessionRow:
+    """Return the session a row belongs to."""
+    return SessionRow(
+        schema_version=SCHEMA_VERSION,
+        run_id=row.run_id,
+        session_id=row.session_id,
+        attempt=row.attempt,
+        status="measured",
+        simulated=row.simulated,
+        started_at=row.started_at,
+        node="node-a",
+        ready_s=42.0,
+        stop_s=0.2,
+        memory_back_s=0.5,
+        mem_after_stop_bytes=4 * MIB,
+    )
+
+
+def write_run(run_dir: Path, points: Iterable[PointRow]) -> Path:
+    """Write shards as the driver does; return the run directory."""
+    for row in points:
+        folder = run_dir / "shards" / row.session_id
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(to_table([row], PointRow), folder / f"{row.point_id}.parquet")
+        pq.write_table(to_table([session_of(row)], SessionRow), folder / "session.parquet")
+    return run_dir
+
+
+def changed(points: Iterable[PointRow], where: Callable[[PointRow], bool], **columns: object) -> list[PointRow]:
+    """Return the points, with columns replaced in those that `where` picks."""
+    return [replace(point, **columns) if where(point) else point for point in points]

@@ -1,0 +1,428 @@
+"""Every number on every page is a registered figure, and every figure can be recomputed from the Parquet tables.
+
+The auditor below shares no code with analysis: it knows the names of figures and reads the tables with pandas.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import reduce
+from analysis.document import Document, phrase
+from analysis.figures import count, quote, write_figures
+from tests import synthetic_run as synthetic
+
+MIB, GIB = 2**20, 2**30
+NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]\d+)?")
+CONSTANTS = {
+    "rule.linear_r_squared": 0.99,
+    "rule.linear_residual_pct": 5,
+    "rule.step_share_pct": 1,
+    "rule.flat_share_pct": 1,
+    "rule.estimates_agree_pct": 1,
+    "rule.headroom_pct": 90,
+    "rule.plateau_within_pct": 5,
+    "rule.context_step_tokens": 1024,
+    "unit.mib_bytes": 2**20,
+}
+
+
+def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
+    """Return rows with failures of every kind, a step in memory, hits in the cache and preemptions."""
+    lost = {
+        "committed-2048",
+        "batching-c8-r1",
+        "concurrency-c4-r0",
+        "batching-c16-r0",
+        "batching-c16-r1",
+        "batching-c16-r2",
+    }
+    made = []
+    for row in synthetic.rows(replace(shape, extra_ready_bytes={1024: 96 * MIB, 2048: 290 * MIB, 4096: 290 * MIB})):
+        if row.point_id in lost:
+            row = synthetic.failed(row, "out_of_memory", "tried to allocate 3 GiB")
+        elif row.point_id == "utilization-4096":
+            row = synthetic.failed(row, "kv_too_small", "the estimated maximum model length is 3968", "kv_too_small")
+        elif row.purpose == "batching" and row.concurrency == 4:
+            row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2)
+        elif row.point_id == "committed-1024":
+            row = replace(row, mem_baseline_bytes=2_000 * MIB, warmup_reached_batch=False)
+        made.append(row)
+    return made
+
+
+RUNS = {
+    "gpu": synthetic.rows(),
+    "spoiled": spoiled(synthetic.GPU),
+    "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
+    "cpu": synthetic.rows(synthetic.CPU),
+    "simulated": synthetic.rows(replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM")),
+    "few": [r for r in synthetic.rows() if r.point_id in ("committed-512", "committed-1024", "concurrency-c8-r0")],
+    "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(RUNS))
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param])
+    target = (
+        {"concurrency": 20, "context_tokens": 3000}
+        if request.param == "spoiled"
+        else {"concurrency": 16, "context_tokens": 4096}
+    )
+    (run_dir / "manifest.json").write_text(json.dumps({"target": target}))
+    reduce(run_dir)
+    return run_dir
+
+
+def registered(run: Path) -> list[dict[str, str]]:
+    with (run / "figures.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_number_on_a_page_is_a_registered_figure(run: Path) -> None:
+    pages = list(run.glob("*.md"))
+    assert pages
+    for page in pages:
+        texts = {row["text"] for row in registered(run) if row["file"] == page.name}
+        known = {number for text in texts for number in NUMBER.findall(text)}
+        left = NAMES_WITH_DIGITS.sub("", page.read_text())
+        for text in sorted((t for t in texts if not NUMBER.fullmatch(t)), key=len, reverse=True):
+            left = left.replace(text, " ")
+        assert set(NUMBER.findall(left)) <= known, page.name
+
+
+def test_every_figure_is_recomputed_from_the_tables(run: Path) -> None:
+    auditor = Auditor(run)
+    rows = registered(run)
+    assert len(rows) > 20
+    for row in rows:
+        expected = auditor.value(row["name"])
+        if isinstance(expected, str):
+            assert row["value"] == expected, row["name"]
+        elif expected is None or np.isnan(expected):
+            assert row["value"] == "", row["name"]
+        else:
+            assert float(row["value"]) == pytest.approx(expected, rel=1e-6, abs=1e-6), row["name"]
+
+
+def test_text_of_a_figure_is_its_value_rounded(run: Path) -> None:
+    for row in registered(run):
+        number = re.fullmatch(r"([+-]?[\d,.]+(?:e[+-]\d+)?)(?: %|x)?", row["text"])
+        if number and re.fullmatch(r"[-\d.e+]+", row["value"]):
+            shown = number[1].replace(",", "")
+            value = float(row["value"])
+            digits = len(shown.split(".")[1].split("e")[0]) if "." in shown else 0
+            exponent = int(shown.split("e")[1]) if "e" in shown else 0
+            assert abs(float(shown) - value) <= 0.5000001 * 10 ** (exponent - digits), row
+
+
+class Auditor:
+    """Recomputes figures by their names from points.parquet and requests.parquet."""
+
+    def __init__(self, run: Path) -> None:
+        self.points = pd.read_parquet(run / "points.parquet")
+        self.requests = pd.read_parquet(run / "requests.parquet")
+        self.target = json.loads((run / "manifest.json").read_text())["target"]
+        self.ranks = max(int(self.points.gpus.iloc[0]), 1)
+        self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
+            (r"target\.(\w+)", lambda key: self.target[key]),
+            (r"envelope\.(?:len|c)(\d+)", float),
+            (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
+            (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
+            (r"kv\.[^.]+\.envelope\.len(\d+)\.c(\d+)_gib", lambda n, c: int(c) * self.sequence(int(n)) / GIB),
+            (r"kv\.[^.]+\.(\w+)(\.error_pct)?", self.kv),
+            (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),
+            (r"committed\.[^.]+\.len(\d+)\.(?:(ready|loaded)\.)?(\w+)", self.committed),
+            (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
+            (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
+            (r"utilization\.[^.]+\.(\w+)", self.flat),
+            (r"(\w+)\.[^.]+\.c(\d+)\.(?:(ratio)\.)?(\w+)", self.level),
+            (r"(\w+)\.[^.]+\.(\w+)", self.load),
+        ]
+
+    def value(self, name: str) -> float | str | None:
+        if name in CONSTANTS:
+            return CONSTANTS[name]
+        for pattern, compute in self.cases:
+            if match := re.fullmatch(pattern, name):
+                return compute(*match.groups())
+        raise AssertionError(f"no way to recompute {name}")
+
+    # --- rows ---
+
+    def memory(self, mode: str) -> pd.DataFrame:
+        rows = self.points[(self.points.purpose == "kv_scaling") & (self.points["mode"] == mode)]
+        return rows[rows.status == "measured"].set_index("max_model_len").sort_index()
+
+    def levels(self, purpose: str) -> pd.DataFrame:
+        rows = self.points[(self.points.purpose == purpose) & (self.points.status == "measured")].copy()
+        for point_id, requests in self.requests.groupby("point_id"):
+            at = rows.index[rows.point_id == point_id]
+            ok = requests[requests.ok]
+            if len(at):  # statistics again, from the requests themselves
+                rows.loc[at, "mean_e2e_s"] = ok.e2e_s.mean()
+                rows.loc[at, "p95_e2e_s"] = np.percentile(ok.e2e_s, 95)
+                rows.loc[at, "p50_ttft_s"] = np.percentile(ok.ttft_s, 50)
+                rows.loc[at, "tok_s"] = ok.completion_tokens.sum() / rows.duration_s[at].iloc[0]
+                rows.loc[at, "qps"] = len(ok) / rows.duration_s[at].iloc[0]
+        return rows
+
+    def medians(self, purpose: str) -> pd.DataFrame:
+        return self.levels(purpose).groupby("concurrency").median(numeric_only=True)
+
+    # --- figures ---
+
+    def gpu_util(self, which: str) -> float:
+        seen = self.points.gpu_util_pct
+        return float(seen.min() if which == "lowest" else seen.max())
+
+    def lost(self, session: str, point: str, what: str) -> float | str:
+        row = self.points[(self.points.session_id == session) & (self.points.point_id == point)].iloc[0]
+        if what == "outcome":
+            return row.status if row.status == row.failure_class else f"{row.status}: {row.failure_class}"
+        if what == "message":
+            return str(row.failure_message)
+        if what == "points":
+            same = self.points[(self.points.status != "measured") & (self.points.purpose == row.purpose)]
+            same = same[same.max_model_len == row.max_model_len]
+            if not np.isnan(row.concurrency):
+                same = same[same.concurrency == row.concurrency]
+            return float((same.failure_class == row.failure_class).sum())
+        return row[what] if isinstance(row[what], str) else float(row[what])
+
+    def sequence(self, length: int) -> float:
+        known = pd.concat([self.memory("committed"), self.memory("utilization")]).formula_bytes_per_sequence
+        return float(np.interp(length, *zip(*sorted(known.groupby(level=0).first().items()), strict=True)))
+
+    def pool(self) -> float:
+        utilization = self.memory("utilization").engine_kv_bytes
+        return self.ranks * float(
+            utilization.min() if len(utilization) else self.memory("committed").engine_kv_bytes.max()
+        )
+
+    def kv(self, what: str, error: str | None) -> float | str | None:
+        both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index(kind="stable")
+        known = both.formula_bytes_per_sequence.groupby(level=0).first()
+        formula = np.polyfit(known.index, known.values, 1)[0]
+        need = self.target["concurrency"] * self.sequence(self.target["context_tokens"])
+        longest = both[both.index == both.index.max()]
+        utilization = longest[longest["mode"] == "utilization"]
+        engine = (utilization if len(utilization) else longest).engine_bytes_per_token.iloc[0]
+        model = self.points.model.iloc[0]
+        values: dict[str, float | str | None] = {
+            "formula_bytes_per_token": formula,
+            "engine_bytes_per_token": engine,
+            "context_step_mib": 1024 * both.formula_bytes_per_token.iloc[-1] / MIB,
+            "envelope_pool_gib": self.pool() / GIB,
+            "envelope_utilization": f"{self.points.gpu_memory_utilization.max():g}",
+            "target_need_gib": need / GIB,
+            "target_share_pct": 100 * need / self.pool(),
+            "estimates": 4,
+            "estimates_apart": self.apart(formula, engine),
+            "label": model,
+            "title": self.title(),
+            "version": "vLLM 0.25.1",
+        }
+        value = values[what]
+        if error:
+            assert isinstance(value, float)
+            return 100 * (value / formula - 1)
+        return value
+
+    def apart(self, formula: float, engine: float) -> float:
+        slopes = [self.line(word, "slope_bytes_per_token", None) or formula for word in ("ready", "loaded")]
+        return sum(abs(value / formula - 1) > 0.01 for value in (*slopes, engine))
+
+    def title(self) -> str:
+        row = self.points[self.points.status == "measured"].iloc[0]
+        device = f"{row.gpus} x {row.device_name}" if row.gpus > 1 else row.device_name
+        device = f"CPU backend ({row.device_name})" if row.device == "cpu" else device
+        device = f"simulated {row.device_name}" if row.simulated else device
+        return ", ".join(
+            [
+                row.model,
+                device,
+                *(["simulated"] if row.simulated and "simulated" not in device else []),
+                "dummy weights",
+            ]
+        )
+
+    def deltas(self, word: str) -> pd.DataFrame:
+        rows = self.memory("committed")
+        made = pd.DataFrame({"delta": rows[f"mem_{word}_bytes"].diff(), "tokens": rows.index.to_series().diff()})
+        made["expected"] = rows.formula_bytes_per_sequence.diff() * rows.sequences
+        made["sequences"] = rows.sequences
+        made["departure"] = made.delta - made.expected
+        unit = 4096 if rows.device.iloc[0] == "cpu" else 2 * MIB
+        floor = self.ranks * (rows.engine_kv_bytes / rows.engine_num_blocks + unit)
+        made["step"] = made.departure.abs() > np.maximum(floor, 0.01 * made.expected.abs())
+        return made.iloc[1:]
+
+    def line(self, word: str, what: str, error: str | None) -> float | None:
+        rows = self.memory("committed")
+        x, y = rows.index.to_numpy(float), rows[f"mem_{word}_bytes"].to_numpy(float)
+        if len(x) < 2:
+            return None
+        slope, intercept = np.polyfit(x, y, 1)
+        residuals = y - (intercept + slope * x)
+        deltas = self.deltas(word)
+        per_token = slope / rows.sequences.iloc[0]
+        if error:
+            return float(self.kv_error(per_token))
+        return float(
+            {
+                "slope_bytes_per_token": per_token,
+                "intercept_mib": intercept / MIB,
+                "r_squared": 1 - (residuals**2).sum() / ((y - y.mean()) ** 2).sum(),
+                "max_residual_mib": abs(residuals).max() / MIB if abs(residuals).max() > 1 else 0.0,
+                "lengths": len(x),
+                "intervals": len(deltas),
+                "steps": deltas.step.sum(),
+                "largest_departure_mib": deltas.departure.loc[deltas.departure.abs().idxmax()] / MIB,
+            }[what]
+        )
+
+    def kv_error(self, value: float) -> float:
+        formula = self.kv("formula_bytes_per_token", None)
+        assert isinstance(formula, float)
+        return 100 * (value / formula - 1)
+
+    def committed(self, length: str, word: str | None, what: str) -> float:
+        at = int(length)
+        rows = self.memory("committed")
+        if what == "max_model_len":
+            return at
+        row = rows.loc[at] if at in rows.index else None
+        if row is None:
+            return float("nan")
+        if what.startswith(("mem_ready", "mem_loaded", "mem_baseline")):
+            return float(row[what.replace("_mib", "_bytes")] / MIB)
+        if what in ("block_mib", "engine_block_size"):
+            return float(
+                self.ranks * row.engine_kv_bytes / row.engine_num_blocks / MIB if what == "block_mib" else row[what]
+            )
+        change = self.deltas(word or "ready").loc[at]
+        return float(
+            {
+                "delta_ready_mib": change.delta / MIB,
+                "delta_formula_mib": change.expected / MIB,
+                "bytes_per_token_ready": change.delta / (change.tokens * change.sequences),
+                "departure_pct": 100 * change.departure / change.expected,
+                "step_delta_mib": change.delta / MIB,
+                "step_expected_mib": change.expected / MIB,
+                "step_departure_pct": 100 * change.departure / change.expected,
+            }[what]
+        )
+
+    def utilization(self, length: str, what: str) -> float | str:
+        rows = self.memory("utilization")
+        if what == "max_model_len":
+            return int(length)
+        if int(length) not in rows.index:
+            return float("nan")
+        row = rows.loc[int(length)]
+        if what == "gpu_memory_utilization":
+            return f"{row.gpu_memory_utilization:g}"
+        if what == "pool_gib":
+            return float(self.ranks * row.engine_kv_bytes / GIB)
+        return float(row[what.replace("_mib", "_bytes")] / MIB if what.endswith("_mib") else row[what])
+
+    def flat(self, what: str) -> float | str:
+        ready = self.memory("utilization").mem_ready_bytes / MIB
+        if what == "gpu_memory_utilization":
+            return f"{self.points.gpu_memory_utilization.max():g}"
+        return float(
+            {
+                "lengths": len(ready),
+                "mem_ready_lowest_mib": ready.min(),
+                "mem_ready_highest_mib": ready.max(),
+                "mem_ready_range_mib": ready.max() - ready.min(),
+            }[what]
+        )
+
+    def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float:
+        at = int(concurrency)
+        if what == "concurrency":
+            return at
+        if what == "unmeasured":
+            rows = self.points[(self.points.purpose == purpose) & (self.points.concurrency == at)]
+            return float((rows.status != "measured").sum())
+        medians, rows = self.medians(purpose), self.levels(purpose)
+        own = rows[rows.concurrency == at]
+        if not len(own):
+            return float("nan")
+        lower = medians[medians.index < at]
+        first, here = medians.iloc[0], medians.loc[at]
+        tok_s = medians.tok_s
+        plateau = medians.loc[tok_s[tok_s >= 0.95 * tok_s.max()].index[0]]
+        previous = lower.iloc[-1] if len(lower) else None
+        derived: dict[str, Callable[[], float]] = {
+            "repeats": lambda: len(own),
+            "requests": lambda: own.num_requests.sum(),
+            "failed_requests": lambda: own.failed.sum(),
+            "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
+            "prefix_hit_pct": lambda: 100 * own.prefix_hit_ratio.max(),
+            "kv_usage_max_pct": lambda: 100 * own.kv_usage_max.max(),
+            "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
+            "bend_p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
+            "bend_tok_s_ratio": lambda: here.tok_s / previous.tok_s,
+            "gain_over_one": lambda: here.tok_s / first.tok_s,
+            "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
+            "speedup_tok_s": lambda: here.tok_s / first.tok_s,
+            "slowdown_mean_e2e": lambda: here.mean_e2e_s / first.mean_e2e_s,
+            "p95_past_plateau": lambda: here.p95_e2e_s / plateau.p95_e2e_s,
+            "tok_s_past_plateau_pct": lambda: 100 * (here.tok_s / plateau.tok_s - 1),
+        }
+        if ratio:
+            return float(here[what] / first[what])
+        if what.endswith("_highest"):
+            return float(own[what.removesuffix("_highest")].max())
+        return float(derived[what]() if what in derived else here[what])
+
+    def load(self, purpose: str, what: str) -> float | str:
+        row = self.points[(self.points.purpose == purpose) & (self.points.status == "measured")].iloc[0]
+        if what == "title":
+            return self.title()
+        if what == "version":
+            return "vLLM 0.25.1"
+        if what == "predicted_kv_concurrency":
+            return float(row.engine_max_concurrency)
+        if what == "gpu_memory_utilization":
+            return f"{row.gpu_memory_utilization:g}"
+        value = row[what]
+        return value if isinstance(value, str) else float(value)
+
+
+def test_typed_number_in_prose_is_refused() -> None:
+    with pytest.raises(ValueError, match="a number is typed"):
+        phrase("about 4 times")
+    with pytest.raises(ValueError, match="a number is typed"):
+        Document("a.md").table(["p95_e2e_s"], [["12"]])
+    assert phrase("p95_e2e_s in 2**20").text == "p95_e2e_s in 2**20"
+
+
+def test_figure_that_is_never_said_is_refused() -> None:
+    with pytest.raises(ValueError, match="names"):
+        phrase("nothing", n=count("n", 1))
+
+
+def test_one_name_never_stands_for_two_values(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two values"):
+        write_figures(tmp_path / "figures.csv", [("a.md", [count("n", 1)]), ("b.md", [count("n", 2)])])
+
+
+def test_words_from_a_row_cannot_become_markup() -> None:
+    assert "<" not in quote("m", "<script>alert(1)</script>").text
+    assert quote("m", "a|b\nc`d`").text == "a\\|b c\\`d\\`"
+    assert "\x1b" not in quote("m", "\x1b[31mred").text

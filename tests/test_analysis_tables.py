@@ -1,0 +1,188 @@
+"""Shards become tables, whole or with one clear message; nothing is written outside the run directory."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import AnalysisError, reduce
+from analysis.tables import build_tables, frame, read_tables
+from contract.rows import PointRow, to_table
+from tests import synthetic_run as synthetic
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return synthetic.write_run(tmp_path / "run", synthetic.rows()[:12])
+
+
+def test_points_carry_their_session(run: Path) -> None:
+    build_tables(run)
+    points = frame(run, "points")
+    assert set(points.ready_s) == {42.0}
+    assert set(points.memory_back_s) == {0.5}
+    assert set(points.node) == {"node-a"}
+    assert "requests" not in points.columns
+
+
+def test_requests_carry_the_ids_of_their_point(run: Path) -> None:
+    build_tables(run)
+    requests, points = frame(run, "requests"), frame(run, "points")
+    counts = requests.groupby("point_id").size()
+    measured = points[points.kind == "load"].set_index("point_id").num_requests
+    assert counts.to_dict() == measured.astype(int).to_dict()
+    assert not requests.simulated.any()
+    assert frame(run, "telemetry").power_w.notna().all()
+
+
+def test_rows_come_back_as_they_were_written(run: Path) -> None:
+    build_tables(run)
+    by_id = {row.point_id: row for row in synthetic.rows()[:12]}
+    for point in read_tables(run).points:
+        row = by_id[point.point_id]
+        for name in PointRow.__slots__:
+            if name not in ("requests", "telemetry"):
+                assert getattr(point, name) == getattr(row, name), name
+
+
+def test_run_that_was_sent_without_shards_is_analysed_from_its_tables(run: Path) -> None:
+    reduce(run)
+    before = (run / "kv_cache_scaling.csv").read_bytes()
+    (run / "kv_cache_scaling.csv").unlink()
+    for shard in (run / "shards").rglob("*.parquet"):
+        shard.unlink()
+    reduce(run)
+    assert (run / "kv_cache_scaling.csv").read_bytes() == before
+
+
+def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
+    synthetic.write_run(tmp_path, synthetic.rows()[:1])
+    (tmp_path / "shards/session-c512/committed-512.parquet").unlink()
+    assert [path.name for path in reduce(tmp_path)] == [
+        "points.parquet",
+        "requests.parquet",
+        "telemetry.parquet",
+        "sessions.parquet",
+    ]
+
+
+def test_point_whose_session_row_is_not_yet_there_is_kept(run: Path) -> None:
+    (run / "shards/session-c512/session.parquet").unlink()
+    build_tables(run)
+    points = frame(run, "points").set_index("point_id")
+    assert points.ready_s.isna()["committed-512"]
+
+
+def test_empty_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnalysisError, match="nothing to analyse"):
+        reduce(tmp_path)
+    with pytest.raises(AnalysisError, match="no such run directory"):
+        reduce(tmp_path / "missing")
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _other_version(path: Path) -> None:
+    pq.write_table(to_table([replace(synthetic.rows()[0], schema_version=99)], PointRow), path)
+
+
+def _foreign(path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), path)
+
+
+def _unknown_column(path: Path) -> None:
+    pq.write_table(to_table([synthetic.rows()[0]], PointRow).append_column("surprise", pa.array([1])), path)
+
+
+def _wrong_type(path: Path) -> None:
+    table = to_table([synthetic.rows()[0]], PointRow)
+    index = table.column_names.index("max_model_len")
+    pq.write_table(table.set_column(index, "max_model_len", pa.array(["long"])), path)
+
+
+def _no_status(path: Path) -> None:
+    table = to_table([synthetic.rows()[0]], PointRow)
+    pq.write_table(table.set_column(table.column_names.index("status"), "status", pa.array([None], pa.string())), path)
+
+
+def _two_rows(path: Path) -> None:
+    pq.write_table(to_table(synthetic.rows()[:2], PointRow), path)
+
+
+def _another_point(path: Path) -> None:
+    pq.write_table(to_table([replace(synthetic.rows()[0], point_id="../../elsewhere")], PointRow), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_truncate, "not a readable Parquet file"),
+        (_other_version, "schema version 99, this analysis reads version"),
+        (_foreign, "schema version none"),
+        (_unknown_column, "unknown: surprise"),
+        (_wrong_type, "another type"),
+        (_no_status, "status is empty"),
+        (_two_rows, "holds one row"),
+        (_another_point, "not the shard its path says"),
+    ],
+)
+def test_shard_that_cannot_be_trusted_stops_the_analysis_by_name(run: Path, spoil, words: str) -> None:  # type: ignore[no-untyped-def]
+    shard = run / "shards/session-c512/committed-512.parquet"
+    spoil(shard)
+    with pytest.raises(AnalysisError, match=words) as caught:
+        reduce(run)
+    assert str(shard) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (run / "points.parquet").exists()
+
+
+def test_half_written_files_of_the_driver_are_ignored(run: Path) -> None:
+    (run / "shards/session-c512/.committed-512.parquet.tmp").write_bytes(b"half")
+    (run / "shards/session-c512/.hidden.parquet").write_bytes(b"half")
+    build_tables(run)
+
+
+def test_names_in_rows_never_become_paths(tmp_path: Path) -> None:
+    shape = replace(synthetic.GPU, model="../../../tmp/evil", device_name="/etc/passwd")
+    other = replace(shape, model="../other")
+    run = tmp_path / "a" / "run"
+    rows = [replace(r, session_id=f"o-{r.session_id}") for r in synthetic.rows(other)]
+    synthetic.write_run(run, [*synthetic.rows(shape), *rows])
+    written = reduce(run)
+    assert all(path.resolve().is_relative_to(run.resolve()) for path in written)
+    assert {path.name for path in tmp_path.rglob("*") if run not in path.parents} == {"a", "run"}
+
+
+def test_artifacts_are_not_written_through_links(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    secret = outside / "secret"
+    secret.write_text("untouched")
+    (run / "kv_cache_scaling.csv").symlink_to(secret)
+    reduce(run)
+    assert secret.read_text() == "untouched"
+    assert not (run / "kv_cache_scaling.csv").is_symlink()
+    for plot in (run / "plots").iterdir():
+        plot.unlink()
+    (run / "plots").rmdir()
+    (run / "plots").symlink_to(outside)
+    with pytest.raises(AnalysisError, match="is a link"):
+        reduce(run)
+
+
+def test_run_reached_through_a_link_is_analysed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(run)
+    assert reduce(tmp_path / "latest")
+
+
+def test_no_temporary_file_stays_and_files_are_readable_by_others(run: Path) -> None:
+    written = reduce(run)
+    assert not [path for path in run.rglob("*.tmp")]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}

@@ -1,0 +1,50 @@
+"""Why a server did not start, from real logs' lines."""
+
+import pytest
+
+from contract.failures import FailureClass
+from workers.launch import diagnosis
+
+TOO_SMALL = (
+    "(EngineCore pid=9) ERROR 11-24 [core.py:1] ValueError: To serve at least one request with the models's max seq len "
+    "(8192), (0.03 GiB KV cache is needed, which is larger than the available KV cache memory (0.02 GiB). Based on the "
+    "available memory, the estimated maximum model length is 3968. Try increasing `gpu_memory_utilization`.\n"
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (TOO_SMALL, FailureClass.KV_TOO_SMALL),
+        ("ValueError: No available memory for the cache blocks. Try increasing", FailureClass.KV_TOO_SMALL),
+        (
+            "ValueError: Free memory on device cuda:0 (1.2/79.1 GiB) on startup is less than desired GPU memory "
+            "utilization (0.9, 71.2 GiB).",
+            FailureClass.FREE_MEMORY_LOW,
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", FailureClass.OUT_OF_MEMORY),
+        ("OSError: [Errno 98] Address already in use", FailureClass.PORT_TAKEN),
+        ("api_server.py: error: unrecognized arguments: --no-such-flag", FailureClass.BAD_ARGUMENT),
+        (
+            "pydantic_core.ValidationError: Value error, User-specified max_model_len (9) is greater than the derived "
+            "max_model_len (max_position_embeddings=8)",
+            FailureClass.LENGTH_ABOVE_MODEL,
+        ),
+        ("RuntimeError: something new", FailureClass.START_FAILED),
+        ("", FailureClass.START_FAILED),
+    ],
+)
+def test_the_class_is_read_from_the_log(log: str, expected: FailureClass) -> None:
+    assert diagnosis.of_start(log, 1).failure_class == expected
+
+
+def test_message_is_the_root_cause_and_carries_the_engines_estimate() -> None:
+    failure = diagnosis.of_start(TOO_SMALL, 1)
+    assert failure.message.startswith("ValueError: To serve at least one request")
+    assert diagnosis.estimated_max_model_len(failure.message) == 3968
+
+
+def test_unknown_errors_keep_their_own_words_not_the_wrappers() -> None:
+    log = "RuntimeError: the cause\nRuntimeError: Engine core initialization failed. See root cause above.\n"
+    assert diagnosis.of_start(log, 1).message == "RuntimeError: the cause"

@@ -1,0 +1,114 @@
+"""Whoever dies, nothing is left: real processes under the guard, with children that do not want to go."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workers import processes
+from workers.launch.process import ServerProcess
+from workers.launch.workspace import Workspace
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write(str(os.getpid()))
+        time.sleep(600)
+    os._exit(0)
+time.sleep(600)
+"""
+POLITE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(600)"
+OWNER = """
+import os, sys, time
+from pathlib import Path
+from workers.launch.process import ServerProcess
+from workers.launch.workspace import Workspace
+server = ServerProcess(sys.argv[3:], dict(os.environ), Workspace(Path(sys.argv[1])), 2.0)
+Path(sys.argv[2]).write_text(f"{server.pid} {server.guard_pid}")
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    made = Workspace.make()
+    yield made
+    made.remove()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen within 20 s"
+        time.sleep(0.02)
+
+
+def read_pid(path: Path) -> int:
+    until(lambda: path.exists() and path.read_text().isdigit())
+    return int(path.read_text())
+
+
+def test_a_polite_server_ends_with_its_own_exit_code(workspace: Workspace) -> None:
+    server = ServerProcess([sys.executable, "-c", POLITE], dict(os.environ), workspace, 5.0)
+    time.sleep(0.3)  # until its handler is set: before, SIGTERM ends it with -15
+    server.stop()
+    assert server.exit_code == 7
+    assert not server.running
+    assert workspace.root.exists()
+
+
+def test_stop_ends_detached_grandchildren_that_ignore_sigterm(workspace: Workspace) -> None:
+    mark = workspace.root / "grandchild"
+    server = ServerProcess([sys.executable, "-c", STUBBORN, str(mark)], dict(os.environ), workspace, 0.5)
+    grandchild = read_pid(mark)
+    server.stop()
+    assert not processes.is_running(grandchild)
+    assert not processes.is_running(server.pid)
+    assert server.exit_code == -signal.SIGKILL
+
+
+def test_a_server_that_ends_by_itself_is_told_and_its_children_are_ended(workspace: Workspace) -> None:
+    mark = workspace.root / "grandchild"
+    code = STUBBORN.replace("time.sleep(600)\n", "time.sleep(600)\n", 1).removesuffix("time.sleep(600)\n")
+    code += "\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(3)\n"
+    server = ServerProcess([sys.executable, "-c", code, str(mark)], dict(os.environ), workspace, 0.5)
+    grandchild = read_pid(mark)
+    until(lambda: server.exit_code == 3)
+    until(lambda: not processes.is_running(grandchild))
+    server.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_when_the_owner_dies(number: int) -> None:
+    workspace = Workspace.make()
+    mark, pids = workspace.root / "grandchild", workspace.root / "pids"
+    command = [sys.executable, "-c", OWNER, str(workspace.root), str(pids), sys.executable, "-c", STUBBORN, str(mark)]
+    owner = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    family = [*(int(pid) for pid in pids.read_text().split()), read_pid(mark)]
+    owner.send_signal(number)
+    owner.wait()
+    until(lambda: not any(processes.is_running(pid) for pid in family))
+    until(lambda: not workspace.root.exists())
+
+
+def test_stop_twice_is_one_stop(workspace: Workspace) -> None:
+    server = ServerProcess([sys.executable, "-c", "import time; time.sleep(600)"], dict(os.environ), workspace, 5.0)
+    server.stop()
+    server.stop()
+    assert server.exit_code == -signal.SIGTERM
+
+
+def test_no_guard_is_left_behind() -> None:
+    guards = [p for p in psutil.process_iter(["cmdline"]) if any(a.endswith("/guard.py") for a in p.info["cmdline"] or [])]
+    assert guards == []

@@ -1,0 +1,133 @@
+"""Plans: which servers, which points, which ids; pure, and the same for the same input."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract import kv
+from contract.specs import Mode, PointKind, Purpose
+from orchestrator.fleet import NoRoom
+from orchestrator.plan import Plan, make_plan
+from orchestrator.schema import ConfigError, Experiment
+from tests.configs import cpu_fleet, experiment, gpu_fleet, resolved, sim_fleet
+
+MIB = 2**20
+
+
+def plan(*experiments: Experiment, fleet=None) -> Plan:  # type: ignore[no-untyped-def]
+    return make_plan(resolved(*experiments), fleet or gpu_fleet(1))
+
+
+def test_kv_sweep_has_a_server_for_each_length_and_mode() -> None:
+    sessions = plan(experiment("kv", "phi-3-mini-4k")).sessions
+    assert [(s.mode, s.server.max_model_len) for s in sessions] == [
+        (mode, length) for mode in (Mode.COMMITTED, Mode.UTILIZATION) for length in (512, 1024, 2048, 4096)
+    ]
+    assert all([point.kind for point in s.points] == [PointKind.MEMORY] for s in sessions)
+
+
+def test_committed_pool_holds_the_sequences_and_grows_by_the_formula() -> None:
+    committed = [s for s in plan(experiment("kv", "phi-3-mini-4k")).sessions if s.mode is Mode.COMMITTED]
+    pools = [s.server.kv_cache_memory_bytes or 0 for s in committed]
+    assert {s.sequences for s in committed} == {32}
+    steps = [b - a for a, b in zip(pools, pools[1:], strict=False)]
+    assert steps == [32 * step * 393_216 for step in (512, 1024, 2048)]
+    assert all(s.server.enforce_eager and s.server.max_num_batched_tokens == 2048 for s in committed)
+
+
+def test_cpu_steps_are_at_least_128_mib() -> None:
+    committed = [s for s in plan(experiment("kv", "tiny"), fleet=cpu_fleet()).sessions if s.mode is Mode.COMMITTED]
+    pools = [s.server.kv_cache_memory_bytes or 0 for s in committed]
+    assert min(b - a for a, b in zip(pools, pools[1:], strict=False)) >= 128 * MIB
+    assert all(s.gpus == 0 for s in committed)
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-1.5b", "llama-3.1-8b", "gemma-3-4b", "deepseek-v2-lite", "qwen3-next-cut"])
+def test_committed_pools_fit_the_card(model: str) -> None:
+    for session in plan(experiment("kv", model)).sessions:
+        weights = kv.weight_bytes(session.model.config)
+        assert (session.server.kv_cache_memory_bytes or 0) + weights < 80 * 2**30
+
+
+def test_ladders_send_ten_requests_a_level_and_at_least_32() -> None:
+    (session,) = plan(experiment("concurrency")).sessions
+    assert [(p.concurrency, p.num_requests) for p in session.points] == [
+        (1, 32), (2, 32), (4, 40), (8, 80), (16, 160), (32, 320),
+    ]  # fmt: skip
+
+
+def test_batching_compares_the_same_requests_and_repeats_every_level() -> None:
+    (session,) = plan(experiment("batching")).sessions
+    comparison = [p for p in session.points if p.purpose is Purpose.COMPARISON]
+    assert [(p.concurrency, p.num_requests) for p in comparison] == [(1, 32), (8, 32)] * 3
+    assert sum(p.purpose is Purpose.BATCHING for p in session.points) == 4 * 3
+
+
+def test_near_full_ladder_goes_past_the_pool() -> None:
+    sessions = plan(experiment("capacity", "phi-3-mini-4k")).sessions
+    near_full = [p for s in sessions for p in s.points if p.purpose is Purpose.NEAR_FULL_CONTEXT]
+    assert max(p.concurrency for p in near_full) == 32
+    assert {p.prompt_tokens + p.output_tokens for p in near_full} == {4088}
+
+
+def test_equal_servers_are_one_session_with_memory_read_first() -> None:
+    sessions = plan(experiment("concurrency"), experiment("kv"), fleet=sim_fleet()).sessions
+    shared = next(s for s in sessions if len(s.points) > 1)
+    assert shared.points[0].kind is PointKind.MEMORY
+    assert len(sessions) == 8
+
+
+def test_equal_points_of_two_experiments_are_measured_once() -> None:
+    (once,) = plan(experiment("concurrency")).sessions
+    (both,) = plan(experiment("concurrency"), experiment("concurrency", sweep__repeats=2)).sessions
+    assert len(both.points) == 2 * len(once.points)
+
+
+def test_a_longer_ladder_keeps_the_ids_of_the_shorter() -> None:
+    short = plan(experiment("concurrency", sweep__concurrency=[1, 2])).sessions[0]
+    long = plan(experiment("concurrency", sweep__concurrency=[1, 2, 4])).sessions[0]
+    assert short.id == long.id
+    assert [p.id for p in short.points] == [p.id for p in long.points[:2]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"server__dtype": "float16"},
+        {"server__extra_args": {"block_size": 32}},
+        {"model": "qwen2.5-1.5b"},
+        {"seed": 1},
+        {"load__prompt_tokens": 13},
+    ],
+)
+def test_what_moves_a_number_moves_the_id(changes: dict[str, object]) -> None:
+    before = plan(experiment("concurrency")).sessions[0].points[0].id
+    assert plan(experiment("concurrency", **changes)).sessions[0].points[0].id != before  # type: ignore[arg-type]
+
+
+def test_what_does_not_move_a_number_keeps_the_id() -> None:
+    before = plan(experiment("concurrency")).sessions[0].points[0].id
+    after = plan(experiment("concurrency", engine__ready_timeout_s=5.0, output_root="elsewhere"))
+    assert after.sessions[0].points[0].id == before
+
+
+def test_length_above_the_models_limit_is_named_with_the_limit() -> None:
+    with pytest.raises(ConfigError, match=r"sweep.max_model_len: 8192 is above the limit of phi-3-mini-4k, 4096"):
+        plan(experiment("kv", "phi-3-mini-4k", sweep__max_model_len=[4096, 8192]))
+
+
+def test_lengths_that_do_not_fit_the_server() -> None:
+    with pytest.raises(ConfigError, match="4090 \\+ 64 tokens do not fit max_model_len 4096"):
+        plan(experiment("concurrency", load__prompt_tokens=4090))
+
+
+def test_more_gpus_than_any_node_has() -> None:
+    with pytest.raises(NoRoom, match="tensor_parallel_size=4, but no node has so many"):
+        plan(experiment("kv", server__tensor_parallel_size=4), fleet=gpu_fleet(2, 2))
+
+
+@given(st.lists(st.integers(2, 8192), min_size=1, max_size=6, unique=True), st.integers(1, 64))
+def test_any_axis_gives_one_committed_server_a_length(lengths: list[int], sequences: int) -> None:
+    made = plan(experiment("kv", sweep__max_model_len=sorted(lengths), sweep__sequences=sequences, sweep__modes=["committed"]))
+    assert [s.server.max_model_len for s in made.sessions] == sorted(lengths)
+    assert len({s.id for s in made.sessions}) == len(lengths)

@@ -1,0 +1,183 @@
+"""Whole runs on pretended GPUs: one Ray for those in this process, real command lines for what only they can show."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from contract.rows import MEASURED
+from contract.specs import SessionSpec
+from orchestrator.cluster import Cluster
+from orchestrator.driver import Driver, Outcome
+from orchestrator.fleet import Fleet, local_fleet
+from orchestrator.plan import make_plan
+from orchestrator.progress import Progress
+from orchestrator.store import Store
+from tests.configs import experiment, resolved
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parent.parent
+QUICK = {"load__requests_min": 4, "load__requests_per_level": 1, "load__output_tokens": 4}
+QUICK_ARGS = ["engine=sim", "load.requests_min=4", "load.requests_per_level=1", "load.output_tokens=4"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[Cluster, Fleet]]:
+    asked = experiment("kv", engine="sim", cluster__num_gpus=4)
+    with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as connected:
+        yield connected, connected.fleet(asked.engine)
+
+
+def run(cluster: tuple[Cluster, Fleet], sessions: list[SessionSpec], directory: Path) -> tuple[Outcome, Store]:
+    store = Store.create(directory, "test")
+    progress = Progress(sum(len(s.points) for s in sessions), 1.0)
+    return Driver(*cluster, store, progress).run(sessions), store
+
+
+def session_rows(store: Store) -> list[dict[str, object]]:
+    return [pq.read_table(path).to_pylist()[0] for path in store.directory.glob("shards/*/session.parquet")]
+
+
+def test_sessions_share_the_cards_and_each_server_sees_only_its_own(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path
+) -> None:
+    extra = {"start_s": 1.0}
+    pairs = experiment("concurrency", engine="sim", server__tensor_parallel_size=2, server__extra_args=extra, **QUICK)
+    singles = experiment("kv", engine="sim", server__extra_args=extra, **QUICK)
+    plan = make_plan(resolved(pairs, singles), cluster[1])
+    outcome, store = run(cluster, list(plan.sessions), tmp_path)
+    rows = session_rows(store)
+    assert (outcome.failed, outcome.measured) == ([], plan.points)
+    for row in rows:
+        log = (store.directory / "logs" / f"{row['session_id']}.log").read_text()
+        named = re.search(r"CUDA_VISIBLE_DEVICES=([\d,]+)", log)
+        assert named
+        assert named[1].split(",") == row["visible_devices"]
+        assert row["device_ids"] == [f"SIM-{name}" for name in named[1].split(",")]
+    assert sorted(len(row["visible_devices"]) for row in rows)[-1] == 2  # type: ignore[arg-type]
+    moments = sorted(str(row["started_at"]) for row in rows)
+    most_cards = 0
+    for moment in moments:
+        cards = [
+            card
+            for row in rows
+            if str(row["started_at"]) <= moment < str(row["ended_at"])
+            for card in row["visible_devices"]  # type: ignore[attr-defined]
+        ]
+        assert len(cards) == len(set(cards)), "two servers on one card"
+        most_cards = max(most_cards, len(cards))
+    assert most_cards == 4
+    points = [pq.read_table(p).to_pylist()[0] for p in store.directory.glob("shards/*/[!s]*.parquet")]
+    assert any(point["co_running_sessions"] for point in points)
+
+
+def test_an_actor_that_is_lost_is_tried_again(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
+    plan = make_plan(resolved(experiment("concurrency", engine="sim", sweep__concurrency=[1], **QUICK)), cluster[1])
+    killed: list[int] = []
+
+    class Killing(Progress):
+        def ready(self, session: SessionSpec, row: object) -> None:
+            super().ready(session, row)  # type: ignore[arg-type]
+            if not killed:
+                guard = psutil.Process(row.server_pid).parent()  # type: ignore[attr-defined]
+                actors = [p for p in psutil.process_iter(["cmdline"]) if "SessionActor" in " ".join(p.info["cmdline"] or [])]
+                assert guard
+                for actor in actors:
+                    killed.append(actor.pid)
+                    actor.kill()
+
+    store = Store.create(tmp_path, "test")
+    outcome = Driver(*cluster, store, Killing(1, 1.0)).run(list(plan.sessions))
+    assert killed
+    assert (outcome.measured, outcome.failed) == (1, [])
+    (row,) = [pq.read_table(p).to_pylist()[0] for p in store.directory.glob("shards/*/[!s]*.parquet")]
+    assert row["attempt"] == 2
+
+
+def test_only_what_is_missing_is_left_to_do(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
+    from orchestrator.resume import left_to_do
+
+    plan = make_plan(resolved(experiment("concurrency", engine="sim", sweep__concurrency=[1, 2], **QUICK)), cluster[1])
+    (session,) = plan.sessions
+    _, store = run(cluster, [replace(session, points=session.points[:1])], tmp_path)
+    (left,) = left_to_do(plan, store)
+    assert left.points == session.points[1:]
+    _, store = Driver(*cluster, store, Progress(1, 1.0)).run([left]), store
+    assert left_to_do(plan, store) == []
+
+
+# --- command lines ---
+
+
+def orchestrate(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "orchestrator", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def leftovers() -> list[str]:
+    """Processes and files that a run of ours could have left."""
+    ours = ("sim_server.py", "guard.py", "raylet", "gcs_server")
+    processes = [
+        " ".join(process.info["cmdline"] or [])
+        for process in psutil.process_iter(["cmdline", "create_time"])
+        if any(Path(argument).name in ours for argument in process.info["cmdline"] or [])
+    ]
+    return processes + [str(path) for path in Path("/tmp").glob("vc-*")]
+
+
+def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(tmp_path: Path) -> None:
+    before = set(leftovers())
+    done = orchestrate(
+        "-m", "+sweep=concurrency,kv", "server.extra_args={},{fail:boom}", "cluster.num_gpus=4",
+        f"output_root={tmp_path}", *QUICK_ARGS,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr + done.stdout
+    (directory,) = tmp_path.iterdir()
+    points = pq.read_table(directory / "points.parquet").to_pylist()
+    failed = [point for point in points if point["status"] != MEASURED]
+    assert len(failed) == len(points) / 2
+    assert {point["failure_message"] for point in failed} == {"the server ended with exit code 1 and no error line"}
+    assert all("boom" in point["log_tail"] for point in failed)
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "failed points"
+    assert {path.name for path in directory.iterdir()} >= {"kv_cache_scaling.csv", "concurrency_sweep.csv", "logs"}
+    assert set(leftovers()) <= before
+
+
+@pytest.mark.parametrize("after", ["launched", "Ray", "ready"])
+def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path, after: str) -> None:
+    before = set(leftovers())
+    arguments = ["+sweep=kv", "engine=sim", "cluster.num_gpus=2", "server.extra_args={start_s: 1}", f"output_root={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    if after == "launched":
+        time.sleep(1.0)
+    elif after == "Ray":
+        deadline = time.monotonic() + 60
+        while not set(Path("/tmp").glob("vc-ray-*")) - {Path(b) for b in before} and time.monotonic() < deadline:
+            time.sleep(0.05)
+    else:
+        while "ready" not in process.stdout.readline():
+            assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert set(leftovers()) <= before
+    if after == "ready":
+        (directory,) = tmp_path.iterdir()
+        assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
+        assert list(directory.glob("shards/*/session.parquet"))

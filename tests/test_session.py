@@ -1,0 +1,135 @@
+"""A session on the stand-in server, without Ray: verbs, rows, failures, and what is left afterwards."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contract.failures import FailureClass
+from contract.rows import FAILED, MEASURED
+from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec, Timeouts
+from tests.configs import load
+from workers import processes
+from workers.load.client import generate
+from workers.session import Session
+
+POOL = 32 * 512 * 4096
+MEMORY = Point("m", PointKind.MEMORY, Purpose.KV_SCALING, "kv")
+LEVEL = Point("l", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 4, 16, 12, 8, warmup_requests=4)
+
+
+def spec(transport: str = "uds", **extra_args: object) -> SessionSpec:
+    model = ModelSpec("tiny", load("model/tiny.yaml")["config"], dummy_weights=True)
+    server = ServerSpec(512, kv_cache_memory_bytes=POOL, transport=transport, extra_args=extra_args)
+    timeouts = Timeouts(ready_s=20, stop_grace_s=2, memory_back_s=2, request_s=10)
+    return SessionSpec("s", model, server, "sim", "sim", Mode.COMMITTED, 1, 32, (MEMORY, LEVEL), timeouts)
+
+
+class Made:
+    def __init__(self) -> None:
+        self.sessions: list[Session] = []
+
+    def __call__(self, made_from: SessionSpec) -> Session:
+        self.sessions.append(Session(made_from, "run", 1, ["3"], generate))
+        return self.sessions[-1]
+
+
+@pytest.fixture
+def session() -> Iterator[Made]:
+    made = Made()
+    yield made
+    for one in made.sessions:
+        one.stop()
+
+
+@pytest.mark.parametrize("transport", ["uds", "tcp"])
+def test_a_server_is_started_measured_and_gone(session: Made, transport: str) -> None:
+    one = session(spec(transport))
+    started = one.start()
+    assert (started.status, started.failure_message) == (MEASURED, None)
+    environment = Path(f"/proc/{started.server_pid}/environ").read_text().split("\0")
+    assert "CUDA_VISIBLE_DEVICES=3" in environment
+    memory, load_row = one.measure(MEMORY), one.measure(LEVEL)
+    end = one.stop().row
+    assert memory.status == load_row.status == MEASURED
+    assert memory.mem_baseline_bytes == 0
+    assert memory.mem_ready_bytes == memory.mem_loaded_bytes == memory.mem_peak_bytes
+    assert memory.engine_bytes_per_token == memory.formula_bytes_per_token == 4096
+    assert (load_row.completed, load_row.failed, load_row.server_generation_tokens) == (16, 0, 16 * 8)
+    assert load_row.prefix_hit_ratio == 0
+    assert [r.completion_tokens for r in load_row.requests] == [8] * 16
+    assert all(0 <= t.t_s <= (load_row.duration_s or 0) for t in load_row.telemetry)
+    assert load_row.simulated
+    assert load_row.device_ids == ["SIM-3"]
+    assert (end.mem_after_stop_bytes, end.exit_code) == (0, 0)
+    assert end.memory_back_s is not None
+    assert not processes.is_running(started.server_pid or 0)
+    assert not one._workspace.root.exists()
+
+
+def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:
+    one = session(spec())
+    one.start()
+    rows = [one.measure(MEMORY), one.measure(LEVEL), one.measure(LEVEL)]
+    ordinals = [request.ordinal for row in rows for request in row.requests]
+    assert len(ordinals) == len(set(ordinals))
+    assert one.row.requests_sent == max(ordinals) + 1
+
+
+def test_a_failed_start_makes_a_failure_row_of_every_point(session: Made) -> None:
+    one = session(spec(fail="ValueError: No available memory for the cache blocks."))
+    assert one.start().status == FAILED
+    row = one.measure(MEMORY)
+    assert (row.status, row.failure_class) == ("kv_too_small", FailureClass.KV_TOO_SMALL)
+    other = session(spec(fail="RuntimeError: something broke"))
+    other.start()
+    row = other.measure(LEVEL)
+    assert (row.status, row.failure_class, row.failure_message) == (
+        FAILED, FailureClass.START_FAILED, "RuntimeError: something broke",
+    )  # fmt: skip
+    assert "something broke" in (row.log_tail or "")
+    assert row.concurrency == 4
+
+
+def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
+    one = session(spec(step_s=0.2))
+    pid = one.start().server_pid
+    assert pid
+    threading.Timer(0.5, os.kill, (pid, 9)).start()
+    row = one.measure(LEVEL)
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
+    again = one.measure(LEVEL)
+    assert (again.status, again.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
+
+
+def test_ready_timeout_is_a_failure_with_its_limit(session: Made) -> None:
+    slow = spec(start_s=30)
+    one = session(SessionSpec(**{**{f: getattr(slow, f) for f in slow.__dataclass_fields__}, "timeouts": Timeouts(0.5, 1, 1)}))
+    assert one.start().failure_class == FailureClass.READY_TIMEOUT
+
+
+def test_stop_pre_empts_a_start(session: Made) -> None:
+    one = session(spec(start_s=30))
+    thread = threading.Thread(target=one.start)
+    thread.start()
+    while one.row.server_pid is None:
+        time.sleep(0.01)
+    one.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert one.row.failure_class in (FailureClass.STOPPED, FailureClass.START_FAILED)
+    assert not processes.is_running(one.row.server_pid)
+
+
+def test_the_key_of_a_tcp_session_is_nowhere_in_what_is_kept(session: Made) -> None:
+    one = session(spec("tcp"))
+    one.start()
+    key = one._address.api_key
+    assert key
+    end = one.stop()
+    kept = repr(end)
+    assert key not in kept
+    assert "VLLM_API_KEY=***" in end.row.environment
