@@ -73,7 +73,7 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
         _curve_heading(doc, curve)
         levels = curve.series.measured
         if len(levels) < 2:
-            doc.say("Only one side was measured, so there is nothing to compare.")
+            doc.say("Fewer than two levels were measured, so there is nothing to compare.")
             doc.table(
                 ["concurrency", "tok_s", "notes"],
                 [

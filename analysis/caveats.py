@@ -32,7 +32,11 @@ def device_words(point: RunPoint) -> str:
 
 def title(point: RunPoint, label: str) -> str:
     """Return model, device and marks in one line, for plots and the terminal."""
-    return ", ".join([label, *(words for words in (device_words(point), *marks(point)) if words not in label)])
+    parts = [label]
+    for words in (device_words(point), *marks(point)):
+        if words not in ", ".join(parts):
+            parts.append(words)
+    return ", ".join(parts)
 
 
 def identity(point: RunPoint, name: str, label: str) -> Phrase:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +42,7 @@ def compose(overrides: list[str], flags: list[str]) -> list[Experiment]:
     experiment, `SystemExit` where Hydra gives up.
     """
     composed: list[DictConfig] = []
+    _check_grammar(overrides)
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def collect(config: DictConfig) -> None:
@@ -55,6 +58,18 @@ def compose(overrides: list[str], flags: list[str]) -> list[Experiment]:
         sys.argv = argv
         shutil.rmtree(throw_away, ignore_errors=True)
     return _validated(composed)
+
+
+def _check_grammar(overrides: list[str]) -> None:
+    """Hydra's own message does not say which of the overrides it could not read."""
+    from orchestrator.schema import ConfigError
+
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            parser.parse_override(override)
+        except HydraException as error:
+            raise ConfigError([f"{override.lstrip('+')}: {str(error).splitlines()[0]}"]) from None
 
 
 def _validated(composed: list[DictConfig]) -> list[Experiment]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ def check_root(root: str) -> Path:
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir():
         raise ConfigError([f"output_root: {existing} is not a directory"])
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError([f"output_root: {existing} cannot be written"])
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()  # a look at permission bits would say yes to root
+    except OSError as error:
+        raise ConfigError([f"output_root: {existing} cannot be written ({error.strerror})"]) from None
     return path

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from analysis.tables import RunPoint, Tables
 from contract.rows import SCHEMA_VERSION, PointRow, RequestRow, SessionRow, TelemetryRow, to_table
 
 MIB, GIB = 2**20, 2**30
@@ -328,6 +329,12 @@ def write_run(run_dir: Path, points: Iterable[PointRow]) -> Path:
         pq.write_table(to_table([row], PointRow), folder / f"{row.point_id}.parquet")
         pq.write_table(to_table([session_of(row)], SessionRow), folder / "session.parquet")
     return run_dir
+
+
+def tables_of(points: Iterable[PointRow]) -> Tables:
+    """Return the tables of these points without a disk between."""
+    names = [name for name in PointRow.__slots__ if name not in ("requests", "telemetry")]
+    return Tables(tuple(RunPoint(**{name: getattr(point, name) for name in names}) for point in points), ())
 
 
 def changed(points: Iterable[PointRow], where: Callable[[PointRow], bool], **columns: object) -> list[PointRow]:

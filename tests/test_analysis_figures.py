@@ -6,11 +6,13 @@ The auditor below shares no code with analysis: it knows the names of figures an
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -81,7 +83,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         else {"concurrency": 16, "context_tokens": 4096}
     )
     (run_dir / "manifest.json").write_text(json.dumps({"target": target}))
-    reduce(run_dir)
+    with patch("analysis.artifacts.write_plots", return_value=[]):  # no figures in them, and they take the time
+        reduce(run_dir)
     return run_dir
 
 
@@ -161,10 +164,12 @@ class Auditor:
 
     # --- rows ---
 
+    @functools.cache  # noqa: B019
     def memory(self, mode: str) -> pd.DataFrame:
         rows = self.points[(self.points.purpose == "kv_scaling") & (self.points["mode"] == mode)]
         return rows[rows.status == "measured"].set_index("max_model_len").sort_index()
 
+    @functools.cache  # noqa: B019 - an auditor lives for one test
     def levels(self, purpose: str) -> pd.DataFrame:
         rows = self.points[(self.points.purpose == purpose) & (self.points.status == "measured")].copy()
         for point_id, requests in self.requests.groupby("point_id"):
@@ -178,6 +183,7 @@ class Auditor:
                 rows.loc[at, "qps"] = len(ok) / rows.duration_s[at].iloc[0]
         return rows
 
+    @functools.cache  # noqa: B019
     def medians(self, purpose: str) -> pd.DataFrame:
         return self.levels(purpose).groupby("concurrency").median(numeric_only=True)
 
@@ -202,8 +208,10 @@ class Auditor:
         return row[what] if isinstance(row[what], str) else float(row[what])
 
     def sequence(self, length: int) -> float:
-        known = pd.concat([self.memory("committed"), self.memory("utilization")]).formula_bytes_per_sequence
-        return float(np.interp(length, *zip(*sorted(known.groupby(level=0).first().items()), strict=True)))
+        both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index()
+        known = both.formula_bytes_per_sequence.groupby(level=0).first()
+        beyond = max(length - known.index[-1], 0) * both.formula_bytes_per_token.iloc[-1]
+        return float(np.interp(length, known.index, known.values) + beyond)
 
     def pool(self) -> float:
         utilization = self.memory("utilization").engine_kv_bytes
@@ -258,6 +266,7 @@ class Auditor:
             ]
         )
 
+    @functools.cache  # noqa: B019
     def deltas(self, word: str) -> pd.DataFrame:
         rows = self.memory("committed")
         made = pd.DataFrame({"delta": rows[f"mem_{word}_bytes"].diff(), "tokens": rows.index.to_series().diff()})

@@ -182,7 +182,7 @@ def test_run_reached_through_a_link_is_analysed(run: Path, tmp_path: Path) -> No
 
 def test_no_temporary_file_stays_and_files_are_readable_by_others(run: Path) -> None:
     written = reduce(run)
-    assert not [path for path in run.rglob("*.tmp")]
+    assert not list(run.rglob("*.tmp"))
     umask = os.umask(0)
     os.umask(umask)
     assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}

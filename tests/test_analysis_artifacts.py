@@ -1,0 +1,128 @@
+"""The whole of it: which files come out of which rows, the same bytes each time, the command line, the plots."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis import answer, reduce
+from analysis.__main__ import main
+from tests import synthetic_run as synthetic
+
+TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "sessions.parquet"]
+PLOTS = ["kv_memory.svg", "kv_capacity.svg", "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = synthetic.write_run(tmp_path_factory.mktemp("gpu"), synthetic.rows())
+    reduce(run)
+    return run
+
+
+def test_capacity_run_gives_every_artifact(gpu: Path) -> None:
+    files = ["kv_cache_scaling.csv", "kv_capacity.csv", "concurrency_sweep.csv", "kv_cache_scaling_notes.md"]
+    files += ["batching_benchmark.md", "figures.csv"]
+    for name in [*TABLES, *files, *(f"plots/{plot}" for plot in PLOTS)]:
+        assert (gpu / name).stat().st_size > 0, name
+
+
+def test_same_rows_give_the_same_bytes(gpu: Path) -> None:
+    written = reduce(gpu)
+    before = {path: path.read_bytes() for path in written}
+    assert {path: path.read_bytes() for path in reduce(gpu)} == before
+
+
+def test_kv_rows_alone_give_no_load_files(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path, synthetic.rows()[:8])
+    names = {path.name for path in reduce(run)}
+    assert "kv_cache_scaling_notes.md" in names
+    assert not names & {"concurrency_sweep.csv", "batching_benchmark.md", "concurrency_sweep.svg"}
+
+
+def test_load_rows_alone_give_no_kv_files(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path, [r for r in synthetic.rows() if r.purpose == "concurrency"])
+    names = {path.name for path in reduce(run)}
+    assert names == {*TABLES, "concurrency_sweep.csv", "batching_benchmark.md", "figures.csv", "concurrency_sweep.svg"}
+
+
+def test_artifact_of_an_earlier_state_does_not_stay(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path, synthetic.rows()[:8])
+    for stale in ("concurrency_sweep.gone.csv", "batching_benchmark.md", "report.html"):
+        (run / stale).write_text("old")
+    reduce(run)
+    assert not (run / "concurrency_sweep.gone.csv").exists()
+    assert not (run / "batching_benchmark.md").exists()
+    assert (run / "report.html").read_text() == "old"
+
+
+def test_run_where_everything_failed_is_reduced(tmp_path: Path) -> None:
+    rows = [synthetic.failed(row, "start_failed") for row in synthetic.rows()]
+    run = synthetic.write_run(tmp_path, rows)
+    names = {path.name for path in reduce(run)}
+    assert {"kv_cache_scaling.csv", "concurrency_sweep.csv", "batching_benchmark.md"} <= names
+    assert not list(run.rglob("*.svg"))
+    assert f"Not measured: {len(rows)} of {len(rows)} points (failed: start_failed x{len(rows)})" in answer(run)
+
+
+def test_every_number_of_points_parquet_survives_an_interrupted_run(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path, [synthetic.rows()[0]])
+    assert reduce(run)
+    assert "formula 393,216" in answer(run)
+
+
+def test_plots_say_what_they_show(gpu: Path) -> None:
+    for name in PLOTS:
+        text = "".join(ET.parse(gpu / "plots" / name).getroot().itertext())
+        for words in ("phi-3-mini-4k", "NVIDIA H100 80GB HBM3", "dummy weights"):
+            assert words in text, (name, words)
+        assert "simulated" not in text
+        assert "mathdefault" not in text
+
+
+def test_simulated_plots_say_so_and_names_cannot_break_them(tmp_path: Path) -> None:
+    shape = replace(
+        synthetic.GPU, model="a$b_{<x>}&\x07\n", simulated=True, engine="sim", device="sim", device_name=None
+    )
+    run = synthetic.write_run(tmp_path, synthetic.rows(shape))
+    plots = [path for path in reduce(run) if path.suffix == ".svg"]
+    assert len(plots) == len(PLOTS)
+    for path in plots:
+        assert "simulated" in "".join(ET.parse(path).getroot().itertext())
+
+
+def test_answer_holds_the_main_results(gpu: Path) -> None:
+    text = answer(gpu)
+    assert "memory slope (ready) 393,216, memory slope (loaded) 393,216, formula 393,216, engine 393,275" in text
+    assert "337.66 x 512, 168.83 x 1024, 84.41 x 2048, 42.21 x 4096 tokens" in text
+    assert "6,481 tok/s at concurrency 32, p95 0.344 s (12 + 64 tokens)" in text
+    assert text.splitlines()[-1] == f"Files: {gpu}"
+    assert len(text.splitlines()) < 10
+
+
+def test_command_line_rebuilds_and_lists(gpu: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(gpu)]) == 0
+    out = capsys.readouterr().out
+    assert "bytes per KV token" in out
+    assert "  kv_cache_scaling.csv\n" in out
+    assert "  plots/kv_memory.svg\n" in out
+
+
+def test_command_line_says_in_one_line_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "no such run directory" in captured.err
+
+
+def test_analysis_runs_alone() -> None:
+    """Neither the driver nor the workers, nor Ray, are imported by it; matplotlib only when something is drawn."""
+    code = "import analysis, analysis.__main__, sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"orchestrator", "workers", "ray", "torch", "vllm", "matplotlib", "pandas"} & set(done.stdout.split())

@@ -1,0 +1,233 @@
+"""The memory curve: its CSV files, and sentences that change when the data do."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.kv_fit import kv_results
+from analysis.kv_notes import kv_page
+from analysis.kv_scaling import write_capacity, write_scaling
+from analysis.targets import Targets, read_targets
+from contract.rows import PointRow
+from tests import synthetic_run as synthetic
+
+MIB = 2**20
+
+
+def memory(shape: synthetic.Shape = synthetic.GPU) -> list[PointRow]:
+    return [row for row in synthetic.rows(shape) if row.purpose == "kv_scaling"]
+
+
+def notes(rows: Iterable[PointRow], targets: Targets | None = None) -> str:
+    page = kv_page(synthetic.tables_of(rows), targets or Targets())
+    assert page is not None
+    return page.text()
+
+
+def scaling(tmp_path: Path, rows: Iterable[PointRow]) -> list[dict[str, str]]:
+    paths = write_scaling(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    assert [path.name for path in paths] == ["kv_cache_scaling.csv"]
+    return list(csv.DictReader(io.StringIO(paths[0].read_text())))
+
+
+def test_scaling_csv_has_the_tutorials_columns(tmp_path: Path) -> None:
+    rows = scaling(tmp_path, memory())
+    assert list(rows[0]) == ["max_model_len", "gpu_mem_used_mb", "delta_mb_from_prev", "bytes_per_token_est", "notes"]
+    assert [row["max_model_len"] for row in rows] == ["512", "1024", "2048", "4096"]
+    assert [row["gpu_mem_used_mb"] for row in rows] == ["15250", "21394", "33682", "58258"]
+    assert [row["delta_mb_from_prev"] for row in rows] == ["", "6144", "12288", "24576"]
+    assert [row["bytes_per_token_est"] for row in rows] == ["", "393216", "393216", "393216"]
+    assert all("model phi-3-mini-4k; dummy weights; pool of 32 full-length sequences" in row["notes"] for row in rows)
+
+
+def test_estimate_comes_from_bytes_that_were_not_rounded(tmp_path: Path) -> None:
+    rows = synthetic.changed(memory(), lambda r: r.point_id == "committed-1024", mem_ready_bytes=15_250 * MIB + 999_999)
+    assert scaling(tmp_path, rows)[1]["bytes_per_token_est"] == str(round(999_999 / (512 * 32)))
+
+
+def test_cpu_backend_shows_a_decimal_and_no_gpu(tmp_path: Path) -> None:
+    rows = scaling(tmp_path, memory(synthetic.CPU))
+    assert rows[1]["delta_mb_from_prev"] == "128.0"
+    assert all("CPU backend: PSS of the server's process tree, no GPU" in row["notes"] for row in rows)
+    assert "Say nothing about a GPU from these numbers" in notes(memory(synthetic.CPU))
+
+
+def test_failed_length_stays_a_row_and_the_next_names_what_it_is_compared_with(tmp_path: Path) -> None:
+    rows = [synthetic.failed(r, "out_of_memory") if r.point_id == "committed-2048" else r for r in memory()]
+    made = scaling(tmp_path, rows)
+    assert made[2]["gpu_mem_used_mb"] == made[2]["bytes_per_token_est"] == ""
+    assert "failed: out_of_memory" in made[2]["notes"]
+    assert made[3]["delta_mb_from_prev"] == "36864"
+    assert made[3]["bytes_per_token_est"] == "393216"
+    assert "difference from 1024" in made[3]["notes"]
+    assert "failed: out_of_memory" in notes(rows)
+
+
+def test_kv_too_small_keeps_the_engines_words_whatever_they_hold(tmp_path: Path) -> None:
+    message = 'To serve at least one request, 0.03 GiB "KV" is needed,\nestimated maximum model length is 3968'
+    rows = [
+        synthetic.failed(r, "kv_too_small", message, "kv_too_small") if r.point_id == "committed-4096" else r
+        for r in memory()
+    ]
+    row = scaling(tmp_path, rows)[3]
+    assert (
+        'kv_too_small; the engine said: To serve at least one request, 0.03 GiB "KV" is needed, estimated'
+        in row["notes"]
+    )
+
+
+def test_simulated_stands_in_every_row_and_on_the_page(tmp_path: Path) -> None:
+    shape = replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="simulated GPU")
+    assert all("simulated" in row["notes"] for row in scaling(tmp_path, memory(shape)))
+    paths = write_capacity(tmp_path, kv_results(synthetic.tables_of(memory(shape)).points))
+    assert all("simulated" in row["notes"] for row in csv.DictReader(io.StringIO(paths[0].read_text())))
+    assert "**simulated**" in notes(memory(shape)).split("##")[0]
+    assert "simulated" not in notes(memory())
+
+
+def test_two_models_get_a_file_each(tmp_path: Path) -> None:
+    other = replace(synthetic.GPU, model="qwen", bytes_per_token=28_672)
+    rows = synthetic.tables_of([*memory(), *memory(other)]).points
+    assert [path.name for path in write_scaling(tmp_path, kv_results(rows))] == [
+        "kv_cache_scaling.csv",
+        "kv_cache_scaling.qwen.csv",
+    ]
+    assert [path.name for path in write_capacity(tmp_path, kv_results(rows))] == [
+        "kv_capacity.csv",
+        "kv_capacity.qwen.csv",
+    ]
+    text = notes([*memory(), *memory(other)])
+    assert "393,216" in text
+    assert "28,672" in text
+
+
+def test_point_that_failed_before_its_card_was_known_joins_its_neighbours(tmp_path: Path) -> None:
+    rows = [synthetic.failed(r, "ready_timeout") if r.point_id == "committed-512" else r for r in memory()]
+    assert rows[0].device_name is None
+    assert len(scaling(tmp_path, rows)) == 4
+
+
+def test_capacity_csv_reads_the_pool(tmp_path: Path) -> None:
+    (path,) = write_capacity(tmp_path, kv_results(synthetic.tables_of(memory()).points))
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [row["max_concurrency"] for row in rows] == ["337.66", "168.83", "84.41", "42.21"]
+    assert {row["kv_tokens"] for row in rows} == {"172880"}
+    assert {row["kv_gib"] for row in rows} == {"63.320"}
+    assert {row["gpu_memory_utilization"] for row in rows} == {"0.9"}
+
+
+def test_straight_line_is_called_linear_without_steps() -> None:
+    text = notes(memory())
+    assert "roughly linear (ready)? **Yes**: R² 1.000000" in text
+    assert "Are there steps (ready)? **None**" in text
+    assert "All estimates agree within 1 %." in text
+
+
+def test_memory_that_jumps_is_called_a_step() -> None:
+    text = notes(memory(replace(synthetic.GPU, extra_ready_bytes={1024: 192 * MIB, 2048: 192 * MIB, 4096: 192 * MIB})))
+    assert "Are there steps (ready)? **Yes**, 1 of 3" in text
+    assert "512 to 1024: 6,336.0 MiB where the formula has 6,144.0 (+3.1 %)" in text
+
+
+def test_memory_that_bends_is_not_called_linear() -> None:
+    text = notes(memory(replace(synthetic.GPU, extra_ready_bytes={2048: 30_000 * MIB, 4096: 12_000 * MIB})))
+    assert "roughly linear (ready)? **No**" in text
+
+
+def test_steeper_memory_than_the_formula_is_said_to_be_apart() -> None:
+    extra = {length: 32 * 40_000 * length for length in synthetic.GPU.lengths}
+    text = notes(memory(replace(synthetic.GPU, extra_ready_bytes=extra)))
+    assert "433,216 | +10.17 %" in text
+    assert "2 of 4 estimates are further than 1 % from the formula" in text
+    assert "All estimates agree" not in text
+
+
+def test_two_lengths_do_not_decide_linearity() -> None:
+    text = notes([r for r in memory() if r.max_model_len < 2000])
+    assert "2 lengths do not decide it" in text
+    assert "**Yes**: R²" not in text
+
+
+def test_all_failed_claims_nothing() -> None:
+    text = notes([synthetic.failed(row, "start_failed") for row in memory()])
+    assert "**Yes**" not in text
+    assert "**flat**" not in text
+    assert "failed: start_failed" in text
+
+
+def test_utilization_mode_is_flat_and_its_slope_is_not_offered() -> None:
+    assert "Memory is **flat**: from 73,940 to 73,942 MiB, a range of 2.0 MiB" in notes(memory())
+    grown = [
+        replace(r, mem_ready_bytes=(r.mem_ready_bytes or 0) + r.max_model_len * 2**20) if r.mode == "utilization" else r
+        for r in memory()
+    ]
+    assert "Memory is **not flat**" in notes(grown)
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("committed", "holds no utilization rows"), ("utilization", "holds no committed pools")]
+)
+def test_missing_mode_is_named_with_the_sweep_that_measures_it(mode: str, words: str) -> None:
+    text = notes([row for row in memory() if row.mode == mode])
+    assert words in text
+    assert "`+sweep=kv`" in text
+
+
+def test_safe_length_follows_the_target() -> None:
+    assert "**max_model_len 4096** is the longest safe one" in notes(memory(), Targets(16, 4096))
+    assert "**max_model_len 2048** is the longest safe one" in notes(memory(), Targets(60, 4096))
+    assert "None of the measured lengths leaves room for 1,000" in notes(memory(), Targets(1000, 4096))
+    assert "names no target" in notes(memory())
+
+
+def test_target_is_held_against_the_measured_pool() -> None:
+    assert "needs 24.00 GiB of KV, 37.9 % of the pool: **fits**" in notes(memory(), Targets(16, 4096))
+    assert "**tight**" in notes(memory(), Targets(40, 4096))
+    assert "**does not fit**" in notes(memory(), Targets(50, 4096))
+
+
+def test_envelope_says_which_pool_it_stands_on() -> None:
+    assert "the pool that vLLM took at gpu_memory_utilization 0.9" in notes(memory())
+    only_committed = [row for row in memory() if row.mode == "committed"]
+    assert "the largest pool this run committed, which is not all that the device can hold" in notes(only_committed)
+
+
+def test_trade_offs_are_not_known_without_load() -> None:
+    assert "`+sweep=concurrency` measures them" in notes(memory())
+    assert "Latency-focused: concurrency up to 16" in notes(synthetic.rows())
+
+
+def test_dummy_mixture_of_experts_is_cautioned() -> None:
+    assert "mixture of experts" not in notes(memory())
+    assert "mixture of experts with dummy weights" in notes(synthetic.changed(memory(), lambda r: True, moe=True))
+
+
+def test_page_without_a_formula_still_reads() -> None:
+    gone = {"formula_bytes_per_token": None, "formula_bytes_per_sequence": None, "formula_max_concurrency": None}
+    text = notes(synthetic.changed(memory(), lambda r: True, **gone), Targets(16, 4096))
+    assert "The formula is not known for this model" in text
+    assert "393,216" in text
+
+
+def test_hybrid_model_is_not_given_one_rate() -> None:
+    rows = [replace(r, formula_bytes_per_token=100_000.0) for r in memory()]
+    assert "at the longest length a further token costs 100,000 bytes" in notes(rows)
+
+
+def test_no_memory_rows_no_page() -> None:
+    assert kv_page(synthetic.tables_of(synthetic.rows()[8:]), Targets()) is None
+
+
+def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> None:
+    assert read_targets(tmp_path) == Targets()
+    for text in ("{", "[]", '{"target": 3}', '{"target": {"concurrency": "many", "context_tokens": true}}'):
+        (tmp_path / "manifest.json").write_text(text)
+        assert read_targets(tmp_path) == Targets()
+    (tmp_path / "manifest.json").write_text('{"target": {"concurrency": 16, "context_tokens": 4096}}')
+    assert read_targets(tmp_path) == Targets(16, 4096)

@@ -1,0 +1,201 @@
+"""Load tables: the tutorial's columns, medians over repeats, and knees that follow the data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from analysis.batching import batching_page
+from analysis.load_curve import load_curves
+from analysis.load_tables import write_concurrency_sweep
+from contract.rows import PointRow
+from tests import synthetic_run as synthetic
+
+
+def page(rows: Iterable[PointRow]) -> str:
+    made = batching_page(synthetic.tables_of(rows))
+    assert made is not None
+    return made.text()
+
+
+def sweep(tmp_path: Path, rows: Iterable[PointRow]) -> list[dict[str, str]]:
+    paths = write_concurrency_sweep(tmp_path, load_curves(synthetic.tables_of(rows).points, "concurrency"))
+    return list(csv.DictReader(io.StringIO(paths[0].read_text())))
+
+
+def with_curve(tok_s: dict[int, float], p95: dict[int, float]) -> list[PointRow]:
+    """Return sweep rows whose throughput and latency are given by level."""
+    rows = []
+    for level, value in tok_s.items():
+        row = synthetic.load_row(synthetic.GPU, "concurrency", level, 0)
+        rows.append(replace(row, tok_s=value, p95_e2e_s=p95[level]))
+    return rows
+
+
+H200_TOK_S = {1: 280.0, 8: 1950, 32: 5564, 128: 9827, 256: 11637, 512: 8768}
+H200_P95 = {1: 0.238, 8: 0.288, 32: 0.402, 128: 0.883, 256: 1.412, 512: 3.872}
+
+
+def test_sweep_csv_has_the_tutorials_columns(tmp_path: Path) -> None:
+    rows = sweep(tmp_path, synthetic.rows())
+    assert list(rows[0]) == ["concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct"]
+    assert [row["concurrency"] for row in rows] == ["1", "2", "4", "8", "16", "32"]
+    assert rows[0]["gpu_util_pct"] == "34.0"
+
+
+def test_utilization_is_never_invented(tmp_path: Path) -> None:
+    assert {row["gpu_util_pct"] for row in sweep(tmp_path, synthetic.rows(synthetic.CPU))} == {""}
+    assert "Not observed: no GPU was used." in page(synthetic.rows(synthetic.CPU))
+
+
+def test_simulated_stands_in_every_row_of_the_sweep(tmp_path: Path) -> None:
+    shape = replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="simulated GPU")
+    rows = synthetic.rows(shape)
+    assert {row["gpu_util_pct"] for row in sweep(tmp_path, rows)} == {"simulated"}
+    text = page(rows)
+    for line in text.splitlines():
+        if line.startswith("|") and "median of" in line:
+            assert "simulated" in line
+    assert "**simulated**" in text.split("##")[0]
+
+
+def test_level_is_the_median_of_its_repeats(tmp_path: Path) -> None:
+    rows = [
+        replace(synthetic.load_row(synthetic.GPU, "concurrency", 4, r), tok_s=t)
+        for r, t in enumerate((100.0, 900.0, 300.0))
+    ]
+    assert sweep(tmp_path, rows)[0]["tok_s"] == "300"
+    assert "one repeat" not in page(rows)
+    assert "median of 3, tok/s spread 266.7 %" in page(rows)
+
+
+def test_one_repeat_is_called_one() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose == "batching" and row.repeat == 0]
+    assert page(rows).count("one repeat") == 4
+
+
+def test_failed_level_stays_in_table_and_csv(tmp_path: Path) -> None:
+    rows = [
+        synthetic.failed(r, "load_error_rate") if (r.purpose, r.concurrency) == ("concurrency", 16) else r
+        for r in synthetic.rows()
+    ]
+    made = sweep(tmp_path, rows)
+    assert made[4] == {
+        "concurrency": "16",
+        "mean_e2e_s": "",
+        "p95_e2e_s": "",
+        "qps": "",
+        "tok_s": "",
+        "gpu_util_pct": "",
+    }
+    assert "| 16 | – | – | – | – |  | 1 not measured (failed: load_error_rate)" in page(rows)
+
+
+def test_all_failed_claims_nothing() -> None:
+    text = page([synthetic.failed(row, "engine_dead") for row in synthetic.rows() if row.purpose != "kv_scaling"])
+    assert text.count("ewer than two levels were measured") == 2
+    assert "too few levels were measured for a rule" in text
+    assert "sweet spot" not in text
+
+
+def test_comparison_speaks_of_medians() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose == "comparison"]
+    one = statistics.median(r.duration_s or 0 for r in rows if r.concurrency == 1)
+    text = page(rows)
+    assert f"took {one:#.4g} s one by one" in text
+    assert "5.1x the output throughput" in text
+
+
+def test_comparison_without_its_sequential_half_compares_nothing() -> None:
+    rows = [
+        synthetic.failed(r, "timeout") if r.concurrency == 1 else r
+        for r in synthetic.rows()
+        if r.purpose == "comparison"
+    ]
+    assert "nothing to compare" in page(rows)
+    assert "one by one and" not in page(rows)
+
+
+def test_knee_of_a_curve_that_saturates() -> None:
+    text = page(with_curve(H200_TOK_S, H200_P95))
+    assert "Where does throughput stop scaling? At concurrency 256: 11,637 tok/s" in text
+    assert "From concurrency 32 to 128: p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
+    assert "Concurrency 32 to 256 is the sweet spot" in text
+    assert "Beyond concurrency 256 more requests mostly wait" in text
+    assert "at 512 p95 is 2.7x and tok/s -24.7 %" in text
+    assert "p95 2.2x the previous level" in text
+
+
+def test_no_knee_in_range_is_an_answer() -> None:
+    levels = (1, 2, 4, 8)
+    text = page(with_curve({c: 100.0 * c for c in levels}, dict.fromkeys(levels, 0.5)))
+    assert "Not within the levels tested: tok_s was still rising at concurrency 8" in text
+    assert "Where does latency blow up? Not within the levels tested" in text
+    assert "No knee up to concurrency 8" in text
+    assert "Beyond concurrency" not in text
+
+
+def test_missing_level_moves_the_knee_to_what_was_measured() -> None:
+    fewer = {c: t for c, t in H200_TOK_S.items() if c != 256}
+    text = page(with_curve(fewer, H200_P95))
+    assert "stop scaling? At concurrency 128: 9,827 tok/s" in text
+
+
+def test_odd_levels_are_noted() -> None:
+    rows = synthetic.changed(
+        synthetic.rows(),
+        lambda r: r.purpose == "batching" and r.concurrency == 4,
+        failed=1,
+        prefix_hit_ratio=0.25,
+        preemptions=7,
+        achieved_concurrency=2.0,
+    )
+    text = page(rows)
+    assert "of 120 requests failed" in text
+    assert "prefix-cache hits up to 25.00 %" in text
+    assert "7 preemptions" in text
+    assert "2.00 in flight on average" in text
+
+
+def test_ladder_is_held_against_the_engines_concurrency() -> None:
+    text = page(synthetic.rows())
+    assert "The engine computes room for 16.00 sequences of 4096 tokens." in text
+    assert "were 16, at concurrency 16: the ladder went past the limit" in text
+    assert "first seen waiting at concurrency 32 (up to 16)" in text
+    low = [r for r in synthetic.rows() if r.purpose != "near_full_context" or (r.concurrency or 0) <= 8]
+    assert "no level went past the limit" in page(low)
+    assert "No level showed a waiting request." in page(low)
+
+
+def test_missing_parts_name_their_sweep() -> None:
+    text = page([row for row in synthetic.rows() if row.purpose == "concurrency"])
+    assert text.count("`+sweep=batching`") == 2
+    assert "`+sweep=capacity`" in text
+    only_batching = page([row for row in synthetic.rows() if row.purpose == "batching"])
+    assert "`+sweep=concurrency`" in only_batching
+
+
+def test_lengths_are_part_of_every_rule() -> None:
+    rules = page(synthetic.rows()).split("## Rules of thumb")[1]
+    bullets = [line for line in rules.splitlines() if line.startswith("- ")]
+    assert 3 <= len(bullets) <= 5
+    assert all("tokens" in line for line in bullets)
+
+
+def test_servers_and_workloads_are_never_mixed(tmp_path: Path) -> None:
+    longer = [
+        replace(r, prompt_tokens=2000, point_id=f"l-{r.point_id}")
+        for r in synthetic.rows()
+        if r.purpose == "concurrency"
+    ]
+    rows = synthetic.tables_of([*synthetic.rows(), *longer]).points
+    paths = write_concurrency_sweep(tmp_path, load_curves(rows, "concurrency"))
+    assert [p.name for p in paths] == ["concurrency_sweep.csv", "concurrency_sweep.phi-3-mini-4k-prompt-2000.csv"]
+
+
+def test_no_load_rows_no_page() -> None:
+    assert batching_page(synthetic.tables_of(synthetic.rows()[:8])) is None
