@@ -1,7 +1,7 @@
 """Which points may stand in one table: same model, same kind of card, same server, same workload.
 
-A group's name is made of what sets it apart from its neighbours. The first group in sorted order (simulated last) owns
-the plain file name, `kv_cache_scaling.csv`; any other adds its slug, `kv_cache_scaling.SLUG.csv`.
+A group's name is its model and what sets it apart from other groups of that model. The first group in sorted order
+(simulated last) owns the plain file name, `kv_cache_scaling.csv`; any other adds its slug, `kv_cache_scaling.SLUG.csv`.
 """
 
 from __future__ import annotations
@@ -89,11 +89,13 @@ def grouped(points: Sequence[RunPoint], columns: Sequence[str]) -> list[Group]:
         key = tuple(getattr(point, column) for column in columns)
         by_key.setdefault(_known(key, columns, list(by_key)), []).append(point)
     keys = sorted(by_key, key=_order)
-    differing = [i for i, column in enumerate(columns) if column != "model" and len({key[i] for key in keys}) > 1]
+    model_at = list(columns).index("model")
     taken: set[str] = set()
     groups: list[Group] = []
     for key in keys:
-        model = str(key[list(columns).index("model")])
+        model = key[model_at]
+        namesakes = [other for other in keys if other[model_at] == model]
+        differing = [i for i in range(len(columns)) if len({other[i] for other in namesakes}) > 1]
         traits = [_trait(columns[i], key[i]) for i in differing]
         slug = _unique("-".join(filter(None, map(_slug, [model, *traits]))) or "group", taken)
         label = ", ".join([model, *filter(None, traits)])
@@ -121,7 +123,7 @@ def _trait(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return short if value else f"no {short}" if column not in ("simulated", "dummy_weights") else ""
     if value is None:
-        return f"{short} default".strip()
+        return f"{short} default" if short else ""
     return f"{short} {value}".strip()
 
 

@@ -1,0 +1,82 @@
+"""Real vLLM (the CPU build), from the command line to the artifacts."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.test_run import leftovers
+from workers.engines import vllm
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.vllm
+
+SHORT_KV = """\
+defaults: [kv, _self_]
+max_model_len: [512, 1024]
+utilization_max_model_len: [512]
+"""
+SHORT_CONCURRENCY = """\
+defaults: [concurrency, _self_]
+concurrency: [1, 4]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert vllm.is_installed(), "make test installs the CPU build of vLLM"
+    before, root = set(leftovers()), tmp_path_factory.mktemp("outputs")
+    own = tmp_path_factory.mktemp("conf")
+    (own / "sweep").mkdir()
+    (own / "sweep" / "short_kv.yaml").write_text(SHORT_KV)
+    (own / "sweep" / "short_concurrency.yaml").write_text(SHORT_CONCURRENCY)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "orchestrator", "--config-dir", str(own), "-m", "+sweep=short_kv,short_concurrency",
+            "model=tiny", "engine.device=cpu", "server.max_model_len=512", "load.output_tokens=8",
+            "load.requests_min=8", "load.requests_per_level=2", f"output_root={root}",
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(leftovers()) <= before
+    (directory,) = root.iterdir()
+    return directory
+
+
+def points(run: Path, **columns: object) -> list[dict[str, object]]:
+    rows = pq.read_table(run / "points.parquet").to_pylist()
+    return [row for row in rows if all(row[name] == value for name, value in columns.items())]
+
+
+def test_memory_follows_the_formula_and_the_engine_agrees_exactly(run: Path) -> None:
+    with (run / "kv_cache_scaling.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["max_model_len"] for row in rows] == ["512", "1024"]
+    assert float(rows[1]["bytes_per_token_est"]) == pytest.approx(4096, rel=0.02)
+    for row in points(run, mode="committed", kind="memory"):
+        assert row["engine_bytes_per_token"] == row["formula_bytes_per_token"] == 4096
+        assert row["engine_max_concurrency"] == row["formula_max_concurrency"]
+        assert row["warmup_reached_batch"]
+
+
+def test_load_is_exact_in_tokens_and_misses_the_prefix_cache(run: Path) -> None:
+    rows = points(run, kind="load")
+    assert [row["concurrency"] for row in rows] == [1, 4]
+    for row in rows:
+        assert (row["completed"], row["failed"], row["prefix_hit_ratio"]) == (row["num_requests"], 0, 0)
+        assert row["server_generation_tokens"] == row["num_requests"] * row["output_tokens"]  # type: ignore[operator]
+        assert row["gpu_util_pct"] is None
+        assert row["vllm_version"] == vllm.installed_version()
+
+
+def test_every_server_was_proven_stopped_and_its_memory_came_back(run: Path) -> None:
+    rows = pq.read_table(run / "sessions.parquet").to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        assert (row["mem_baseline_bytes"], row["mem_after_stop_bytes"]) == (0, 0)
+        assert row["memory_back_s"] is not None
+        assert not any("=/" in word and "site-packages" in word for word in row["environment"])
