@@ -74,7 +74,7 @@ def _save(path: Path, draw: Draw) -> Path:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     FigureCanvasSVG(figure)
     draw(figure)
     metadata = {"Date": None, "Creator": None}
@@ -135,7 +135,7 @@ def _memory(result: KvResult, figure: Any) -> None:
     _ticks(axes, _apart(lengths))
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
-    axes.legend(loc="best", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     _title(figure, "Memory against max_model_len", result.readings[0].measured[0], result.group.label)
 
 
@@ -174,7 +174,7 @@ def _capacity(result: KvResult, figure: Any) -> None:
     tokens, sequences = figure.subplots(1, 2)
     lengths = [reading.at for series in result.capacity for reading in series.measured]
     for series, colour in zip(result.capacity, [BLUE, ORANGE, GREEN] * len(result.capacity), strict=False):
-        _capacity_lines(tokens, sequences, series, colour)
+        _capacity_lines(tokens, sequences, series, colour, named=len(result.capacity) == 1)
     for axes in (tokens, sequences):
         _lengths_axis(axes, lengths)
     tokens.set_ylabel("KV tokens the pool holds")
@@ -192,11 +192,13 @@ def _capacity(result: KvResult, figure: Any) -> None:
     _title(figure, "KV capacity at fixed utilization", result.readings[0].measured[0], result.group.label)
 
 
-def _capacity_lines(tokens: Any, sequences: Any, series: Series, colour: str) -> None:
+def _capacity_lines(tokens: Any, sequences: Any, series: Series, colour: str, named: bool) -> None:
     share = series.sample.gpu_memory_utilization or 0
     tokens.plot(*_xy(series.measured, "engine_kv_tokens"), color=colour, marker="o", label=f"utilization {share:g}")
     x, y = _xy(series.measured, "engine_max_concurrency")
     sequences.plot(x, y, color=colour, marker="o")
+    if not named:
+        return
     for at, value in zip(x, y, strict=True):
         sequences.annotate(f"{value:,.4g}", (at, value), xytext=(6, 4), textcoords="offset points", fontsize=8.5)
 
@@ -210,9 +212,11 @@ def _load(curve: LoadCurve, figure: Any) -> None:
     bottom.set_ylabel("p95 e2e (s)")
     flat, before = curve.plateau, curve.before_overtake
     if flat is not None and not curve.still_rising:
-        _mark(top, flat.at, "throughput stops scaling")
+        _mark(top, flat.at, f"throughput stops scaling ({flat.at})")
     if before is not None:
-        _mark(bottom, before.at, "last level before p95 outgrows tok/s")
+        _mark(bottom, before.at, f"last level before p95 outgrows tok/s ({before.at})")
+    for axes in (top, bottom):
+        axes.legend(loc="upper left", fontsize=8.5)
     _concurrency_axis(bottom, [reading.at for reading in curve.levels])
     prompt, output = curve.series.sample.prompt_tokens, curve.series.sample.output_tokens
     what = f"Throughput and latency against concurrency ({prompt} + {output} tokens)"
@@ -231,26 +235,13 @@ def _level_line(axes: Any, curve: LoadCurve, column: str, colour: str) -> None:
     repeats = [(r.at, value) for r in curve.levels if len(r.measured) > 1 for value in r.values(column)]
     if repeats:
         axes.plot(*zip(*repeats, strict=True), color=colour, marker=".", linestyle="none", alpha=0.6, label="repeats")
-        axes.legend(loc="best", fontsize=9)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
 
 
 def _mark(axes: Any, at: float, words: str) -> None:
-    """Draw a vertical line with its words beside it, on the side that has room."""
-    axes.axvline(at, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2)
-    places = axes.lines[0].get_xdata()
-    right = at * at > places[0] * places[-1]  # beyond the middle of a logarithmic axis
-    axes.annotate(
-        words,
-        (at, 0.04),
-        xycoords=("data", "axes fraction"),
-        xytext=(-5 if right else 5, 0),
-        textcoords="offset points",
-        ha="right" if right else "left",
-        fontsize=8.5,
-        color="#555555",
-    )
+    """Draw a vertical line that the legend explains."""
+    axes.axvline(at, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2, label=words)
 
 
 def _concurrency_axis(axes: Any, levels: Sequence[int]) -> None:
@@ -278,10 +269,7 @@ def _ladder(curve: LoadCurve, figure: Any) -> None:
     limit = predicted(curve)
     if limit:
         for axes in (top, bottom):
-            axes.axvline(limit, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2)
-        bottom.plot(
-            [], [], color=GREY, linestyle=(0, (2, 2)), linewidth=1.2, label=f"engine's KV concurrency ({limit:.4g})"
-        )
+            _mark(axes, limit, f"engine's KV concurrency ({limit:.4g})")
     bottom.legend(loc="upper left", fontsize=8.5)
     _concurrency_axis(bottom, [reading.at for reading in curve.levels])
     prompt, output = curve.series.sample.prompt_tokens, curve.series.sample.output_tokens

@@ -6,6 +6,7 @@ A shard is only ever read as Parquet against the schema of `contract.rows`; anyt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def _read_shards(folders: list[Path]) -> tuple[list[pa.Table], list[pa.Table]]:
 
 def _shard(path: Path, row_class: type) -> pa.Table:
     """Read a shard whose ids are those of its path: a copy under another name would be counted twice."""
-    table = _checked(path, arrow_schema(row_class), REQUIRED[row_class])
+    table = _checked(path, _schema(row_class), REQUIRED[row_class])
     if table.num_rows != 1:
         raise AnalysisError(f"{path}: a shard holds one row, this one holds {table.num_rows}")
     where = {"session_id": path.parent.name} | ({"point_id": path.stem} if row_class is PointRow else {})
@@ -127,6 +128,11 @@ def _shard(path: Path, row_class: type) -> pa.Table:
         if found != expected:
             raise AnalysisError(f"{path}: holds {column} {found!r}, so it is not the shard its path says")
     return table
+
+
+@cache
+def _schema(row_class: type) -> pa.Schema:
+    return arrow_schema(row_class)
 
 
 def _checked(path: Path, schema: pa.Schema, required: tuple[str, ...]) -> pa.Table:

@@ -156,9 +156,8 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
 
 
 def _conclude(store: Store, outcome: Outcome) -> int:
-    from analysis.answer import answer
-
     import analysis
+    from analysis.answer import answer
 
     written = analysis.reduce(store.directory)
     print(answer(store.directory))

@@ -110,5 +110,7 @@ def test_stop_twice_is_one_stop(workspace: Workspace) -> None:
 
 
 def test_no_guard_is_left_behind() -> None:
-    guards = [p for p in psutil.process_iter(["cmdline"]) if any(a.endswith("/guard.py") for a in p.info["cmdline"] or [])]
+    guards = [
+        p for p in psutil.process_iter(["cmdline"]) if any(a.endswith("/guard.py") for a in p.info["cmdline"] or [])
+    ]
     assert guards == []

@@ -1,9 +1,9 @@
 """Figures read from /metrics and from the log: names and formats of the versions we support."""
 
 from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec
+from tests.configs import load
 from workers import kv_figures, metrics
 from workers.engines import vllm_log
-from tests.configs import load
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -63,7 +63,10 @@ def test_old_names_are_fallbacks_and_absent_ones_are_none() -> None:
 
 
 def test_largest_step_comes_from_what_the_buckets_gained() -> None:
-    before, after = metrics.parse(METRICS), metrics.parse(METRICS.replace('le="+Inf",model_name="tiny"} 6', 'le="+Inf",model_name="tiny"} 9'))
+    before, after = (
+        metrics.parse(METRICS),
+        metrics.parse(METRICS.replace('le="+Inf",model_name="tiny"} 6', 'le="+Inf",model_name="tiny"} 9')),
+    )
     assert metrics.largest_step_since(metrics.ServerMetrics(), before) == 1024.0
     assert metrics.largest_step_since(before, after) == 2048.0
     assert metrics.largest_step_since(before, before) is None

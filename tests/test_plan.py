@@ -128,6 +128,8 @@ def test_more_gpus_than_any_node_has() -> None:
 
 @given(st.lists(st.integers(2, 8192), min_size=1, max_size=6, unique=True), st.integers(1, 64))
 def test_any_axis_gives_one_committed_server_a_length(lengths: list[int], sequences: int) -> None:
-    made = plan(experiment("kv", sweep__max_model_len=sorted(lengths), sweep__sequences=sequences, sweep__modes=["committed"]))
+    made = plan(
+        experiment("kv", sweep__max_model_len=sorted(lengths), sweep__sequences=sequences, sweep__modes=["committed"])
+    )
     assert [s.server.max_model_len for s in made.sessions] == sorted(lengths)
     assert len({s.id for s in made.sessions}) == len(lengths)

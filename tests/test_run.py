@@ -90,7 +90,9 @@ def test_an_actor_that_is_lost_is_tried_again(cluster: tuple[Cluster, Fleet], tm
             super().ready(session, row)  # type: ignore[arg-type]
             if not killed:
                 guard = psutil.Process(row.server_pid).parent()  # type: ignore[attr-defined]
-                actors = [p for p in psutil.process_iter(["cmdline"]) if "SessionActor" in " ".join(p.info["cmdline"] or [])]
+                actors = [
+                    p for p in psutil.process_iter(["cmdline"]) if "SessionActor" in " ".join(p.info["cmdline"] or [])
+                ]
                 assert guard
                 for actor in actors:
                     killed.append(actor.pid)
@@ -157,7 +159,13 @@ def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(tmp_path:
 @pytest.mark.parametrize("after", ["launched", "Ray", "ready"])
 def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path, after: str) -> None:
     before = set(leftovers())
-    arguments = ["+sweep=kv", "engine=sim", "cluster.num_gpus=2", "server.extra_args={start_s: 1}", f"output_root={tmp_path}"]
+    arguments = [
+        "+sweep=kv",
+        "engine=sim",
+        "cluster.num_gpus=2",
+        "server.extra_args={start_s: 1}",
+        f"output_root={tmp_path}",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,

@@ -107,7 +107,9 @@ def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
 
 def test_ready_timeout_is_a_failure_with_its_limit(session: Made) -> None:
     slow = spec(start_s=30)
-    one = session(SessionSpec(**{**{f: getattr(slow, f) for f in slow.__dataclass_fields__}, "timeouts": Timeouts(0.5, 1, 1)}))
+    one = session(
+        SessionSpec(**{**{f: getattr(slow, f) for f in slow.__dataclass_fields__}, "timeouts": Timeouts(0.5, 1, 1)})
+    )
     assert one.start().failure_class == FailureClass.READY_TIMEOUT
 
 

@@ -80,7 +80,7 @@ def of_server(spec: SessionSpec, scrape: ServerMetrics, log: LogFigures, vllm_ve
     one_kind = layout is not None and len(layout.groups) == 1
     pool_tokens = blocks * block_size if one_kind and blocks and block_size else tokens
     rate = None
-    if kv_bytes and pool_tokens and (source == EXACT or vllm_log.ROUNDING_BYTES < ROUNDING_LIMIT * kv_bytes):
+    if kv_bytes and pool_tokens and (source == EXACT or ROUNDING_LIMIT * kv_bytes > vllm_log.ROUNDING_BYTES):
         rate = ranks * kv_bytes / pool_tokens
     return KvFigures(
         engine_kv_tokens=tokens,

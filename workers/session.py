@@ -7,7 +7,6 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 import secrets
 import socket
@@ -26,7 +25,7 @@ from contract.rows import (
     SessionRow,
 )
 from contract.specs import Point, PointKind, SessionSpec
-from workers import kv_figures, metrics, probe, provenance
+from workers import kv_figures, metrics, point_rows, probe, provenance
 from workers.devices import open_device
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
@@ -38,7 +37,8 @@ from workers.load.client import LoadPlan, LoadResult
 from workers.load.endpoint import Endpoint
 from workers.load.summary import summarize
 from workers.models import write_model_dir
-from workers.sampler import Observed, Sampler
+from workers.point_rows import Origin
+from workers.sampler import Sampler
 
 MIB = 2**20
 MEMORY_BACK_TOLERANCE_BYTES = 16 * MIB
@@ -85,7 +85,7 @@ class Session:
             attempt=attempt,
             status=MEASURED,
             simulated=self._engine.simulated,
-            started_at=_utc(time.time()),
+            started_at=point_rows.utc(time.time()),
             node=socket.gethostname(),
             visible_devices=visible_devices,
             device_ids=[card.id for card in self._device.cards],
@@ -171,7 +171,8 @@ class Session:
         with self._sampler() as sampler:
             result = self._load(requests, requests, prompt_tokens, output_tokens)
         largest = metrics.largest_step_since(before, self._scrape())
-        row = self._row(point, started, sampler.observed, time.monotonic() - began)
+        row = point_rows.blank(self._origin(), point, started)
+        point_rows.fill_window(row, sampler.observed, started, time.monotonic() - began)
         row.mem_ready_bytes = self._ready_bytes
         row.mem_loaded_bytes = self._settled_memory()
         peak = sampler.observed.peak_memory_bytes()
@@ -189,8 +190,9 @@ class Session:
                 point.concurrency, point.num_requests, point.prompt_tokens, point.output_tokens, point.seed
             )
         after = self._scrape()
-        row = self._row(point, result.started_wall_s, sampler.observed, result.duration_s)
-        _fill_server_counters(row, before, after, sampler.observed)
+        row = point_rows.blank(self._origin(), point, result.started_wall_s)
+        point_rows.fill_window(row, sampler.observed, result.started_wall_s, result.duration_s)
+        point_rows.fill_server_counters(row, before, after, sampler.observed)
         for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
             setattr(row, name, value)
         return self._judged(row, result)
@@ -255,67 +257,12 @@ class Session:
 
     # --- rows ---
 
-    def _row(self, point: Point, started_wall_s: float, observed: Observed, duration_s: float) -> PointRow:
-        row = self._blank_row(point, started_wall_s)
-        row.telemetry = observed.window(started_wall_s, duration_s)
-        row.cpu_util_pct = observed.cpu_util_pct
-        row.gpu_util_pct = _mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
-        power = [s.power_w for s in row.telemetry if s.power_w is not None]
-        row.power_w = None if not power else math.fsum(power) / len(power) * len(self._device.cards)
-        return row
-
-    def _blank_row(self, point: Point, started_wall_s: float) -> PointRow:
-        spec, server, card = self.spec, self.spec.server, self._device.cards[0] if self._device.cards else None
-        load = point.kind is PointKind.LOAD
-        return PointRow(
-            schema_version=SCHEMA_VERSION,
-            run_id=self.row.run_id,
-            session_id=spec.id,
-            point_id=point.id,
-            sweep=point.sweep,
-            kind=point.kind,
-            purpose=point.purpose,
-            attempt=self.row.attempt,
-            status=MEASURED,
-            simulated=self._engine.simulated,
-            started_at=_utc(started_wall_s),
-            model=spec.model.name,
-            dummy_weights=spec.model.dummy_weights,
-            moe=spec.model.is_moe,
-            model_cut=spec.model.cut,
-            engine=spec.engine,
-            device=spec.device,
-            device_name=card.name if card else None,
-            device_memory_bytes=card.memory_bytes if card else None,
-            device_ids=self.row.device_ids,
-            visible_devices=self.row.visible_devices,
-            gpus=spec.gpus,
-            mode=spec.mode,
-            max_model_len=server.max_model_len,
-            gpu_memory_utilization=server.gpu_memory_utilization,
-            kv_cache_memory_bytes=server.kv_cache_memory_bytes,
-            kv_cache_dtype=server.kv_cache_dtype,
-            max_num_seqs=server.max_num_seqs,
-            max_num_batched_tokens=server.max_num_batched_tokens or self._log_figures.max_num_batched_tokens,
-            tensor_parallel_size=server.tensor_parallel_size,
-            enforce_eager=server.enforce_eager,
-            enable_prefix_caching=server.enable_prefix_caching,
-            dtype=server.dtype,
-            quantization=server.quantization,
-            sequences=spec.sequences,
-            vllm_version=self.row.vllm_version,
-            mem_baseline_bytes=self.row.mem_baseline_bytes,
-            concurrency=point.concurrency if load else None,
-            num_requests=point.num_requests if load else None,
-            prompt_tokens=point.prompt_tokens if load else None,
-            output_tokens=point.output_tokens if load else None,
-            repeat=point.repeat if load else None,
-            seed=point.seed if load else None,
-            **dataclasses.asdict(self._kv),
-        )
+    def _origin(self) -> Origin:
+        card = self._device.cards[0] if self._device.cards else None
+        return Origin(self.spec, self.row, card, self._kv, self._log_figures.max_num_batched_tokens)
 
     def _failed_row(self, point: Point, failure: Failure) -> PointRow:
-        row = self._blank_row(point, time.time())
+        row = point_rows.blank(self._origin(), point, time.time())
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
         row.failure_message = failure.message
@@ -348,7 +295,7 @@ class Session:
                 log = self._end()
                 self._workspace.remove()
                 self._device.close()
-                self.row.ended_at = _utc(time.time())
+                self.row.ended_at = point_rows.utc(time.time())
                 self._log = provenance.masked(log, self._workspace.root, self._address.api_key)
             return SessionEnd(self.row, self._log)
 
@@ -384,28 +331,3 @@ def _endpoint(spec: SessionSpec, address: Address) -> Endpoint:
     if address.uds is not None:
         return Endpoint(base_url="http://localhost", model=spec.model.name, uds=str(address.uds))
     return Endpoint(f"http://127.0.0.1:{address.port}", spec.model.name, api_key=address.api_key)
-
-
-def _fill_server_counters(
-    row: PointRow, before: metrics.ServerMetrics, after: metrics.ServerMetrics, observed: Observed
-) -> None:
-    queries, hits = _grown(before.prefix_queries, after.prefix_queries), _grown(before.prefix_hits, after.prefix_hits)
-    row.prefix_hit_ratio = hits / queries if queries and hits is not None else (0.0 if hits == 0 else None)
-    row.preemptions = _grown(before.preemptions, after.preemptions)
-    row.server_generation_tokens = _grown(before.generation_tokens, after.generation_tokens)
-    row.kv_usage_max = observed.highest("kv_usage")
-    running, waiting = observed.highest("running"), observed.highest("waiting")
-    row.running_max = None if running is None else int(running)
-    row.waiting_max = None if waiting is None else int(waiting)
-
-
-def _grown(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
-
-
-def _mean(values: list[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
-def _utc(wall_s: float) -> str:
-    return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,116 @@
+"""Filling a point's row: where it was measured, what was seen in its window, what the server counted. Pure.
+
+Used by `workers.session`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from dataclasses import dataclass
+
+from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow
+from contract.specs import Point, PointKind, SessionSpec
+from workers.devices.base import Card
+from workers.kv_figures import KvFigures
+from workers.metrics import ServerMetrics
+from workers.sampler import Observed
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What all points of a session share."""
+
+    spec: SessionSpec
+    session: SessionRow
+    card: Card | None
+    kv: KvFigures
+    max_num_batched_tokens: int | None
+    """As the engine's log says, for servers whose spec leaves it to vLLM."""
+
+
+def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
+    """Return a row that says which point it is and under which configuration it was measured, and nothing else."""
+    spec, session, server, card = origin.spec, origin.session, origin.spec.server, origin.card
+    load = point.kind is PointKind.LOAD
+    return PointRow(
+        schema_version=SCHEMA_VERSION,
+        run_id=session.run_id,
+        session_id=spec.id,
+        point_id=point.id,
+        sweep=point.sweep,
+        kind=point.kind,
+        purpose=point.purpose,
+        attempt=session.attempt,
+        status=MEASURED,
+        simulated=session.simulated,
+        started_at=utc(started_wall_s),
+        model=spec.model.name,
+        dummy_weights=spec.model.dummy_weights,
+        moe=spec.model.is_moe,
+        model_cut=spec.model.cut,
+        engine=spec.engine,
+        device=spec.device,
+        device_name=card.name if card else None,
+        device_memory_bytes=card.memory_bytes if card else None,
+        device_ids=session.device_ids,
+        visible_devices=session.visible_devices,
+        gpus=spec.gpus,
+        mode=spec.mode,
+        max_model_len=server.max_model_len,
+        gpu_memory_utilization=server.gpu_memory_utilization,
+        kv_cache_memory_bytes=server.kv_cache_memory_bytes,
+        kv_cache_dtype=server.kv_cache_dtype,
+        max_num_seqs=server.max_num_seqs,
+        max_num_batched_tokens=server.max_num_batched_tokens or origin.max_num_batched_tokens,
+        tensor_parallel_size=server.tensor_parallel_size,
+        enforce_eager=server.enforce_eager,
+        enable_prefix_caching=server.enable_prefix_caching,
+        dtype=server.dtype,
+        quantization=server.quantization,
+        sequences=spec.sequences,
+        vllm_version=session.vllm_version,
+        mem_baseline_bytes=session.mem_baseline_bytes,
+        concurrency=point.concurrency if load else None,
+        num_requests=point.num_requests if load else None,
+        prompt_tokens=point.prompt_tokens if load else None,
+        output_tokens=point.output_tokens if load else None,
+        repeat=point.repeat if load else None,
+        seed=point.seed if load else None,
+        **dataclasses.asdict(origin.kv),
+    )
+
+
+def fill_window(row: PointRow, observed: Observed, started_wall_s: float, duration_s: float) -> None:
+    """Put the device's samples inside the window into `row`, and their means. Power is summed over the cards."""
+    row.telemetry = observed.window(started_wall_s, duration_s)
+    row.cpu_util_pct = observed.cpu_util_pct
+    row.gpu_util_pct = _mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
+    power_w = _mean([s.power_w for s in row.telemetry if s.power_w is not None])
+    row.power_w = None if power_w is None else power_w * len(row.device_ids)
+
+
+def fill_server_counters(row: PointRow, before: ServerMetrics, after: ServerMetrics, observed: Observed) -> None:
+    """Put what the server counted between two scrapes into `row`, and the highest gauges seen in between."""
+    queries, hits = _grown(before.prefix_queries, after.prefix_queries), _grown(before.prefix_hits, after.prefix_hits)
+    row.prefix_hit_ratio = hits / queries if queries and hits is not None else (0.0 if hits == 0 else None)
+    row.preemptions = _grown(before.preemptions, after.preemptions)
+    row.server_generation_tokens = _grown(before.generation_tokens, after.generation_tokens)
+    row.kv_usage_max = observed.highest("kv_usage")
+    running, waiting = observed.highest("running"), observed.highest("waiting")
+    row.running_max = None if running is None else int(running)
+    row.waiting_max = None if waiting is None else int(waiting)
+
+
+def utc(wall_s: float) -> str:
+    """Return a moment (seconds since the epoch) as UTC in ISO 8601."""
+    return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
