@@ -7,8 +7,8 @@ from workers.launch import diagnosis
 
 TOO_SMALL = (
     "(EngineCore pid=9) ERROR 11-24 [core.py:1] ValueError: To serve at least one request with the models's max seq "
-    "len (8192), (0.03 GiB KV cache is needed, which is larger than the available KV cache memory (0.02 GiB). Based on the "
-    "available memory, the estimated maximum model length is 3968. Try increasing `gpu_memory_utilization`.\n"
+    "len (8192), (0.03 GiB KV cache is needed, which is larger than the available KV cache memory (0.02 GiB). Based "
+    "on the available memory, the estimated maximum model length is 3968. Try increasing `gpu_memory_utilization`.\n"
     "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}\n"
 )
 

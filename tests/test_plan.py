@@ -1,5 +1,7 @@
 """Plans: which servers, which points, which ids; pure, and the same for the same input."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_committed_pool_holds_the_sequences_and_grows_by_the_formula() -> None:
     committed = [s for s in plan(experiment("kv", "phi-3-mini-4k")).sessions if s.mode is Mode.COMMITTED]
     pools = [s.server.kv_cache_memory_bytes or 0 for s in committed]
     assert {s.sequences for s in committed} == {32}
-    steps = [b - a for a, b in zip(pools, pools[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(pools)]
     assert steps == [32 * step * 393_216 for step in (512, 1024, 2048)]
     assert all(s.server.enforce_eager and s.server.max_num_batched_tokens == 2048 for s in committed)
 
@@ -38,7 +40,7 @@ def test_committed_pool_holds_the_sequences_and_grows_by_the_formula() -> None:
 def test_cpu_steps_are_at_least_128_mib() -> None:
     committed = [s for s in plan(experiment("kv", "tiny"), fleet=cpu_fleet()).sessions if s.mode is Mode.COMMITTED]
     pools = [s.server.kv_cache_memory_bytes or 0 for s in committed]
-    assert min(b - a for a, b in zip(pools, pools[1:], strict=False)) >= 128 * MIB
+    assert min(b - a for a, b in itertools.pairwise(pools)) >= 128 * MIB
     assert all(s.gpus == 0 for s in committed)
 
 

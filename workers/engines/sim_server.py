@@ -54,7 +54,7 @@ class Server:
     @property
     def max_concurrency(self) -> float:
         """Full-length sequences that the pool holds."""
-        return self.pool.total / self.options.blocks_per_sequence
+        return float(self.pool.total / self.options.blocks_per_sequence)
 
     def step_s(self) -> float:
         """Return the seconds of one decoding step at the present batch."""
