@@ -80,6 +80,7 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
                     [plain(f"{r.name}.concurrency", r.at), cell(r, "tok_s"), level_notes(curve, r)]
                     for r in curve.series.readings
                 ],
+                curve.series.sample.simulated,
             )
             continue
         one, many = levels[0], levels[-1]
@@ -92,6 +93,7 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
                 [label, cell(one, column, 4), cell(many, column, 4), _ratio(curve, one, many, column)]
                 for label, column in PAIR_ROWS
             ],
+            curve.series.sample.simulated,
         )
         doc.say(
             "The same {requests} requests took {one_s} s one by one and {many_s} s with {n} in flight: "
@@ -128,11 +130,12 @@ def _levels_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
 
 def level_tables(doc: Document, curve: LoadCurve) -> None:
     """Write the tutorial's table, and a second one with what stands beside tok_s."""
-    readings = curve.series.readings
-    doc.table([*SWEEP_COLUMNS, "notes"], [[*sweep_cells(r), level_notes(curve, r)] for r in readings])
+    readings, simulated = curve.series.readings, curve.series.sample.simulated
+    doc.table([*SWEEP_COLUMNS, "notes"], [[*sweep_cells(r), level_notes(curve, r)] for r in readings], simulated)
     doc.table(
         ["concurrency", *MORE_COLUMNS],
         [[plain(f"{r.name}.concurrency", r.at), *(cell(r, column, 4) for column in MORE_COLUMNS)] for r in readings],
+        simulated,
     )
 
 

@@ -114,7 +114,7 @@ def add_failures(doc: Document, points: Sequence[RunPoint], tables: Tables) -> N
                 plain(f"{where}.max_model_len", first.max_model_len),
                 phrase("–") if first.concurrency is None else plain(f"{where}.concurrency", first.concurrency),
                 count(f"{where}.points", len(some)),
-                outcome_figure(first),
+                join([outcome_figure(first), *([phrase("simulated")] if first.simulated else [])]),
             ]
         )
     if rows:

@@ -65,6 +65,19 @@ def _refuse_digits(template: str) -> None:
         raise ValueError(f"a number is typed in {template!r}: make it a figure")
 
 
+def _with_marks(
+    columns: Sequence[str | Part], rows: Iterable[Sequence[str | Part]]
+) -> tuple[list[str | Part], list[list[str | Part]]]:
+    mark = phrase("simulated")
+    if columns[-1] != "notes":
+        return [*columns, "notes"], [[*row, mark] for row in rows]
+    marked: list[list[str | Part]] = []
+    for row in rows:
+        last = phrase(row[-1]) if isinstance(row[-1], str) else row[-1]
+        marked.append([*row[:-1], join([last, mark]) if last.text else mark])
+    return list(columns), marked
+
+
 class Document:
     """One Markdown page and the figures that stand on it."""
 
@@ -91,8 +104,15 @@ class Document:
         if lines:
             self._blocks.append("\n".join(lines))
 
-    def table(self, columns: Sequence[str | Part], rows: Iterable[Sequence[str | Part]]) -> None:
-        """Add a table; cells are figures, phrases or words without digits. Cells of numbers stand to the right."""
+    def table(
+        self, columns: Sequence[str | Part], rows: Iterable[Sequence[str | Part]], simulated: bool = False
+    ) -> None:
+        """Add a table; cells are figures, phrases or words without digits. Cells of numbers stand to the right.
+
+        With `simulated` every row says so, in its notes.
+        """
+        if simulated:
+            columns, rows = _with_marks(columns, rows)
         body = [[self._cell(cell) for cell in row] for row in rows]
         header = [self._cell(column) for column in columns]
         rule = [

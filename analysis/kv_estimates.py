@@ -77,7 +77,7 @@ def add_estimates(doc: Document, result: KvResult) -> None:
         error = relative_error(estimate.bytes_per_token, reference) if reference else None
         share = signed_percent(f"{estimate.name}.error_pct", error, 2)
         rows.append([estimate.words, count(estimate.name, estimate.bytes_per_token), share])
-    doc.table(["estimate", "bytes per token", "against the formula"], rows)
+    doc.table(["estimate", "bytes per token", "against the formula"], rows, result.group.points[0].simulated)
     if reference:
         doc.bullets(_reasons(result, found, reference))
     else:

@@ -174,7 +174,7 @@ def _envelope(doc: Document, result: KvResult, pool: Pool | None, targets: Targe
         row: list[str | Part] = [plain(f"envelope.len{length}", length)]
         row += [_envelope_cell(result, pool, length, level, one) for level in levels]
         rows.append(row)
-    doc.table(["tokens", *(plain(f"envelope.c{level}", level) for level in levels)], rows)
+    doc.table(["tokens", *(plain(f"envelope.c{level}", level) for level in levels)], rows, point.simulated)
     if targets.context_tokens and targets.context_tokens not in result.per_sequence():
         doc.say(
             "{tokens} tokens were not measured: that row lies on the formula between or beyond the measured lengths.",

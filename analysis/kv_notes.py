@@ -75,7 +75,11 @@ def _committed_table(doc: Document, committed: Committed) -> None:
             n=count(f"{committed.series.name}.sequences", committed.sequences),
         )
     columns = ["max_model_len", "ready MiB", "loaded MiB", "difference MiB", "formula MiB", "bytes per token", "notes"]
-    doc.table(columns, [_committed_row(committed, reading) for reading in committed.series.readings])
+    doc.table(
+        columns,
+        [_committed_row(committed, reading) for reading in committed.series.readings],
+        committed.series.sample.simulated,
+    )
 
 
 def _committed_row(committed: Committed, reading: Reading) -> list[str | Part]:
@@ -221,7 +225,9 @@ def _capacity_table(doc: Document, series: Series) -> None:
         "formula_max_concurrency",
         "notes",
     ]
-    doc.table(columns, [_capacity_row(reading, digits(series.sample)) for reading in series.readings])
+    doc.table(
+        columns, [_capacity_row(reading, digits(series.sample)) for reading in series.readings], series.sample.simulated
+    )
 
 
 def _capacity_row(reading: Reading, places: int) -> list[str | Part]:

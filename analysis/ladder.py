@@ -49,7 +49,7 @@ def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
     for curve in curves:
         doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))
         doc.say("Server: {server}. Load: {load}.", server=server(curve), load=workload(curve))
-        doc.table(COLUMNS, [_row(curve, reading) for reading in curve.series.readings])
+        doc.table(COLUMNS, [_row(curve, reading) for reading in curve.series.readings], curve.series.sample.simulated)
         doc.bullets(_sentences(curve))
 
 

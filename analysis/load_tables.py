@@ -87,8 +87,6 @@ def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
     if outcomes:
         lost = count(f"{name}.unmeasured", len(reading.unmeasured))
         notes.append(phrase("{n} not measured ({why})", n=lost, why=join(outcomes.values(), ", ")))
-    if any(point.simulated for point in reading.measured + reading.unmeasured):
-        notes.append(phrase(SIMULATED))
     return join(notes)
 
 
@@ -152,7 +150,8 @@ def server(curve: LoadCurve) -> Phrase:
     parts.append(phrase("kv_cache_dtype {words}", words=quote(f"{name}.kv_cache_dtype", point.kv_cache_dtype)))
     if point.quantization:
         parts.append(phrase("quantization {words}", words=quote(f"{name}.quantization", point.quantization)))
-    parts.append(
-        phrase("enforce_eager" if point.enforce_eager else "CUDA graphs on" if point.device != "cpu" else "not eager")
-    )
+    if point.enforce_eager:
+        parts.append(phrase("enforce_eager"))
+    elif point.device == "cuda":
+        parts.append(phrase("CUDA graphs on"))
     return join(parts, ", ")

@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +24,7 @@ from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
 from orchestrator.fleet import Fleet, Node, NoRoom
 from orchestrator.schema import ClusterConfig, EngineConfig
+from workers.temporary import private_directory
 
 OBJECT_STORE_BYTES = 256 * 2**20
 STOP_LIMIT_S = 90.0
@@ -61,7 +61,7 @@ class Cluster:
 
     def _start_private(self) -> None:
         assert self._local is not None
-        self._private_dir = tempfile.mkdtemp(prefix="vc-ray-", dir="/tmp")  # short: Ray's sockets have long names
+        self._private_dir = str(private_directory("vc-ray-"))
         self._set_environment(
             RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0", RAY_ADDRESS=None
         )

@@ -340,3 +340,12 @@ def tables_of(points: Iterable[PointRow]) -> Tables:
 def changed(points: Iterable[PointRow], where: Callable[[PointRow], bool], **columns: object) -> list[PointRow]:
     """Return the points, with columns replaced in those that `where` picks."""
     return [replace(point, **columns) if where(point) else point for point in points]
+
+
+def assert_every_table_row_says_simulated(page: str) -> None:
+    """Hold every body row of every Markdown table of a page to the word."""
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    heads = {index - 1 for index, line in enumerate(lines) if line.startswith("| ---")}
+    body = [line for index, line in enumerate(lines) if index not in heads and not line.startswith("| ---")]
+    assert body
+    assert [line for line in body if "simulated" not in line] == []

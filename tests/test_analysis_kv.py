@@ -88,6 +88,9 @@ def test_simulated_stands_in_every_row_and_on_the_page(tmp_path: Path) -> None:
     paths = write_capacity(tmp_path, kv_results(synthetic.tables_of(memory(shape)).points))
     assert all("simulated" in row["notes"] for row in csv.DictReader(io.StringIO(paths[0].read_text())))
     assert "**simulated**" in notes(memory(shape)).split("##")[0]
+    synthetic.assert_every_table_row_says_simulated(notes(memory(shape)))
+    lost = [synthetic.failed(row, "start_failed") for row in memory(shape)]
+    synthetic.assert_every_table_row_says_simulated(notes(lost))
     assert "simulated" not in notes(memory())
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from workers import processes
@@ -107,10 +106,3 @@ def test_stop_twice_is_one_stop(workspace: Workspace) -> None:
     server.stop()
     server.stop()
     assert server.exit_code == -signal.SIGTERM
-
-
-def test_no_guard_is_left_behind() -> None:
-    guards = [
-        p for p in psutil.process_iter(["cmdline"]) if any(a.endswith("/guard.py") for a in p.info["cmdline"] or [])
-    ]
-    assert guards == []

@@ -23,10 +23,10 @@ from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.store import Store
+from tests.command_line import ROOT, Place, orchestrate
 from tests.configs import experiment, resolved
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parent.parent
 QUICK = {"load__requests_min": 4, "load__requests_per_level": 1, "load__output_tokens": 4}
 QUICK_ARGS = ["engine=sim", "load.requests_min=4", "load.requests_per_level=1", "load.output_tokens=4"]
 
@@ -121,31 +121,14 @@ def test_only_what_is_missing_is_left_to_do(cluster: tuple[Cluster, Fleet], tmp_
 # --- command lines ---
 
 
-def orchestrate(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "orchestrator", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180)
-
-
-def leftovers() -> list[str]:
-    """Processes and files that a run of ours could have left."""
-    ours = ("sim_server.py", "guard.py", "raylet", "gcs_server")
-    processes = [
-        " ".join(process.info["cmdline"] or [])
-        for process in psutil.process_iter(["cmdline", "create_time"])
-        if any(Path(argument).name in ours for argument in process.info["cmdline"] or [])
-    ]
-    return processes + [str(path) for path in Path("/tmp").glob("vc-*")]
-
-
-def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(tmp_path: Path) -> None:
-    before = set(leftovers())
+def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(place: Place) -> None:
     done = orchestrate(
+        place,
         "-m", "+sweep=concurrency,kv", "server.extra_args={},{fail:boom}", "cluster.num_gpus=4",
-        f"output_root={tmp_path}", *QUICK_ARGS,
+        *QUICK_ARGS,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr + done.stdout
-    (directory,) = tmp_path.iterdir()
+    (directory,) = place.outputs.iterdir()
     points = pq.read_table(directory / "points.parquet").to_pylist()
     failed = [point for point in points if point["status"] != MEASURED]
     assert len(failed) == len(points) / 2
@@ -153,29 +136,33 @@ def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(tmp_path:
     assert all("boom" in point["log_tail"] for point in failed)
     assert json.loads((directory / "manifest.json").read_text())["status"] == "failed points"
     assert {path.name for path in directory.iterdir()} >= {"kv_cache_scaling.csv", "concurrency_sweep.csv", "logs"}
-    assert set(leftovers()) <= before
+    assert place.leftovers() == []
 
 
 @pytest.mark.parametrize("after", ["launched", "Ray", "ready"])
-def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path, after: str) -> None:
-    before = set(leftovers())
+def test_ctrl_c_at_any_moment_leaves_nothing(place: Place, after: str) -> None:
     arguments = [
         "+sweep=kv",
         "engine=sim",
         "cluster.num_gpus=2",
         "server.extra_args={start_s: 1}",
-        f"output_root={tmp_path}",
+        f"output_root={place.outputs}",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "orchestrator", *arguments],
+        cwd=ROOT,
+        env=place.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout
     if after == "launched":
         time.sleep(1.0)
     elif after == "Ray":
         deadline = time.monotonic() + 60
-        while not set(Path("/tmp").glob("vc-ray-*")) - {Path(b) for b in before} and time.monotonic() < deadline:
+        while not list(place.mark.glob("vc-ray-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
     else:
         while "ready" not in process.stdout.readline():
@@ -184,8 +171,8 @@ def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path, after: str) -> None
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    assert set(leftovers()) <= before
+    assert place.leftovers() == []
     if after == "ready":
-        (directory,) = tmp_path.iterdir()
+        (directory,) = place.outputs.iterdir()
         assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
         assert list(directory.glob("shards/*/session.parquet"))

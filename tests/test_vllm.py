@@ -1,17 +1,14 @@
 """Real vLLM (the CPU build), from the command line to the artifacts."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.test_run import leftovers
+from tests.command_line import made_place, orchestrate
 from workers.engines import vllm
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.vllm
 
 SHORT_KV = """\
@@ -28,23 +25,20 @@ concurrency: [1, 4]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert vllm.is_installed(), "make test installs the CPU build of vLLM"
-    before, root = set(leftovers()), tmp_path_factory.mktemp("outputs")
     own = tmp_path_factory.mktemp("conf")
     (own / "sweep").mkdir()
     (own / "sweep" / "short_kv.yaml").write_text(SHORT_KV)
     (own / "sweep" / "short_concurrency.yaml").write_text(SHORT_CONCURRENCY)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "orchestrator", "--config-dir", str(own), "-m", "+sweep=short_kv,short_concurrency",
-            "model=tiny", "engine.device=cpu", "server.max_model_len=512", "load.output_tokens=8",
-            "load.requests_min=8", "load.requests_per_level=2", f"output_root={root}",
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(leftovers()) <= before
-    (directory,) = root.iterdir()
-    return directory
+    with made_place(tmp_path_factory.mktemp("outputs")) as place:
+        done = orchestrate(
+            place, "--config-dir", str(own), "-m", "+sweep=short_kv,short_concurrency", "model=tiny",
+            "engine.device=cpu", "server.max_model_len=512", "load.output_tokens=8", "load.requests_min=8",
+            "load.requests_per_level=2",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert place.leftovers() == []
+        (directory,) = place.outputs.iterdir()
+        return directory
 
 
 def points(run: Path, **columns: object) -> list[dict[str, object]]:

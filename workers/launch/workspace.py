@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SOCKET_PATH_LIMIT = 107
-"""Bytes of a Unix socket's path (sun_path, unix(7)), its closing zero left out."""
+from workers.temporary import private_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +17,8 @@ class Workspace:
 
     @classmethod
     def make(cls) -> Workspace:
-        """Make the directory, with a path short enough for a Unix socket."""
-        root = Path(tempfile.mkdtemp(prefix="vc-"))
-        workspace = cls(root)
-        if len(str(workspace.socket)) > SOCKET_PATH_LIMIT - 40:  # vLLM's own sockets below tmp/ have longer names
-            shutil.rmtree(root)
-            workspace = cls(Path(tempfile.mkdtemp(prefix="vc-", dir="/tmp")))
+        """Make the directory."""
+        workspace = cls(private_directory("vc-"))
         workspace.temporary.mkdir()
         return workspace
 
