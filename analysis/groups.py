@@ -29,7 +29,7 @@ BASE = (
     "quantization",
 )
 """Columns that no table mixes."""
-SERVER = ("max_num_seqs", "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching")
+SERVER = ("max_num_seqs", "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching", "extra_args")
 COMMITTED = (*BASE, *SERVER, "sequences")
 UTILIZATION = (*BASE, *SERVER, "gpu_memory_utilization")
 LOAD = (
@@ -53,6 +53,7 @@ SHORT = {
     "max_num_batched_tokens": "batched",
     "enforce_eager": "eager",
     "enable_prefix_caching": "prefix-caching",
+    "extra_args": "args",
     "tensor_parallel_size": "tp",
     "prompt_tokens": "prompt",
     "output_tokens": "output",

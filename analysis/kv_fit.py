@@ -13,15 +13,23 @@ from analysis.tables import RunPoint
 
 CUDA_SEGMENT_BYTES = 2 * 2**20
 """torch's caching allocator hands out device memory in multiples of this; NVML sees nothing finer."""
-HOST_PAGE_BYTES = 4096
+HOST_SCATTER_BYTES = 8 * 2**20
+"""The PSS of a server's process tree differs by about so much from start to start (libraries shared with others)."""
 STEP_SHARE = 0.01
 """A difference between two lengths is called a step when it departs from the expected one by more than this share
-and by more than the granularity of blocks and allocator."""
+and by more than what memory can be told apart by (`Interval.granularity_bytes`)."""
 LINEAR_R_SQUARED = 0.99
 LINEAR_RESIDUAL = 0.05
 """Roughly linear: R² at least the first, the largest residual at most this share of the memory's range."""
 FLAT_SHARE = 0.01
 """Flat: the range over all lengths is at most this share of the memory."""
+HOST_FLAT_SHARE = 0.05
+"""The same for the CPU backend, which cuts its pool from the resident set of its worker at that moment."""
+
+
+def flat_share(sample: RunPoint) -> float:
+    """Return the share of the memory up to which its range over all lengths is called flat."""
+    return HOST_FLAT_SHARE if sample.device == "cpu" else FLAT_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +72,10 @@ class Interval:
 
     @property
     def granularity_bytes(self) -> float:
-        """One KV block over all ranks plus the allocator's unit on each card: no departure below it means anything."""
+        """One KV block over all ranks, plus the allocator's unit on each card or the host's scatter: no departure below
+        it means anything."""
         sample = self.longer.measured[0]
-        unit = HOST_PAGE_BYTES if sample.device == "cpu" else CUDA_SEGMENT_BYTES
+        unit = HOST_SCATTER_BYTES if sample.device == "cpu" else CUDA_SEGMENT_BYTES
         return (block_bytes(self.longer) or 0) + unit * max(sample.gpus, 1)
 
     @property

@@ -7,13 +7,13 @@ from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, count, decimal, gib, mib, percent, plain, quote, signed_percent
 from analysis.kv_estimates import add_estimates
 from analysis.kv_fit import (
-    FLAT_SHARE,
     LINEAR_R_SQUARED,
     LINEAR_RESIDUAL,
     STEP_SHARE,
     Committed,
     Interval,
     KvResult,
+    flat_share,
     kv_results,
     pool_bytes,
 )
@@ -157,7 +157,8 @@ def _steps(doc: Document, committed: Committed) -> None:
                 "Are there steps ("
                 + word
                 + ")? **Yes**, {n} of {all} differences leave the formula's by more than {share} "
-                "and by more than a block and the allocator's unit:",
+                "and by more than {grain} MiB, what memory can be told apart by:",
+                grain=_grain(committed, intervals, word),
                 n=count(f"{committed.series.name}.{word}.steps", len(steps)),
                 all=count(f"{committed.series.name}.{word}.intervals", len(intervals)),
                 share=percent("rule.step_share_pct", STEP_SHARE, 0),
@@ -165,8 +166,9 @@ def _steps(doc: Document, committed: Committed) -> None:
             doc.bullets(_step(interval, word) for interval in steps)
         else:
             doc.say(
-                "Are there steps (" + word + ")? **None** beyond {share} of the expected difference or a block and the "
-                "allocator's unit; the largest departure is {largest} MiB.",
+                "Are there steps (" + word + ")? **None** beyond {share} of the expected difference or {grain} MiB, "
+                "what memory can be told apart by; the largest departure is {largest} MiB.",
+                grain=_grain(committed, intervals, word),
                 share=percent("rule.step_share_pct", STEP_SHARE, 0),
                 largest=mib(
                     f"{committed.series.name}.{word}.largest_departure_mib",
@@ -175,6 +177,11 @@ def _steps(doc: Document, committed: Committed) -> None:
                 ),
             )
     _granularity(doc, committed)
+
+
+def _grain(committed: Committed, intervals: list[Interval], word: str) -> Figure:
+    """A block, and the allocator's unit (GPUs) or the scatter of a process tree (CPU backend)."""
+    return mib(f"{committed.series.name}.{word}.grain_mib", max(i.granularity_bytes for i in intervals), 1)
 
 
 def _step(interval: Interval, word: str) -> Phrase:
@@ -251,7 +258,8 @@ def _flat(doc: Document, series: Series) -> None:
         return
     low, high = min(known), max(known)
     places = digits(series.sample)
-    flat = high - low <= FLAT_SHARE * high
+    share = flat_share(series.sample)
+    flat = high - low <= share * high
     doc.say(
         ("Memory is **flat**" if flat else "Memory is **not flat**")
         + ": from {low} to {high} MiB, a range of {span} MiB "
@@ -271,5 +279,5 @@ def _flat(doc: Document, series: Series) -> None:
         high=mib(f"{series.name}.mem_ready_highest_mib", high, places),
         span=mib(f"{series.name}.mem_ready_range_mib", high - low, max(places, 1)),
         n=count(f"{series.name}.lengths", len(known)),
-        share=percent("rule.flat_share_pct", FLAT_SHARE, 0),
+        share=percent("rule.flat_share_pct", share, 0),
     )

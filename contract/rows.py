@@ -116,6 +116,8 @@ class PointRow:
     enable_prefix_caching: bool | None = None
     dtype: str = "auto"
     quantization: str | None = None
+    extra_args: str = "{}"
+    """Further flags of the server, as JSON."""
     sequences: int | None = None
     vllm_version: str | None = None
     co_running_sessions: list[str] = field(default_factory=list)
@@ -130,6 +132,8 @@ class PointRow:
     engine_kv_bytes_source: str | None = None
     engine_bytes_per_token: float | None = None
     """Over all ranks: pool / (blocks * block size) where all layers are of one kind, else pool / engine_kv_tokens."""
+    engine_estimated_max_model_len: int | None = None
+    """Where not one sequence fits: the longest length that would, by the engine's own estimate."""
     # --- KV cache: the formula from the model's config ---
     formula_bytes_per_token: float | None = None
     """Marginal cost of one more token of one sequence, over all ranks, at this max_model_len."""
@@ -211,6 +215,8 @@ class SessionRow:
     failure_message: str | None = None
     log_tail: str | None = None
     node: str = ""
+    niceness: int | None = None
+    """Of the server's process; Ray's workers have 15 unless told otherwise."""
     visible_devices: list[str] = field(default_factory=list)
     device_ids: list[str] = field(default_factory=list)
     device_name: str | None = None

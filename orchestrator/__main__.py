@@ -159,9 +159,12 @@ def _conclude(store: Store, outcome: Outcome) -> int:
     import analysis
     from analysis.answer import answer
 
-    written = analysis.reduce(store.directory)
-    print(answer(store.directory))
-    print("\n".join(f"  {path}" for path in written))
+    if outcome.measured or outcome.failed:
+        written = analysis.reduce(store.directory)
+        print(answer(store.directory))
+        print("\n".join(f"  {path}" for path in written))
+    else:
+        print(f"nothing was measured; {store.directory} holds the manifest and the logs")
     if outcome.failed:
         print(f"{len(outcome.failed)} point(s) failed:\n" + "\n".join(f"  {line}" for line in outcome.failed))
     if outcome.interrupted:

@@ -63,7 +63,11 @@ class Cluster:
         assert self._local is not None
         self._private_dir = str(private_directory("vc-ray-"))
         self._set_environment(
-            RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0", RAY_ADDRESS=None
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN=secrets.token_hex(32),
+            RAY_USAGE_STATS_ENABLED="0",
+            RAY_ADDRESS=None,
+            RAY_worker_niceness="0",
         )
         import ray
 
@@ -222,8 +226,10 @@ class SessionActor:
 
 
 def _generate(plan: Any) -> Any:
+    from workers import processes
     from workers.load.client import generate
 
+    processes.niceness_reset()
     return generate(plan)
 
 

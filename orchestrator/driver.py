@@ -38,6 +38,7 @@ class Driver:
         self._live: set[str] = set()
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
+        self._pending: dict[str, list[Point]] = {}
         self.outcome = Outcome()
 
     def run(self, sessions: list[SessionSpec]) -> Outcome:
@@ -47,6 +48,7 @@ class Driver:
 
     async def _run(self, sessions: list[SessionSpec]) -> None:
         self._sessions = {session.id: session for session in sessions}
+        self._pending = {session.id: list(session.points) for session in sessions}
         jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
         queue = Queue({node.id: node.slots for node in self._fleet.nodes})
         task = asyncio.ensure_future(queue.run(jobs, self._execute))
@@ -72,7 +74,7 @@ class Driver:
     async def _execute(self, job: Job, node: str) -> bool:
         """Run one session on a node. Returns whether it should be tried again elsewhere."""
         spec = self._sessions[job.id]
-        pending = list(spec.points)
+        pending = self._pending[spec.id]
         self._arrive(spec)
         handle: SessionHandle | None = None
         try:

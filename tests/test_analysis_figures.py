@@ -30,7 +30,6 @@ CONSTANTS = {
     "rule.linear_r_squared": 0.99,
     "rule.linear_residual_pct": 5,
     "rule.step_share_pct": 1,
-    "rule.flat_share_pct": 1,
     "rule.estimates_agree_pct": 1,
     "rule.headroom_pct": 90,
     "rule.plateau_within_pct": 5,
@@ -155,6 +154,8 @@ class Auditor:
         ]
 
     def value(self, name: str) -> float | str | None:
+        if name == "rule.flat_share_pct":
+            return 5 if self.points.device.iloc[0] == "cpu" else 1
         if name in CONSTANTS:
             return CONSTANTS[name]
         for pattern, compute in self.cases:
@@ -273,8 +274,9 @@ class Auditor:
         made["expected"] = rows.formula_bytes_per_sequence.diff() * rows.sequences
         made["sequences"] = rows.sequences
         made["departure"] = made.delta - made.expected
-        unit = 4096 if rows.device.iloc[0] == "cpu" else 2 * MIB
+        unit = 8 * MIB if rows.device.iloc[0] == "cpu" else 2 * MIB
         floor = self.ranks * (rows.engine_kv_bytes / rows.engine_num_blocks + unit)
+        made["grain"] = floor
         made["step"] = made.departure.abs() > np.maximum(floor, 0.01 * made.expected.abs())
         return made.iloc[1:]
 
@@ -298,6 +300,7 @@ class Auditor:
                 "lengths": len(x),
                 "intervals": len(deltas),
                 "steps": deltas.step.sum(),
+                "grain_mib": deltas.grain.max() / MIB,
                 "largest_departure_mib": deltas.departure.loc[deltas.departure.abs().idxmax()] / MIB,
             }[what]
         )

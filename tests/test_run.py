@@ -89,14 +89,10 @@ def test_an_actor_that_is_lost_is_tried_again(cluster: tuple[Cluster, Fleet], tm
         def ready(self, session: SessionSpec, row: object) -> None:
             super().ready(session, row)  # type: ignore[arg-type]
             if not killed:
-                guard = psutil.Process(row.server_pid).parent()  # type: ignore[attr-defined]
-                actors = [
-                    p for p in psutil.process_iter(["cmdline"]) if "SessionActor" in " ".join(p.info["cmdline"] or [])
-                ]
-                assert guard
-                for actor in actors:
-                    killed.append(actor.pid)
-                    actor.kill()
+                for process in psutil.Process().children(recursive=True):
+                    if "SessionActor" in " ".join(process.cmdline()):
+                        killed.append(process.pid)
+                        process.kill()
 
     store = Store.create(tmp_path, "test")
     outcome = Driver(*cluster, store, Killing(1, 1.0)).run(list(plan.sessions))

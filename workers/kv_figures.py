@@ -15,7 +15,7 @@ from workers.metrics import ServerMetrics
 
 EXACT = "kv_cache_memory_bytes"
 ROUNDING_LIMIT = 0.001
-"""A pool known only roundly gives no rate where the rounding is more than this share of it."""
+"""A pool known only roundly gives no rate and no prediction where the rounding is more than this share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,7 @@ def of_server(spec: SessionSpec, scrape: ServerMetrics, log: LogFigures, vllm_ve
     )
     one_kind = layout is not None and len(layout.groups) == 1
     pool_tokens = blocks * block_size if one_kind and blocks and block_size else tokens
-    rate = None
-    if kv_bytes and pool_tokens and (source == EXACT or ROUNDING_LIMIT * kv_bytes > vllm_log.ROUNDING_BYTES):
-        rate = ranks * kv_bytes / pool_tokens
+    precise = kv_bytes is not None and (source == EXACT or ROUNDING_LIMIT * kv_bytes > vllm_log.ROUNDING_BYTES)
     return KvFigures(
         engine_kv_tokens=tokens,
         engine_max_concurrency=concurrency,
@@ -89,10 +87,10 @@ def of_server(spec: SessionSpec, scrape: ServerMetrics, log: LogFigures, vllm_ve
         engine_block_size=block_size,
         engine_kv_bytes=kv_bytes,
         engine_kv_bytes_source=source,
-        engine_bytes_per_token=rate,
+        engine_bytes_per_token=ranks * kv_bytes / pool_tokens if precise and kv_bytes and pool_tokens else None,
         formula_bytes_per_token=ranks * layout.marginal_bytes_per_token(length) if layout else None,
         formula_bytes_per_sequence=ranks * layout.bytes_per_sequence(length) if layout else None,
-        formula_max_concurrency=layout.max_concurrency(kv_bytes, length) if layout and kv_bytes else None,
+        formula_max_concurrency=layout.max_concurrency(kv_bytes, length) if layout and kv_bytes and precise else None,
     )
 
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow
-from contract.specs import Point, PointKind, SessionSpec
+from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
 from workers.kv_figures import KvFigures
 from workers.metrics import ServerMetrics
@@ -69,6 +69,7 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         enable_prefix_caching=server.enable_prefix_caching,
         dtype=server.dtype,
         quantization=server.quantization,
+        extra_args=canonical_json(server.extra_args),
         sequences=spec.sequences,
         vllm_version=session.vllm_version,
         mem_baseline_bytes=session.mem_baseline_bytes,

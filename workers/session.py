@@ -25,12 +25,12 @@ from contract.rows import (
     SessionRow,
 )
 from contract.specs import Point, PointKind, SessionSpec
-from workers import kv_figures, metrics, point_rows, probe, provenance
+from workers import kv_figures, metrics, point_rows, probe, processes, provenance
 from workers.devices import open_device
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
 from workers.kv_figures import KvFigures
-from workers.launch import readiness
+from workers.launch import diagnosis, readiness
 from workers.launch.process import ServerProcess
 from workers.launch.workspace import Workspace
 from workers.load.client import LoadPlan, LoadResult
@@ -87,6 +87,7 @@ class Session:
             simulated=self._engine.simulated,
             started_at=point_rows.utc(time.time()),
             node=socket.gethostname(),
+            niceness=processes.niceness_reset(),
             visible_devices=visible_devices,
             device_ids=[card.id for card in self._device.cards],
             device_name=self._device.cards[0].name if self._device.cards else None,
@@ -267,6 +268,7 @@ class Session:
         row.failure_class = failure.failure_class
         row.failure_message = failure.message
         row.log_tail = failure.log_tail or self._log_tail()
+        row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
         return row
 
     def _fail(self, failure: Failure) -> None:

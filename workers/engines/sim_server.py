@@ -140,7 +140,7 @@ class Server:
         async with self.admitted(prompt_tokens + asked):
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            self.steps.append(prompt_tokens)
+            self.steps.append(prompt_tokens * self.running)  # those admitted together are prefilled together
             await asyncio.sleep(prompt_tokens * self.options.prefill_s_per_token)
             for index in range(asked):
                 await asyncio.sleep(self.step_s())
