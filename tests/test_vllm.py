@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests import test_analysis_figures as audit
 from tests.command_line import made_place, orchestrate
 from workers.engines import vllm
 
@@ -65,6 +66,12 @@ def test_load_is_exact_in_tokens_and_misses_the_prefix_cache(run: Path) -> None:
         assert row["server_generation_tokens"] == row["num_requests"] * row["output_tokens"]  # type: ignore[operator]
         assert row["gpu_util_pct"] is None
         assert row["vllm_version"] == vllm.installed_version()
+
+
+def test_every_number_of_the_pages_is_recomputed_from_the_tables(run: Path) -> None:
+    audit.test_every_number_on_a_page_is_a_registered_figure(run)
+    audit.test_every_figure_is_recomputed_from_the_tables(run)
+    audit.test_text_of_a_figure_is_its_value_rounded(run)
 
 
 def test_every_server_was_proven_stopped_and_its_memory_came_back(run: Path) -> None:
