@@ -14,6 +14,8 @@ from analysis.files import write_csv
 from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
 from analysis.series import Reading, outcome_figure
 
+CLIENT_WAIT_SHARE = 0.05
+"""A load client that waited for a core for more of the window than this measured its host, not the server."""
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
 SIMULATED = "simulated"
 """Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the columns leave no other place."""
@@ -111,6 +113,14 @@ def _request_notes(reading: Reading) -> list[Part]:
     achieved = reading.median("achieved_concurrency")
     if achieved is not None and reading.at and achieved < NEAR_TARGET * reading.at:
         notes.append(phrase("{n} in flight on average", n=cell(reading, "achieved_concurrency")))
+    waited = reading.highest("client_wait_share")
+    if waited is not None and waited > CLIENT_WAIT_SHARE:
+        notes.append(
+            phrase(
+                "client-limited: the load client waited for a core {share} of the time, latencies are upper bounds",
+                share=percent(f"{name}.client_wait_pct", waited, 0),
+            )
+        )
     return notes
 
 

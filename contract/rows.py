@@ -178,6 +178,8 @@ class PointRow:
     """Prompt and completion tokens of successes / duration_s."""
     achieved_concurrency: float | None = None
     """Time-weighted mean of requests in flight over the window."""
+    client_wait_share: float | None = None
+    """Share of the window in which the load client was ready to run and had no core: its stamps are late by as much."""
     gpu_util_pct: float | None = None
     """Mean of NVML's utilisation over the window and the cards; None without GPUs."""
     cpu_util_pct: float | None = None

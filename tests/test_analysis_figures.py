@@ -55,7 +55,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
         elif row.point_id == "utilization-4096":
             row = synthetic.failed(row, "kv_too_small", "the estimated maximum model length is 3968", "kv_too_small")
         elif row.purpose == "batching" and row.concurrency == 4:
-            row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2)
+            row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2, client_wait_share=0.31)
         elif row.point_id == "committed-1024":
             row = replace(row, mem_baseline_bytes=2_000 * MIB, warmup_reached_batch=False)
         made.append(row)
@@ -384,6 +384,7 @@ class Auditor:
             "requests": lambda: own.num_requests.sum(),
             "failed_requests": lambda: own.failed.sum(),
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
+            "client_wait_pct": lambda: 100 * own.client_wait_share.max(),
             "prefix_hit_pct": lambda: 100 * own.prefix_hit_ratio.max(),
             "kv_usage_max_pct": lambda: 100 * own.kv_usage_max.max(),
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,

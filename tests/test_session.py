@@ -1,6 +1,7 @@
 """A session on the stand-in server, without Ray: verbs, rows, failures, and what is left afterwards."""
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -135,3 +136,14 @@ def test_the_key_of_a_tcp_session_is_nowhere_in_what_is_kept(session: Made) -> N
     kept = repr(end)
     assert key not in kept
     assert "VLLM_API_KEY=***" in end.row.environment
+
+
+def test_cores_that_a_server_binds_are_left_to_it() -> None:
+    every = sorted(os.sched_getaffinity(0))
+    bound = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: os.sched_setaffinity(0, every[:1]))
+    try:
+        assert processes.free_cores(bound.pid) == tuple(every[1:] or every)
+        assert processes.free_cores(os.getpid()) == tuple(every)
+    finally:
+        bound.kill()
+        bound.wait()

@@ -20,7 +20,6 @@ from workers import metrics, probe
 from workers.devices.base import Device
 from workers.load.endpoint import Endpoint
 
-DEVICE_PERIOD_S = 0.1
 METRICS_PERIOD_S = 0.5
 
 
@@ -58,7 +57,7 @@ class Sampler:
         self._device, self._pid, self._endpoint = device, pid, endpoint
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=self._repeat, args=(DEVICE_PERIOD_S, self._sample_device), daemon=True),
+            threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_gauges), daemon=True),
         ]
 

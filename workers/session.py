@@ -77,6 +77,7 @@ class Session:
         self._kv = KvFigures()
         self._log_figures = vllm_log.LogFigures()
         self._ready_bytes: int | None = None
+        self._client_cores: tuple[int, ...] = ()
         versions = self._engine.versions()
         self.row = SessionRow(
             schema_version=SCHEMA_VERSION,
@@ -132,6 +133,7 @@ class Session:
         readiness.wait_until_ready(self._process, self._endpoint, spec, self._stopping.is_set)
         self.row.ready_s = time.monotonic() - launched
         self._ready_bytes = self._settled_memory()
+        self._client_cores = processes.free_cores(self._process.pid)
         self._gate()
         self._log_figures = vllm_log.parse(self._process.log_text())
         self._kv = kv_figures.of_server(spec, self._scrape(), self._log_figures, self.row.vllm_version)
@@ -196,6 +198,7 @@ class Session:
         point_rows.fill_server_counters(row, before, after, sampler.observed)
         for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
             setattr(row, name, value)
+        row.client_wait_share = None if result.cpu_wait_s is None else result.cpu_wait_s / result.duration_s
         return self._judged(row, result)
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
@@ -229,6 +232,7 @@ class Session:
             vocab_size=self.spec.model.vocab_size,
             seed=seed,
             timeout_s=self.spec.timeouts.request_s,
+            cores=self._client_cores,
         )
         self.row.requests_sent += requests
         return self._generate(plan)

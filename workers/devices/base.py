@@ -35,6 +35,8 @@ class Device(Protocol):
 
     cards: list[Card]
     driver_version: str | None
+    period_s: float
+    """Seconds between two telemetry samples: often enough to see a level, rarely enough not to be seen in it."""
 
     def memory_used(self, pid: int | None) -> int:
         """Return bytes used, summed over the cards. `pid` is the server's: the CPU backend reads its process tree."""

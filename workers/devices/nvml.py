@@ -20,6 +20,8 @@ _T = TypeVar("_T")
 class NvmlDevice:
     """The cards that `visible` names: indices in PCI order, `GPU-…` or `MIG-…` UUIDs."""
 
+    period_s = 0.1
+
     def __init__(self, visible: list[str]) -> None:
         import pynvml
 

@@ -15,6 +15,8 @@ SIM_CARD_BYTES = 80 * 2**30
 class SimDevice:
     """Pretended cards. `state` is the file the stand-in server keeps while it lives: bytes and utilisation a card."""
 
+    period_s = 0.1
+
     def __init__(self, visible: list[str], state: Path) -> None:
         self.cards = [Card(f"SIM-{name}", "simulated GPU", SIM_CARD_BYTES) for name in visible]
         self.driver_version: str | None = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -51,6 +53,9 @@ class LoadPlan:
     """Time limit of one request, from its send to the end of its body."""
     ignore_eos: bool = True
     """A vLLM extension; False does not send it, for servers that refuse unknown fields."""
+    cores: tuple[int, ...] = ()
+    """Cores that `generate` keeps to; empty: any. A server that binds its compute threads to cores starves what shares
+    them."""
     text: str | None = None
     """Send this text behind a prefix unique per (seed, ordinal) instead of token ids."""
 
@@ -81,6 +86,9 @@ class LoadResult:
     """The window's opening on `time.monotonic()`, which all processes of a host share."""
     started_wall_s: float
     """The same moment as seconds since the epoch, for provenance only."""
+    cpu_wait_s: float | None = None
+    """How long the client stood ready to run and had no core, within the window; None where Linux does not say.
+    Every stamp can be late by some of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,8 @@ class _Prepared:
 
 def generate(plan: LoadPlan) -> LoadResult:
     """Run `plan` on uvloop in this process and return its rows; for callers without a running event loop."""
+    if plan.cores:
+        os.sched_setaffinity(0, plan.cores)
     return uvloop.run(run_load(plan))
 
 
@@ -113,13 +123,24 @@ async def run_load(plan: LoadPlan) -> LoadResult:
             rows.append(await sender.send(request))
 
     async with open_session(plan.endpoint) as session:
+        waited_before_s = _cpu_wait_s()
         started_wall_s, started_s = time.time(), time.monotonic()
         async with asyncio.TaskGroup() as group:
             for _ in range(min(plan.concurrency, plan.num_requests)):
                 group.create_task(work(_Sender(session, plan, started_s, proxy)))
         duration_s = time.monotonic() - started_s
+        waited_s = _cpu_wait_s()
     rows.sort(key=lambda row: row.ordinal)
-    return LoadResult(rows, duration_s, started_s, started_wall_s)
+    waited = None if waited_s is None or waited_before_s is None else waited_s - waited_before_s
+    return LoadResult(rows, duration_s, started_s, started_wall_s, waited)
+
+
+def _cpu_wait_s() -> float | None:
+    """Time that this thread has waited on a run queue (second field of schedstat, in ns; Linux, sched-stats)."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _prepare(plan: LoadPlan) -> Iterator[_Prepared]:
