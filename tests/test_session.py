@@ -140,10 +140,10 @@ def test_the_key_of_a_tcp_session_is_nowhere_in_what_is_kept(session: Made) -> N
 
 def test_cores_that_a_server_binds_are_left_to_it() -> None:
     every = sorted(os.sched_getaffinity(0))
+    assert processes.free_cores(os.getpid()) == tuple(every)
     bound = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: os.sched_setaffinity(0, every[:1]))
     try:
         assert processes.free_cores(bound.pid) == tuple(every[1:] or every)
-        assert processes.free_cores(os.getpid()) == tuple(every)
     finally:
         bound.kill()
         bound.wait()

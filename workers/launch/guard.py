@@ -4,9 +4,9 @@
 
 Started by `workers.launch.process`, which keeps the other end of OWNER_FD open for its life. A byte on OWNER_FD (or
 SIGTERM) is the owner's request to stop; end of file means that the owner is dead, and then PRIVATE_DIR is removed too.
-It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that no
-descendant can slip away. It stays in the session: Linux schedules each session as a group of its own (autogroup,
-sched(7)), and a server apart from its load client could starve it. It must never outlive the last process of the tree.
+It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that
+no descendant can slip away. It stays in the session: Linux schedules each session as a group (autogroup, sched(7)), and
+a server in another group could starve its load client. It must never outlive the last process of the tree.
 """
 
 from __future__ import annotations
