@@ -15,7 +15,7 @@ from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
 from analysis.series import Reading, outcome_figure
 
 CLIENT_WAIT_SHARE = 0.05
-"""A load client that waited for a core for more of the window than this measured its host, not the server."""
+"""From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
 SIMULATED = "simulated"
 """Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the columns leave no other place."""
@@ -117,7 +117,7 @@ def _request_notes(reading: Reading) -> list[Part]:
     if waited is not None and waited > CLIENT_WAIT_SHARE:
         notes.append(
             phrase(
-                "client-limited: the load client waited for a core {share} of the time, latencies are upper bounds",
+                "the load client had to wait for a core {share} of the time: latencies may be too high by as much",
                 share=percent(f"{name}.client_wait_pct", waited, 0),
             )
         )
