@@ -8,15 +8,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+PIP = $(PY) -m pip install --disable-pip-version-check --quiet
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 OUTPUT_ROOT ?= outputs
 
-# What vLLM this machine needs: one that is there already, CUDA's where there is a GPU, else the CPU build.
-FLAVOUR := $(shell if $(PYTHON) -c 'import vllm' >/dev/null 2>&1; then echo present; \
-	elif nvidia-smi -L >/dev/null 2>&1; then echo gpu; else echo cpu; fi)
+# What vLLM this machine needs: one that is there already (in the virtual environment PYTHON belongs to, or in the system),
+# CUDA's where there is a GPU, else the CPU build.
+FIND_VLLM := import sys, importlib.util as u; \
+	print("" if not u.find_spec("vllm") else "system" if sys.prefix == sys.base_prefix else "environment")
+PRESENT := $(if $(findstring $(abspath $(VENV))/,$(shell command -v $(PYTHON))),,$(shell $(PYTHON) -c '$(FIND_VLLM)'))
+FLAVOUR := $(or $(PRESENT),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
+ifeq ($(FLAVOUR),environment)
+PY := $(PYTHON)
+endif
 ENGINE := $(VENV)/.engine-$(FLAVOUR)
-PROJECT := $(VENV)/.project
+PROJECT := $(VENV)/.project-$(FLAVOUR)
 
 .PHONY: demo test check example clean
 .NOTPARALLEL:
@@ -24,7 +30,7 @@ PROJECT := $(VENV)/.project
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "Python 3.11 to 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V). Name one: make PYTHON=python3.11 ..."; exit 2; }
-	$(PYTHON) -m venv $(if $(filter present,$(FLAVOUR)),--system-site-packages) $(VENV)
+	$(PYTHON) -m venv $(if $(filter system,$(FLAVOUR)),--system-site-packages) $(VENV)
 
 # pip, not uv: the CPU build asks for torch==2.13.0+cpu, a build that the default index may not have. torchvision, torchaudio and torchcodec come as CUDA builds that
 # break transformers beside a CPU torch, and are removed.
@@ -45,6 +51,12 @@ $(PROJECT): pyproject.toml $(ENGINE)
 
 demo: $(PROJECT)
 	$(PY) -m orchestrator -m +sweep=demo_kv,demo_concurrency output_root=$(OUTPUT_ROOT)
+
+example: $(PROJECT)
+	rm -rf $(VENV)/example outputs/example-cpu
+	$(PY) -m orchestrator -m +sweep=demo_kv,demo_concurrency output_root=$(VENV)/example engine.device=cpu
+	mv $(VENV)/example/* outputs/example-cpu
+	rm -rf outputs/example-cpu/logs outputs/example-cpu/shards
 
 test: $(PROJECT)
 	$(PY) -m pytest

@@ -6,6 +6,7 @@ Reads Parquet only; never imports `orchestrator`, `workers`, Ray or vLLM, and ne
 from analysis.answer import answer
 from analysis.artifacts import reduce
 from analysis.errors import AnalysisError
+from analysis.tables import frame
 from analysis.targets import Targets
 
-__all__ = ["AnalysisError", "Targets", "answer", "reduce"]
+__all__ = ["AnalysisError", "Targets", "answer", "frame", "reduce"]

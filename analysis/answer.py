@@ -45,10 +45,7 @@ def _one_line(words: str) -> str:
 def _kv_lines(result: KvResult) -> Iterator[str]:
     sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
     yield title(sample, result.group.label)
-    found = [
-        f"{estimate.words.plain.split(',')[0].split(':')[0]}{_which(estimate.name)} {estimate.bytes_per_token:,.0f}"
-        for estimate in estimates(result)
-    ]
+    found = [f"{estimate.short} {estimate.bytes_per_token:,.0f}" for estimate in estimates(result)]
     if found:
         yield f"  bytes per KV token: {', '.join(found)}"
     for series in result.capacity:
@@ -62,10 +59,6 @@ def _kv_lines(result: KvResult) -> Iterator[str]:
             yield f"  full-length sequences at gpu_memory_utilization {share:g}: {', '.join(fits)} tokens"
 
 
-def _which(name: str) -> str:
-    return next((f" ({word})" for word in ("ready", "loaded") if f".{word}." in name), "")
-
-
 def _load_lines(curve: LoadCurve) -> Iterator[str]:
     best, sample = curve.best, curve.series.sample
     yield title(sample, curve.series.group.label)
@@ -74,8 +67,8 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
         return
     yield (
         f"  best throughput: {significant_text(best.median('tok_s') or 0)} tok/s at concurrency {best.at}, "
-        f"p95 {significant_text(best.median('p95_e2e_s') or 0)} s ({sample.prompt_tokens} + {sample.output_tokens} "
-        f"tokens)"
+        f"p95 {significant_text(best.median('p95_e2e_s') or 0)} s "
+        f"({sample.prompt_tokens} + {sample.output_tokens} tokens)"
     )
     flat, before = curve.plateau, curve.before_overtake
     if flat is not None and len(curve.levels) > 1:

@@ -34,7 +34,7 @@ def batching_page(tables: Tables) -> Document | None:
         return None
     doc = Document(FILE)
     doc.heading(1, "Micro-batching under load")
-    add_caveats(doc, rows)
+    add_caveats(doc, rows, tables)
     doc.say(
         "Closed loop: that many requests are in flight all the time. tok_s counts completion tokens of successful "
         "requests over the whole window, ramp and drain included; total_tok_s counts their prompts, too. "
@@ -146,9 +146,10 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
         return
     doc.say(
         "Two rules, the same for every curve. Throughput stops scaling at the lowest level whose tok_s is within "
-        "{within} "
-        "of the highest. Latency blows up at the first level where p95_e2e_s grew by a larger factor over the previous "
-        "level than tok_s did: from there on more load buys more waiting than work.",
+        "{within} of the highest. Latency blows up at the first level where p95_e2e_s grew by a larger factor over the "
+        "previous level than tok_s did and stayed there, a level's p95 counting as the lowest of its own and of all "
+        "higher levels, so that one which rises and falls again is noise: from there on more load buys more waiting "
+        "than work.",
         within=percent("rule.plateau_within_pct", PLATEAU_WITHIN, 0),
     )
     for curve in curves:
@@ -194,16 +195,15 @@ def _blow_up(curve: LoadCurve) -> Phrase:
     if bend is None or before is None:
         last = curve.levels[-1]
         return phrase(
-            "Where does latency blow up? Not within the levels tested: up to concurrency {last} tok_s grew by at "
-            "least the "
-            "factor by which p95 did; p95 there is {p95} s.",
+            "Where does latency blow up? Not within the levels tested: up to concurrency {last} p95 never grew for "
+            "good by a larger factor than tok_s; p95 there is {p95} s.",
             last=_at(last),
             p95=cell(last, "p95_e2e_s"),
         )
+    unconfirmed = " No higher level was measured that could confirm it." if bend is curve.levels[-1] else ""
     return phrase(
         "Where does latency blow up? From concurrency {before} to {bend}: p95 went from {p95_before} to {p95} s "
-        "({p95_ratio}) "
-        "while tok_s went {tok_ratio}.",
+        "({p95_ratio}) while tok_s went {tok_ratio}." + unconfirmed,
         before=_at(before),
         bend=_at(bend),
         p95_before=cell(before, "p95_e2e_s"),
@@ -225,9 +225,8 @@ def _utilization_section(doc: Document, rows: Sequence[RunPoint]) -> None:
         doc.say("Not observed: " + ("the run is simulated, there was no GPU." if simulated else "no GPU was used."))
         return
     doc.say(
-        "Over the measured windows NVML's utilization was between {low} and {high} %. It is the share of time in "
-        "which any "
-        "kernel ran, not how full the card was: read it beside tok_s.",
+        "Over the measured windows NVML's utilization was between {low} and {high} %. It is the share of time in which "
+        "any kernel ran, not how full the card was: read it beside tok_s.",
         low=decimal("load.gpu_util_lowest_pct", min(seen), 1),
         high=decimal("load.gpu_util_highest_pct", max(seen), 1),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from analysis.document import Document, Phrase, join, phrase
 from analysis.figures import count, plain, quote
+from analysis.groups import unique_slug
 from analysis.series import outcome_figure, point_name
 from analysis.tables import RunPoint, Tables
 from contract.rows import MEASURED
@@ -16,6 +17,7 @@ def marks(point: RunPoint) -> list[str]:
     return [
         *(["simulated"] if point.simulated else []),
         *(["dummy weights"] if point.dummy_weights else []),
+        *(["MoE: routing and speed not representative"] if point.moe and point.dummy_weights else []),
         *([f"cut: {point.model_cut}"] if point.model_cut else []),
     ]
 
@@ -47,8 +49,8 @@ def identity(point: RunPoint, name: str, label: str) -> Phrase:
     return join(parts, ", ")
 
 
-def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
-    """Write the caveats that these points call for."""
+def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:
+    """Write the caveats that these points of the run call for."""
     if any(point.simulated for point in points):
         kind = (
             "Every number" if all(point.simulated for point in points) else "Every number of a model marked simulated"
@@ -65,15 +67,17 @@ def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
     if any(point.moe and point.dummy_weights for point in points):
         doc.caution(
             "**mixture of experts with dummy weights**: random routing does not load the experts as trained weights "
-            "do, "
-            "so latency and throughput are not representative. KV memory is."
+            "do, so latency and throughput are not representative. KV memory is."
         )
-    for number, (model, words) in enumerate(sorted({(p.model, p.model_cut) for p in points if p.model_cut})):
+    here = _cuts(points)
+    for (model, words), slug in _cut_slugs(tables).items():
+        if (model, words) not in here:
+            continue
         doc.caution(
             "**cut model**: {model} is smaller than its original ({words}); weights' memory and speed are those of "
             "the cut.",
-            model=quote(f"cut.{number}.model", model),
-            words=quote(f"cut.{number}.words", str(words)),
+            model=quote(f"cut.{slug}.model", model),
+            words=quote(f"cut.{slug}.words", words),
         )
     if any(point.device == "cpu" for point in points):
         doc.caution(
@@ -81,6 +85,16 @@ def add_caveats(doc: Document, points: Sequence[RunPoint]) -> None:
             "in which a page counts only once it was written; utilisation of a GPU does not exist here. "
             "Say nothing about a GPU from these numbers."
         )
+
+
+def _cuts(points: Sequence[RunPoint]) -> set[tuple[str, str]]:
+    return {(point.model, point.model_cut) for point in points if point.model_cut}
+
+
+def _cut_slugs(tables: Tables) -> dict[tuple[str, str], str]:
+    """Return a slug for each cut model of the run, whatever page it stands on: names of figures are the run's."""
+    taken: set[str] = set()
+    return {(model, words): unique_slug([model], taken) for model, words in sorted(_cuts(tables.points))}
 
 
 def silent_sessions(tables: Tables) -> int:

@@ -98,7 +98,7 @@ def grouped(points: Sequence[RunPoint], columns: Sequence[str]) -> list[Group]:
         namesakes = [other for other in keys if other[model_at] == model]
         differing = [i for i in range(len(columns)) if len({other[i] for other in namesakes}) > 1]
         traits = [_trait(columns[i], key[i]) for i in differing]
-        slug = _unique("-".join(filter(None, map(_slug, [model, *traits]))) or "group", taken)
+        slug = unique_slug([model, *traits], taken)
         label = ", ".join([model, *filter(None, traits)])
         groups.append(Group(slug, label, tuple(by_key[key]), first=not groups))
     return groups
@@ -132,7 +132,9 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:60].strip("-")
 
 
-def _unique(slug: str, taken: set[str]) -> str:
+def unique_slug(parts: Sequence[str], taken: set[str]) -> str:
+    """Return the parts as a slug that is not in `taken`, and put it there."""
+    slug = "-".join(filter(None, map(_slug, parts))) or "group"
     candidate, number = slug, 2
     while candidate in taken:
         candidate, number = f"{slug}-{number}", number + 1

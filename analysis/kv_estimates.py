@@ -20,6 +20,8 @@ class Estimate:
     """One way to bytes per KV token."""
 
     name: str
+    short: str
+    """What it is called where a sentence has no place."""
     words: Phrase
     bytes_per_token: float
 
@@ -29,7 +31,7 @@ def estimates(result: KvResult) -> list[Estimate]:
     found = list(_slopes(result))
     if result.formula_slope is not None:
         words = phrase("formula, from the model's config: slope of bytes per sequence over the lengths measured")
-        found.append(Estimate(f"{result.name}.formula_bytes_per_token", words, result.formula_slope))
+        found.append(Estimate(f"{result.name}.formula_bytes_per_token", "formula", words, result.formula_slope))
     reading = engine_reading(result)
     if reading is not None:
         words = phrase(
@@ -38,7 +40,7 @@ def estimates(result: KvResult) -> list[Estimate]:
         )
         value = reading.median("engine_bytes_per_token")
         assert value is not None
-        found.append(Estimate(f"{result.name}.engine_bytes_per_token", words, value))
+        found.append(Estimate(f"{result.name}.engine_bytes_per_token", "engine", words, value))
     return found
 
 
@@ -48,7 +50,8 @@ def _slopes(result: KvResult) -> Iterator[Estimate]:
             value = committed.bytes_per_token(column)
             if value is not None:
                 words = phrase("memory slope, " + word + " ({n} sequences)", n=_sequences(committed))
-                yield Estimate(f"{committed.series.name}.{word}.slope_bytes_per_token", words, value)
+                name = f"{committed.series.name}.{word}.slope_bytes_per_token"
+                yield Estimate(name, f"memory slope ({word})", words, value)
 
 
 def _sequences(committed: Committed) -> Part:
@@ -101,20 +104,16 @@ def _reasons(result: KvResult, found: list[Estimate], reference: float) -> Itera
         cpu = result.group.points[0].device == "cpu"
         yield phrase(
             "A memory slope apart from the formula on the CPU backend says that resident memory does not follow the "
-            "pool: "
-            "the host gives a page only when it is first written, and what else the processes hold moves, too."
+            "pool: the host gives a page only when it is first written, and what else the processes hold moves, too."
             if cpu
             else "A memory slope sees everything that the card holds: KV tensors that land in segments left by the "
-            "profiling "
-            "forward pass make a difference smaller than the pool's, activations that grow with the length make it "
-            "larger. "
-            "The slope is only as good as the line above."
+            "profiling forward pass make a difference smaller than the pool's, activations that grow with the length "
+            "make it larger. The slope is only as good as the line above."
         )
     if any(estimate.name.endswith("engine_bytes_per_token") for estimate in apart):
         yield phrase(
-            "The engine's figure is pool / tokens it can serve, not a rate: the null block, rounding to whole "
-            "blocks and a "
-            "log that prints hundredths of a GiB are in it, and for models whose layers differ it changes with "
+            "The engine's figure is pool / tokens it can serve, not a rate: the null block, rounding to whole blocks "
+            "and a log that prints hundredths of a GiB are in it, and for models whose layers differ it changes with "
             "max_model_len."
         )
     marginal = result.formula_marginal

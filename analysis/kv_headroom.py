@@ -70,9 +70,8 @@ def add_headroom(doc: Document, result: KvResult, points: Sequence[RunPoint], ta
 def _safe(doc: Document, result: KvResult, pool: Pool | None, targets: Targets) -> None:
     if result.pool is None:
         doc.say(
-            "Not known from this run: no server took its pool by gpu_memory_utilization, so what the card can hold "
-            "was not "
-            "measured; `+sweep=kv` with mode utilization measures it."
+            "Not known from this run: no server took its pool by gpu_memory_utilization, so what the card can hold was "
+            "not measured; `+sweep=kv` with mode utilization measures it."
         )
         return
     readings = [r for r in result.pool.measured if r.median("engine_max_concurrency") is not None]
@@ -91,8 +90,7 @@ def _safe(doc: Document, result: KvResult, pool: Pool | None, targets: Targets) 
     if enough:
         doc.say(
             "For {n} full-length sequences at once within {rule} of the pool, **max_model_len {length}** is the "
-            "longest safe "
-            "one of those measured ({room} fit).",
+            "longest safe one of those measured ({room} fit).",
             n=target,
             rule=rule,
             length=plain(f"{enough[-1].name}.max_model_len", enough[-1].at),
@@ -130,9 +128,8 @@ def _target_sentence(doc: Document, result: KvResult, pool: Pool | None, n: int,
     doc.say(
         "The target, {n} requests at once of {tokens} tokens each, needs {need} GiB of KV, {share} of the pool: **"
         + _verdict(share)
-        + "**. Set max_model_len no lower than {tokens}; a higher one does not take memory from these requests, "
-        "since blocks "
-        "are handed out as tokens come, but it lets a single request take that much more.",
+        + "**. Set max_model_len no lower than {tokens}; a higher one does not take memory from these requests, since "
+        "blocks are handed out as tokens come, but it lets a single request take that much more.",
         n=count("target.concurrency", n),
         tokens=plain("target.context_tokens", tokens),
         need=gib(f"{result.name}.target_need_gib", need),
@@ -204,9 +201,9 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
         assert flat is not None
         quiet = calm or curve.levels[-1]
         why_quiet = (
-            "the last level before latency grows faster than throughput"
+            "the last level before latency grows for good, and faster than throughput"
             if calm
-            else "the highest level tested; latency never grew faster than throughput"
+            else "the highest level tested; latency never grew for good faster than throughput"
         )
         why_flat = "the highest level tested, still rising" if curve.still_rising else "where throughput stops scaling"
         items = [
@@ -227,8 +224,7 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
         doc.bullets(items)
     doc.say(
         "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
-        "the "
-        "envelope lets fit."
+        "the envelope lets fit."
     )
 
 

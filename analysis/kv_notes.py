@@ -33,7 +33,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
         return None
     doc = Document(FILE)
     doc.heading(1, "KV cache and max_model_len")
-    add_caveats(doc, rows)
+    add_caveats(doc, rows, tables)
     doc.say(
         "MB in the column names of the CSV files is MiB, {unit} bytes, as nvidia-smi prints it. Memory is that of "
         "all cards of a server together. *Ready*: idle, before any request. *Loaded*: idle again after a warm-up load "
@@ -67,11 +67,9 @@ def _committed_section(doc: Document, result: KvResult) -> None:
 def _committed_table(doc: Document, committed: Committed) -> None:
     if committed.sequences is not None:
         doc.say(
-            "Every pool had room for {n} sequences of max_model_len tokens (`--kv-cache-memory-bytes`), so bytes "
-            "per token "
-            "are the difference divided by the further tokens times {n}. Without that divisor the tutorial's slope "
-            "is the "
-            "cost of one token of length for all {n} sequences together.",
+            "Every pool had room for {n} sequences of max_model_len tokens (`--kv-cache-memory-bytes`), so bytes per "
+            "token are the difference divided by the further tokens times {n}. Without that divisor the tutorial's "
+            "slope is the cost of one token of length for all {n} sequences together.",
             n=count(f"{committed.series.name}.sequences", committed.sequences),
         )
     columns = ["max_model_len", "ready MiB", "loaded MiB", "difference MiB", "formula MiB", "bytes per token", "notes"]
@@ -127,11 +125,9 @@ def _linear(doc: Document, committed: Committed) -> None:
             + word
             + ")? **"
             + ("Yes" if linear else "No")
-            + "**: R² {r2} over {n} lengths, largest "
-            "residual {residual} MiB. Slope {slope} bytes per token and sequence; the line meets length zero at "
-            "{intercept} "
-            "MiB, which is what the server holds besides the pool (weights, runtime, activations). "
-            "(Rule: R² at least {least}, residual at most {most} of the range.)",
+            + "**: R² {r2} over {n} lengths, largest residual {residual} MiB. Slope {slope} bytes per token and "
+            "sequence; the line meets length zero at {intercept} MiB, which is what the server holds besides the pool "
+            "(weights, runtime, activations). (Rule: R² at least {least}, residual at most {most} of the range.)",
             r2=Figure(f"{name}.r_squared", fit.r_squared, f"{fit.r_squared:.6f}"),
             n=count(f"{name}.lengths", fit.points),
             residual=mib(f"{name}.max_residual_mib", fit.max_residual, 1),
@@ -202,9 +198,8 @@ def _granularity(doc: Document, committed: Committed) -> None:
     if block is None:
         return
     doc.say(
-        "vLLM reserves KV in blocks of {block}; stairs as fine as that cannot show between lengths this far apart. "
-        "On GPUs a difference can also depart because KV tensors land in segments that the profiling forward pass "
-        "left in "
+        "vLLM reserves KV in blocks of {block}; stairs as fine as that cannot show between lengths this far apart. On "
+        "GPUs a difference can also depart because KV tensors land in segments that the profiling forward pass left in "
         "torch's cache: a smaller max_num_batched_tokens or more sequences remove that.",
         block=block,
     )
@@ -262,14 +257,11 @@ def _flat(doc: Document, series: Series) -> None:
     flat = high - low <= share * high
     doc.say(
         ("Memory is **flat**" if flat else "Memory is **not flat**")
-        + ": from {low} to {high} MiB, a range of {span} MiB "
-        "over {n} lengths (rule: at most {share}). "
+        + ": from {low} to {high} MiB, a range of {span} MiB over {n} lengths (rule: at most {share}). "
         + (
             "Today's vLLM takes the share of the card that it is given and cuts the pool from what weights and "
-            "activations "
-            "leave, whatever max_model_len is; a slope fitted here would be about zero bytes per token and would "
-            "say nothing "
-            "about KV. "
+            "activations leave, whatever max_model_len is; a slope fitted here would be about zero bytes per token and "
+            "would say nothing about KV. "
             if flat
             else "vLLM sizes this pool from the memory it finds, not from max_model_len, so the difference comes from "
             "elsewhere and is not a cost per token. "

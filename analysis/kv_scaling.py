@@ -29,6 +29,8 @@ CAPACITY_COLUMNS = (
     "formula_max_concurrency",
     "notes",
 )
+MEMORY_LEFT_BYTES = 16 * MIB
+"""Memory that did not come back is named from this much above the baseline on; less is what readings differ by."""
 BASELINE_SHARE = 0.01
 """Memory in use before the server started is mentioned above this share of what the server then showed."""
 
@@ -106,7 +108,30 @@ def reading_notes(reading: Reading) -> list[Part]:
         notes.append(
             phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline))
         )
+    left = memory_left_bytes(reading)
+    if left is not None:
+        notes.append(
+            phrase(
+                "memory did not come back after the stop: {size} MiB above the baseline",
+                size=mib(f"{reading.name}.memory_left_mib", left),
+            )
+        )
     return notes
+
+
+def memory_left_bytes(reading: Reading) -> int | None:
+    """Return the most that a server of this reading left behind when it was stopped; None where all came back.
+
+    The next server on the same cards then starts above the baseline, so its reading is not to be trusted as it is.
+    """
+    left = [
+        point.mem_after_stop_bytes - point.mem_baseline_bytes
+        for point in (*reading.measured, *reading.unmeasured)
+        if point.memory_back_s is None
+        and point.mem_after_stop_bytes is not None
+        and point.mem_baseline_bytes is not None
+    ]
+    return max((size for size in left if size > MEMORY_LEFT_BYTES), default=None)
 
 
 def common_notes(point: RunPoint, sequences: int | None = None) -> str:

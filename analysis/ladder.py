@@ -42,8 +42,7 @@ def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
         return
     doc.say(
         "Prompts and answers together almost fill max_model_len, so the KV pool, not the scheduler, should set the "
-        "limit. "
-        "running_max, waiting_max and kv_usage_max are the highest values sampled from the server's metrics, "
+        "limit. running_max, waiting_max and kv_usage_max are the highest values sampled from the server's metrics, "
         "preemptions its counter; over repeats the highest counts."
     )
     for curve in curves:

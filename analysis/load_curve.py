@@ -54,7 +54,7 @@ class LoadCurve:
 
     @property
     def overtake(self) -> Reading | None:
-        """The first level at which p95 grew by a larger factor than tok/s."""
+        """The first level at which p95 grew by a larger factor than tok/s, and did not fall again."""
         return self._level(
             overtake([(r.at, r.median("tok_s") or 0.0, r.median("p95_e2e_s") or 0.0) for r in self.levels])
         )
@@ -81,9 +81,3 @@ def load_curves(points: Sequence[RunPoint], purpose: str) -> list[LoadCurve]:
     """Return one curve per server and workload for the points of a purpose."""
     rows = [point for point in points if point.purpose == purpose]
     return [LoadCurve(series) for series in make_series(rows, LOAD, "concurrency", purpose)]
-
-
-def workload_columns(curve: LoadCurve) -> tuple[int | None, int | None, int]:
-    """Return prompt tokens, output tokens and max_model_len of the curve."""
-    sample = curve.series.sample
-    return sample.prompt_tokens, sample.output_tokens, sample.max_model_len

@@ -60,6 +60,19 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
             p95=cell(last, "p95_e2e_s"),
         )
     low, high = sorted((before or flat, flat), key=lambda reading: reading.at)
+    if curve.still_rising:
+        return phrase(
+            "The sweet spot begins at concurrency {low} ({load}): {tok_low} tok/s at p95 {p95_low} s. Its upper end "
+            "was not found within the levels tested: throughput was still rising at {last}, {tok_last} tok/s at p95 "
+            "{p95_last} s.",
+            low=_at(low),
+            load=workload(curve),
+            tok_low=cell(low, "tok_s"),
+            p95_low=cell(low, "p95_e2e_s"),
+            last=_at(high),
+            tok_last=cell(high, "tok_s"),
+            p95_last=cell(high, "p95_e2e_s"),
+        )
     numbers: dict[str, Part] = {
         "load": workload(curve),
         "low": _at(low),
@@ -108,8 +121,7 @@ def _sequential(curve: LoadCurve) -> Phrase | None:
         return None
     return phrase(
         "One request at a time reaches {share} of the best throughput ({load}): concurrency {best} gives {gain} its "
-        "tok/s, "
-        "p95 going from {p95_one} to {p95_best} s.",
+        "tok/s, p95 going from {p95_one} to {p95_best} s.",
         share=percent(f"{best.name}.sequential_share_pct", 1 / gain),
         load=workload(curve),
         best=_at(best),

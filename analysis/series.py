@@ -43,10 +43,6 @@ class Reading:
         """Return the median as a figure named after the reading and the column."""
         return kind(f"{self.name}.{column}", self.median(column))
 
-    def outcomes(self) -> list[str]:
-        """Return what became of the repeats that were not measured: `failed: oom`, each once."""
-        return list(dict.fromkeys(outcome(point) for point in self.unmeasured))
-
 
 @dataclass(frozen=True, slots=True)
 class Series:

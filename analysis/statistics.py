@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,6 @@ class LinearFit:
     max_residual: float
     """Largest |y - (intercept + slope * x)|, in the unit of y."""
     points: int
-
-    def at(self, x: float) -> float:
-        """Return the line's value at `x`."""
-        return self.intercept + self.slope * x
 
 
 def median(values: Sequence[float]) -> float:
@@ -73,15 +69,20 @@ def plateau(levels: Sequence[tuple[int, float]], within: float) -> int | None:
 
 
 def overtake(levels: Sequence[tuple[int, float, float]]) -> int | None:
-    """Return the first level at which latency grew by a larger factor than throughput; None if it never did.
+    """Return the first level at which latency grew for good, and by a larger factor than throughput; None if it never
+    did.
 
-    `levels` holds (level, throughput, latency), compared with the next lower level. In a closed loop the two factors
-    multiply to about the factor of the load (Little's law), so this is where more load begins to buy more waiting
-    than work.
+    `levels` holds (level, throughput, latency), compared with the next lower level. Latency counts as the lowest of the
+    level and all higher ones: more load cannot make a server faster, so what falls again was noise. In a closed loop
+    the two factors multiply to about the factor of the load (Little's law), so this is where more load begins to buy
+    more waiting than work.
     """
     ordered = sorted(levels)
-    for (_, throughput, latency), (level, next_throughput, next_latency) in pairwise(ordered):
-        if throughput > 0 and latency > 0 and next_latency / latency > next_throughput / throughput:
+    lasting = list(accumulate((latency for _, _, latency in reversed(ordered)), min))[::-1]
+    for (lower, upper), latency in zip(pairwise(ordered), lasting[1:], strict=True):
+        _, throughput, before = lower
+        level, next_throughput, _ = upper
+        if throughput > 0 and before > 0 and latency / before > max(next_throughput / throughput, 1):
             return level
     return None
 

@@ -28,11 +28,16 @@ REQUIRED = {
     PointRow: ("schema_version", "run_id", "session_id", "point_id", "kind", "purpose", "status", "simulated"),
     SessionRow: ("schema_version", "run_id", "session_id", "status", "simulated"),
 }
+IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id",)}
+"""Rows that agree in these are attempts at the same thing: the last one counts."""
 
 
 @dataclass(slots=True)
 class RunPoint(PointRow):
-    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its session's figures."""
+    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its session's figures.
+
+    Those of the session's last attempt, also for a point that an earlier one measured.
+    """
 
     node: str | None = None
     ready_s: float | None = None
@@ -76,24 +81,41 @@ def build_tables(run_dir: Path) -> list[Path]:
 
 
 def read_tables(run_dir: Path) -> Tables:
-    """Return the rows of points.parquet and sessions.parquet (which may be missing)."""
-    points = _checked(run_dir / "points.parquet", POINTS_SCHEMA, REQUIRED[PointRow])
-    ids = list(zip(*(points.column(name).to_pylist() for name in ("session_id", "point_id")), strict=True))
-    if len(set(ids)) != len(ids):
-        raise AnalysisError(f"{run_dir / 'points.parquet'}: holds a point twice")
+    """Return the rows of points.parquet and sessions.parquet (which may be missing), each by its last attempt."""
+    points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
-    sessions = (
-        _checked(sessions_path, arrow_schema(SessionRow), REQUIRED[SessionRow]).to_pylist()
-        if sessions_path.is_file()
-        else []
-    )
-    return Tables(tuple(RunPoint(**row) for row in points.to_pylist()), tuple(SessionRow(**row) for row in sessions))
+    sessions = _rows(sessions_path, arrow_schema(SessionRow), SessionRow) if sessions_path.is_file() else []
+    return Tables(tuple(RunPoint(**row) for row in points), tuple(SessionRow(**row) for row in sessions))
 
 
-def frame(run_dir: Path, name: str) -> pd.DataFrame:
-    """Return one of the tables (`points`, `requests`, `telemetry`, `sessions`) as a pandas frame."""
-    table: pd.DataFrame = pq.ParquetFile(run_dir / f"{name}.parquet").read().to_pandas(ignore_metadata=True)
-    return table
+def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]]:
+    table = _last_attempts(_checked(path, schema, REQUIRED[row_class]), row_class)
+    ids = _ids(table, row_class)
+    if len(set(ids)) != len(ids):
+        raise AnalysisError(f"{path}: holds a {'point' if row_class is PointRow else 'session'} twice")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _ids(table: pa.Table, row_class: type) -> list[tuple[str, ...]]:
+    return list(zip(*(table.column(name).to_pylist() for name in IDENTITY[row_class]), strict=True))
+
+
+def _last_attempts(table: pa.Table, row_class: type) -> pa.Table:
+    """Return the rows without those that a later attempt replaced."""
+    ids, attempts = _ids(table, row_class), [attempt or 0 for attempt in table.column("attempt").to_pylist()]
+    last: dict[tuple[str, ...], int] = {}
+    for key, attempt in zip(ids, attempts, strict=True):
+        last[key] = max(attempt, last.get(key, attempt))
+    kept = [attempt == last[key] for key, attempt in zip(ids, attempts, strict=True)]
+    return table.filter(pa.array(kept, pa.bool_()))
+
+
+def frame(run_dir: Path | str, name: str) -> pd.DataFrame:
+    """Return one of a run's tables (`points`, `requests`, `telemetry`, `sessions`) as a pandas frame, for notebooks."""
+    import pandas as pd
+
+    return pd.read_parquet(Path(run_dir) / f"{name}.parquet")
 
 
 def _folders(run_dir: Path) -> list[Path]:
@@ -119,9 +141,9 @@ def _read_shards(folders: list[Path]) -> tuple[list[pa.Table], list[pa.Table]]:
 
 def _shard(path: Path, row_class: type) -> pa.Table:
     """Read a shard whose ids are those of its path: a copy under another name would be counted twice."""
-    table = _checked(path, _schema(row_class), REQUIRED[row_class])
+    table = _last_attempts(_checked(path, _schema(row_class), REQUIRED[row_class]), row_class)
     if table.num_rows != 1:
-        raise AnalysisError(f"{path}: a shard holds one row, this one holds {table.num_rows}")
+        raise AnalysisError(f"{path}: a shard holds one row (and earlier attempts at it), not {table.num_rows}")
     where = {"session_id": path.parent.name} | ({"point_id": path.stem} if row_class is PointRow else {})
     for column, expected in where.items():
         found = table.column(column)[0].as_py()

@@ -19,6 +19,7 @@ from contract.layers import (
     layer_groups,
     text_config,
 )
+from contract.specs import ServerSpec
 from contract.weights import weight_bytes
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "kv_layout",
     "layer_groups",
     "model_limit",
+    "server_layout",
     "weight_bytes",
 ]
 
@@ -188,6 +190,33 @@ def kv_layout(
         in_flight_tokens=batched if older or device == "cpu" else 2 * batched,
         state_blocks=2 if cached else 1,
         max_model_len=max_model_len,
+    )
+
+
+def server_layout(
+    config: Config,
+    server: ServerSpec,
+    device: str,
+    *,
+    max_num_batched_tokens: int | None = None,
+    vllm_version: str | None = None,
+) -> KVLayout:
+    """Return the layout of one server (`kv_layout` with its arguments).
+
+    `max_num_batched_tokens` is what the engine chose where the server leaves it to vLLM. Raises `UnknownKV`.
+    """
+    block_size = server.extra_args.get("block_size")
+    return kv_layout(
+        config,
+        block_size=None if block_size is None else int(block_size),
+        device=device,
+        tensor_parallel_size=server.tensor_parallel_size,
+        dtype=server.dtype,
+        kv_cache_dtype=server.kv_cache_dtype,
+        max_num_batched_tokens=server.max_num_batched_tokens or max_num_batched_tokens,
+        max_model_len=server.max_model_len,
+        enable_prefix_caching=server.enable_prefix_caching,
+        vllm_version=vllm_version,
     )
 
 

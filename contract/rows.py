@@ -217,6 +217,8 @@ class SessionRow:
     failure_message: str | None = None
     log_tail: str | None = None
     node: str = ""
+    foreign_processes: list[str] = field(default_factory=list)
+    """Processes of others on the cards when the server was about to be started."""
     niceness: int | None = None
     """Of the server's process; Ray's workers have 15 unless told otherwise."""
     visible_devices: list[str] = field(default_factory=list)

@@ -27,7 +27,7 @@ OK, BAD_CONFIGURATION, SOME_FAILED, NO_ROOM, INTERRUPTED = 0, 2, 3, 4, 130
 
 def main() -> int:
     """Entry of the program; returns the exit code."""
-    interrupts.raise_on_sigterm()
+    interrupts.raise_on_all()
     try:
         return _main(arguments.read(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -41,7 +41,7 @@ def _main(asked: Arguments) -> int:
         return experiments
     from orchestrator.cluster import ClusterError
     from orchestrator.fleet import NoRoom
-    from orchestrator.schema import ConfigError
+    from orchestrator.problems import ConfigError
 
     try:
         return _run(experiments, Path(asked.resume) if asked.resume else None)
@@ -54,23 +54,18 @@ def _main(asked: Arguments) -> int:
 def _experiments(asked: Arguments) -> list[Experiment] | int:
     """The experiments of a command line, or of the run to go on with; an exit code where there is nothing to run."""
     from orchestrator.compose import compose
+    from orchestrator.problems import ConfigError
 
-    if asked.resume:
-        from orchestrator.resume import experiments_of
-        from orchestrator.schema import ConfigError
-
-        try:
-            return experiments_of(Path(asked.resume), asked.overrides + asked.flags)
-        except ConfigError as error:
-            return _refuse(error.problems, BAD_CONFIGURATION)
     try:
+        if asked.resume:
+            from orchestrator.resume import experiments_of
+
+            return experiments_of(Path(asked.resume), asked.overrides + asked.flags)
         experiments = compose([*_default_model(asked), *asked.overrides], asked.flags)
     except SystemExit as end:  # Hydra has printed what was wrong
         return BAD_CONFIGURATION if end.code else OK
-    except Exception as error:
-        if type(error).__name__ != "ConfigError":
-            raise
-        return _refuse(error.problems, BAD_CONFIGURATION)  # type: ignore[attr-defined]
+    except ConfigError as error:
+        return _refuse(error.problems, BAD_CONFIGURATION)
     if not experiments and not asked.inspects:
         return _refuse(["Hydra composed nothing: a launcher that runs elsewhere cannot be used"], BAD_CONFIGURATION)
     return experiments or OK
@@ -96,8 +91,10 @@ def _gpus_here() -> bool:
 def _run(experiments: list[Experiment], resumed: Path | None) -> int:
     from orchestrator import models
     from orchestrator.cluster import Cluster
+    from orchestrator.driver import Outcome
     from orchestrator.fleet import local_fleet
     from orchestrator.preflight import check
+    from orchestrator.resume import left_to_do
     from orchestrator.store import Store, check_root
 
     check(experiments)
@@ -109,6 +106,9 @@ def _run(experiments: list[Experiment], resumed: Path | None) -> int:
     store = Store(resumed) if resumed else None
     if plan and local and first.dry_run:
         return _show(plan, local)
+    if plan and store and not left_to_do(plan, store):
+        print(f"nothing is left to do in {store.directory}")
+        return _conclude(store, Outcome())
     with Cluster(first.cluster, local) as cluster:
         fleet = cluster.fleet(first.engine)
         plan = plan or _plan(resolved, fleet)
@@ -134,13 +134,14 @@ def _show(plan: Plan, fleet: Fleet) -> int:
 
 def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Experiment], plan: Plan) -> Outcome:
     from orchestrator.driver import Driver
-    from orchestrator.manifest import make_manifest
+    from orchestrator.manifest import make_manifest, server_entry
     from orchestrator.preview import estimate_s
     from orchestrator.progress import Progress
     from orchestrator.resume import left_to_do
 
     sessions: list[SessionSpec] = left_to_do(plan, store)
     manifest = make_manifest(store.directory.name, experiments, plan, fleet)
+    manifest["servers"] = store.servers_so_far()
     store.put_manifest(manifest)
     seconds = estimate_s(sessions, fleet)
     progress = Progress(sum(len(session.points) for session in sessions), seconds)
@@ -150,6 +151,7 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
         outcome = Driver(cluster, fleet, store, progress).run(sessions)
     finally:
         progress.close()
+    manifest["servers"] += [server_entry(row) for row in outcome.servers]
     manifest["status"] = "interrupted" if outcome.interrupted else "failed points" if outcome.failed else "complete"
     store.put_manifest(manifest)
     return outcome
@@ -159,12 +161,12 @@ def _conclude(store: Store, outcome: Outcome) -> int:
     import analysis
     from analysis.answer import answer
 
-    if outcome.measured or outcome.failed:
+    try:
         written = analysis.reduce(store.directory)
         print(answer(store.directory))
         print("\n".join(f"  {path}" for path in written))
-    else:
-        print(f"nothing was measured; {store.directory} holds the manifest and the logs")
+    except (analysis.AnalysisError, ValueError) as error:
+        print(f"no artifacts: {error}\nwhat was measured is in {store.directory}; python -m analysis rebuilds from it")
     if outcome.failed:
         print(f"{len(outcome.failed)} point(s) failed:\n" + "\n".join(f"  {line}" for line in outcome.failed))
     if outcome.interrupted:

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +28,12 @@ from orchestrator.schema import ClusterConfig, EngineConfig
 from workers.temporary import private_directory
 
 OBJECT_STORE_BYTES = 256 * 2**20
-STOP_LIMIT_S = 90.0
+SOCKETS_BELOW = 68
+"""Characters of /session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
+ACTOR_LIMIT_S = 180.0
+"""For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
+CONNECT_LIMIT_S = 5.0
+PROBE_LIMIT_S = 120.0
 
 
 class ActorLost(Exception):
@@ -49,8 +55,11 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
-            with interrupts.deferred():
-                self._start_private() if self._local is not None else self._connect()
+            if self._local is None:
+                self._connect()
+            else:
+                with interrupts.deferred():
+                    self._start_private()
         except BaseException:
             self._leave()
             raise
@@ -61,42 +70,58 @@ class Cluster:
 
     def _start_private(self) -> None:
         assert self._local is not None
-        self._private_dir = str(private_directory("vc-ray-"))
+        self._private_dir = str(private_directory("vc-ray-", SOCKETS_BELOW))
         self._set_environment(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=secrets.token_hex(32),
             RAY_USAGE_STATS_ENABLED="0",
             RAY_ADDRESS=None,
             RAY_worker_niceness="0",
+            RAY_memory_monitor_refresh_ms="0",  # it would kill workers where a CPU server fills the RAM
+            RAY_raylet_start_wait_time_s="60",
+            TMPDIR=self._private_dir,  # what sessions leave when they are killed is removed with it
         )
         import ray
 
         node = self._local.nodes[0]
-        ray.init(
-            address="local",
-            num_cpus=max(4, node.cores),
-            num_gpus=node.slots if self._local.device != "cpu" else 0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=self._private_dir,
-            _node_ip_address="127.0.0.1",
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(4, node.cores),
+                num_gpus=node.slots if self._local.device != "cpu" else 0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=self._private_dir,
+                _node_ip_address="127.0.0.1",
+            )
+        except Exception as error:  # Ray has no class of its own for this
+            raise ClusterError(f"a private Ray did not start: {_first_line(error)}") from None
 
     def _connect(self) -> None:
         import ray
 
+        self._knock()
         try:
             ray.init(
                 address=self._config.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
             )
-        except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError and its own, all meaning this
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError and Ray's own, all meaning this
             raise ClusterError(
-                f"no Ray cluster at {self._config.address!r}: {str(error).splitlines()[0]}. Is `ray start` running? "
+                f"no Ray cluster at {self._config.address!r}: {_first_line(error)}. Is `ray start` running? "
                 "If it was started with a token, export RAY_AUTH_MODE=token"
             ) from None
+
+    def _knock(self) -> None:
+        """Ray tries a wrong address for minutes; a closed port says so at once."""
+        host, colon, port = self._config.address.rpartition(":")
+        if colon and port.isdigit():
+            try:
+                socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_LIMIT_S).close()
+            except OSError as error:
+                raise ClusterError(f"nobody listens at cluster.address={self._config.address} ({error})") from None
 
     def _leave(self) -> None:
         import ray
@@ -142,8 +167,11 @@ class Cluster:
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        omp_num_threads = os.environ.get("OMP_NUM_THREADS")
-        return SessionHandle(actor.remote(spec, run_id, attempt, omp_num_threads))
+        in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # there Ray, not the user, has set it
+        omp_num_threads = None if in_a_job else os.environ.get("OMP_NUM_THREADS")
+        handle = SessionHandle(actor.remote(spec, run_id, attempt, omp_num_threads))
+        await handle.alive()
+        return handle
 
 
 class SessionHandle:
@@ -151,6 +179,17 @@ class SessionHandle:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+
+    async def alive(self) -> None:
+        """Wait until the actor answers. Raises `ActorLost` where its cards do not become free."""
+        try:
+            await asyncio.wait_for(_result(self._actor.ping.remote()), ACTOR_LIMIT_S)
+        except TimeoutError:
+            self.kill()
+            raise ActorLost(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
+        except BaseException:
+            self.kill()
+            raise
 
     async def start(self) -> SessionRow:
         """Start the server."""
@@ -162,12 +201,12 @@ class SessionHandle:
         row: PointRow = await _result(self._actor.measure.remote(point))
         return row
 
-    async def stop(self) -> SessionEnd:
+    async def stop(self, limit_s: float) -> SessionEnd:
         """Stop the server and end the actor, whatever else it is doing."""
         try:
-            end: SessionEnd = await asyncio.wait_for(_result(self._actor.stop.remote()), STOP_LIMIT_S)
+            end: SessionEnd = await asyncio.wait_for(_result(self._actor.stop.remote()), limit_s)
         except TimeoutError:
-            raise ActorLost(f"the session did not stop within {STOP_LIMIT_S:.0f} s") from None
+            raise ActorLost(f"the session did not stop within {limit_s:.0f} s") from None
         finally:
             self.kill()
         return end
@@ -212,6 +251,9 @@ class SessionActor:
             spec, run_id, attempt, devices, lambda plan: ray.get(load.remote(plan)), omp_num_threads
         )
 
+    def ping(self) -> None:
+        """Answer."""
+
     def start(self) -> SessionRow:
         """See `Session.start`."""
         return self._session.start()
@@ -255,10 +297,19 @@ def _looked_at(nodes: list[dict[str, Any]]) -> list[_Seen]:
     import ray
 
     look = ray.remote(num_cpus=0, max_retries=1)(_look)
-    seen: list[_Seen] = ray.get(
-        [look.options(scheduling_strategy=_on(node["NodeID"])).remote() for node in nodes], timeout=120
-    )
+    looks = [look.options(scheduling_strategy=_on(node["NodeID"])).remote() for node in nodes]
+    try:
+        seen: list[_Seen] = ray.get(looks, timeout=PROBE_LIMIT_S)
+    except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
+        raise ClusterError(
+            f"a node could not be looked at: {_first_line(error)}. Is the package on all nodes?"
+        ) from None
     return seen
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if "RayTaskError" in type(error).__name__ and lines else (lines or [type(error).__name__])[0]
 
 
 def _on(node_id: str) -> Any:

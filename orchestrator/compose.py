@@ -62,7 +62,7 @@ def compose(overrides: list[str], flags: list[str]) -> list[Experiment]:
 
 def _check_grammar(overrides: list[str]) -> None:
     """Hydra's own message does not say which of the overrides it could not read."""
-    from orchestrator.schema import ConfigError
+    from orchestrator.problems import ConfigError
 
     parser = OverridesParser.create()
     for override in overrides:
@@ -75,7 +75,8 @@ def _check_grammar(overrides: list[str]) -> None:
 def _validated(composed: list[DictConfig]) -> list[Experiment]:
     if not composed:
         return []
-    from orchestrator.schema import ConfigError, validate
+    from orchestrator.problems import ConfigError
+    from orchestrator.schema import validate
 
     experiments, problems = [], []
     for config in composed:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import signal
 from dataclasses import dataclass, field
 
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, Failure, PointRow, SessionEnd, SessionRow
 from contract.specs import Point, SessionSpec
+from orchestrator import interrupts
 from orchestrator.cluster import ActorLost, Cluster, SessionHandle
 from orchestrator.fleet import Fleet
-from orchestrator.progress import Progress
+from orchestrator.plan import further_points
+from orchestrator.progress import Progress, title
 from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
 from orchestrator.store import Store
+
+STOP_MARGIN_S = 30.0
 
 
 @dataclass(slots=True)
@@ -26,6 +29,8 @@ class Outcome:
 
     measured: int = 0
     failed: list[str] = field(default_factory=list)
+    servers: list[SessionRow] = field(default_factory=list)
+    """Of every server that was started, in the order they ended."""
     interrupted: bool = False
 
 
@@ -35,34 +40,35 @@ class Driver:
     def __init__(self, cluster: Cluster, fleet: Fleet, store: Store, progress: Progress) -> None:
         self._cluster, self._fleet, self._store, self._progress = cluster, fleet, store, progress
         self._run_id = store.directory.name
-        self._live: set[str] = set()
+        self._live: dict[str, str] = {}
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
+        self._done: dict[str, list[Point]] = {}
         self.outcome = Outcome()
 
     def run(self, sessions: list[SessionSpec]) -> Outcome:
         """Measure all points of `sessions`. Ctrl-C and SIGTERM stop the servers and return what there is."""
-        asyncio.run(self._run(sessions))
+        with interrupts.deferred() as early:
+            asyncio.run(self._run(sessions, early))
         return self.outcome
 
-    async def _run(self, sessions: list[SessionSpec]) -> None:
+    async def _run(self, sessions: list[SessionSpec], early: list[int]) -> None:
         self._sessions = {session.id: session for session in sessions}
         self._pending = {session.id: list(session.points) for session in sessions}
+        self._done = {session.id: [] for session in sessions}
         jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
         queue = Queue({node.id: node.slots for node in self._fleet.nodes})
         task = asyncio.ensure_future(queue.run(jobs, self._execute))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt, task)
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not self.outcome.interrupted:
-                raise
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        with interrupts.handled_by(asyncio.get_running_loop(), lambda: self._interrupt(task)):
+            if early:
+                early.clear()
+                self._interrupt(task)
+            try:
+                await task
+            except asyncio.CancelledError:
+                if not self.outcome.interrupted:
+                    raise
 
     def _interrupt(self, task: asyncio.Future[None]) -> None:
         if self.outcome.interrupted:
@@ -72,77 +78,102 @@ class Driver:
         task.cancel()
 
     async def _execute(self, job: Job, node: str) -> bool:
-        """Run one session on a node. Returns whether it should be tried again elsewhere."""
+        """Run one session on a node. Returns whether it should be tried again elsewhere; never raises but to stop."""
         spec = self._sessions[job.id]
-        pending = self._pending[spec.id]
-        self._arrive(spec)
+        self._arrive(spec, node)
         handle: SessionHandle | None = None
         try:
             handle = await self._cluster.session(spec, node, self._run_id, job.attempt)
-            await self._measure_all(spec, handle, pending)
-            return False
+            await self._measure_all(spec, handle)
         except ActorLost as error:
             if job.attempt < MAX_ATTEMPTS:
                 self._progress.say(f"lost     {spec.model.name} {spec.id}: {error}; trying again")
                 return True
-            self._put_lost(spec, job.attempt, pending, Failure(FailureClass.ACTOR_LOST, str(error)))
-            return False
+            self._give_up(spec, job.attempt, Failure(FailureClass.ACTOR_LOST, str(error)))
+        except Exception as error:  # a defect of ours in one session must not cost the others their rows
+            self._give_up(spec, job.attempt, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
             if handle is not None:
                 await asyncio.shield(self._stop(spec, handle, job.attempt))
-            self._live.discard(spec.id)
+            self._live.pop(spec.id, None)
             self._progress.ended(spec)
+        return False
 
-    async def _measure_all(self, spec: SessionSpec, handle: SessionHandle, pending: list[Point]) -> None:
+    async def _measure_all(self, spec: SessionSpec, handle: SessionHandle) -> None:
         self._progress.doing(spec, "starting")
         started = await handle.start()
         self._progress.ready(spec, started)
+        pending = self._pending[spec.id]
         while pending:
             point = pending[0]
             self._progress.doing(spec, f"{point.purpose} {point.concurrency or ''}".rstrip())
-            row = await handle.measure(point)
+            try:
+                row = await asyncio.wait_for(handle.measure(point), spec.timeouts.point_s)
+            except TimeoutError:
+                message = f"{point.purpose} was not measured within {spec.timeouts.point_s:.0f} s"
+                self._give_up(spec, started.attempt, Failure(FailureClass.TIMEOUT, message))
+                return
             row.co_running_sessions = sorted(self._beside[spec.id])
-            self._beside[spec.id] = self._live - {spec.id}
+            self._beside[spec.id] = self._neighbours(spec)
             self._put(spec, point, row)
             pending.pop(0)
+            pending += further_points(spec, [*self._done[spec.id], *pending], row)
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
         self._progress.doing(spec, "stopping")
+        timeouts = spec.timeouts
         try:
-            end = await handle.stop()
+            end = await handle.stop(timeouts.stop_grace_s + timeouts.memory_back_s + STOP_MARGIN_S)
         except ActorLost as error:
-            end = SessionEnd(self._lost_row(spec, attempt, str(error)), "")
+            end = SessionEnd(self._lost_row(spec, attempt, FailureClass.ACTOR_LOST, str(error)), "")
+        except Exception as error:  # see _execute
+            message = f"while stopping: {type(error).__name__}: {error}"
+            end = SessionEnd(self._lost_row(spec, attempt, FailureClass.INTERNAL, message), "")
+        if end.row.server_pid is not None and end.row.memory_back_s is None:
+            self._progress.say(f"WARNING  {title(spec)}: its memory did not come back after the stop")
+        self.outcome.servers.append(end.row)
         self._store.put_session(end)
 
-    def _arrive(self, spec: SessionSpec) -> None:
+    def _arrive(self, spec: SessionSpec, node: str) -> None:
         """Every session that lives beside another at any moment of a point is named in that point's row."""
-        self._beside[spec.id] = set(self._live)
-        for other in self._live:
+        self._live[spec.id] = node
+        self._beside[spec.id] = self._neighbours(spec)
+        for other in self._beside[spec.id]:
             self._beside[other].add(spec.id)
-        self._live.add(spec.id)
+
+    def _neighbours(self, spec: SessionSpec) -> set[str]:
+        node = self._live[spec.id]
+        return {other for other, where in self._live.items() if where == node and other != spec.id}
 
     def _put(self, spec: SessionSpec, point: Point, row: PointRow) -> None:
         self._store.put(row)
+        self._done[spec.id].append(point)
         self._progress.measured(spec, row, point.estimate_s)
         if row.status == MEASURED:
             self.outcome.measured += 1
         elif row.status == FAILED:
             self.outcome.failed.append(f"{spec.model.name} {point.purpose} {point.id}: {row.failure_class}")
 
-    def _put_lost(self, spec: SessionSpec, attempt: int, points: list[Point], failure: Failure) -> None:
-        for point in points:
+    def _give_up(self, spec: SessionSpec, attempt: int, failure: Failure) -> None:
+        """Put a failure row for every point that has none."""
+        pending = self._pending[spec.id]
+        while pending:
+            point = pending[0]
             row = PointRow(
                 SCHEMA_VERSION, self._run_id, spec.id, point.id, point.sweep, point.kind, point.purpose, attempt,
                 FAILED, spec.engine == "sim", _now(), failure.failure_class, failure.message,
-                model=spec.model.name, engine=spec.engine, device=spec.device, gpus=spec.gpus, mode=spec.mode,
-                max_model_len=spec.server.max_model_len,
+                model=spec.model.name, dummy_weights=spec.model.dummy_weights, moe=spec.model.is_moe,
+                model_cut=spec.model.cut, engine=spec.engine, device=spec.device, gpus=spec.gpus, mode=spec.mode,
+                max_model_len=spec.server.max_model_len, sequences=spec.sequences,
+                concurrency=point.concurrency or None, repeat=point.repeat,
             )  # fmt: skip
             self._put(spec, point, row)
+            pending.pop(0)
 
-    def _lost_row(self, spec: SessionSpec, attempt: int, message: str) -> SessionRow:
+    def _lost_row(self, spec: SessionSpec, attempt: int, failure_class: FailureClass, message: str) -> SessionRow:
         return SessionRow(
             SCHEMA_VERSION, self._run_id, spec.id, attempt, FAILED, spec.engine == "sim", _now(), _now(),
-            FailureClass.ACTOR_LOST, message,
+            failure_class, message,
         )  # fmt: skip
 
 

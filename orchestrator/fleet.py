@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from orchestrator.schema import ClusterConfig, EngineConfig
@@ -70,11 +71,19 @@ class Fleet:
         return f"{self.slots} {word}(s) on {len(self.nodes)} node(s): {', '.join(names)}"
 
 
+def _cgroup_limit() -> float:
+    """Memory that a container may use; infinite where it has no limit (cgroup v2)."""
+    try:
+        return float(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):
+        return float("inf")
+
+
 def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     """Return this host as a fleet. Raises `NoRoom` where it has fewer GPUs than `cluster.num_gpus` asks for."""
     import psutil
 
-    cores, ram = os.cpu_count() or 1, psutil.virtual_memory().total
+    cores, ram = len(os.sched_getaffinity(0)), int(min(psutil.virtual_memory().total, _cgroup_limit()))
     if engine.name == "sim":
         gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))

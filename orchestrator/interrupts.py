@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def raise_on_sigterm() -> None:
-    """Let SIGTERM (`ray job stop`, `kill`) end the program as Ctrl-C does, with everything cleaned up."""
+def raise_on_all() -> None:
+    """Let SIGTERM (`ray job stop`, `kill`) and a closed terminal end the program as Ctrl-C does, all cleaned up."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Hold an interrupt back until the block is done, then raise it: half a Ray could not be ended."""
+def handled_by(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Iterator[None]:
+    """Let `callback` answer interrupts while `loop` runs the block; afterwards they are what they were."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        loop.add_signal_handler(number, callback)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[list[int]]:
+    """Hold interrupts back until the block is done, then raise: half a Ray, or half an event loop, could not be ended.
+
+    Yields the list of those received; a block that has answered them clears it.
+    """
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

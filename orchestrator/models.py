@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from contract.specs import ModelSpec
-from orchestrator.schema import ConfigError, ModelConfig
+from orchestrator.problems import ConfigError
+from orchestrator.schema import ModelConfig
 from workers.models import ModelNotFound, read_config
 
 
@@ -12,6 +15,9 @@ def resolve(model: ModelConfig) -> ModelSpec:
     if model.kind == "shape":
         return ModelSpec(model.name, model.config, dummy_weights=True, cut=model.cut)
     path = model.path or model.name
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        path = str(directory.resolve())  # the server's own working directory is another
     try:
         config = read_config(path, model.revision)
     except ModelNotFound as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from contract import kv
+from contract.rows import PointRow
 from contract.specs import (
     WORKLOAD_VERSION,
     Mode,
@@ -22,15 +23,8 @@ from contract.specs import (
 )
 from orchestrator import estimate, sizing
 from orchestrator.fleet import Fleet, NoRoom
-from orchestrator.schema import (
-    BatchingSweep,
-    CapacitySweep,
-    ConcurrencySweep,
-    ConfigError,
-    Experiment,
-    KvSweep,
-    NearFullContext,
-)
+from orchestrator.problems import ConfigError
+from orchestrator.schema import BatchingSweep, CapacitySweep, ConcurrencySweep, Experiment, KvSweep, NearFullContext
 
 GPU_UTILIZATION = 0.90
 """The tutorial's flag."""
@@ -39,6 +33,8 @@ CPU_UTILIZATION = 0.10
 COMMITTED_UTILIZATION = 0.05
 """vLLM checks at its start that this share is free, and sizes nothing by it once the pool's bytes are given."""
 NEAR_FULL_MARGIN_TOKENS = 8
+NEAR_FULL_CPU_SEQUENCES = 4
+"""On the CPU backend long prompts take minutes: a small pool is full at a low level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,9 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
     for experiment, model in experiments:
         problems += [p for p in _problems(experiment, model) if p not in problems]
         gpus = experiment.server.tensor_parallel_size
-        if gpus > max(fleet.largest_node, 0 if fleet.device != "cpu" else 1):
+        if not fleet.slots:
+            raise NoRoom("there are no GPUs: cluster.num_gpus=0")
+        if gpus > (1 if fleet.device == "cpu" else fleet.largest_node):
             raise NoRoom(f"server.tensor_parallel_size={gpus}, but no node has so many GPUs (have: {fleet.describe()})")
         if not problems:
             for session in _Planner(experiment, model, fleet).sessions():
@@ -71,6 +69,31 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
     if problems:
         raise ConfigError(problems)
     return Plan(tuple(sessions.values()))
+
+
+def further_points(spec: SessionSpec, planned: list[Point], row: PointRow) -> list[Point]:
+    """Return near-full-context levels beyond the planned ones, where the engine holds more sequences than was foreseen.
+
+    A ladder ends at the first level past the KV concurrency; what that is, the engine says only once it runs.
+    """
+    ladder = [p for p in planned if p.purpose is Purpose.NEAR_FULL_CONTEXT and p.grows]
+    if not ladder or row.engine_max_concurrency is None:
+        return []
+    top = max(point.concurrency for point in ladder)
+    levels = [level for level in sizing.levels_past(int(row.engine_max_concurrency)) if level > top]
+    longest = [point for point in ladder if point.concurrency == top]
+    return [_identified(spec.id, _scaled(point, level)) for level in levels for point in longest]
+
+
+def _scaled(point: Point, level: int) -> Point:
+    factor = level / point.concurrency
+    return replace(
+        point,
+        concurrency=level,
+        num_requests=round(point.num_requests * factor),
+        warmup_requests=round(point.warmup_requests * factor),
+        estimate_s=point.estimate_s * factor,
+    )
 
 
 def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
@@ -84,24 +107,31 @@ def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
 def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:
     server, load, sweep = experiment.server, experiment.load, experiment.sweep
     limit = kv.model_limit(model.config)
+    problems: list[str] = []
     lengths: list[tuple[str, int]] = []
     if not isinstance(sweep, KvSweep):
         lengths.append(("server.max_model_len", server.max_model_len))
         if load.prompt_tokens + load.output_tokens > server.max_model_len:
-            yield_ = (
-                f"{load.prompt_tokens} + {load.output_tokens} tokens do not fit max_model_len {server.max_model_len}"
-            )
-            return [f"load: prompt_tokens + output_tokens: {yield_}"]
+            asked = f"{load.prompt_tokens} + {load.output_tokens} tokens"
+            problems.append(f"load: {asked} of prompt and output do not fit max_model_len {server.max_model_len}")
+    elif server.kv_cache_memory_bytes is not None:
+        problems.append("server.kv_cache_memory_bytes: a kv sweep sizes its pools itself; set sweep.sequences instead")
+    if isinstance(sweep, CapacitySweep) and _near_full_prompt(experiment) < 2:
+        problems.append(f"server.max_model_len: {server.max_model_len} leaves no room for near-full-context prompts")
     memory = sweep if isinstance(sweep, KvSweep) else sweep.kv if isinstance(sweep, CapacitySweep) else None
     if memory is not None:
         named = {"max_model_len": memory.max_model_len, "utilization_max_model_len": memory.utilization_max_model_len}
         prefix = "sweep" if isinstance(sweep, KvSweep) else "sweep.kv"
         lengths += [(f"{prefix}.{key}", length) for key, axis in named.items() for length in axis or ()]
-    return [
+    return problems + [
         f"{key}: {length} is above the limit of {model.name}, {limit} tokens"
         for key, length in lengths
         if limit is not None and length > limit
     ]
+
+
+def _near_full_prompt(experiment: Experiment) -> int:
+    return experiment.server.max_model_len - experiment.load.output_tokens - NEAR_FULL_MARGIN_TOKENS
 
 
 class _Planner:
@@ -122,9 +152,8 @@ class _Planner:
                 return [self._fixed_server(self._levels(sweep, "concurrency"))]
             case CapacitySweep():
                 ladder = self._batching(sweep.batching, "capacity") + self._levels(sweep.concurrency, "capacity")
-                sessions = self._memory(sweep.kv, "capacity")
-                fixed = self._fixed_server(ladder)
-                return [*sessions, fixed, self._near_full(sweep.near_full_context)]
+                near_full = self._near_full(sweep.near_full_context)
+                return [*self._memory(sweep.kv, "capacity"), self._fixed_server(ladder), near_full]
 
     # --- memory ---
 
@@ -142,7 +171,12 @@ class _Planner:
         if "utilization" in sweep.modes:
             lengths = sweep.utilization_max_model_len or sweep.max_model_len
             sessions += [
-                self._session(self._server(max_model_len=length), Mode.UTILIZATION, None, [self._memory_draft(name)])
+                self._session(
+                    self._server(max_model_len=length, kv_cache_memory_bytes=None),
+                    Mode.UTILIZATION,
+                    None,
+                    [self._memory_draft(name)],
+                )
                 for length in lengths
             ]
         return sessions
@@ -190,18 +224,24 @@ class _Planner:
         ]
 
     def _near_full(self, part: NearFullContext) -> SessionSpec:
-        """A pool of known size, so that the level at which it is full is known before: levels go past it."""
-        sequences = sizing.near_full_sequences(part, self.on_cpu)
-        server = self._with_pool(self._server(), sequences)
-        output = self.experiment.load.output_tokens
-        prompt = server.max_model_len - output - NEAR_FULL_MARGIN_TOKENS
-        levels = part.concurrency or sizing.levels_past(sequences)
+        """The server as it is configured, or one whose pool holds a stated number of sequences."""
+        server = self._server()
+        default = NEAR_FULL_CPU_SEQUENCES if self.on_cpu else None
+        sequences = default if part.sequences == "auto" else part.sequences
+        if sequences is not None:
+            server = self._with_pool(server, sequences)
+        holds = sequences or sizing.expected_concurrency(self.model, server, self.fleet)
+        prompt = _near_full_prompt(self.experiment)
         points = [
-            self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt)
+            replace(
+                self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt),
+                grows=part.concurrency is None,
+            )
             for repeat in range(part.repeats)
-            for level in levels
+            for level in part.concurrency or sizing.levels_past(holds)
         ]
-        return self._session(server, Mode.COMMITTED, sequences, points)
+        mode = Mode.UTILIZATION if server.kv_cache_memory_bytes is None else Mode.COMMITTED
+        return self._session(server, mode, sequences, points)
 
     def _load(
         self,

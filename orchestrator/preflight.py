@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.schema import ConfigError, Experiment
+from orchestrator.problems import ConfigError
+from orchestrator.schema import Experiment
 
 
 def check(experiments: list[Experiment]) -> None:
@@ -15,6 +16,8 @@ def check(experiments: list[Experiment]) -> None:
         for section in ("engine", "cluster", "output_root", "dry_run", "target")
         if any(getattr(other, section) != getattr(first, section) for other in experiments)
     ]
+    if first.cluster.address != "local" and first.cluster.num_gpus is not None:
+        problems.append("cluster.num_gpus: only with cluster.address=local; of a cluster all GPUs are used")
     here = first.cluster.address == "local"
     if here and first.engine.name == "vllm" and not first.dry_run and not vllm.is_installed():
         problems.append(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from contract.specs import SessionSpec
 from orchestrator.plan import Plan
-from orchestrator.schema import ConfigError, Experiment, validate
+from orchestrator.problems import ConfigError
+from orchestrator.schema import Experiment, validate
 from orchestrator.store import Store
 
 

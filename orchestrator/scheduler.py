@@ -42,8 +42,12 @@ class Queue:
 
     free: dict[str, int]
     clock: Callable[[], float] = time.monotonic
+    _capacity: dict[str, int] = field(init=False)
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[asyncio.Task[bool], _Running] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._capacity = dict(self.free)
 
     async def run(self, jobs: list[Job], execute: Execute) -> None:
         """Run all jobs. Cancelling it cancels those that run and waits for them."""
@@ -76,8 +80,8 @@ class Queue:
         self.free[ended.node] += ended.job.slots
         if task.result() and ended.job.attempt < MAX_ATTEMPTS:
             avoid = ended.job.avoid | {ended.node}
-            if avoid >= set(self.free):
-                avoid = frozenset()  # it failed everywhere: any node may try again
+            if not any(slots >= ended.job.slots for node, slots in self._capacity.items() if node not in avoid):
+                avoid = frozenset()  # it failed wherever it fits: any node may try again
             self._waiting.insert(0, replace(ended.job, attempt=ended.job.attempt + 1, avoid=avoid))
 
 

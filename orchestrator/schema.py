@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
+
+from orchestrator.problems import ConfigError
 
 Auto = Literal["auto"]
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -19,12 +21,16 @@ Seconds = Annotated[float, Field(gt=0)]
 Axis = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
 
 
-class ConfigError(Exception):
-    """A configuration that cannot be run: one line a problem."""
+OWN_FLAGS = (
+    "model", "served_model_name", "revision", "load_format", "host", "port", "uds", "api_key", "root_path",
+    "distributed_executor_backend", "disable_uvicorn_access_log", "api_server_count", "trust_remote_code",
+)  # fmt: skip
+_SECRET = re.compile(r"(^|[._-])(token|api_?key|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+
+def is_secret(name: str) -> bool:
+    """Return whether a key of that name holds a secret: `hf_token` does, `prompt_tokens` does not."""
+    return bool(_SECRET.search(name))
 
 
 class _Section(BaseModel):
@@ -61,6 +67,22 @@ class ServerConfig(_Section):
     quantization: str | None
     transport: Literal["uds", "tcp"]
     extra_args: dict[str, Any]
+
+    @field_validator("extra_args")
+    @classmethod
+    def _only_further_flags(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Flags under their underscored names; none that has a key of its own, that we own, or that holds a secret."""
+        flags = {name.replace("-", "_").lstrip("_"): value for name, value in given.items()}
+        for name, value in flags.items():
+            if name in cls.model_fields:
+                raise ValueError(f"{name} has a key of its own: server.{name}")
+            if name in OWN_FLAGS:
+                raise ValueError(f"{name} is set by the tool itself")
+            if is_secret(name):
+                raise ValueError(f"{name} looks like a secret: secrets are read from the environment only")
+            if name == "block_size" and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"block_size should be a whole number above 0, got {value!r}")
+        return flags
 
 
 class EngineConfig(_Section):
@@ -220,10 +242,11 @@ def _problems(error: ValidationError) -> Iterator[str]:
         elif first["type"] == "too_short":
             yield f"{path}: must not be empty"
         else:
-            wishes = [item["msg"].removeprefix("Input should be ") for item in items]
-            yield f"{path}: should be {' or '.join(wishes)}, got {first['input']!r}"
+            wishes = [_WISH.sub("", item["msg"]).replace("tuple", "list") for item in items]
+            yield f"{path}: should {' or '.join(wishes).replace(' or be ', ' or ')}, got {first['input']!r}"
 
 
+_WISH = re.compile(r"^\w+ should ")
 _SWEEP_KINDS = ("kv", "batching", "concurrency", "capacity")
 _UNION_TAG = re.compile(r"literal\[|constrained-|nullable|int$|float$|bool$|str$")
 

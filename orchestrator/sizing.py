@@ -8,7 +8,7 @@ from contract import kv
 from contract.layers import text_config
 from contract.specs import ModelSpec, ServerSpec
 from orchestrator.fleet import Fleet
-from orchestrator.schema import ConfigError, NearFullContext
+from orchestrator.problems import ConfigError
 
 MIB = 2**20
 CPU_STEP_BYTES = 128 * MIB
@@ -24,24 +24,13 @@ COMMITTED_BATCHED_TOKENS = 2048
 
 def layout(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> kv.KVLayout:
     """Return the KV layout of a server. Raises `ConfigError` for a model whose KV cache we cannot compute."""
-    block_size = server.extra_args.get("block_size")
     try:
-        return kv.kv_layout(
-            model.config,
-            block_size=None if block_size is None else int(block_size),
-            device="cpu" if fleet.device == "cpu" else "cuda",
-            tensor_parallel_size=server.tensor_parallel_size,
-            dtype=server.dtype,
-            kv_cache_dtype=server.kv_cache_dtype,
-            max_num_batched_tokens=server.max_num_batched_tokens,
-            max_model_len=server.max_model_len,
-            enable_prefix_caching=server.enable_prefix_caching,
-            vllm_version=fleet.vllm_version,
+        return kv.server_layout(
+            model.config, server, "cpu" if fleet.device == "cpu" else "cuda", vllm_version=fleet.vllm_version
         )
     except kv.UnknownKV as error:
-        raise ConfigError(
-            [f"model {model.name}: its KV cache cannot be computed ({error}); use sweep.modes=[utilization]"]
-        ) from None
+        problem = f"model {model.name}: its KV cache cannot be computed ({error}), so no pool can be sized for it"
+        raise ConfigError([problem]) from None
 
 
 def sequences(lengths: tuple[int, ...], server: ServerSpec, model: ModelSpec, fleet: Fleet) -> int:
@@ -57,12 +46,12 @@ def sequences(lengths: tuple[int, ...], server: ServerSpec, model: ModelSpec, fl
         steps = [cache.bytes_per_sequence(b) - cache.bytes_per_sequence(a) for a, b in itertools.pairwise(lengths)]
         smallest = min((step for step in steps if step > 0), default=cache.bytes_per_sequence(lengths[0]))
         wanted = _power_of_two(CPU_STEP_BYTES / smallest)
-        room = CPU_POOL_SHARE * fleet.ram_bytes
+        room = CPU_POOL_SHARE * fleet.ram_bytes / max(fleet.largest_node, 1)
     else:
         layers = sum(group.layers for group in cache.groups)
         tensor = cache.bytes_per_sequence(lengths[0]) / layers
         wanted = max(FEWEST_SEQUENCES, _power_of_two(SEGMENT_MARGIN * _freed_segment_bytes(model, server) / tensor))
-        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype)
+        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)
         room = (fleet.gpu_memory_bytes or 0) - weights - GPU_RESERVE_BYTES
     while wanted > 1 and cache.pool_bytes(wanted, lengths[-1]) > room:
         wanted //= 2
@@ -77,11 +66,15 @@ def _freed_segment_bytes(model: ModelSpec, server: ServerSpec) -> float:
     return (server.max_num_batched_tokens or COMMITTED_BATCHED_TOKENS) * widest * 2
 
 
-def near_full_sequences(part: NearFullContext, on_cpu: bool) -> int:
-    """Return the sequences that the near-full ladder's pool holds."""
-    if part.sequences != "auto":
-        return part.sequences
-    return 4 if on_cpu else 16
+def expected_concurrency(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> int:
+    """Return about how many full-length sequences a server's pool will hold; the engine says it once it runs."""
+    cache = layout(model, server, fleet)
+    pool = server.kv_cache_memory_bytes
+    if pool is None:
+        total = fleet.ram_bytes if fleet.device == "cpu" else fleet.gpu_memory_bytes or 0
+        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)
+        pool = int((server.gpu_memory_utilization or 0) * total) - weights - GPU_RESERVE_BYTES // 2
+    return max(1, int(cache.max_concurrency(max(pool, 0), server.max_model_len)))
 
 
 def levels_past(kv_concurrency: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.rows import RESULT_STATUSES, PointRow, SessionEnd, SessionRow, to_table
-from orchestrator.schema import ConfigError
+from orchestrator.problems import ConfigError
 
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
 SESSION_SHARD = "session.parquet"
@@ -73,6 +73,13 @@ class Store:
         except (OSError, ValueError):
             pass
         raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
+
+    def servers_so_far(self) -> list[Any]:
+        """Return the servers that an earlier manifest of this run names; none for a new run."""
+        try:
+            return list(self.manifest().get("servers", []))
+        except ConfigError:
+            return []
 
     def _path(self, name: str) -> Path:
         path = self.directory / name

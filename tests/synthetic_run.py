@@ -75,6 +75,21 @@ def rows(shape: Shape = GPU) -> list[PointRow]:
     return [*memory, *comparison, *batching, *sweep, *(ladder_row(shape, c) for c in shape.ladder)]
 
 
+def short_cpu_rows() -> list[PointRow]:
+    """Return the rows of a small run of the CPU backend: two lengths, one utilization, two levels, one repeat.
+
+    Where the pool is cut from resident memory, vLLM gives its tokens but neither its exact size nor a rate.
+    """
+    shape = replace(CPU, lengths=(512, 1024))
+    unknown = {"engine_bytes_per_token": None, "formula_max_concurrency": None}
+    loads = [
+        replace(load_row(shape, "concurrency", level, 0), max_model_len=512, client_wait_share=waited, **unknown)
+        for level, waited in ((1, 0.01), (4, 0.08))
+    ]
+    made = [committed_row(shape, 512), committed_row(shape, 1024), replace(utilization_row(shape, 512), **unknown)]
+    return [replace(row, vllm_version="0.32.0") for row in (*made, *loads)]
+
+
 def base_row(shape: Shape, purpose: str, name: str, session: str, **columns: object) -> PointRow:
     """Return a measured row with its identity and its server's configuration filled in."""
     row = PointRow(
@@ -317,17 +332,24 @@ def session_of(row: PointRow) -> SessionRow:
         ready_s=42.0,
         stop_s=0.2,
         memory_back_s=0.5,
+        mem_baseline_bytes=row.mem_baseline_bytes,
         mem_after_stop_bytes=4 * MIB,
     )
 
 
-def write_run(run_dir: Path, points: Iterable[PointRow]) -> Path:
-    """Write shards as the driver does; return the run directory."""
+def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, int] | None = None) -> Path:
+    """Write shards as the driver does; return the run directory.
+
+    `left_behind`: by session, the bytes above its baseline that did not come back when it was stopped.
+    """
     for row in points:
         folder = run_dir / "shards" / row.session_id
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(to_table([row], PointRow), folder / f"{row.point_id}.parquet")
-        pq.write_table(to_table([session_of(row)], SessionRow), folder / "session.parquet")
+        session = session_of(row)
+        if left := (left_behind or {}).get(row.session_id):
+            session = replace(session, memory_back_s=None, mem_after_stop_bytes=(row.mem_baseline_bytes or 0) + left)
+        pq.write_table(to_table([session], SessionRow), folder / "session.parquet")
     return run_dir
 
 

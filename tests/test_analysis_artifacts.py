@@ -85,6 +85,34 @@ def test_plots_say_what_they_show(gpu: Path) -> None:
         assert "mathdefault" not in text
 
 
+def test_run_of_a_dummy_mixture_of_experts_disowns_its_speed_everywhere(tmp_path: Path) -> None:
+    rows = [replace(r, moe=True) for r in synthetic.rows() if r.purpose == "concurrency"]
+    run = synthetic.write_run(tmp_path, rows)
+    reduce(run)
+    marks = "dummy weights, MoE: routing and speed not representative"
+    (plot,) = run.rglob("*.svg")
+    assert marks in answer(run)
+    assert marks in (run / "batching_benchmark.md").read_text()
+    assert "".join(marks.split()) in "".join("".join(ET.parse(plot).getroot().itertext()).split())  # titles are wrapped
+    assert (run / "concurrency_sweep.csv").read_text().splitlines()[0] == (
+        "concurrency,mean_e2e_s,p95_e2e_s,qps,tok_s,gpu_util_pct"
+    )
+
+
+def test_cut_models_on_different_pages_do_not_meet(tmp_path: Path) -> None:
+    small = [r for r in synthetic.rows(replace(synthetic.GPU, model="small.cut")) if r.purpose == "kv_scaling"]
+    twin = [r for r in synthetic.rows(replace(synthetic.GPU, model="Small-cut")) if r.purpose == "concurrency"]
+    rows = [replace(r, model_cut="4 of 32 layers", session_id=f"s-{r.session_id}") for r in small]
+    rows += [replace(r, model_cut="2 of 16 layers") for r in twin]
+    run = synthetic.write_run(tmp_path, rows)
+    reduce(run)
+    assert "**cut model**: small.cut is smaller" in (run / "kv_cache_scaling_notes.md").read_text()
+    assert "**cut model**: Small-cut is smaller" in (run / "batching_benchmark.md").read_text()
+    figures = (run / "figures.csv").read_text()
+    assert "cut.small-cut.model,Small-cut,Small-cut" in figures
+    assert "cut.small-cut-2.model,small.cut,small.cut" in figures
+
+
 def test_simulated_plots_say_so_and_names_cannot_break_them(tmp_path: Path) -> None:
     shape = replace(
         synthetic.GPU, model="a$b_{<x>}&\x07\n", simulated=True, engine="sim", device="sim", device_name=None

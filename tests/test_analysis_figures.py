@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -69,13 +70,16 @@ RUNS = {
     "cpu": synthetic.rows(synthetic.CPU),
     "simulated": synthetic.rows(replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM")),
     "few": [r for r in synthetic.rows() if r.point_id in ("committed-512", "committed-1024", "concurrency-c8-r0")],
+    "cpu, few": synthetic.short_cpu_rows(),
+    "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
 }
 
 
 @pytest.fixture(scope="module", params=sorted(RUNS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param])
+    left_behind = {"session-c1024": 700 * MIB, "session-u2048": 90 * MIB} if request.param == "spoiled" else None
+    run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param], left_behind)
     target = (
         {"concurrency": 20, "context_tokens": 3000}
         if request.param == "spoiled"
@@ -140,6 +144,7 @@ class Auditor:
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
             (r"target\.(\w+)", lambda key: self.target[key]),
             (r"envelope\.(?:len|c)(\d+)", float),
+            (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
             (r"kv\.[^.]+\.envelope\.len(\d+)\.c(\d+)_gib", lambda n, c: int(c) * self.sequence(int(n)) / GIB),
@@ -190,6 +195,20 @@ class Auditor:
 
     # --- figures ---
 
+    def first(self) -> pd.Series[Any]:
+        return self.points[self.points.status == "measured"].iloc[0]
+
+    def version(self) -> str:
+        return f"vLLM {self.first().vllm_version}"
+
+    def cut(self, slug: str, what: str) -> str:
+        named = self.points[self.points.model.str.lower().str.replace(r"[^a-z0-9]+", "-", regex=True) == slug]
+        return str(named["model" if what == "model" else "model_cut"].iloc[0])
+
+    def memory_left(self, row: pd.Series[Any]) -> float:
+        assert np.isnan(row.memory_back_s)
+        return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
+
     def gpu_util(self, which: str) -> float:
         seen = self.points.gpu_util_pct
         return float(seen.min() if which == "lowest" else seen.max())
@@ -225,7 +244,8 @@ class Auditor:
         known = both.formula_bytes_per_sequence.groupby(level=0).first()
         formula = np.polyfit(known.index, known.values, 1)[0]
         need = self.target["concurrency"] * self.sequence(self.target["context_tokens"])
-        longest = both[both.index == both.index.max()]
+        told = both[both.engine_bytes_per_token.notna()]
+        longest = told[told.index == told.index.max()]
         utilization = longest[longest["mode"] == "utilization"]
         engine = (utilization if len(utilization) else longest).engine_bytes_per_token.iloc[0]
         model = self.points.model.iloc[0]
@@ -234,14 +254,14 @@ class Auditor:
             "engine_bytes_per_token": engine,
             "context_step_mib": 1024 * both.formula_bytes_per_token.iloc[-1] / MIB,
             "envelope_pool_gib": self.pool() / GIB,
-            "envelope_utilization": f"{self.points.gpu_memory_utilization.max():g}",
+            "envelope_utilization": f"{self.memory('utilization').gpu_memory_utilization.max():g}",
             "target_need_gib": need / GIB,
             "target_share_pct": 100 * need / self.pool(),
-            "estimates": 4,
+            "estimates": 2 + 2 * (len(self.memory("committed")) > 1),
             "estimates_apart": self.apart(formula, engine),
             "label": model,
             "title": self.title(),
-            "version": "vLLM 0.25.1",
+            "version": self.version(),
         }
         value = values[what]
         if error:
@@ -254,7 +274,7 @@ class Auditor:
         return sum(abs(value / formula - 1) > 0.01 for value in (*slopes, engine))
 
     def title(self) -> str:
-        row = self.points[self.points.status == "measured"].iloc[0]
+        row = self.first()
         device = f"{row.gpus} x {row.device_name}" if row.gpus > 1 else row.device_name
         device = f"CPU backend ({row.device_name})" if row.device == "cpu" else device
         device = f"simulated {row.device_name}" if row.simulated else device
@@ -264,6 +284,8 @@ class Auditor:
                 device,
                 *(["simulated"] if row.simulated and "simulated" not in device else []),
                 "dummy weights",
+                *(["MoE: routing and speed not representative"] if row.moe else []),
+                *([f"cut: {row.model_cut}"] if isinstance(row.model_cut, str) else []),
             ]
         )
 
@@ -318,6 +340,8 @@ class Auditor:
         row = rows.loc[at] if at in rows.index else None
         if row is None:
             return float("nan")
+        if what == "memory_left_mib":
+            return self.memory_left(row)
         if what.startswith(("mem_ready", "mem_loaded", "mem_baseline")):
             return float(row[what.replace("_mib", "_bytes")] / MIB)
         if what in ("block_mib", "engine_block_size"):
@@ -346,6 +370,8 @@ class Auditor:
         row = rows.loc[int(length)]
         if what == "gpu_memory_utilization":
             return f"{row.gpu_memory_utilization:g}"
+        if what == "memory_left_mib":
+            return self.memory_left(row)
         if what == "pool_gib":
             return float(self.ranks * row.engine_kv_bytes / GIB)
         return float(row[what.replace("_mib", "_bytes")] / MIB if what.endswith("_mib") else row[what])
@@ -353,7 +379,7 @@ class Auditor:
     def flat(self, what: str) -> float | str:
         ready = self.memory("utilization").mem_ready_bytes / MIB
         if what == "gpu_memory_utilization":
-            return f"{self.points.gpu_memory_utilization.max():g}"
+            return f"{self.memory('utilization').gpu_memory_utilization.max():g}"
         return float(
             {
                 "lengths": len(ready),
@@ -408,7 +434,7 @@ class Auditor:
         if what == "title":
             return self.title()
         if what == "version":
-            return "vLLM 0.25.1"
+            return self.version()
         if what == "predicted_kv_concurrency":
             return float(row.engine_max_concurrency)
         if what == "gpu_memory_utilization":

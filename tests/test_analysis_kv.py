@@ -13,6 +13,7 @@ import pytest
 from analysis.kv_fit import kv_results
 from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
+from analysis.tables import Tables
 from analysis.targets import Targets, read_targets
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -209,6 +210,43 @@ def test_trade_offs_are_not_known_without_load() -> None:
 def test_dummy_mixture_of_experts_is_cautioned() -> None:
     assert "mixture of experts" not in notes(memory())
     assert "mixture of experts with dummy weights" in notes(synthetic.changed(memory(), lambda r: True, moe=True))
+
+
+def test_speed_of_a_dummy_mixture_of_experts_is_disowned_in_every_row(tmp_path: Path) -> None:
+    rows = synthetic.changed(memory(), lambda r: True, moe=True)
+    (path,) = write_capacity(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    made = [*scaling(tmp_path, rows), *csv.DictReader(io.StringIO(path.read_text()))]
+    assert all("dummy weights; MoE: routing and speed not representative" in row["notes"] for row in made)
+    trained = synthetic.changed(rows, lambda r: True, dummy_weights=False)
+    assert not any("MoE" in row["notes"] for row in scaling(tmp_path, trained))
+
+
+@pytest.mark.parametrize("status", ["measured", "failed"])
+def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> None:
+    def left(size: int, memory_back_s: float | None = None) -> Tables:
+        points = synthetic.tables_of(
+            [synthetic.failed(r, "oom") if status == "failed" and r.max_model_len == 1024 else r for r in memory()]
+        ).points
+        stopped = {
+            "memory_back_s": memory_back_s,
+            "mem_after_stop_bytes": 4 * MIB + size,
+            "mem_baseline_bytes": 4 * MIB,
+        }
+        return Tables(tuple(replace(p, **stopped) if p.max_model_len == 1024 else p for p in points), ())
+
+    words = "memory did not come back after the stop: 612 MiB above the baseline"
+    tables = left(612 * MIB)
+    page = kv_page(tables, Targets())
+    assert page is not None
+    assert page.text().count(words) == 2
+    for write in (write_scaling, write_capacity):
+        (path,) = write(tmp_path, kv_results(tables.points))
+        told = [row["max_model_len"] for row in csv.DictReader(io.StringIO(path.read_text())) if words in row["notes"]]
+        assert told == ["1024"]
+    for quiet in (left(612 * MIB, memory_back_s=0.4), left(3 * MIB)):
+        page = kv_page(quiet, Targets())
+        assert page is not None
+        assert "did not come back" not in page.text()
 
 
 def test_page_without_a_formula_still_reads() -> None:

@@ -137,6 +137,34 @@ def test_no_knee_in_range_is_an_answer() -> None:
     assert "Beyond concurrency" not in text
 
 
+def test_sweet_spot_has_no_upper_end_while_throughput_rises() -> None:
+    levels = (1, 2, 4, 8)
+    tok_s, p95 = (100.0, 130.0, 200.0, 300.0), (0.5, 0.9, 1.3, 1.8)
+    text = page(with_curve(dict(zip(levels, tok_s, strict=True)), dict(zip(levels, p95, strict=True))))
+    assert "tok_s was still rising at concurrency 8" in text
+    assert "From concurrency 1 to 2: p95 went from 0.500 to 0.900 s" in text
+    assert "The sweet spot begins at concurrency 1 (" in text
+    assert "upper end was not found within the levels tested: throughput was still rising at 8, 300 tok/s" in text
+    assert "1 to 8" not in text
+
+
+def test_p95_that_falls_again_at_the_next_level_is_no_blow_up() -> None:
+    tok_s = {c: 90.0 * c for c in (1, 2, 4, 8)}
+    text = page(with_curve(tok_s, {1: 0.5, 2: 2.5, 4: 0.6, 8: 0.7}))
+    assert "Where does latency blow up? Not within the levels tested" in text
+    assert "No knee up to concurrency 8" in text
+    assert "p95 5.0x the previous level" in text
+    assert "one which rises and falls again is noise" in text
+
+
+def test_p95_that_jumps_at_the_last_level_is_not_confirmed() -> None:
+    tok_s = {c: 90.0 * c for c in (1, 2, 4, 8)}
+    text = page(with_curve(tok_s, {1: 0.5, 2: 0.5, 4: 0.6, 8: 2.7}))
+    assert "From concurrency 4 to 8: p95 went from 0.600 to 2.70 s" in text
+    assert "No higher level was measured that could confirm it." in text
+    assert "could confirm it" not in page(with_curve(H200_TOK_S, H200_P95))
+
+
 def test_missing_level_moves_the_knee_to_what_was_measured() -> None:
     fewer = {c: t for c, t in H200_TOK_S.items() if c != 256}
     text = page(with_curve(fewer, H200_P95))

@@ -29,7 +29,9 @@ def test_fit_agrees_with_numpy(points: list[tuple[int, float]]) -> None:
     assert fit is not None
     slope, intercept = np.polyfit(x, y, 1)
     scale = max(map(abs, y)) + 1
-    assert math.isclose(fit.at(500), intercept + slope * 500, rel_tol=1e-6, abs_tol=1e-6 * scale * 1000)
+    assert math.isclose(
+        fit.intercept + fit.slope * 500, intercept + slope * 500, rel_tol=1e-6, abs_tol=1e-6 * scale * 1000
+    )
 
 
 def test_no_line_through_one_length() -> None:
@@ -68,6 +70,22 @@ def test_latency_never_overtakes_perfect_scaling(levels: list[int], latency: flo
 @given(st.lists(st.integers(1, 512), min_size=2, unique=True), positive)
 def test_latency_overtakes_at_once_when_throughput_is_flat(levels: list[int], latency: float) -> None:
     assert stats.overtake([(level, 10.0, latency * level) for level in levels]) == sorted(levels)[1]
+
+
+@given(st.lists(st.integers(1, 512), min_size=3, unique=True), st.data())
+def test_latency_that_falls_again_has_not_overtaken(levels: list[int], data: st.DataObject) -> None:
+    spike = data.draw(st.sampled_from(sorted(levels)[:-1]))
+    noisy = [(level, 10.0 * level, 50.0 if level == spike else 0.5) for level in levels]
+    assert stats.overtake(noisy) is None
+
+
+def test_latency_that_stays_up_overtakes_where_it_rose_for_good() -> None:
+    latency = {1: 0.5, 2: 3.0, 4: 0.6, 8: 2.0, 16: 1.9, 32: 4.0}
+    assert stats.overtake([(level, 100.0 * level, value) for level, value in latency.items()]) == 8
+
+
+def test_throughput_that_dips_is_no_latency_that_grows() -> None:
+    assert stats.overtake([(1, 100.0, 0.5), (2, 90.0, 0.5), (4, 300.0, 0.4)]) is None
 
 
 @given(st.lists(positive, min_size=2, max_size=6))

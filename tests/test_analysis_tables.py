@@ -4,14 +4,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import AnalysisError, reduce
-from analysis.tables import build_tables, frame, read_tables
-from contract.rows import PointRow, to_table
+from analysis import AnalysisError, answer, reduce
+from analysis.tables import build_tables, read_tables
+from contract.rows import PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
+
+
+def frame(run_dir: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(run_dir / f"{name}.parquet")
 
 
 @pytest.fixture
@@ -67,6 +72,41 @@ def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
         "telemetry.parquet",
         "sessions.parquet",
     ]
+    assert answer(tmp_path).splitlines() == ["No point was measured.", f"Files: {tmp_path}"]
+    for shard in (tmp_path / "shards").rglob("*.parquet"):
+        shard.unlink()
+    assert reduce(tmp_path) == []
+
+
+def test_last_attempt_at_a_session_wins(run: Path) -> None:
+    row = synthetic.rows()[0]
+    first = replace(synthetic.session_of(row), status="failed", node="node-a", memory_back_s=None)
+    last = replace(first, attempt=2, status="measured", node="node-b", memory_back_s=0.7)
+    shard = run / "shards/session-c512/session.parquet"
+    pq.write_table(to_table([last, first], SessionRow), shard)
+    build_tables(run)
+    point = next(point for point in read_tables(run).points if point.session_id == "session-c512")
+    assert (point.attempt, point.node, point.memory_back_s) == (1, "node-b", 0.7)
+    (session,) = (s for s in read_tables(run).sessions if s.session_id == "session-c512")
+    assert (session.attempt, session.status) == (2, "measured")
+    pq.write_table(to_table([last, last], SessionRow), shard)
+    with pytest.raises(AnalysisError, match="one row"):
+        build_tables(run)
+
+
+def test_last_attempt_wins_in_tables_that_hold_them_all(run: Path) -> None:
+    build_tables(run)
+    known = read_tables(run)
+    for name, columns in (("points", {"tok_s": 1.0}), ("sessions", {"node": "elsewhere"})):
+        table = pq.ParquetFile(run / f"{name}.parquet").read()
+        earlier = [row | {"attempt": 0, "status": "failed"} | columns for row in table.to_pylist()]
+        both = pa.concat_tables([pa.Table.from_pylist(earlier, schema=table.schema), table])
+        pq.write_table(both, run / f"{name}.parquet")
+    assert read_tables(run) == known
+    table = pq.ParquetFile(run / "sessions.parquet").read()
+    pq.write_table(pa.concat_tables([table, table]), run / "sessions.parquet")
+    with pytest.raises(AnalysisError, match="holds a session twice"):
+        read_tables(run)
 
 
 def test_point_whose_session_row_is_not_yet_there_is_kept(run: Path) -> None:

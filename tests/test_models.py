@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,7 @@ def test_a_vocabulary_must_hold_all_bytes() -> None:
 
 
 def test_a_directory_without_config_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match="name a directory"):
+    with pytest.raises(ModelNotFound, match="cannot be read"):
         read_config(str(tmp_path))
     (tmp_path / "config.json").write_text("not json")
     with pytest.raises(ModelNotFound, match="cannot be read"):
@@ -149,7 +152,7 @@ def test_a_cached_model_is_read_without_asking_the_hub(monkeypatch: pytest.Monke
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     found = str(tmp_path / "config.json")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: found)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the hub was asked"))
     assert read_config("org/name") == {"model_type": "llama"}
 
 
@@ -165,31 +168,60 @@ def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
         read_config(name)
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str | None]]]:
+    """A hub of our own: its answer is named by the model, and it remembers what it was asked."""
+    from huggingface_hub import constants
+
+    asked: list[tuple[str, str | None]] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("Authorization")))
+            code = int(self.path.split("/")[2].removeprefix("answers-"))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(b'{"model_type": "llama"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_once_with_the_token_of_the_environment(
+    hub: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "from-the-environment")
+    assert read_config("org/answers-200", "v1") == {"model_type": "llama"}
+    assert hub == [("/org/answers-200/resolve/v1/config.json", "Bearer from-the-environment")]
+
+
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("code", "words"),
     [
-        ("GatedRepoError", "gated: accept its licence"),
-        ("RepositoryNotFoundError", "check model.name"),
-        ("RevisionNotFoundError", "model.revision"),
-        ("EntryNotFoundError", "no config.json"),
-        ("LocalEntryNotFoundError", "check the network"),
+        (401, "HF_TOKEN; check model.name"),
+        (403, "gated: accept its licence"),
+        (404, "model.revision"),
+        (500, "HTTP 500"),
     ],
 )
-def test_what_the_hub_says_becomes_advice(monkeypatch: pytest.MonkeyPatch, error: str, words: str) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    asked: dict[str, Any] = {}
-
-    def refuse(*_: Any, **options: Any) -> str:
-        asked.update(options)
-        kind = getattr(errors, error)
-        raise kind.__new__(kind)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_TOKEN", "from-the-environment")
+def test_what_the_hub_says_becomes_advice(hub: list[tuple[str, str | None]], code: int, words: str) -> None:
     with pytest.raises(ModelNotFound, match=words):
-        read_config("org/name", "main")
-    assert asked["token"] == "from-the-environment"
-    assert asked["revision"] == "main"
+        read_config(f"org/answers-{code}")
+    assert len(hub) == 1
+
+
+def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(ModelNotFound, match="check the network"):
+        read_config("org/name")

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import kv
+from contract.rows import PointRow
 from contract.specs import Mode, PointKind, Purpose
 from orchestrator.fleet import NoRoom
-from orchestrator.plan import Plan, make_plan
-from orchestrator.schema import ConfigError, Experiment
+from orchestrator.plan import Plan, further_points, make_plan
+from orchestrator.problems import ConfigError
+from orchestrator.schema import Experiment
 from tests.configs import cpu_fleet, experiment, gpu_fleet, resolved, sim_fleet
 
 MIB = 2**20
@@ -68,8 +70,50 @@ def test_batching_compares_the_same_requests_and_repeats_every_level() -> None:
 def test_near_full_ladder_goes_past_the_pool() -> None:
     sessions = plan(experiment("capacity", "phi-3-mini-4k")).sessions
     near_full = [p for s in sessions for p in s.points if p.purpose is Purpose.NEAR_FULL_CONTEXT]
-    assert max(p.concurrency for p in near_full) == 32
+    assert max(p.concurrency for p in near_full) == 64, "an H100 holds some 42 sequences"
     assert {p.prompt_tokens + p.output_tokens for p in near_full} == {4088}
+
+
+def test_near_full_ladder_on_a_pool_of_known_size() -> None:
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=16)
+    (session,) = [s for s in plan(asked).sessions if s.sequences == 16]
+    assert session.mode is Mode.COMMITTED
+    assert max(p.concurrency for p in session.points) == 32
+
+
+def test_near_full_ladder_grows_where_the_engine_holds_more_than_was_foreseen() -> None:
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4)
+    (session,) = [s for s in plan(asked).sessions if s.sequences == 4]
+    planned = list(session.points)
+    row = PointRow(1, "r", session.id, "p", "capacity", "load", "near_full_context", 1, "measured", False, "")
+    row.engine_max_concurrency = 17.9
+    more = further_points(session, planned, row)
+    assert [(p.concurrency, p.num_requests) for p in more] == [(16, 160), (32, 320)]
+    assert further_points(session, planned + more, row) == []
+    assert len({p.id for p in planned + more}) == len(planned) + 2
+
+
+def test_levels_that_the_user_named_are_not_added_to() -> None:
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__concurrency=[1, 2])
+    session = next(s for s in plan(asked).sessions if any(p.purpose is Purpose.NEAR_FULL_CONTEXT for p in s.points))
+    row = PointRow(1, "r", session.id, "p", "capacity", "load", "near_full_context", 1, "measured", False, "")
+    row.engine_max_concurrency = 42.0
+    assert further_points(session, list(session.points), row) == []
+
+
+def test_no_room_for_near_full_prompts_is_said() -> None:
+    with pytest.raises(ConfigError, match="70 leaves no room for near-full-context prompts"):
+        plan(experiment("capacity", server__max_model_len=70, load__prompt_tokens=4, load__output_tokens=64))
+
+
+def test_a_kv_sweep_refuses_a_pool_of_the_users() -> None:
+    with pytest.raises(ConfigError, match="a kv sweep sizes its pools itself"):
+        plan(experiment("kv", server__kv_cache_memory_bytes=10**9))
+
+
+def test_tensor_parallel_needs_gpus() -> None:
+    with pytest.raises(NoRoom, match="tensor_parallel_size=2"):
+        plan(experiment("kv", server__tensor_parallel_size=2), fleet=cpu_fleet())
 
 
 def test_equal_servers_are_one_session_with_memory_read_first() -> None:
@@ -119,7 +163,7 @@ def test_length_above_the_models_limit_is_named_with_the_limit() -> None:
 
 
 def test_lengths_that_do_not_fit_the_server() -> None:
-    with pytest.raises(ConfigError, match="4090 \\+ 64 tokens do not fit max_model_len 4096"):
+    with pytest.raises(ConfigError, match="4090 \\+ 64 tokens of prompt and output do not fit"):
         plan(experiment("concurrency", load__prompt_tokens=4090))
 
 

@@ -15,9 +15,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from contract.rows import MEASURED
+from contract.rows import MEASURED, SessionRow
 from contract.specs import SessionSpec
-from orchestrator.cluster import Cluster
+from orchestrator.cluster import Cluster, SessionHandle
 from orchestrator.driver import Driver, Outcome
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
@@ -135,8 +135,58 @@ def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(place: Pl
     assert place.leftovers() == []
 
 
-@pytest.mark.parametrize("after", ["launched", "Ray", "ready"])
-def test_ctrl_c_at_any_moment_leaves_nothing(place: Place, after: str) -> None:
+def test_a_run_goes_on_from_its_manifest_and_measures_only_what_is_missing(place: Place) -> None:
+    asked = ["+sweep=concurrency", "sweep.concurrency=[1,2]", *QUICK_ARGS]
+    assert orchestrate(place, *asked).returncode == 0
+    (run_directory,) = place.outputs.iterdir()
+    shards = sorted(run_directory.glob("shards/*/[!s]*.parquet"))
+    kept, lost = shards[0], shards[1]
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    command = [sys.executable, "-m", "orchestrator", f"resume={run_directory}"]
+    done = subprocess.run(command, cwd=ROOT, env=place.environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lost.exists()
+    assert kept.stat().st_mtime_ns == before
+    assert len(json.loads((run_directory / "manifest.json").read_text())["servers"]) == 2
+    again = subprocess.run(command, cwd=ROOT, env=place.environment(), capture_output=True, text=True, timeout=120)
+    assert "nothing is left to do" in again.stdout
+    assert again.returncode == 0
+    assert place.leftovers() == []
+
+
+def test_an_unexpected_error_in_one_session_costs_the_others_nothing(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(resolved(experiment("kv", engine="sim", **QUICK)), cluster[1])
+    broken = plan.sessions[0].id
+    start = SessionHandle.start
+
+    async def raise_for_one(self: SessionHandle) -> SessionRow:
+        row = await start(self)
+        if row.session_id == broken:
+            raise RuntimeError("a defect")
+        return row
+
+    monkeypatch.setattr(SessionHandle, "start", raise_for_one)
+    outcome, _ = run(cluster, list(plan.sessions), tmp_path)
+    assert outcome.measured == plan.points - 1
+    assert len(outcome.failed) == 1
+    assert "internal" in outcome.failed[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "number"),
+    [
+        ("launched", signal.SIGINT),
+        ("Ray", signal.SIGINT),
+        ("results in", signal.SIGINT),
+        ("results in", signal.SIGTERM),
+        ("ready", signal.SIGINT),
+        ("[8/8]", signal.SIGTERM),
+    ],
+)
+def test_interrupted_at_any_moment_nothing_is_left(place: Place, after: str, number: signal.Signals) -> None:
     arguments = [
         "+sweep=kv",
         "engine=sim",
@@ -161,14 +211,14 @@ def test_ctrl_c_at_any_moment_leaves_nothing(place: Place, after: str) -> None:
         while not list(place.mark.glob("vc-ray-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
     else:
-        while "ready" not in process.stdout.readline():
+        while after not in process.stdout.readline():
             assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert place.leftovers() == []
-    if after == "ready":
+    if after in ("ready", "[8/8]"):
         (directory,) = place.outputs.iterdir()
         assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
         assert list(directory.glob("shards/*/session.parquet"))

@@ -41,6 +41,17 @@ async def test_retry_goes_to_another_node_and_ends() -> None:
     assert seen[0][0] != seen[1][0]
 
 
+async def test_a_large_job_is_tried_again_on_the_only_node_that_holds_it() -> None:
+    seen: list[str] = []
+
+    async def execute(job: Job, node: str) -> bool:
+        seen.append(node)
+        return len(seen) < 2
+
+    await Queue({"a": 4, "b": 1}).run([Job("x", 4, 1)], execute)
+    assert seen == ["a", "a"]
+
+
 async def test_a_job_that_fits_nowhere_is_an_error_not_a_hang() -> None:
     async def execute(job: Job, node: str) -> bool:
         return False

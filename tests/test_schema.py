@@ -2,7 +2,8 @@
 
 import pytest
 
-from orchestrator.schema import ConfigError, KvSweep, validate
+from orchestrator.problems import ConfigError
+from orchestrator.schema import KvSweep, is_secret, validate
 from tests.configs import raw
 
 
@@ -55,6 +56,37 @@ def test_no_sweep_lists_the_sweeps_beside_other_problems() -> None:
 
 def test_a_bool_is_not_a_number() -> None:
     assert problems(load__prompt_tokens=True) == ["load.prompt_tokens: should be a valid integer, got True"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max-model-len": 5}, "server.extra_args: max_model_len has a key of its own: server.max_model_len"),
+        ({"uds": "/tmp/x"}, "server.extra_args: uds is set by the tool itself"),
+        (
+            {"hf_token": "x"},
+            "server.extra_args: hf_token looks like a secret: secrets are read from the environment only",
+        ),
+        ({"block_size": "foo"}, "server.extra_args: block_size should be a whole number above 0, got 'foo'"),
+    ],
+)
+def test_extra_args_hold_further_flags_only(flags: dict[str, object], message: str) -> None:
+    assert problems(server__extra_args=flags) == [message]
+
+
+def test_extra_args_are_known_by_one_name() -> None:
+    made = validate(raw(server__extra_args={"--block-size": 32}), [])
+    assert made.server.extra_args == {"block_size": 32}
+
+
+@pytest.mark.parametrize("name", ["hf_token", "HF-TOKEN", "api_key", "apikey", "db.password", "secret"])
+def test_secrets_are_known_by_their_names(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize("name", ["max_num_batched_tokens", "load.prompt_tokens", "tokenizer", "key", "secretary"])
+def test_other_names_hold_no_secret(name: str) -> None:
+    assert not is_secret(name)
 
 
 def test_sim_device_belongs_to_the_sim_engine() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contract.kv import KVLayout, UnknownKV, kv_layout
+from contract.kv import KVLayout, UnknownKV, server_layout
 from contract.specs import SessionSpec
 from workers.engines import vllm_log
 from workers.engines.vllm_log import LogFigures
@@ -41,19 +41,12 @@ def layout_of(
 
     `max_num_batched_tokens` (tokens) is what the engine chose where the spec leaves it to vLLM.
     """
-    server = spec.server
-    block_size = server.extra_args.get("block_size")
     try:
-        return kv_layout(
+        return server_layout(
             spec.model.config,
-            block_size=None if block_size is None else int(block_size),
-            device="cpu" if spec.device == "cpu" else "cuda",
-            tensor_parallel_size=server.tensor_parallel_size,
-            dtype=server.dtype,
-            kv_cache_dtype=server.kv_cache_dtype,
-            max_num_batched_tokens=server.max_num_batched_tokens or max_num_batched_tokens,
-            max_model_len=server.max_model_len,
-            enable_prefix_caching=server.enable_prefix_caching,
+            spec.server,
+            "cpu" if spec.device == "cpu" else "cuda",
+            max_num_batched_tokens=max_num_batched_tokens,
             vllm_version=vllm_version,
         )
     except UnknownKV:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from contract.specs import ModelSpec
 
-HUB_TIMEOUT_S = 10.0
+HUB_TIMEOUT_S = 4.0
 
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: "
 
@@ -134,57 +136,53 @@ def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any
         ModelNotFound: there is none to be read.
     """
     directory = Path(name_or_path).expanduser()
-    path = directory / "config.json" if directory.is_dir() else _hub_file(name_or_path, revision)
+    found = directory / "config.json" if directory.is_dir() else _hub_file(name_or_path, revision)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(found.read_text(encoding="utf-8") if isinstance(found, Path) else found)
     except (OSError, ValueError) as error:
-        raise ModelNotFound(f"{path} cannot be read ({error}); name a directory that holds a model's files") from error
+        raise ModelNotFound(f"config.json of {name_or_path} cannot be read ({error})") from error
     if not isinstance(config, dict):
-        raise ModelNotFound(f"{path} is not a JSON object; name a directory that holds a model's files")
+        raise ModelNotFound(f"config.json of {name_or_path} is not a JSON object")
     return config
 
 
-def _hub_file(name: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+def _hub_file(name: str, revision: str | None) -> Path | str:
+    """The cached file, or what the hub gives in one request (its own client tries again for half a minute)."""
+    from huggingface_hub import constants, errors, try_to_load_from_cache
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    if name.startswith((".", "/", "~")) or ("/" in name and Path(name).parent.is_dir()):
+        raise ModelNotFound(f"there is no directory {name!r}")
     try:
-        # The cache first: without a network the hub's client retries for some twenty seconds.
-        if isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return Path(cached)
-        return Path(
-            hf_hub_download(
-                name,
-                "config.json",
-                revision=revision,
-                token=os.environ.get("HF_TOKEN") or False,
-                etag_timeout=HUB_TIMEOUT_S,
-                local_files_only=offline,
-            )
-        )
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
     except errors.HFValidationError as error:
         raise ModelNotFound(f"{name!r} is neither a directory nor a hub name of the form ORG/NAME") from error
-    except errors.GatedRepoError as error:
+    if isinstance(cached, str):
+        return Path(cached)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ModelNotFound(f"{where} is not in the local cache: unset HF_HUB_OFFLINE, or download it before")
+    return _from_hub(f"{constants.ENDPOINT}/{name}/resolve/{revision or 'main'}/config.json", where)
+
+
+_HUB_SAYS = {
+    401: "is not there, or private or gated: put a token with access in HF_TOKEN; check model.name",
+    403: "is gated: accept its licence on the hub and put a token with access in HF_TOKEN",
+    404: "is not on the hub, or has no config.json or no such revision: check model.name and model.revision",
+}
+
+
+def _from_hub(url: str, where: str) -> str:
+    request = urllib.request.Request(url)
+    if token := os.environ.get("HF_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
         raise ModelNotFound(
-            f"{where} is gated: accept its licence on the hub and put a token with access in HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelNotFound(f"the hub has no {where}: set model.revision to a branch, tag or commit it has") from error
-    except errors.RepositoryNotFoundError as error:
+            f"{where} {_HUB_SAYS.get(error.code, f'was not given by the hub: HTTP {error.code}')}"
+        ) from None
+    except (OSError, ValueError) as error:
         raise ModelNotFound(
-            f"the hub has no {where} (or it is private: put a token with access in HF_TOKEN); check model.name"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        hint = (
-            "unset HF_HUB_OFFLINE, or download it once on a machine with a network"
-            if offline
-            else "check the network, or download it before"
-        )
-        raise ModelNotFound(
-            f"{where} is not in the local cache and the hub was not asked or did not answer: {hint}"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise ModelNotFound(f"{where} has no config.json: it is not a model that vLLM can serve") from error
-    except Exception as error:  # the hub's client lets its HTTP library's own errors through
-        raise ModelNotFound(f"the hub did not give {where} ({type(error).__name__}: {error}); try again") from error
+            f"{where} is not in the local cache and the hub did not answer ({error}): check the network"
+        ) from None

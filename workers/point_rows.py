@@ -83,10 +83,13 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
     )
 
 
-def fill_window(row: PointRow, observed: Observed, started_wall_s: float, duration_s: float) -> None:
-    """Put the device's samples inside the window into `row`, and their means. Power is summed over the cards."""
-    row.telemetry = observed.window(started_wall_s, duration_s)
-    row.cpu_util_pct = observed.cpu_util_pct
+def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
+    """Put the samples inside a window (its start on the monotonic clock) into `row`, and their means.
+
+    Power is summed over the cards.
+    """
+    row.telemetry = observed.window(started_s, duration_s)
+    row.cpu_util_pct = observed.cpu_util_pct(started_s, duration_s)
     row.gpu_util_pct = _mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
     power_w = _mean([s.power_w for s in row.telemetry if s.power_w is not None])
     row.power_w = None if power_w is None else power_w * len(row.device_ids)

@@ -25,16 +25,23 @@ METRICS_PERIOD_S = 0.5
 
 @dataclass(slots=True)
 class Observed:
-    """What was seen. Telemetry times are wall clock until `window` makes them relative."""
+    """What was seen. Times are on the monotonic clock, which all processes of a host share, until `window` makes them
+    relative."""
 
     telemetry: list[TelemetryRow] = field(default_factory=list)
     gauges: list[metrics.ServerMetrics] = field(default_factory=list)
-    cpu_util_pct: float | None = None
+    cpu_pct: list[tuple[float, float]] = field(default_factory=list)
+    """(time, mean utilisation of all cores since the sample before)."""
 
-    def window(self, wall_start_s: float, duration_s: float) -> list[TelemetryRow]:
+    def window(self, started_s: float, duration_s: float) -> list[TelemetryRow]:
         """Return the samples inside a window, their times in seconds since its start."""
-        inside = (replace(row, t_s=row.t_s - wall_start_s) for row in self.telemetry)
+        inside = (replace(row, t_s=row.t_s - started_s) for row in self.telemetry)
         return [row for row in inside if 0 <= row.t_s <= duration_s]
+
+    def cpu_util_pct(self, started_s: float, duration_s: float) -> float | None:
+        """Return the mean CPU utilisation of the host inside a window; None for one too short to be sampled."""
+        inside = [percent for at, percent in self.cpu_pct if 0 < at - started_s <= duration_s]
+        return sum(inside) / len(inside) if inside else None
 
     def peak_memory_bytes(self) -> int | None:
         """Return the highest memory seen at one moment, summed over the cards."""
@@ -59,6 +66,7 @@ class Sampler:
         self._threads = [
             threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_gauges), daemon=True),
+            threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_cpu), daemon=True),
         ]
 
     def __enter__(self) -> Self:
@@ -71,7 +79,6 @@ class Sampler:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        self.observed.cpu_util_pct = psutil.cpu_percent(None)
 
     def _repeat(self, period_s: float, sample: Callable[[], None]) -> None:
         due = time.monotonic()
@@ -82,7 +89,7 @@ class Sampler:
                 return
 
     def _sample_device(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         self.observed.telemetry += [replace(row, t_s=now) for row in self._device.sample(self._pid)]
 
     def _sample_gauges(self) -> None:
@@ -90,3 +97,6 @@ class Sampler:
             status, text = probe.get(self._endpoint, "/metrics")
             if status == 200:
                 self.observed.gauges.append(metrics.parse(text))
+
+    def _sample_cpu(self) -> None:
+        self.observed.cpu_pct.append((time.monotonic(), psutil.cpu_percent(None)))

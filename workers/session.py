@@ -67,7 +67,8 @@ class Session:
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
-        self._stop_lock = threading.Lock()
+        self._lifecycle = threading.Lock()
+        """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
         self._workspace = Workspace.make()
         self._device = open_device(spec.device, visible_devices, self._workspace)
@@ -104,6 +105,7 @@ class Session:
         """Start the server, prove that it answers, read its memory. The row's status says whether it did."""
         try:
             self.row.mem_baseline_bytes = self._device.memory_used(None)
+            self.row.foreign_processes = [str(process) for process in self._device.foreign_processes(None)]
             self._launch()
         except readiness.StartFailed as error:
             self._fail(error.failure)
@@ -112,6 +114,22 @@ class Session:
         return self.row
 
     def _launch(self) -> None:
+        with self._lifecycle:
+            if self._stopping.is_set():
+                raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
+            process = self._process = self._make_process()
+        launched = time.monotonic()
+        self.row.server_pid = process.pid
+        assert self._endpoint is not None
+        readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set)
+        self.row.ready_s = time.monotonic() - launched
+        self._ready_bytes = self._settled_memory()
+        self._client_cores = processes.free_cores(process.pid)
+        self._gate()
+        self._log_figures = vllm_log.parse(process.log_text())
+        self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
+
+    def _make_process(self) -> ServerProcess:
         spec, workspace = self.spec, self._workspace
         model = spec.model.path or (str(write_model_dir(spec.model, workspace.model)))
         self._address = _address(spec.server.transport, workspace)
@@ -122,21 +140,17 @@ class Session:
             "TMPDIR": str(workspace.temporary),
             "VLLM_RPC_BASE_PATH": str(workspace.temporary),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "CUDA_VISIBLE_DEVICES": ",".join(self.row.visible_devices),
+            "CUDA_VISIBLE_DEVICES": ",".join(self._names_for_cuda()),
         }
         command = self._engine.command(spec, model, self._address)
         self.row.argv = provenance.shown_argv(command, workspace.root)
         self.row.environment = provenance.shown_environment(environment, workspace.root)
-        launched = time.monotonic()
-        self._process = ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s)
-        self.row.server_pid = self._process.pid
-        readiness.wait_until_ready(self._process, self._endpoint, spec, self._stopping.is_set)
-        self.row.ready_s = time.monotonic() - launched
-        self._ready_bytes = self._settled_memory()
-        self._client_cores = processes.free_cores(self._process.pid)
-        self._gate()
-        self._log_figures = vllm_log.parse(self._process.log_text())
-        self._kv = kv_figures.of_server(spec, self._scrape(), self._log_figures, self.row.vllm_version)
+        return ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s)
+
+    def _names_for_cuda(self) -> list[str]:
+        """Cards as vLLM takes them: indices, or whole UUIDs where the cluster shortened them."""
+        names, cards = self.row.visible_devices, self._device.cards
+        return [name if name.isdigit() else card.id for name, card in zip(names, cards, strict=False)]
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
@@ -170,12 +184,12 @@ class Session:
         prompt_tokens = length - output_tokens
         requests = 2 * math.ceil(aim / prompt_tokens) + 2
         before = self._scrape()
-        started, began = time.time(), time.monotonic()
+        started_wall_s, started_s = time.time(), time.monotonic()
         with self._sampler() as sampler:
             result = self._load(requests, requests, prompt_tokens, output_tokens)
         largest = metrics.largest_step_since(before, self._scrape())
-        row = point_rows.blank(self._origin(), point, started)
-        point_rows.fill_window(row, sampler.observed, started, time.monotonic() - began)
+        row = point_rows.blank(self._origin(), point, started_wall_s)
+        point_rows.fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
         row.mem_ready_bytes = self._ready_bytes
         row.mem_loaded_bytes = self._settled_memory()
         peak = sampler.observed.peak_memory_bytes()
@@ -194,7 +208,7 @@ class Session:
             )
         after = self._scrape()
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
-        point_rows.fill_window(row, sampler.observed, result.started_wall_s, result.duration_s)
+        point_rows.fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
         point_rows.fill_server_counters(row, before, after, sampler.observed)
         for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
             setattr(row, name, value)
@@ -270,16 +284,16 @@ class Session:
         row = point_rows.blank(self._origin(), point, time.time())
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
-        row.failure_message = failure.message
-        row.log_tail = failure.log_tail or self._log_tail()
+        row.failure_message = self._masked(failure.message)
+        row.log_tail = self._masked(failure.log_tail) or self._log_tail()
         row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
         return row
 
     def _fail(self, failure: Failure) -> None:
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
-        self.row.failure_message = failure.message
-        self.row.log_tail = failure.log_tail
+        self.row.failure_message = self._masked(failure.message)
+        self.row.log_tail = self._masked(failure.log_tail)
 
     def _start_failure(self) -> Failure:
         return Failure(
@@ -289,25 +303,32 @@ class Session:
         )
 
     def _log_tail(self) -> str:
-        return self._process.log_tail() if self._process else ""
+        return self._masked(self._process.log_tail()) if self._process else ""
+
+    def _masked(self, text: str) -> str:
+        return provenance.masked(text, self._workspace.root, self._address.api_key)
 
     # --- stop ---
 
     def stop(self) -> SessionEnd:
         """Stop the server, wait for its memory to come back, hand over the row and the log, leave nothing behind."""
         self._stopping.set()
-        with self._stop_lock:
+        with self._lifecycle:
             if self.row.ended_at is None:
-                log = self._end()
-                self._workspace.remove()
-                self._device.close()
-                self.row.ended_at = point_rows.utc(time.time())
-                self._log = provenance.masked(log, self._workspace.root, self._address.api_key)
+                try:
+                    self._end()
+                except Exception as error:  # the device's library, say: what was started must be gone all the same
+                    self._fail(Failure(FailureClass.INTERNAL, f"while stopping: {type(error).__name__}: {error}"))
+                finally:
+                    self._log = self._masked(self._process.log_text()) if self._process else ""
+                    self._workspace.remove()
+                    self._device.close()
+                    self.row.ended_at = point_rows.utc(time.time())
             return SessionEnd(self.row, self._log)
 
-    def _end(self) -> str:
+    def _end(self) -> None:
         if self._process is None:
-            return ""
+            return
         asked = time.monotonic()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
@@ -322,7 +343,6 @@ class Session:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        return self._process.log_text()
 
 
 def _address(transport: str, workspace: Workspace) -> Address:

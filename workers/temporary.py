@@ -5,14 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-LONGEST_PATH = 40
-"""Characters. Ray's and vLLM's sockets add up to about 65, and a socket's path has 107 (unix(7))."""
+SOCKET_PATH_CHARACTERS = 107
+"""What a Unix socket's path may have (unix(7))."""
 
 
-def private_directory(prefix: str) -> Path:
-    """Make a 0700 directory below the user's TMPDIR, or below /tmp where that path is too long for sockets."""
+def private_directory(prefix: str, below: int) -> Path:
+    """Make a 0700 directory in the user's TMPDIR, or in /tmp where that is too long.
+
+    `below` is how many characters the longest socket's path adds to it.
+    """
     directory = Path(tempfile.mkdtemp(prefix=prefix))
-    if len(str(directory)) <= LONGEST_PATH:
+    if len(str(directory)) + below <= SOCKET_PATH_CHARACTERS:
         return directory
     directory.rmdir()
     return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))

@@ -29,6 +29,10 @@ class ForeignProcess:
     pid: int
     memory_bytes: int | None
 
+    def __str__(self) -> str:
+        used = "unknown memory" if self.memory_bytes is None else f"{self.memory_bytes >> 20} MiB"
+        return f"pid {self.pid} on {self.device_id}: {used}"
+
 
 class Device(Protocol):
     """The cards of one session."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from contract.rows import TelemetryRow
@@ -18,7 +20,7 @@ _T = TypeVar("_T")
 
 
 class NvmlDevice:
-    """The cards that `visible` names: indices in PCI order, `GPU-…` or `MIG-…` UUIDs."""
+    """The cards that `visible` names: indices in PCI order, `GPU-…` UUIDs or what they begin with, `MIG-…` UUIDs."""
 
     period_s = 0.1
 
@@ -27,9 +29,13 @@ class NvmlDevice:
 
         self._nvml = pynvml
         pynvml.nvmlInit()
-        self._handles = [_handle(pynvml, name) for name in visible]
-        self.cards = [_card(pynvml, handle) for handle in self._handles]
-        self.driver_version: str | None = _text(pynvml.nvmlSystemGetDriverVersion())
+        try:
+            self._handles = [_handle(pynvml, name) for name in visible]
+            self.cards = [_card(pynvml, handle) for handle in self._handles]
+            self.driver_version: str | None = _text(pynvml.nvmlSystemGetDriverVersion())
+        except BaseException:
+            self.close()
+            raise
 
     def memory_used(self, pid: int | None) -> int:
         """Return bytes used on the cards by anybody, the driver's own reserve left out, as `nvidia-smi` does."""
@@ -44,7 +50,7 @@ class NvmlDevice:
         return TelemetryRow(
             0.0,
             card.id,
-            memory_used_bytes=_used(nvml, handle),
+            memory_used_bytes=_offered(lambda: _used(nvml, handle)),
             utilization_pct=_offered(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
             power_w=_offered(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)),
             sm_clock_mhz=_offered(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
@@ -52,7 +58,7 @@ class NvmlDevice:
         )
 
     def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
-        """Return compute processes on the cards that are not in the tree of `pid`.
+        """Return compute processes on the cards that are not in the tree of `pid`; none of a card that does not tell.
 
         NVML numbers processes in the host's namespace: in a container ours may look foreign, so this is only asked
         before a start.
@@ -61,7 +67,7 @@ class NvmlDevice:
         return [
             ForeignProcess(card.id, int(process.pid), process.usedGpuMemory)
             for card, handle in zip(self.cards, self._handles, strict=True)
-            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            for process in _offered(partial(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)) or ()
             if process.pid not in ours
         ]
 
@@ -72,7 +78,11 @@ class NvmlDevice:
 
 
 def visible_cards() -> list[Card]:
-    """Return the cards this process may use, CUDA_VISIBLE_DEVICES respected; none where there is no NVML."""
+    """Return the cards this process may use, CUDA_VISIBLE_DEVICES respected; none where there is no NVML.
+
+    As for CUDA, an empty name or -1 ends the list. A card that is split by MIG and not named by its slices' `MIG-…`
+    UUIDs is listed as the whole card, although CUDA would use only its first slice.
+    """
     import pynvml
 
     try:
@@ -84,10 +94,15 @@ def visible_cards() -> list[Card]:
         if names is None:
             handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         else:
-            handles = [_handle(pynvml, name.strip()) for name in names.split(",") if name.strip() not in ("", "-1")]
+            named = takewhile(lambda name: name not in _END, (name.strip() for name in names.split(",")))
+            handles = [_handle(pynvml, name) for name in named]
         return [_card(pynvml, handle) for handle in handles]
     finally:
         pynvml.nvmlShutdown()
+
+
+_END = ("", "-1", "NoDevFiles")
+"""What ends CUDA_VISIBLE_DEVICES; the last is how Slurm says that a job has no GPU."""
 
 
 class NoSuchCard(Exception):
@@ -100,7 +115,19 @@ def _handle(nvml: Any, name: str) -> Any:
             return nvml.nvmlDeviceGetHandleByIndex(int(name))
         return nvml.nvmlDeviceGetHandleByUUID(name)
     except nvml.NVMLError as error:
-        raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {name!r}, but this node has no such GPU ({error})") from None
+        alike = _beginning_with(nvml, name)
+        if len(alike) == 1:
+            return alike[0]
+        missing = f"the UUIDs of {len(alike)} GPUs begin so" if alike else f"this node has no such GPU ({error})"
+        raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {name!r}, but {missing}") from None
+
+
+def _beginning_with(nvml: Any, name: str) -> list[Any]:
+    """CUDA takes as much of a card's UUID as tells it from the others; NVML wants all of it."""
+    if not name.startswith("GPU-"):
+        return []
+    handles = (nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount()))
+    return [handle for handle in handles if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name)]
 
 
 def _card(nvml: Any, handle: Any) -> Card:

@@ -42,8 +42,9 @@ class Engine(Protocol):
         """Return the versions installed here, without importing anything heavy."""
 
 
-STRIPPED = ("RAY_", "_RAY_", "VLLM_CAPACITY_")
-"""Prefixes of variables that a server must not inherit: Ray's would change what vLLM does, and hold its token."""
+STRIPPED = ("RAY_", "_RAY_", "VLLM_CAPACITY_", "VLLM_API_KEY")
+"""Beginnings of variables that a server must not inherit: Ray's would change what vLLM does, and hold its token; a key
+of the user's would shut us out of our own server."""
 
 
 def inherited_environment(omp_num_threads: str | None) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _version(distribution: str) -> str | None:
 def flag(name: str, value: Any) -> list[str]:
     """Return one argument as vLLM's command line takes it: `{"enforce_eager": True}` is `--enforce-eager`.
 
-    None is left out, False becomes `--no-…`, a list follows its flag, a dict becomes JSON.
+    None is left out, False becomes `--no-…`, a list follows its flag, a dict becomes JSON, in a list too.
     """
     option = "--" + name.replace("_", "-")
     if value is None:
@@ -101,8 +101,10 @@ def flag(name: str, value: Any) -> list[str]:
         return [option]
     if value is False:
         return ["--no-" + name.replace("_", "-")]
-    if isinstance(value, dict):
-        return [option, json.dumps(value)]
     if isinstance(value, list | tuple):
-        return [option, *(str(item) for item in value)]
-    return [option, str(value)]
+        return [option, *(_text(item) for item in value)]
+    return [option, _text(value)]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from workers.temporary import private_directory
 
+SOCKETS_BELOW = 45
+"""Characters of /t/UUID, vLLM's own sockets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
@@ -18,7 +21,7 @@ class Workspace:
     @classmethod
     def make(cls) -> Workspace:
         """Make the directory."""
-        workspace = cls(private_directory("vc-"))
+        workspace = cls(private_directory("vc-", SOCKETS_BELOW))
         workspace.temporary.mkdir()
         return workspace
 

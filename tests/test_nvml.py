@@ -1,0 +1,326 @@
+"""Cards as NVML shows them, on a pretended NVML: names, slices, what is not offered, and what a process may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workers.devices.nvml import NoSuchCard, NvmlDevice, visible_cards
+
+GIB = 2**30
+PID = os.getpid()
+FIRST, SECOND, THIRD = "GPU-8932f937-d72c-4106", "GPU-8932aaaa-0000-4107", "GPU-1f00ba42-0000-4108"
+SLICE = "MIG-5a6b7c8d-1111-2222"
+
+
+@dataclass
+class Chip:
+    """What one handle stands for: a card, or a slice of one."""
+
+    uuid: str
+    name: str = "NVIDIA H100 80GB HBM3"
+    total: int = 80 * GIB
+    used: int = 2 * GIB
+    reserved: int = GIB
+    refused: tuple[str, ...] = ()
+    """Functions that NVML does not offer for it."""
+    processes: list[tuple[int, int | None]] = field(default_factory=list)
+
+
+class PretendedNvml:
+    """As much of `pynvml` as is used. Every question outside init and shutdown is an error, as it is in NVML."""
+
+    class NVMLError(Exception):
+        pass
+
+    nvmlMemory_v2 = 0x02000028  # noqa: N815
+    NVML_CLOCK_SM = 1
+    NVML_TEMPERATURE_GPU = 0
+
+    def __init__(self, cards: list[Chip], slices: list[Chip], driver: bool, memory_v2: bool) -> None:
+        self._cards, self._slices, self._driver, self._memory_v2 = cards, slices, driver, memory_v2
+        self.opened = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self._driver:
+            raise self.NVMLError("NVML Shared Library Not Found")
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self._ask()
+        self.opened -= 1
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        self._ask()
+        return "570.86.15"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        self._ask()
+        return len(self._cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Chip:  # noqa: N802
+        self._ask()
+        if index >= len(self._cards):
+            raise self.NVMLError("Invalid Argument")
+        return self._cards[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Chip:  # noqa: N802
+        self._ask()
+        for chip in self._cards + self._slices:
+            if chip.uuid == uuid:
+                return chip
+        raise self.NVMLError("Not Found")
+
+    def nvmlDeviceGetUUID(self, chip: Chip) -> str:  # noqa: N802
+        self._ask(chip, "UUID")
+        return chip.uuid
+
+    def nvmlDeviceGetName(self, chip: Chip) -> bytes:  # noqa: N802
+        self._ask(chip, "Name")
+        return chip.name.encode()  # older bindings answer in bytes
+
+    def nvmlDeviceGetMemoryInfo(self, chip: Chip, version: int | None = None) -> SimpleNamespace:  # noqa: N802
+        self._ask(chip, "MemoryInfo")
+        if version is None:
+            return SimpleNamespace(total=chip.total, used=chip.used + chip.reserved)
+        if not self._memory_v2:
+            raise self.NVMLError("Function Not Found")
+        return SimpleNamespace(total=chip.total, used=chip.used, reserved=chip.reserved)
+
+    def nvmlDeviceGetUtilizationRates(self, chip: Chip) -> SimpleNamespace:  # noqa: N802
+        self._ask(chip, "UtilizationRates")
+        return SimpleNamespace(gpu=97, memory=40)
+
+    def nvmlDeviceGetPowerUsage(self, chip: Chip) -> int:  # noqa: N802
+        self._ask(chip, "PowerUsage")
+        return 512_500
+
+    def nvmlDeviceGetClockInfo(self, chip: Chip, kind: int) -> int:  # noqa: N802
+        self._ask(chip, "ClockInfo")
+        return {self.NVML_CLOCK_SM: 1980}[kind]
+
+    def nvmlDeviceGetTemperature(self, chip: Chip, sensor: int) -> int:  # noqa: N802
+        self._ask(chip, "Temperature")
+        return {self.NVML_TEMPERATURE_GPU: 61}[sensor]
+
+    def nvmlDeviceGetComputeRunningProcesses(self, chip: Chip) -> list[SimpleNamespace]:  # noqa: N802
+        self._ask(chip, "ComputeRunningProcesses")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in chip.processes]
+
+    def _ask(self, chip: Chip | None = None, function: str = "") -> None:
+        if not self.opened:
+            raise self.NVMLError("Uninitialized")
+        if chip is not None and function in chip.refused:
+            raise self.NVMLError("Not Supported")
+
+
+Made = Callable[..., PretendedNvml]
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Return what puts a node with these cards in the place of this host's."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def put(*cards: Chip, slices: list[Chip] | None = None, driver: bool = True, memory_v2: bool = True) -> Any:
+        pretended = PretendedNvml(list(cards), slices or [], driver, memory_v2)
+        monkeypatch.setitem(sys.modules, "pynvml", pretended)
+        return pretended
+
+    return put
+
+
+@pytest.fixture
+def three(nvml: Made) -> PretendedNvml:
+    return nvml(Chip(FIRST), Chip(SECOND), Chip(THIRD, "NVIDIA A100", 40 * GIB, 3 * GIB))
+
+
+def mig_slice() -> Chip:
+    refused = ("UtilizationRates", "PowerUsage", "ClockInfo", "Temperature")
+    return Chip(SLICE, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10 * GIB, GIB // 2, refused=refused)
+
+
+def test_the_pretended_functions_are_those_of_the_real_binding() -> None:
+    import pynvml
+
+    missing = [name for name in vars(PretendedNvml) if not name.startswith("_") and not hasattr(pynvml, name)]
+    assert missing == []
+
+
+# --- which cards ---
+
+
+@pytest.mark.parametrize(
+    ("visible", "cards"),
+    [
+        (["0", "1", "2"], [FIRST, SECOND, THIRD]),
+        (["2", "0"], [THIRD, FIRST]),
+        (["1"], [SECOND]),
+        ([SECOND, FIRST], [SECOND, FIRST]),
+        (["GPU-8932f937"], [FIRST]),
+        (["GPU-1", "GPU-8932a"], [THIRD, SECOND]),
+        (["GPU-1f", "0", SECOND], [THIRD, FIRST, SECOND]),
+        ([], []),
+    ],
+)
+def test_cards_are_those_that_are_named_in_that_order(
+    three: PretendedNvml, visible: list[str], cards: list[str]
+) -> None:
+    device = NvmlDevice(visible)
+    assert [card.id for card in device.cards] == cards
+    assert [row.device_id for row in device.sample(None)] == cards
+    device.close()
+    assert three.opened == 0
+
+
+def test_a_card_has_its_own_name_and_all_of_its_memory(three: PretendedNvml) -> None:
+    device = NvmlDevice(["2"])
+    assert [(card.name, card.memory_bytes) for card in device.cards] == [("NVIDIA A100", 40 * GIB)]
+    assert device.driver_version == "570.86.15"
+
+
+@pytest.mark.parametrize("name", ["3", "-2", "GPU-deadbeef", "MIG-5a6b", "nonsense"])
+def test_a_card_that_is_not_there_is_named_in_the_message(three: PretendedNvml, name: str) -> None:
+    with pytest.raises(NoSuchCard, match=rf"CUDA_VISIBLE_DEVICES names '{name}', but this node has no such GPU \("):
+        NvmlDevice(["0", name])
+    assert three.opened == 0, "NVML is let go of where a device cannot be made"
+
+
+def test_the_beginning_of_two_uuids_names_no_card(three: PretendedNvml) -> None:
+    with pytest.raises(NoSuchCard, match="names 'GPU-8932', but the UUIDs of 2 GPUs begin so"):
+        NvmlDevice(["GPU-8932"])
+
+
+# --- what is read ---
+
+
+def test_memory_is_summed_over_the_cards_that_are_named(three: PretendedNvml) -> None:
+    assert NvmlDevice(["0", "2"]).memory_used(None) == 5 * GIB
+    assert NvmlDevice(["1"]).memory_used(None) == 2 * GIB
+
+
+def test_the_drivers_reserve_is_counted_only_where_nvml_cannot_leave_it_out(nvml: Made) -> None:
+    nvml(Chip(FIRST), memory_v2=False)
+    device = NvmlDevice(["0"])
+    assert device.memory_used(None) == device.sample(None)[0].memory_used_bytes == 3 * GIB
+
+
+def test_a_binding_without_the_second_memory_call_is_read_by_the_first(
+    nvml: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml(Chip(FIRST))
+    monkeypatch.delattr(PretendedNvml, "nvmlMemory_v2")
+    assert NvmlDevice(["0"]).memory_used(None) == 3 * GIB
+
+
+def test_a_sample_has_watts_percent_megahertz_and_degrees(three: PretendedNvml) -> None:
+    (row,) = NvmlDevice(["0"]).sample(None)
+    assert (row.t_s, row.device_id, row.memory_used_bytes) == (0.0, FIRST, 2 * GIB)
+    assert (row.utilization_pct, row.power_w, row.sm_clock_mhz, row.temperature_c) == (97.0, 512.5, 1980, 61)
+
+
+@pytest.mark.parametrize(
+    ("function", "column"),
+    [
+        ("UtilizationRates", "utilization_pct"),
+        ("PowerUsage", "power_w"),
+        ("ClockInfo", "sm_clock_mhz"),
+        ("Temperature", "temperature_c"),
+    ],
+)
+def test_what_one_card_does_not_offer_is_none_and_the_rest_is_there(nvml: Made, function: str, column: str) -> None:
+    nvml(Chip(FIRST, refused=(function,)), Chip(SECOND))
+    without, whole = NvmlDevice(["0", "1"]).sample(None)
+    assert getattr(without, column) is None
+    seen = [without.utilization_pct, without.power_w, without.sm_clock_mhz, without.temperature_c]
+    assert seen.count(None) == 1
+    assert getattr(whole, column) is not None
+
+
+def test_a_card_that_is_lost_while_it_is_watched_leaves_a_sample_without_figures(nvml: Made) -> None:
+    card = Chip(FIRST)
+    nvml(card, Chip(SECOND))
+    device = NvmlDevice(["0", "1"])
+    card.refused = ("MemoryInfo", "UtilizationRates", "PowerUsage", "ClockInfo", "Temperature")
+    lost, other = device.sample(None)
+    assert (lost.memory_used_bytes, lost.utilization_pct, lost.power_w) == (None, None, None)
+    assert other.memory_used_bytes == 2 * GIB
+
+
+def test_a_mig_slice_has_its_own_memory_and_none_of_the_cards_power(nvml: Made) -> None:
+    nvml(Chip(FIRST), slices=[mig_slice()])
+    device = NvmlDevice([SLICE])
+    (card,), (row,) = device.cards, device.sample(None)
+    assert (card.id, card.name, card.memory_bytes) == (SLICE, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10 * GIB)
+    assert row.memory_used_bytes == device.memory_used(None) == GIB // 2
+    assert (row.utilization_pct, row.power_w, row.sm_clock_mhz, row.temperature_c) == (None, None, None, None)
+
+
+# --- whose processes ---
+
+
+def test_foreign_are_the_processes_outside_our_tree(nvml: Made) -> None:
+    nvml(Chip(FIRST, processes=[(PID, GIB), (999_999_999, 3 * GIB)]), Chip(SECOND, processes=[(999_999_998, None)]))
+    device = NvmlDevice(["0", "1"])
+    seen = [(found.device_id, found.pid, found.memory_bytes) for found in device.foreign_processes(PID)]
+    assert seen == [(FIRST, 999_999_999, 3 * GIB), (SECOND, 999_999_998, None)]
+    assert [found.pid for found in device.foreign_processes(None)] == [PID, 999_999_999, 999_999_998]
+
+
+def test_a_card_that_does_not_tell_its_processes_has_none_that_are_foreign(nvml: Made) -> None:
+    nvml(Chip(FIRST, refused=("ComputeRunningProcesses",)), Chip(SECOND, processes=[(999_999_999, GIB)]))
+    device = NvmlDevice(["0", "1"])
+    assert [found.device_id for found in device.foreign_processes(None)] == [SECOND]
+
+
+# --- what this process may use ---
+
+
+@pytest.mark.parametrize(
+    ("value", "cards"),
+    [
+        (None, [FIRST, SECOND, THIRD]),
+        ("1,0", [SECOND, FIRST]),
+        (" 2 , GPU-8932f ", [THIRD, FIRST]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,1", [FIRST]),
+        ("NoDevFiles", []),
+    ],
+)
+def test_cuda_visible_devices_decides_what_this_process_may_use(
+    three: PretendedNvml, monkeypatch: pytest.MonkeyPatch, value: str | None, cards: list[str]
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert [card.id for card in visible_cards()] == cards
+    assert three.opened == 0
+
+
+def test_an_unknown_card_in_cuda_visible_devices_is_an_error_in_words(
+    three: PretendedNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,7")
+    with pytest.raises(NoSuchCard, match="names '7', but this node has no such GPU"):
+        visible_cards()
+    assert three.opened == 0
+
+
+def test_a_host_without_a_driver_has_no_cards(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(driver=False)
+    assert visible_cards() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert visible_cards() == []
+
+
+def test_a_split_card_is_listed_whole_until_its_slices_are_named(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(Chip(FIRST, refused=("UtilizationRates",)), slices=[mig_slice()])
+    assert [(card.id, card.memory_bytes) for card in visible_cards()] == [(FIRST, 80 * GIB)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", SLICE)
+    assert [(card.id, card.memory_bytes) for card in visible_cards()] == [(SLICE, 10 * GIB)]
