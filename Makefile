@@ -53,10 +53,10 @@ demo: $(PROJECT)
 	$(PY) -m orchestrator -m +sweep=demo_kv,demo_concurrency output_root=$(OUTPUT_ROOT)
 
 example: $(PROJECT)
-	rm -rf $(VENV)/example outputs/example-cpu
+	rm -rf $(VENV)/example
 	$(PY) -m orchestrator -m +sweep=demo_kv,demo_concurrency output_root=$(VENV)/example engine.device=cpu
-	mv $(VENV)/example/* outputs/example-cpu
-	rm -rf outputs/example-cpu/logs outputs/example-cpu/shards
+	rm -rf $(VENV)/example/*/logs $(VENV)/example/*/shards
+	cp -r $(VENV)/example/*/. outputs/example-cpu
 
 test: $(PROJECT)
 	$(PY) -m pytest

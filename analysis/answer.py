@@ -72,6 +72,6 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
     )
     flat, before = curve.plateau, curve.before_overtake
     if flat is not None and len(curve.levels) > 1:
-        stops = "beyond the levels tested" if curve.still_rising else f"at {flat.at}"
-        blows = "not within the levels tested" if before is None else f"after {before.at}"
-        yield f"  throughput stops scaling {stops}; latency outgrows it {blows}"
+        stops = "was still rising at the last level" if curve.still_rising else f"stops scaling at {flat.at}"
+        blows = "nowhere outgrows it" if before is None else f"outgrows it after {before.at}"
+        yield f"  throughput {stops}; p95 latency {blows}"

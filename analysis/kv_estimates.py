@@ -35,7 +35,7 @@ def estimates(result: KvResult) -> list[Estimate]:
     reading = engine_reading(result)
     if reading is not None:
         words = phrase(
-            "engine: pool bytes / KV tokens at max_model_len {length} (" + reading.measured[0].mode + ")",
+            "engine: pool bytes / tokens of its blocks at max_model_len {length} (" + reading.measured[0].mode + ")",
             length=plain(f"{reading.name}.max_model_len", reading.at),
         )
         value = reading.median("engine_bytes_per_token")
@@ -59,12 +59,12 @@ def _sequences(committed: Committed) -> Part:
 
 
 def engine_reading(result: KvResult) -> Reading | None:
-    """Return the reading the engine's figure is taken from: the longest length, utilization before committed.
+    """Return the reading the engine's figure is taken from: the longest length, committed before utilization.
 
-    The largest pool: there the null block and rounding to whole blocks weigh least.
+    Of a committed pool the bytes are known exactly; of another vLLM's log gives them to 0.01 GiB.
     """
     known = [reading for reading in result.readings if reading.median("engine_bytes_per_token") is not None]
-    return max(known, key=lambda r: (r.at, r.measured[0].mode == "utilization"), default=None)
+    return max(known, key=lambda r: (r.at, r.measured[0].mode == "committed"), default=None)
 
 
 def add_estimates(doc: Document, result: KvResult) -> None:
@@ -112,9 +112,9 @@ def _reasons(result: KvResult, found: list[Estimate], reference: float) -> Itera
         )
     if any(estimate.name.endswith("engine_bytes_per_token") for estimate in apart):
         yield phrase(
-            "The engine's figure is pool / tokens it can serve, not a rate: the null block, rounding to whole blocks "
-            "and a log that prints hundredths of a GiB are in it, and for models whose layers differ it changes with "
-            "max_model_len."
+            "The engine's figure is its pool over the tokens that its blocks hold. Where the pool was not given, a log "
+            "that prints hundredths of a GiB is in it; for models whose layers differ it is over the tokens the engine "
+            "says it can serve, and changes with max_model_len."
         )
     marginal = result.formula_marginal
     if marginal is not None and abs(relative_error(marginal, reference) or 0.0) > AGREE_SHARE:

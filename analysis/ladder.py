@@ -86,16 +86,22 @@ def _sentences(curve: LoadCurve) -> list[Phrase]:
     ]
     most = max(measured, key=lambda r: r.highest("running_max") or 0)
     if most.highest("running_max") is not None:
-        above = max(measured, key=lambda r: r.at).at > limit
+        if (most.highest("running_max") or 0) > limit:
+            why = (
+                ": more than the engine's count, which takes every sequence at its largest. These held less; "
+                "kv_usage_max says how full the pool was."
+            )
+        elif max(measured, key=lambda r: r.at).at > limit:
+            why = ": the ladder went past the limit, and this is what the pool really held."
+        else:
+            why = "; no level went past the limit, so the limit itself was not tried."
         sentences.append(
             phrase(
-                "The most requests seen running at once were {running}, at concurrency {at}"
-                + (": the ladder went past the limit, and this is what the pool really held." if above else
-                   "; no level went past the limit, so the limit itself was not tried."),
+                "The most requests seen running at once were {running}, at concurrency {at}" + why,
                 running=_highest(most, "running_max"),
                 at=plain(f"{most.name}.concurrency", most.at),
             )
-        )  # fmt: skip
+        )
     sentences.append(
         _first_level(
             measured,

@@ -158,8 +158,8 @@ def _pool(result: KvResult) -> Phrase | None:
     if concurrency is None or size is None:
         return None
     return phrase(
-        "{model}: the pool at gpu_memory_utilization {share} ({size} GiB) holds {n} full sequences of {length} tokens; "
-        "more of that length wait, whatever max_num_seqs says.",
+        "{model}: by the engine's count the pool at gpu_memory_utilization {share} ({size} GiB) holds {n} full "
+        "sequences of {length} tokens, whatever max_num_seqs says.",
         model=quote(f"{result.name}.label", result.group.label),
         share=quote(f"{longest.name}.gpu_memory_utilization", f"{pool.sample.gpu_memory_utilization or 0:g}"),
         size=decimal(f"{longest.name}.pool_gib", size / GIB, 2),

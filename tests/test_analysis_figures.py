@@ -246,8 +246,8 @@ class Auditor:
         need = self.target["concurrency"] * self.sequence(self.target["context_tokens"])
         told = both[both.engine_bytes_per_token.notna()]
         longest = told[told.index == told.index.max()]
-        utilization = longest[longest["mode"] == "utilization"]
-        engine = (utilization if len(utilization) else longest).engine_bytes_per_token.iloc[0]
+        exact = longest[longest["mode"] == "committed"]
+        engine = (exact if len(exact) else longest).engine_bytes_per_token.iloc[0]
         model = self.points.model.iloc[0]
         values: dict[str, float | str | None] = {
             "formula_bytes_per_token": formula,
