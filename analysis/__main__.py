@@ -17,7 +17,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Rebuild the artifacts of a run directory.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, for example outputs/RUN")
     run_dir: Path = parser.parse_args(argv).run
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     try:
         written = reduce(run_dir)
         print(answer(run_dir))
@@ -30,4 +29,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main())
