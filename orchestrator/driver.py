@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import math
+import time
 from dataclasses import dataclass, field
 
 from contract.failures import FailureClass
@@ -21,6 +23,7 @@ from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
 from orchestrator.store import Store
 
 STOP_MARGIN_S = 30.0
+ONE_INTERRUPT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class Driver:
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
         self._done: dict[str, list[Point]] = {}
+        self._interrupted_at = -math.inf
         self.outcome = Outcome()
 
     def run(self, sessions: list[SessionSpec]) -> Outcome:
@@ -71,9 +75,12 @@ class Driver:
                     raise
 
     def _interrupt(self, task: asyncio.Future[None]) -> None:
+        if time.monotonic() - self._interrupted_at < ONE_INTERRUPT_S:
+            return  # `timeout` and terminals deliver one interrupt twice
         if self.outcome.interrupted:
             raise KeyboardInterrupt  # the second time: now; guards end the servers
         self.outcome.interrupted = True
+        self._interrupted_at = time.monotonic()
         self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
         task.cancel()
 
