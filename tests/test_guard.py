@@ -1,5 +1,6 @@
 """Whoever dies, nothing is left: real processes under the guard, with children that do not want to go."""
 
+import json
 import os
 import signal
 import subprocess
@@ -99,6 +100,20 @@ def test_nothing_is_left_when_the_owner_dies(number: int) -> None:
     owner.wait()
     until(lambda: not any(processes.is_running(pid) for pid in family))
     until(lambda: not workspace.root.exists())
+
+
+def test_nothing_is_left_when_the_owner_dies_after_its_server() -> None:
+    workspace = Workspace.make()
+    pids = workspace.root / "pids"
+    command = [sys.executable, "-c", OWNER, str(workspace.root), str(pids), sys.executable, "-c", "raise SystemExit(3)"]
+    owner = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    until(lambda: '"exit_code": 3' in (workspace.status.read_text() if workspace.status.exists() else ""))
+    guard = json.loads(workspace.status.read_text())["guard"]
+    assert processes.is_running(guard)
+    owner.kill()
+    owner.wait()
+    until(lambda: not workspace.root.exists())
+    until(lambda: not processes.is_running(guard))
 
 
 def test_stop_twice_is_one_stop(workspace: Workspace) -> None:

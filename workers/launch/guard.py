@@ -3,10 +3,12 @@
     guard.py OWNER_FD STATUS_FILE GRACE_S PRIVATE_DIR -- COMMAND...
 
 Started by `workers.launch.process`, which keeps the other end of OWNER_FD open for its life. A byte on OWNER_FD (or
-SIGTERM) is the owner's request to stop; end of file means that the owner is dead, and then PRIVATE_DIR is removed too.
+SIGTERM) is the owner's request to stop. When the owner dies PRIVATE_DIR is removed too, also where the server had ended
+by itself before.
+
 It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that
 no descendant can slip away. It stays in the session: Linux schedules each session as a group (autogroup, sched(7)), and
-a server in another group could starve its load client. It must never outlive the last process of the tree.
+a server in another group could starve its load client. It ends when the tree has ended and its owner knows or is dead.
 """
 
 from __future__ import annotations
@@ -40,27 +42,25 @@ def main(argv: list[str]) -> None:
         signal.signal(number, lambda received, _frame: asked.append(received))
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     _write_status(status_file, server.pid, None)
-    owner_lives = _wait(server, owner_fd, asked)
-    _end_tree(server, grace_s, hurry=lambda: not owner_lives or not _owner_lives(owner_fd))
+    _wait(owner_fd, until=lambda: server.poll() is not None or bool(asked))
+    _end_tree(server, grace_s, hurry=lambda: not _owner_lives(owner_fd))
     _write_status(status_file, server.pid, server.returncode)
+    _wait(owner_fd, until=lambda: bool(asked))
     if not _owner_lives(owner_fd):
         shutil.rmtree(private_dir, ignore_errors=True)
 
 
-def _wait(server: subprocess.Popen[bytes], owner_fd: int, asked: list[int]) -> bool:
-    """Wait for the server's own end, a request or the owner's death; return whether the owner lives."""
-    while server.poll() is None and not asked:
-        if select.select([owner_fd], [], [], POLL_S)[0]:
-            return os.read(owner_fd, 1) != b""
-    return True
+def _wait(owner_fd: int, until: Callable[[], bool]) -> None:
+    """Wait until `until` holds, or the owner has written (a request to stop) or died. Neither is taken off the pipe."""
+    while not until() and not select.select([owner_fd], [], [], POLL_S)[0]:
+        pass
 
 
 def _owner_lives(owner_fd: int) -> bool:
-    """End of file on the pipe means that its last writer has gone."""
-    try:
-        return not select.select([owner_fd], [], [], 0)[0] or os.read(owner_fd, 1) != b""
-    except OSError:
-        return False
+    """The pipe's last writer has gone when it hangs up; a byte in it is a request of one that lives, or did."""
+    poll = select.poll()
+    poll.register(owner_fd, 0)
+    return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def _end_tree(server: subprocess.Popen[bytes], grace_s: float, hurry: Callable[[], bool]) -> None:
