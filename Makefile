@@ -16,10 +16,11 @@ OUTPUT_ROOT ?= outputs
 # CUDA's where there is a GPU, else the CPU build.
 FIND_VLLM := import sys, importlib.util as u; \
 	print("" if not u.find_spec("vllm") else "system" if sys.prefix == sys.base_prefix else "environment")
-PRESENT := $(if $(findstring $(abspath $(VENV))/,$(shell command -v $(PYTHON))),,$(shell $(PYTHON) -c '$(FIND_VLLM)'))
+OWN := $(findstring $(abspath $(VENV))/,$(shell command -v $(PYTHON)))
+PRESENT := $(if $(OWN),$(patsubst $(VENV)/.engine-%,%,$(firstword $(wildcard $(VENV)/.engine-*))),$(shell $(PYTHON) -c '$(FIND_VLLM)'))
 FLAVOUR := $(or $(PRESENT),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 ifeq ($(FLAVOUR),environment)
-PY := $(PYTHON)
+PY := $(shell command -v $(PYTHON))
 endif
 ENGINE := $(VENV)/.engine-$(FLAVOUR)
 PROJECT := $(VENV)/.project-$(FLAVOUR)
@@ -62,10 +63,10 @@ test: $(PROJECT)
 	$(PY) -m pytest
 
 check: $(PROJECT)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(dir $(PY))lint-imports
 	$(PY) -m pytest -m 'not ray and not vllm'
 
 clean:

@@ -119,8 +119,8 @@ class Point:
     repeat: int = 0
     seed: int = 0
     estimate_s: float = 0.0
-    grows: bool = False
-    """Near-full ladders whose end the engine decides: more levels may follow the planned ones."""
+    growth: tuple[int, int] | None = None
+    """Of a ladder whose end the engine decides: (fewest requests, requests a level) of levels that may follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,18 +161,20 @@ def _conclude(store: Store, outcome: Outcome) -> int:
     import analysis
     from analysis.answer import answer
 
+    reduced = True
     try:
         written = analysis.reduce(store.directory)
         print(answer(store.directory))
         print("\n".join(f"  {path}" for path in written))
     except (analysis.AnalysisError, ValueError) as error:
+        reduced = False
         print(f"no artifacts: {error}\nwhat was measured is in {store.directory}; python -m analysis rebuilds from it")
     if outcome.failed:
         print(f"{len(outcome.failed)} point(s) failed:\n" + "\n".join(f"  {line}" for line in outcome.failed))
     if outcome.interrupted:
         print(f"interrupted; go on with: python -m orchestrator resume={store.directory}")
         return INTERRUPTED
-    return SOME_FAILED if outcome.failed else OK
+    return SOME_FAILED if outcome.failed or not reduced else OK
 
 
 def _refuse(problems: list[str], code: int) -> int:

@@ -119,7 +119,7 @@ class Cluster:
         host, colon, port = self._config.address.rpartition(":")
         if colon and port.isdigit():
             try:
-                socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_LIMIT_S).close()
+                socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), CONNECT_LIMIT_S).close()
             except OSError as error:
                 raise ClusterError(f"nobody listens at cluster.address={self._config.address} ({error})") from None
 

@@ -47,7 +47,6 @@ class Driver:
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
-        self._done: dict[str, list[Point]] = {}
         self._interrupted_at = -math.inf
         self.outcome = Outcome()
 
@@ -60,7 +59,6 @@ class Driver:
     async def _run(self, sessions: list[SessionSpec], early: list[int]) -> None:
         self._sessions = {session.id: session for session in sessions}
         self._pending = {session.id: list(session.points) for session in sessions}
-        self._done = {session.id: [] for session in sessions}
         jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
         queue = Queue({node.id: node.slots for node in self._fleet.nodes})
         task = asyncio.ensure_future(queue.run(jobs, self._execute))
@@ -81,8 +79,8 @@ class Driver:
             raise KeyboardInterrupt  # the second time: now; guards end the servers
         self.outcome.interrupted = True
         self._interrupted_at = time.monotonic()
-        self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
         task.cancel()
+        self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
 
     async def _execute(self, job: Job, node: str) -> bool:
         """Run one session on a node. Returns whether it should be tried again elsewhere; never raises but to stop."""
@@ -101,7 +99,12 @@ class Driver:
             self._give_up(spec, job.attempt, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
             if handle is not None:
-                await asyncio.shield(self._stop(spec, handle, job.attempt))
+                stopping = asyncio.ensure_future(self._stop(spec, handle, job.attempt))
+                try:
+                    await asyncio.shield(stopping)
+                except asyncio.CancelledError:
+                    await stopping  # an interrupt must not cost the row and the log of a server that is stopping
+                    raise
             self._live.pop(spec.id, None)
             self._progress.ended(spec)
         return False
@@ -122,9 +125,13 @@ class Driver:
                 return
             row.co_running_sessions = sorted(self._beside[spec.id])
             self._beside[spec.id] = self._neighbours(spec)
-            self._put(spec, point, row)
             pending.pop(0)
-            pending += further_points(spec, [*self._done[spec.id], *pending], row)
+            self._put(spec, point, row)
+            known = {p.id for p in pending}
+            more = [p for p in further_points(spec, row.engine_max_concurrency) if p.id not in known]
+            more = [p for p in more if not self._store.done(spec.id, p.id)]
+            pending += more
+            self._progress.total_points += len(more)
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
         self._progress.doing(spec, "stopping")
@@ -154,7 +161,6 @@ class Driver:
 
     def _put(self, spec: SessionSpec, point: Point, row: PointRow) -> None:
         self._store.put(row)
-        self._done[spec.id].append(point)
         self._progress.measured(spec, row, point.estimate_s)
         if row.status == MEASURED:
             self.outcome.measured += 1
@@ -174,8 +180,8 @@ class Driver:
                 max_model_len=spec.server.max_model_len, sequences=spec.sequences,
                 concurrency=point.concurrency or None, repeat=point.repeat,
             )  # fmt: skip
-            self._put(spec, point, row)
             pending.pop(0)
+            self._put(spec, point, row)
 
     def _lost_row(self, spec: SessionSpec, attempt: int, failure_class: FailureClass, message: str) -> SessionRow:
         return SessionRow(

@@ -17,15 +17,20 @@ def raise_on_all() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in SIGNALS:
+    for number in _heeded():
         signal.signal(number, interrupt)
+
+
+def _heeded() -> list[signal.Signals]:
+    """Not those that whoever started us has set to be ignored (`nohup`, a script's background job)."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def handled_by(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Iterator[None]:
     """Let `callback` answer interrupts while `loop` runs the block; afterwards they are what they were."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    before = {number: signal.getsignal(number) for number in _heeded()}
+    for number in before:
         loop.add_signal_handler(number, callback)
     try:
         yield
@@ -42,7 +47,7 @@ def deferred() -> Iterator[list[int]]:
     Yields the list of those received; a block that has answered them clears it.
     """
     received: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in _heeded()}
     try:
         yield received
     finally:

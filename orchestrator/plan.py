@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from contract import kv
-from contract.rows import PointRow
 from contract.specs import (
     WORKLOAD_VERSION,
     Mode,
@@ -71,28 +70,30 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
     return Plan(tuple(sessions.values()))
 
 
-def further_points(spec: SessionSpec, planned: list[Point], row: PointRow) -> list[Point]:
+def further_points(spec: SessionSpec, max_concurrency: float | None) -> list[Point]:
     """Return near-full-context levels beyond the planned ones, where the engine holds more sequences than was foreseen.
 
-    A ladder ends at the first level past the KV concurrency; what that is, the engine says only once it runs.
+    A ladder ends at the first level past the KV concurrency; what that is, the engine says only once it runs
+    (`max_concurrency`, sequences). The ids are those that a plan with the same levels would give.
     """
-    ladder = [p for p in planned if p.purpose is Purpose.NEAR_FULL_CONTEXT and p.grows]
-    if not ladder or row.engine_max_concurrency is None:
+    ladder = [p for p in spec.points if p.purpose is Purpose.NEAR_FULL_CONTEXT and p.growth is not None]
+    if not ladder or max_concurrency is None:
         return []
     top = max(point.concurrency for point in ladder)
-    levels = [level for level in sizing.levels_past(int(row.engine_max_concurrency)) if level > top]
+    levels = [level for level in sizing.levels_past(int(max_concurrency)) if level > top]
     longest = [point for point in ladder if point.concurrency == top]
-    return [_identified(spec.id, _scaled(point, level)) for level in levels for point in longest]
+    return [_identified(spec.id, _at_level(point, level)) for level in levels for point in longest]
 
 
-def _scaled(point: Point, level: int) -> Point:
-    factor = level / point.concurrency
+def _at_level(point: Point, level: int) -> Point:
+    fewest, per_level = point.growth or (0, 0)
+    requests = max(fewest, per_level * level)
     return replace(
         point,
         concurrency=level,
-        num_requests=round(point.num_requests * factor),
-        warmup_requests=round(point.warmup_requests * factor),
-        estimate_s=point.estimate_s * factor,
+        num_requests=requests,
+        warmup_requests=level if point.warmup_requests else 0,
+        estimate_s=point.estimate_s * requests / point.num_requests,
     )
 
 
@@ -231,11 +232,12 @@ class _Planner:
         if sequences is not None:
             server = self._with_pool(server, sequences)
         holds = sequences or sizing.expected_concurrency(self.model, server, self.fleet)
-        prompt = _near_full_prompt(self.experiment)
+        prompt, load = _near_full_prompt(self.experiment), self.experiment.load
+        growth = (load.requests_min, load.requests_per_level) if part.concurrency is None else None
         points = [
             replace(
                 self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt),
-                grows=part.concurrency is None,
+                growth=growth,
             )
             for repeat in range(part.repeats)
             for level in part.concurrency or sizing.levels_past(holds)

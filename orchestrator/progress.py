@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
@@ -41,15 +42,17 @@ class Progress:
     def close(self) -> None:
         """End the live line."""
         if self._live:
-            self._live.stop()
+            with contextlib.suppress(OSError, ValueError):
+                self._live.stop()
             self._live = None
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        if self._console:
-            self._console.print(line, markup=False, soft_wrap=True)
-        else:
-            print(f"[{_clock(time.monotonic() - self._started)}] {line}", file=self.stream, flush=True)
+        """Print one line; a terminal or pipe that has closed must not cost the run."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._console:
+                self._console.print(line, markup=False, soft_wrap=True)
+            else:
+                print(f"[{_clock(time.monotonic() - self._started)}] {line}", file=self.stream, flush=True)
 
     def doing(self, session: SessionSpec, what: str) -> None:
         """Note what a session is at; only a terminal shows it."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract.specs import SessionSpec
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, further_points
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment, validate
 from orchestrator.store import Store
@@ -23,7 +23,8 @@ def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:
     """Return the sessions that still have points to measure, with those points only."""
     left = []
     for session in plan.sessions:
-        points = tuple(point for point in session.points if not store.done(session.id, point.id))
+        every = (*session.points, *further_points(session, store.max_concurrency(session.id)))
+        points = tuple(point for point in every if not store.done(session.id, point.id))
         if points:
             left.append(replace(session, points=points))
     return left

@@ -23,7 +23,11 @@ Axis = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
 
 OWN_FLAGS = (
     "model", "served_model_name", "revision", "load_format", "host", "port", "uds", "api_key", "root_path",
-    "distributed_executor_backend", "disable_uvicorn_access_log", "api_server_count", "trust_remote_code",
+    "distributed_executor_backend", "disable_uvicorn_access_log",
+)  # fmt: skip
+UNSUPPORTED_FLAGS = (
+    "config", "trust_remote_code", "api_server_count", "pipeline_parallel_size", "data_parallel_size",
+    "data_parallel_size_local", "nnodes", "headless",
 )  # fmt: skip
 _SECRET = re.compile(r"(^|[._-])(token|api_?key|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 
@@ -31,6 +35,12 @@ _SECRET = re.compile(r"(^|[._-])(token|api_?key|secret|passw(or)?d|credentials?)
 def is_secret(name: str) -> bool:
     """Return whether a key of that name holds a secret: `hf_token` does, `prompt_tokens` does not."""
     return bool(_SECRET.search(name))
+
+
+def _holds_secret(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(is_secret(str(key)) or _holds_secret(item) for key, item in value.items())
+    return isinstance(value, list) and any(_holds_secret(item) for item in value)
 
 
 class _Section(BaseModel):
@@ -73,12 +83,15 @@ class ServerConfig(_Section):
     def _only_further_flags(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Flags under their underscored names; none that has a key of its own, that we own, or that holds a secret."""
         flags = {name.replace("-", "_").lstrip("_"): value for name, value in given.items()}
-        for name, value in flags.items():
+        for given_name, value in flags.items():
+            name = given_name.removeprefix("no_")
             if name in cls.model_fields:
                 raise ValueError(f"{name} has a key of its own: server.{name}")
             if name in OWN_FLAGS:
                 raise ValueError(f"{name} is set by the tool itself")
-            if is_secret(name):
+            if name in UNSUPPORTED_FLAGS:
+                raise ValueError(f"{name} is not supported")
+            if _holds_secret({name: value}):
                 raise ValueError(f"{name} looks like a secret: secrets are read from the environment only")
             if name == "block_size" and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"block_size should be a whole number above 0, got {value!r}")

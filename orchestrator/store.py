@@ -5,6 +5,7 @@ A shard at shards/<session>/<point>.parquet makes its point done, if its status 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import tempfile
@@ -58,6 +59,17 @@ class Store:
         except (OSError, ValueError, KeyError):
             return False
         return bool(statuses) and all(status in RESULT_STATUSES for status in statuses)
+
+    def max_concurrency(self, session_id: str) -> float | None:
+        """Return the KV concurrency that the engine of a session has told in any of its shards."""
+        import pyarrow.parquet as pq
+
+        told: list[float] = []
+        for path in (self.directory / "shards" / session_id).glob("*.parquet"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                column = pq.read_table(path, columns=["engine_max_concurrency"]).column(0).to_pylist()
+                told += [value for value in column if value is not None]
+        return max(told, default=None)
 
     def put_manifest(self, manifest: dict[str, Any]) -> None:
         """Write provenance and plan."""

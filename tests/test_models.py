@@ -152,7 +152,7 @@ def test_a_cached_model_is_read_without_asking_the_hub(monkeypatch: pytest.Monke
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     found = str(tmp_path / "config.json")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: found)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("urllib.request.build_opener", lambda *_, **__: pytest.fail("the hub was asked"))
     assert read_config("org/name") == {"model_type": "llama"}
 
 
@@ -178,8 +178,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str | None]
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append((self.path, self.headers.get("Authorization")))
-            code = int(self.path.split("/")[2].removeprefix("answers-"))
-            self.send_response(code)
+            name = self.path.split("/")[2]
+            if name == "renamed":
+                self.send_response(307)
+                self.send_header("Location", self.path.replace("renamed", "answers-200"))
+                self.end_headers()
+                return
+            self.send_response(int(name.removeprefix("answers-")))
             self.end_headers()
             self.wfile.write(b'{"model_type": "llama"}')
 
@@ -201,6 +206,14 @@ def test_the_hub_is_asked_once_with_the_token_of_the_environment(
     monkeypatch.setenv("HF_TOKEN", "from-the-environment")
     assert read_config("org/answers-200", "v1") == {"model_type": "llama"}
     assert hub == [("/org/answers-200/resolve/v1/config.json", "Bearer from-the-environment")]
+
+
+def test_the_token_goes_along_to_the_new_name_of_a_model(
+    hub: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "from-the-environment")
+    assert read_config("org/renamed") == {"model_type": "llama"}
+    assert [key for _, key in hub] == ["Bearer from-the-environment"] * 2
 
 
 @pytest.mark.parametrize(

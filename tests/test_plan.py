@@ -1,13 +1,13 @@
 """Plans: which servers, which points, which ids; pure, and the same for the same input."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import kv
-from contract.rows import PointRow
 from contract.specs import Mode, PointKind, Purpose
 from orchestrator.fleet import NoRoom
 from orchestrator.plan import Plan, further_points, make_plan
@@ -84,21 +84,21 @@ def test_near_full_ladder_on_a_pool_of_known_size() -> None:
 def test_near_full_ladder_grows_where_the_engine_holds_more_than_was_foreseen() -> None:
     asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4)
     (session,) = [s for s in plan(asked).sessions if s.sequences == 4]
-    planned = list(session.points)
-    row = PointRow(1, "r", session.id, "p", "capacity", "load", "near_full_context", 1, "measured", False, "")
-    row.engine_max_concurrency = 17.9
-    more = further_points(session, planned, row)
+    more = further_points(session, 17.9)
     assert [(p.concurrency, p.num_requests) for p in more] == [(16, 160), (32, 320)]
-    assert further_points(session, planned + more, row) == []
-    assert len({p.id for p in planned + more}) == len(planned) + 2
+    named = [1, 2, 4, 8, 16, 32]
+    asked = experiment(
+        "capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4, sweep__near_full_context__concurrency=named
+    )
+    (same,) = [s for s in plan(asked).sessions if s.sequences == 4]
+    assert [p.id for p in same.points] == [p.id for p in (*session.points, *more)], "resume must know them again"
+    assert further_points(replace(session, points=(*session.points, *more)), 17.9) == []
 
 
 def test_levels_that_the_user_named_are_not_added_to() -> None:
     asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__concurrency=[1, 2])
     session = next(s for s in plan(asked).sessions if any(p.purpose is Purpose.NEAR_FULL_CONTEXT for p in s.points))
-    row = PointRow(1, "r", session.id, "p", "capacity", "load", "near_full_context", 1, "measured", False, "")
-    row.engine_max_concurrency = 42.0
-    assert further_points(session, list(session.points), row) == []
+    assert further_points(session, 42.0) == []
 
 
 def test_no_room_for_near_full_prompts_is_said() -> None:

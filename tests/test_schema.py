@@ -62,6 +62,8 @@ def test_a_bool_is_not_a_number() -> None:
     ("flags", "message"),
     [
         ({"max-model-len": 5}, "server.extra_args: max_model_len has a key of its own: server.max_model_len"),
+        ({"no_enforce_eager": True}, "server.extra_args: enforce_eager has a key of its own: server.enforce_eager"),
+        ({"data-parallel-size": 2}, "server.extra_args: data_parallel_size is not supported"),
         ({"uds": "/tmp/x"}, "server.extra_args: uds is set by the tool itself"),
         (
             {"hf_token": "x"},

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from contract.specs import ModelSpec
 
@@ -151,8 +152,8 @@ def _hub_file(name: str, revision: str | None) -> Path | str:
     from huggingface_hub import constants, errors, try_to_load_from_cache
 
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
-    if name.startswith((".", "/", "~")) or ("/" in name and Path(name).parent.is_dir()):
-        raise ModelNotFound(f"there is no directory {name!r}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelNotFound(f"there is no directory {name!r} (and it is no hub name, ORG/NAME)")
     try:
         cached = try_to_load_from_cache(name, "config.json", revision=revision)
     except errors.HFValidationError as error:
@@ -161,7 +162,7 @@ def _hub_file(name: str, revision: str | None) -> Path | str:
         return Path(cached)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ModelNotFound(f"{where} is not in the local cache: unset HF_HUB_OFFLINE, or download it before")
-    return _from_hub(f"{constants.ENDPOINT}/{name}/resolve/{revision or 'main'}/config.json", where)
+    return _from_hub(f"{constants.ENDPOINT}/{name}/resolve/{quote(revision or 'main', safe='')}/config.json", where)
 
 
 _HUB_SAYS = {
@@ -171,12 +172,23 @@ _HUB_SAYS = {
 }
 
 
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Takes the token along to another path of the hub (a renamed model), never to another host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        again = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        if again is not None and token and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+            again.add_unredirected_header("Authorization", token)
+        return again
+
+
 def _from_hub(url: str, where: str) -> str:
     request = urllib.request.Request(url)
     if token := os.environ.get("HF_TOKEN"):
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:
+        with urllib.request.build_opener(_SameHost).open(request, timeout=HUB_TIMEOUT_S) as response:
             return str(response.read().decode())
     except urllib.error.HTTPError as error:
         raise ModelNotFound(

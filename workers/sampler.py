@@ -63,6 +63,7 @@ class Sampler:
         self.observed = Observed()
         self._device, self._pid, self._endpoint = device, pid, endpoint
         self._ended = threading.Event()
+        self._cpu_primed = False
         self._threads = [
             threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_gauges), daemon=True),
@@ -70,7 +71,6 @@ class Sampler:
         ]
 
     def __enter__(self) -> Self:
-        psutil.cpu_percent(None)  # the next call gives the mean since this one
         for thread in self._threads:
             thread.start()
         return self
@@ -99,4 +99,7 @@ class Sampler:
                 self.observed.gauges.append(metrics.parse(text))
 
     def _sample_cpu(self) -> None:
-        self.observed.cpu_pct.append((time.monotonic(), psutil.cpu_percent(None)))
+        percent = psutil.cpu_percent(None)  # the mean since the last call in this thread; of the first there is none
+        if self._cpu_primed:
+            self.observed.cpu_pct.append((time.monotonic(), percent))
+        self._cpu_primed = True

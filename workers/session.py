@@ -319,11 +319,10 @@ class Session:
                     self._end()
                 except Exception as error:  # the device's library, say: what was started must be gone all the same
                     self._fail(Failure(FailureClass.INTERNAL, f"while stopping: {type(error).__name__}: {error}"))
-                finally:
-                    self._log = self._masked(self._process.log_text()) if self._process else ""
-                    self._workspace.remove()
-                    self._device.close()
-                    self.row.ended_at = point_rows.utc(time.time())
+                self._log = self._masked(self._process.log_text()) if self._process else ""
+                self._workspace.remove()
+                self.row.ended_at = point_rows.utc(time.time())
+                self._device.close()
             return SessionEnd(self.row, self._log)
 
     def _end(self) -> None:
