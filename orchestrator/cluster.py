@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from contract.rows import PointRow, SessionEnd, SessionRow
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
-from orchestrator.fleet import Fleet, Node, NoRoom
+from orchestrator.fleet import SIM_GPU_BYTES, Fleet, Node, NoRoom
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers.temporary import private_directory
 
@@ -148,7 +148,7 @@ class Cluster:
             return _renamed(self._local, alive[0]["NodeID"])
         on_gpu = [node for node in alive if node["Resources"].get("GPU")]
         if engine.name == "sim":
-            nodes = [_node(node, int(node["Resources"]["GPU"]), "simulated GPU") for node in on_gpu]
+            nodes = [_node(node, int(node["Resources"]["GPU"]), "simulated GPU", SIM_GPU_BYTES) for node in on_gpu]
         elif engine.device == "cpu" or (engine.device == "auto" and not on_gpu):
             cores = self._config.cores_per_session
             nodes = [_node(node, max(1, int(node["Resources"].get("CPU", 1)) // cores)) for node in alive]
