@@ -17,9 +17,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-# Read by Ray when it is imported: a private cluster takes a key of its own and writes none into the user's home.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 from contract.rows import PointRow, SessionEnd, SessionRow
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
@@ -71,6 +68,7 @@ class Cluster:
     def _start_private(self) -> None:
         assert self._local is not None
         self._private_dir = str(private_directory("vc-ray-", SOCKETS_BELOW))
+        # A key of its own: Ray would write one into the user's home.
         self._set_environment(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=secrets.token_hex(32),

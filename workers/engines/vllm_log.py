@@ -17,7 +17,6 @@ class LogFigures:
     kv_tokens: int | None = None
     max_concurrency: float | None = None
     max_num_batched_tokens: int | None = None
-    cuda_graph_bytes: int | None = None
 
 
 ROUNDING_BYTES = 0.005 * GIB
@@ -35,7 +34,6 @@ def parse(log: str) -> LogFigures:
         kv_tokens=_whole(_last(rf"KV cache size: {_NUMBER} tokens", log)),
         max_concurrency=_last(rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x", log),
         max_num_batched_tokens=_whole(_last(r"max_num_batched_tokens[=:]\s*([\d,]+)", log)),
-        cuda_graph_bytes=_bytes(_last(rf"CUDA graph pool memory: {_NUMBER} GiB \(actual\)", log)),
     )
 
 
