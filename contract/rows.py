@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -67,6 +67,10 @@ class TelemetryRow:
     power_w: float | None = None
     sm_clock_mhz: int | None = None
     temperature_c: int | None = None
+    energy_j: float | None = None
+    """The card's counter since the driver was loaded; it moves about ten times a second."""
+    clock_event_reasons: int | None = None
+    """NVML's bits for why the clock is what it is (idle, power cap, heat …)."""
 
 
 @dataclass(slots=True)
@@ -186,6 +190,20 @@ class PointRow:
     """Mean host CPU utilisation over the window (all cores = 100)."""
     power_w: float | None = None
     """Mean, summed over the session's cards."""
+    power_limit_w: float | None = None
+    """What the cards may draw together."""
+    energy_j: float | None = None
+    """Of all cards over duration_s, from their energy counters."""
+    throttle_reasons: list[str] = field(default_factory=list)
+    """Why a card's clock was held down at any sample of the window: power cap, heat, an outside brake."""
+    foreign_processes: list[str] | None = None
+    """Processes of others seen on the cards during the point; None where NVML's pids are not this container's."""
+    mem_tree_bytes: int | None = None
+    """Highest memory that NVML attributes to the server's own processes; None as above."""
+    telemetry_hz: float | None = None
+    """Samples of a card a second that were really taken in the window."""
+    telemetry_cost_share: float | None = None
+    """Share of the window that the sampling thread spent asking the device: of one core, never of the GPU."""
     prefix_hit_ratio: float | None = None
     """Prefix-cache hits / queried tokens in the window, from the server's counters."""
     preemptions: int | None = None
@@ -198,6 +216,37 @@ class PointRow:
     # --- nested ---
     requests: list[RequestRow] = field(default_factory=list)
     telemetry: list[TelemetryRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class MemoryAccount:
+    """One card's memory at one moment of a server's life, in parts that were each measured; bytes.
+
+    `used_bytes` is what the card held for the server; what the parts do not explain of it is the residual. Parts of
+    torch's allocator are told apart by the address of every block it holds.
+    """
+
+    moment: str
+    """`ready`: idle, before any request. `peak`: the most that was seen; the allocator is read after the last point."""
+    device_id: str
+    used_bytes: int | None = None
+    """NVML, less what was there before the server; None for the CPU backend, where only the two next columns exist."""
+    weights_bytes: int | None = None
+    """The model's parameters and buffers."""
+    kv_bytes: int | None = None
+    """The KV pool's tensors."""
+    graph_pool_bytes: int | None = None
+    """The private pools of CUDA graphs."""
+    buffer_bytes: int | None = None
+    """Other live tensors: the engine's inputs and outputs, workspaces."""
+    cached_bytes: int | None = None
+    """What activations have left in the allocator's cache."""
+    graph_driver_bytes: int | None = None
+    """What the card got back besides the pools when the graphs were reset at the server's end."""
+    runtime_bytes: int | None = None
+    """CUDA context, kernels and libraries: what the card still held at the server's end, when torch had freed all."""
+    context_bytes: int | None = None
+    """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else."""
 
 
 @dataclass(slots=True)
@@ -242,6 +291,8 @@ class SessionRow:
     driver_version: str | None = None
     python_version: str | None = None
     requests_sent: int = 0
+    account: list[MemoryAccount] = field(default_factory=list)
+    """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
 
 
 @dataclass(slots=True)

@@ -199,6 +199,10 @@ class SessionHandle:
         row: PointRow = await _result(self._actor.measure.remote(point))
         return row
 
+    async def settle(self) -> None:
+        """Close the account of the server's memory; only `stop` may follow."""
+        await _result(self._actor.settle.remote())
+
     async def stop(self, limit_s: float) -> SessionEnd:
         """Stop the server and end the actor, whatever else it is doing."""
         try:
@@ -259,6 +263,10 @@ class SessionActor:
     def measure(self, point: Point) -> PointRow:
         """See `Session.measure`."""
         return self._session.measure(point)
+
+    def settle(self) -> None:
+        """See `Session.settle`."""
+        self._session.settle()
 
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""

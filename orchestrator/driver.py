@@ -6,6 +6,7 @@ Called by `orchestrator.__main__`. Reduces what there is at the end, also after 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import math
 import time
@@ -23,6 +24,7 @@ from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
 from orchestrator.store import Store
 
 STOP_MARGIN_S = 30.0
+SETTLE_LIMIT_S = 120.0
 ONE_INTERRUPT_S = 1.0
 
 
@@ -132,6 +134,9 @@ class Driver:
             more = [p for p in more if not self._store.done(spec.id, p.id)]
             pending += more
             self._progress.total_points += len(more)
+        self._progress.doing(spec, "settling its account")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
         self._progress.doing(spec, "stopping")

@@ -94,7 +94,7 @@ def test_what_is_left_to_vllm_is_not_on_the_command_line() -> None:
     options = [argument for argument in command() if argument.startswith("--")]
     assert options == [
         "--model", "--served-model-name", "--load-format", "--uds", "--max-model-len", "--dtype",
-        "--disable-uvicorn-access-log",
+        "--disable-uvicorn-access-log", "--worker-extension-cls",
     ]  # fmt: skip
 
 

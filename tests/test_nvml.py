@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from workers.devices.nvml import NoSuchCard, NvmlDevice, visible_cards
+from workers.devices.nvml import NoSuchCard, NvmlDevice, throttle_reasons, visible_cards
 
 GIB = 2**30
 PID = os.getpid()
@@ -31,6 +31,8 @@ class Chip:
     refused: tuple[str, ...] = ()
     """Functions that NVML does not offer for it."""
     processes: list[tuple[int, int | None]] = field(default_factory=list)
+    slices: list[tuple[int, int, Chip]] = field(default_factory=list)
+    """A card that is split (MIG): its slices by GPU instance and compute instance."""
 
 
 class PretendedNvml:
@@ -42,9 +44,12 @@ class PretendedNvml:
     nvmlMemory_v2 = 0x02000028  # noqa: N815
     NVML_CLOCK_SM = 1
     NVML_TEMPERATURE_GPU = 0
+    NVML_DEVICE_MIG_ENABLE = 1
+    NVML_ERROR_NOT_FOUND = 6
 
-    def __init__(self, cards: list[Chip], slices: list[Chip], driver: bool, memory_v2: bool) -> None:
-        self._cards, self._slices, self._driver, self._memory_v2 = cards, slices, driver, memory_v2
+    def __init__(self, cards: list[Chip], driver: bool, memory_v2: bool) -> None:
+        self._cards, self._driver, self._memory_v2 = cards, driver, memory_v2
+        self._slices = [found for card in cards for _, _, found in card.slices]
         self.opened = 0
 
     def nvmlInit(self) -> None:  # noqa: N802
@@ -109,6 +114,38 @@ class PretendedNvml:
         self._ask(chip, "Temperature")
         return {self.NVML_TEMPERATURE_GPU: 61}[sensor]
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, chip: Chip) -> int:  # noqa: N802
+        self._ask(chip, "TotalEnergyConsumption")
+        return 4_406_427
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, chip: Chip) -> int:  # noqa: N802
+        self._ask(chip, "CurrentClocksEventReasons")
+        return 0x1 | 0x4 | 0x40
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, chip: Chip) -> int:  # noqa: N802
+        self._ask(chip, "EnforcedPowerLimit")
+        return 700_000
+
+    def nvmlDeviceGetMigMode(self, chip: Chip) -> list[int]:  # noqa: N802
+        self._ask(chip, "MigMode")
+        return [int(bool(chip.slices))] * 2
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, chip: Chip) -> int:  # noqa: N802
+        self._ask(chip, "MaxMigDeviceCount")
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, chip: Chip, index: int) -> Chip:  # noqa: N802
+        self._ask(chip)
+        if index >= len(chip.slices):
+            raise self.NVMLError("Not Found")
+        return chip.slices[index][2]
+
+    def nvmlDeviceGetGpuInstanceId(self, chip: Chip) -> int:  # noqa: N802
+        return next(gi for card in self._cards for gi, _, found in card.slices if found is chip)
+
+    def nvmlDeviceGetComputeInstanceId(self, chip: Chip) -> int:  # noqa: N802
+        return next(ci for card in self._cards for _, ci, found in card.slices if found is chip)
+
     def nvmlDeviceGetComputeRunningProcesses(self, chip: Chip) -> list[SimpleNamespace]:  # noqa: N802
         self._ask(chip, "ComputeRunningProcesses")
         return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in chip.processes]
@@ -128,8 +165,8 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Made:
     """Return what puts a node with these cards in the place of this host's."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def put(*cards: Chip, slices: list[Chip] | None = None, driver: bool = True, memory_v2: bool = True) -> Any:
-        pretended = PretendedNvml(list(cards), slices or [], driver, memory_v2)
+    def put(*cards: Chip, driver: bool = True, memory_v2: bool = True) -> Any:
+        pretended = PretendedNvml(list(cards), driver, memory_v2)
         monkeypatch.setitem(sys.modules, "pynvml", pretended)
         return pretended
 
@@ -141,9 +178,18 @@ def three(nvml: Made) -> PretendedNvml:
     return nvml(Chip(FIRST), Chip(SECOND), Chip(THIRD, "NVIDIA A100", 40 * GIB, 3 * GIB))
 
 
-def mig_slice() -> Chip:
-    refused = ("UtilizationRates", "PowerUsage", "ClockInfo", "Temperature")
-    return Chip(SLICE, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10 * GIB, GIB // 2, refused=refused)
+NOT_OF_A_SLICE = (
+    "UtilizationRates", "PowerUsage", "ClockInfo", "Temperature", "TotalEnergyConsumption",
+    "CurrentClocksEventReasons", "EnforcedPowerLimit", "MigMode",
+)  # fmt: skip
+
+
+def mig_slice(uuid: str = SLICE) -> Chip:
+    return Chip(uuid, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", total=10 * GIB, used=GIB // 2, refused=NOT_OF_A_SLICE)
+
+
+def split() -> Chip:
+    return Chip(FIRST, slices=[(7, 0, mig_slice()), (9, 0, mig_slice("MIG-other"))])
 
 
 def test_the_pretended_functions_are_those_of_the_real_binding() -> None:
@@ -200,15 +246,15 @@ def test_the_beginning_of_two_uuids_names_no_card(three: PretendedNvml) -> None:
 # --- what is read ---
 
 
-def test_memory_is_summed_over_the_cards_that_are_named(three: PretendedNvml) -> None:
-    assert NvmlDevice(["0", "2"]).memory_used(None) == 5 * GIB
-    assert NvmlDevice(["1"]).memory_used(None) == 2 * GIB
+def test_memory_is_that_of_each_card_that_is_named(three: PretendedNvml) -> None:
+    assert NvmlDevice(["0", "2"]).memory_by_card(None) == [2 * GIB, 3 * GIB]
+    assert NvmlDevice(["1"]).memory_by_card(None) == [2 * GIB]
 
 
 def test_the_drivers_reserve_is_counted_only_where_nvml_cannot_leave_it_out(nvml: Made) -> None:
     nvml(Chip(FIRST), memory_v2=False)
     device = NvmlDevice(["0"])
-    assert device.memory_used(None) == device.sample(None)[0].memory_used_bytes == 3 * GIB
+    assert device.memory_by_card(None) == [device.sample(None)[0].memory_used_bytes] == [3 * GIB]
 
 
 def test_a_binding_without_the_second_memory_call_is_read_by_the_first(
@@ -216,13 +262,15 @@ def test_a_binding_without_the_second_memory_call_is_read_by_the_first(
 ) -> None:
     nvml(Chip(FIRST))
     monkeypatch.delattr(PretendedNvml, "nvmlMemory_v2")
-    assert NvmlDevice(["0"]).memory_used(None) == 3 * GIB
+    assert NvmlDevice(["0"]).memory_by_card(None) == [3 * GIB]
 
 
-def test_a_sample_has_watts_percent_megahertz_and_degrees(three: PretendedNvml) -> None:
+def test_a_sample_has_watts_percent_megahertz_degrees_and_joules(three: PretendedNvml) -> None:
     (row,) = NvmlDevice(["0"]).sample(None)
     assert (row.t_s, row.device_id, row.memory_used_bytes) == (0.0, FIRST, 2 * GIB)
     assert (row.utilization_pct, row.power_w, row.sm_clock_mhz, row.temperature_c) == (97.0, 512.5, 1980, 61)
+    assert (row.energy_j, row.clock_event_reasons) == (4406.427, 0x45)
+    assert NvmlDevice(["0"]).cards[0].power_limit_w == 700.0
 
 
 @pytest.mark.parametrize(
@@ -232,14 +280,15 @@ def test_a_sample_has_watts_percent_megahertz_and_degrees(three: PretendedNvml) 
         ("PowerUsage", "power_w"),
         ("ClockInfo", "sm_clock_mhz"),
         ("Temperature", "temperature_c"),
+        ("TotalEnergyConsumption", "energy_j"),
+        ("CurrentClocksEventReasons", "clock_event_reasons"),
     ],
 )
 def test_what_one_card_does_not_offer_is_none_and_the_rest_is_there(nvml: Made, function: str, column: str) -> None:
     nvml(Chip(FIRST, refused=(function,)), Chip(SECOND))
     without, whole = NvmlDevice(["0", "1"]).sample(None)
     assert getattr(without, column) is None
-    seen = [without.utilization_pct, without.power_w, without.sm_clock_mhz, without.temperature_c]
-    assert seen.count(None) == 1
+    assert [getattr(without, column.name) for column in fields(without)].count(None) == 1
     assert getattr(whole, column) is not None
 
 
@@ -254,29 +303,33 @@ def test_a_card_that_is_lost_while_it_is_watched_leaves_a_sample_without_figures
 
 
 def test_a_mig_slice_has_its_own_memory_and_none_of_the_cards_power(nvml: Made) -> None:
-    nvml(Chip(FIRST), slices=[mig_slice()])
+    nvml(split())
     device = NvmlDevice([SLICE])
     (card,), (row,) = device.cards, device.sample(None)
     assert (card.id, card.name, card.memory_bytes) == (SLICE, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10 * GIB)
-    assert row.memory_used_bytes == device.memory_used(None) == GIB // 2
+    assert [row.memory_used_bytes] == device.memory_by_card(None) == [GIB // 2]
     assert (row.utilization_pct, row.power_w, row.sm_clock_mhz, row.temperature_c) == (None, None, None, None)
 
 
 # --- whose processes ---
 
 
-def test_foreign_are_the_processes_outside_our_tree(nvml: Made) -> None:
+def test_ours_are_the_processes_in_the_servers_tree(nvml: Made) -> None:
     nvml(Chip(FIRST, processes=[(PID, GIB), (999_999_999, 3 * GIB)]), Chip(SECOND, processes=[(999_999_998, None)]))
     device = NvmlDevice(["0", "1"])
-    seen = [(found.device_id, found.pid, found.memory_bytes) for found in device.foreign_processes(PID)]
-    assert seen == [(FIRST, 999_999_999, 3 * GIB), (SECOND, 999_999_998, None)]
-    assert [found.pid for found in device.foreign_processes(None)] == [PID, 999_999_999, 999_999_998]
+    seen = [(found.device_id, found.pid, found.memory_bytes, found.ours) for found in device.processes(PID)]
+    assert seen == [
+        (FIRST, PID, GIB, True),
+        (FIRST, 999_999_999, 3 * GIB, False),
+        (SECOND, 999_999_998, None, False),
+    ]
+    assert not any(found.ours for found in device.processes(None))
 
 
-def test_a_card_that_does_not_tell_its_processes_has_none_that_are_foreign(nvml: Made) -> None:
+def test_a_card_that_does_not_tell_its_processes_has_none(nvml: Made) -> None:
     nvml(Chip(FIRST, refused=("ComputeRunningProcesses",)), Chip(SECOND, processes=[(999_999_999, GIB)]))
     device = NvmlDevice(["0", "1"])
-    assert [found.device_id for found in device.foreign_processes(None)] == [SECOND]
+    assert [found.device_id for found in device.processes(None)] == [SECOND]
 
 
 # --- what this process may use ---
@@ -319,8 +372,23 @@ def test_a_host_without_a_driver_has_no_cards(nvml: Made, monkeypatch: pytest.Mo
     assert visible_cards() == []
 
 
-def test_a_split_card_is_listed_whole_until_its_slices_are_named(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml(Chip(FIRST, refused=("UtilizationRates",)), slices=[mig_slice()])
-    assert [(card.id, card.memory_bytes) for card in visible_cards()] == [(FIRST, 80 * GIB)]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", SLICE)
-    assert [(card.id, card.memory_bytes) for card in visible_cards()] == [(SLICE, 10 * GIB)]
+def test_a_split_card_is_its_first_slice_until_its_slices_are_named(
+    nvml: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml(split(), Chip(SECOND))
+    assert [card.id for card in visible_cards()] == [SLICE, SECOND]
+    assert [card.id for card in NvmlDevice(["0", FIRST, "GPU-8932f"]).cards] == [SLICE] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"MIG-other,{SLICE}")
+    assert [(card.id, card.memory_bytes) for card in visible_cards()] == [("MIG-other", 10 * GIB), (SLICE, 10 * GIB)]
+
+
+def test_a_slice_is_found_by_its_card_and_instances_too(nvml: Made) -> None:
+    nvml(split())
+    assert [card.id for card in NvmlDevice([f"MIG-{FIRST}/9/0"]).cards] == ["MIG-other"]
+    with pytest.raises(NoSuchCard, match="no such GPU"):
+        NvmlDevice([f"MIG-{FIRST}/8/0"])
+
+
+def test_what_holds_a_clock_down_is_said_in_words() -> None:
+    assert throttle_reasons(0x1 | 0x2) == []
+    assert throttle_reasons(0x1 | 0x4 | 0x40) == ["power cap", "heat, by hardware"]

@@ -9,10 +9,12 @@ import dataclasses
 import datetime
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
-from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow
+from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, TelemetryRow
 from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
+from workers.devices.nvml import throttle_reasons
 from workers.kv_figures import KvFigures
 from workers.metrics import ServerMetrics
 from workers.sampler import Observed
@@ -54,6 +56,7 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         device=spec.device,
         device_name=card.name if card else None,
         device_memory_bytes=card.memory_bytes if card else None,
+        power_limit_w=card.power_limit_w * len(session.device_ids) if card and card.power_limit_w else None,
         device_ids=session.device_ids,
         visible_devices=session.visible_devices,
         gpus=spec.gpus,
@@ -86,13 +89,36 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
 def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
     """Put the samples inside a window (its start on the monotonic clock) into `row`, and their means.
 
-    Power is summed over the cards.
+    Power and energy are summed over the cards.
     """
     row.telemetry = observed.window(started_s, duration_s)
     row.cpu_util_pct = observed.cpu_util_pct(started_s, duration_s)
     row.gpu_util_pct = _mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
     power_w = _mean([s.power_w for s in row.telemetry if s.power_w is not None])
     row.power_w = None if power_w is None else power_w * len(row.device_ids)
+    row.energy_j = energy_j(row.telemetry, duration_s)
+    reasons = {reason for s in row.telemetry for reason in throttle_reasons(s.clock_event_reasons or 0)}
+    row.throttle_reasons = sorted(reasons)
+    row.foreign_processes = observed.foreign_processes()
+    row.mem_tree_bytes = observed.tree_memory_bytes()
+    sampling = observed.sampling(started_s, duration_s)
+    if sampling is not None:
+        row.telemetry_hz, row.telemetry_cost_share = sampling
+
+
+def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:
+    """Return the joules of all cards over a window: each counter's mean rate between its first and last step inside.
+
+    A counter moves about ten times a second, so a window in which it did not move twice has no figure.
+    """
+    total = 0.0
+    for device in {sample.device_id for sample in telemetry}:
+        read = [(s.t_s, s.energy_j) for s in telemetry if s.device_id == device and s.energy_j is not None]
+        steps = [later for earlier, later in pairwise(read) if later[1] != earlier[1]]
+        if len(steps) < 2:
+            return None
+        total += (steps[-1][1] - steps[0][1]) / (steps[-1][0] - steps[0][0]) * duration_s
+    return total or None
 
 
 def fill_server_counters(row: PointRow, before: ServerMetrics, after: ServerMetrics, observed: Observed) -> None:

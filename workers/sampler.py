@@ -17,10 +17,11 @@ import psutil
 
 from contract.rows import TelemetryRow
 from workers import metrics, probe
-from workers.devices.base import Device
+from workers.devices.base import CardProcess, Device
 from workers.load.endpoint import Endpoint
 
 METRICS_PERIOD_S = 0.5
+PROCESSES_PERIOD_S = 1.0
 
 
 @dataclass(slots=True)
@@ -32,6 +33,10 @@ class Observed:
     gauges: list[metrics.ServerMetrics] = field(default_factory=list)
     cpu_pct: list[tuple[float, float]] = field(default_factory=list)
     """(time, mean utilisation of all cores since the sample before)."""
+    asking_s: list[tuple[float, float]] = field(default_factory=list)
+    """(time, seconds that one sample of the device took)."""
+    processes: list[list[CardProcess]] = field(default_factory=list)
+    """Who held memory of the cards, look by look."""
 
     def window(self, started_s: float, duration_s: float) -> list[TelemetryRow]:
         """Return the samples inside a window, their times in seconds since its start."""
@@ -43,6 +48,13 @@ class Observed:
         inside = [percent for at, percent in self.cpu_pct if 0 < at - started_s <= duration_s]
         return sum(inside) / len(inside) if inside else None
 
+    def peak_by_card(self) -> dict[str, int]:
+        """Return the highest memory seen on each card."""
+        peaks: dict[str, int] = {}
+        for row in self.telemetry:
+            peaks[row.device_id] = max(peaks.get(row.device_id, 0), row.memory_used_bytes or 0)
+        return peaks
+
     def peak_memory_bytes(self) -> int | None:
         """Return the highest memory seen at one moment, summed over the cards."""
         by_moment: dict[float, int] = {}
@@ -50,6 +62,23 @@ class Observed:
             if row.memory_used_bytes is not None:
                 by_moment[row.t_s] = by_moment.get(row.t_s, 0) + row.memory_used_bytes
         return max(by_moment.values(), default=None)
+
+    def sampling(self, started_s: float, duration_s: float) -> tuple[float, float] | None:
+        """Return samples a second and the share of a window that taking them cost; None for a window too short."""
+        inside = [cost for at, cost in self.asking_s if 0 <= at - started_s <= duration_s]
+        return (len(inside) / duration_s, sum(inside) / duration_s) if inside else None
+
+    def foreign_processes(self) -> list[str] | None:
+        """Return the processes of others, each once; None where the server's own are not among those seen."""
+        seen = [process for look in self.processes for process in look]
+        if not any(process.ours for process in seen):
+            return None
+        return sorted({str(process) for process in seen if not process.ours})
+
+    def tree_memory_bytes(self) -> int | None:
+        """Return the highest memory attributed to the server's processes at one look; None where none is."""
+        looks = [[p.memory_bytes for p in look if p.ours and p.memory_bytes is not None] for look in self.processes]
+        return max((sum(look) for look in looks if look), default=None)
 
     def highest(self, name: str) -> float | None:
         """Return the highest value of one gauge of `ServerMetrics`; None where it was never there."""
@@ -68,6 +97,7 @@ class Sampler:
             threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_gauges), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_cpu), daemon=True),
+            threading.Thread(target=self._repeat, args=(PROCESSES_PERIOD_S, self._sample_processes), daemon=True),
         ]
 
     def __enter__(self) -> Self:
@@ -91,6 +121,10 @@ class Sampler:
     def _sample_device(self) -> None:
         now = time.monotonic()
         self.observed.telemetry += [replace(row, t_s=now) for row in self._device.sample(self._pid)]
+        self.observed.asking_s.append((now, time.monotonic() - now))
+
+    def _sample_processes(self) -> None:
+        self.observed.processes.append(self._device.processes(self._pid))
 
     def _sample_gauges(self) -> None:
         with contextlib.suppress(probe.NoAnswer, ValueError):

@@ -1,4 +1,4 @@
-"""One session: a server and the points measured on it. Verbs: start, measure(point), stop.
+"""One session: a server and the points measured on it. Verbs: start, measure(point), settle, stop.
 
 Made by the driver's actor on the node that holds the cards, which lends it a way to run load. `stop` may be called from
 another thread at any time. Failures come back as rows; what is raised is a defect of ours.
@@ -26,7 +26,9 @@ from contract.rows import (
 )
 from contract.specs import Point, PointKind, SessionSpec
 from workers import kv_figures, metrics, point_rows, probe, processes, provenance
+from workers.account import ServerAccount
 from workers.devices import open_device
+from workers.devices.context_probe import context_bytes
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
 from workers.kv_figures import KvFigures
@@ -38,7 +40,7 @@ from workers.load.endpoint import Endpoint
 from workers.load.summary import summarize
 from workers.models import write_model_dir
 from workers.point_rows import Origin
-from workers.sampler import Sampler
+from workers.sampler import Observed, Sampler
 
 MIB = 2**20
 MEMORY_BACK_TOLERANCE_BYTES = 16 * MIB
@@ -77,6 +79,7 @@ class Session:
         self._endpoint: Endpoint | None = None
         self._kv = KvFigures()
         self._log_figures = vllm_log.LogFigures()
+        self._account: ServerAccount | None = None
         self._ready_bytes: int | None = None
         self._client_cores: tuple[int, ...] = ()
         versions = self._engine.versions()
@@ -104,16 +107,18 @@ class Session:
     def start(self) -> SessionRow:
         """Start the server, prove that it answers, read its memory. The row's status says whether it did."""
         try:
-            self.row.mem_baseline_bytes = self._device.memory_used(None)
-            self.row.foreign_processes = [str(process) for process in self._device.foreign_processes(None)]
-            self._launch()
+            baseline = self._device.memory_by_card(None)
+            self.row.mem_baseline_bytes = sum(baseline)
+            self.row.foreign_processes = [str(process) for process in self._device.processes(None)]
+            self._launch(baseline)
         except readiness.StartFailed as error:
             self._fail(error.failure)
         except Exception as error:
             self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
 
-    def _launch(self) -> None:
+    def _launch(self, baseline: list[int]) -> None:
+        contexts = self._contexts()
         with self._lifecycle:
             if self._stopping.is_set():
                 raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
@@ -123,11 +128,25 @@ class Session:
         assert self._endpoint is not None
         readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set)
         self.row.ready_s = time.monotonic() - launched
-        self._ready_bytes = self._settled_memory()
+        used = self._settled_memory()
+        self._ready_bytes = sum(used)
+        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
+        self.row.account = self._account.rows
+        if self._endpoint.uds is not None:
+            self._account.at_ready(used)
         self._client_cores = processes.free_cores(process.pid)
         self._gate()
         self._log_figures = vllm_log.parse(process.log_text())
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
+
+    def _contexts(self) -> list[int | None]:
+        """What a bare CUDA context takes of each card, before the server is there."""
+        if self.spec.device != "cuda":
+            return [None] * len(self._device.cards)
+        return [
+            context_bytes(name, lambda at=at: self._device.memory_by_card(None)[at])  # type: ignore[misc]
+            for at, name in enumerate(self._names_for_cuda())
+        ]
 
     def _make_process(self) -> ServerProcess:
         spec, workspace = self.spec, self._workspace
@@ -189,9 +208,9 @@ class Session:
             result = self._load(requests, requests, prompt_tokens, output_tokens)
         largest = metrics.largest_step_since(before, self._scrape())
         row = point_rows.blank(self._origin(), point, started_wall_s)
-        point_rows.fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
+        self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
         row.mem_ready_bytes = self._ready_bytes
-        row.mem_loaded_bytes = self._settled_memory()
+        row.mem_loaded_bytes = sum(self._settled_memory())
         peak = sampler.observed.peak_memory_bytes()
         row.mem_peak_bytes = max(peak or 0, row.mem_loaded_bytes, self._ready_bytes or 0)
         row.warmup_reached_batch = None if largest is None else largest >= min(aim, requests * prompt_tokens) / 2
@@ -208,12 +227,17 @@ class Session:
             )
         after = self._scrape()
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
-        point_rows.fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
+        self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
         point_rows.fill_server_counters(row, before, after, sampler.observed)
         for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
             setattr(row, name, value)
         row.client_wait_share = None if result.cpu_wait_s is None else result.cpu_wait_s / result.duration_s
         return self._judged(row, result)
+
+    def _fill_window(self, row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
+        point_rows.fill_window(row, observed, started_s, duration_s)
+        if self._account is not None:
+            self._account.saw(observed.peak_by_card())
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
         row.requests = result.requests
@@ -261,15 +285,15 @@ class Session:
         status, text = probe.get(self._endpoint, "/metrics")
         return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
 
-    def _settled_memory(self) -> int:
-        """Read memory until three readings in a row agree within 1 MiB, five seconds at the most."""
+    def _settled_memory(self) -> list[int]:
+        """Read each card's memory until three readings in a row agree within 1 MiB, five seconds at the most."""
         pid = self._process.pid if self._process else None
-        readings = [self._device.memory_used(pid)]
+        readings = [self._device.memory_by_card(pid)]
         deadline = time.monotonic() + SETTLE_LIMIT_S
         while time.monotonic() < deadline:
             time.sleep(0.1)
-            readings.append(self._device.memory_used(pid))
-            last = readings[-SETTLED_READINGS:]
+            readings.append(self._device.memory_by_card(pid))
+            last = [sum(reading) for reading in readings[-SETTLED_READINGS:]]
             if len(last) == SETTLED_READINGS and max(last) - min(last) <= SETTLED_BYTES:
                 break
         return readings[-1]
@@ -308,7 +332,15 @@ class Session:
     def _masked(self, text: str) -> str:
         return provenance.masked(text, self._workspace.root, self._address.api_key)
 
-    # --- stop ---
+    # --- end ---
+
+    def settle(self) -> None:
+        """Enter the account's peak and let the server give its memory back. It answers nothing afterwards: stop it."""
+        alive = self._process is not None and self._process.running
+        if alive and self.row.status == MEASURED and self.row.account and self.spec.device != "cpu":
+            assert self._process is not None
+            assert self._account is not None
+            self._account.settle(self._process.pid)
 
     def stop(self) -> SessionEnd:
         """Stop the server, wait for its memory to come back, hand over the row and the log, leave nothing behind."""
@@ -335,7 +367,7 @@ class Session:
         baseline = (self.row.mem_baseline_bytes or 0) + MEMORY_BACK_TOLERANCE_BYTES
         deadline = asked + self.row.stop_s + self.spec.timeouts.memory_back_s
         while True:
-            self.row.mem_after_stop_bytes = self._device.memory_used(self._process.pid)
+            self.row.mem_after_stop_bytes = sum(self._device.memory_by_card(self._process.pid))
             if self.row.mem_after_stop_bytes <= baseline:
                 self.row.memory_back_s = time.monotonic() - asked
                 break

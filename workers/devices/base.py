@@ -19,15 +19,18 @@ class Card:
     """UUID of the card; `host` for the CPU backend; `SIM-n` for the simulator."""
     name: str
     memory_bytes: int
+    power_limit_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignProcess:
-    """A process on one of our cards that is not ours."""
+class CardProcess:
+    """A process that holds memory of one of our cards."""
 
     device_id: str
     pid: int
     memory_bytes: int | None
+    ours: bool
+    """Whether it is in the server's process tree."""
 
     def __str__(self) -> str:
         used = "unknown memory" if self.memory_bytes is None else f"{self.memory_bytes >> 20} MiB"
@@ -42,14 +45,14 @@ class Device(Protocol):
     period_s: float
     """Seconds between two telemetry samples: often enough to see a level, rarely enough not to be seen in it."""
 
-    def memory_used(self, pid: int | None) -> int:
-        """Return bytes used, summed over the cards. `pid` is the server's: the CPU backend reads its process tree."""
+    def memory_by_card(self, pid: int | None) -> list[int]:
+        """Return bytes used on each of `cards`. `pid` is the server's: the CPU backend reads its process tree."""
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return one telemetry sample a card, with `t_s` 0 (the sampler stamps it)."""
 
-    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
-        """Return processes on the cards that are not in the tree of `pid`."""
+    def processes(self, pid: int | None) -> list[CardProcess]:
+        """Return the processes that hold memory of the cards, and whether they are in the tree of `pid`."""
 
     def close(self) -> None:
         """Let go of the driver's library."""

@@ -8,7 +8,7 @@ import psutil
 
 from contract.rows import TelemetryRow
 from workers import processes
-from workers.devices.base import Card, ForeignProcess
+from workers.devices.base import Card, CardProcess
 
 
 class HostDevice:
@@ -20,15 +20,15 @@ class HostDevice:
         self.cards = [Card("host", f"CPU, {os.cpu_count()} cores", psutil.virtual_memory().total)]
         self.driver_version: str | None = None
 
-    def memory_used(self, pid: int | None) -> int:
+    def memory_by_card(self, pid: int | None) -> list[int]:
         """Return the PSS in bytes of the tree of `pid`; 0 before it was started and after it has gone."""
-        return processes.pss_bytes(processes.tree(pid)) if pid is not None else 0
+        return [processes.pss_bytes(processes.tree(pid)) if pid is not None else 0]
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return memory of the tree; GPU columns stay empty."""
-        return [TelemetryRow(0.0, "host", memory_used_bytes=self.memory_used(pid))]
+        return [TelemetryRow(0.0, "host", memory_used_bytes=self.memory_by_card(pid)[0])]
 
-    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
+    def processes(self, pid: int | None) -> list[CardProcess]:
         """Return nothing: a host always runs other processes."""
         return []
 

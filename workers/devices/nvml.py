@@ -1,4 +1,4 @@
-"""NVML: cards by physical UUID, memory as `nvidia-smi` shows it, utilisation, power, clock.
+"""NVML: cards by physical UUID, memory as `nvidia-smi` shows it, utilisation, power, energy, clock.
 
 Used through `Device`; never changes a setting of a card.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 
 from contract.rows import TelemetryRow
 from workers import processes
-from workers.devices.base import Card, ForeignProcess
+from workers.devices.base import Card, CardProcess
 
 _T = TypeVar("_T")
 
 
 class NvmlDevice:
-    """The cards that `visible` names: indices in PCI order, `GPU-…` UUIDs or what they begin with, `MIG-…` UUIDs."""
+    """The cards that `visible` names: indices in PCI order, `GPU-…` UUIDs or what they begin with, `MIG-…` UUIDs.
+
+    A slice of a card (MIG) is a card here; a split card named as a whole stands for its first slice, as in CUDA.
+    """
 
     period_s = 0.1
 
@@ -37,9 +41,9 @@ class NvmlDevice:
             self.close()
             raise
 
-    def memory_used(self, pid: int | None) -> int:
-        """Return bytes used on the cards by anybody, the driver's own reserve left out, as `nvidia-smi` does."""
-        return sum(_used(self._nvml, handle) for handle in self._handles)
+    def memory_by_card(self, pid: int | None) -> list[int]:
+        """Return bytes used on each card by anybody, the driver's own reserve left out, as `nvidia-smi` does."""
+        return [_used(self._nvml, handle) for handle in self._handles]
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return one row a card; what a card does not offer stays None."""
@@ -55,20 +59,20 @@ class NvmlDevice:
             power_w=_offered(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)),
             sm_clock_mhz=_offered(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
             temperature_c=_offered(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+            energy_j=_offered(lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)),
+            clock_event_reasons=_offered(lambda: int(_clock_event_reasons(nvml, handle))),
         )
 
-    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
-        """Return compute processes on the cards that are not in the tree of `pid`; none of a card that does not tell.
+    def processes(self, pid: int | None) -> list[CardProcess]:
+        """Return the compute processes on the cards; none of a card that does not tell.
 
-        NVML numbers processes in the host's namespace: in a container ours may look foreign, so this is only asked
-        before a start.
+        NVML numbers processes as the host does: in a container with numbers of its own none is in the tree of `pid`.
         """
         ours = set(processes.tree(pid)) if pid is not None else set()
         return [
-            ForeignProcess(card.id, int(process.pid), process.usedGpuMemory)
+            CardProcess(card.id, int(process.pid), process.usedGpuMemory, process.pid in ours)
             for card, handle in zip(self.cards, self._handles, strict=True)
             for process in _offered(partial(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)) or ()
-            if process.pid not in ours
         ]
 
     def close(self) -> None:
@@ -80,8 +84,8 @@ class NvmlDevice:
 def visible_cards() -> list[Card]:
     """Return the cards this process may use, CUDA_VISIBLE_DEVICES respected; none where there is no NVML.
 
-    As for CUDA, an empty name or -1 ends the list. A card that is split by MIG and not named by its slices' `MIG-…`
-    UUIDs is listed as the whole card, although CUDA would use only its first slice.
+    As for CUDA, an empty name or -1 ends the list. Of a card that is split by MIG and not named by its slices' ids only
+    the first slice is listed: CUDA would use no other.
     """
     import pynvml
 
@@ -92,7 +96,7 @@ def visible_cards() -> list[Card]:
     try:
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
         if names is None:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            handles = [_handle(pynvml, str(i)) for i in range(pynvml.nvmlDeviceGetCount())]
         else:
             named = takewhile(lambda name: name not in _END, (name.strip() for name in names.split(",")))
             handles = [_handle(pynvml, name) for name in named]
@@ -112,14 +116,42 @@ class NoSuchCard(Exception):
 def _handle(nvml: Any, name: str) -> Any:
     try:
         if name.isdigit():
-            return nvml.nvmlDeviceGetHandleByIndex(int(name))
-        return nvml.nvmlDeviceGetHandleByUUID(name)
+            return _first_slice(nvml, nvml.nvmlDeviceGetHandleByIndex(int(name)))
+        by_instance = _MIG_BY_INSTANCE.fullmatch(name)
+        if by_instance:
+            return _slice(nvml, by_instance[1], int(by_instance[2]), int(by_instance[3]))
+        return _first_slice(nvml, nvml.nvmlDeviceGetHandleByUUID(name))
     except nvml.NVMLError as error:
         alike = _beginning_with(nvml, name)
         if len(alike) == 1:
-            return alike[0]
+            return _first_slice(nvml, alike[0])
         missing = f"the UUIDs of {len(alike)} GPUs begin so" if alike else f"this node has no such GPU ({error})"
         raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {name!r}, but {missing}") from None
+
+
+_MIG_BY_INSTANCE = re.compile(r"MIG-(GPU-[0-9a-f-]+)/(\d+)/(\d+)")
+"""How drivers before R470 name a slice: its card, its GPU instance and its compute instance."""
+
+
+def _slices(nvml: Any, card: Any) -> Iterator[Any]:
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        with contextlib.suppress(nvml.NVMLError):
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index)
+
+
+def _first_slice(nvml: Any, card: Any) -> Any:
+    with contextlib.suppress(nvml.NVMLError):
+        if nvml.nvmlDeviceGetMigMode(card)[0] == nvml.NVML_DEVICE_MIG_ENABLE:
+            return next(_slices(nvml, card), card)
+    return card
+
+
+def _slice(nvml: Any, card: str, gpu_instance: int, compute_instance: int) -> Any:
+    for found in _slices(nvml, nvml.nvmlDeviceGetHandleByUUID(card)):
+        ids = nvml.nvmlDeviceGetGpuInstanceId(found), nvml.nvmlDeviceGetComputeInstanceId(found)
+        if ids == (gpu_instance, compute_instance):
+            return found
+    raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
 
 
 def _beginning_with(nvml: Any, name: str) -> list[Any]:
@@ -135,7 +167,29 @@ def _card(nvml: Any, handle: Any) -> Card:
         _text(nvml.nvmlDeviceGetUUID(handle)),
         _text(nvml.nvmlDeviceGetName(handle)),
         int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        _offered(lambda: float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)),
     )
+
+
+def _clock_event_reasons(nvml: Any, handle: Any) -> int:
+    """The bits under the name that the installed binding has: `throttle` became `event` in 2023."""
+    ask = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+    return int((ask or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle))
+
+
+THROTTLES = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "heat, by software",
+    0x40: "heat, by hardware",
+    0x80: "power brake",
+}
+"""Bits that mean a clock held down against the card's will. Source: nvml.h, nvmlClocksEventReason*."""
+
+
+def throttle_reasons(bits: int) -> list[str]:
+    """Return the words for the bits that hold a clock down; idle and settings are none of them."""
+    return [words for bit, words in THROTTLES.items() if bits & bit]
 
 
 def _used(nvml: Any, handle: Any) -> int:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from contract.rows import TelemetryRow
-from workers.devices.base import Card, ForeignProcess
+from workers.devices.base import Card, CardProcess
 
 SIM_CARD_BYTES = 80 * 2**30
 """Memory of a pretended card."""
@@ -22,9 +22,9 @@ class SimDevice:
         self.driver_version: str | None = None
         self._state = state
 
-    def memory_used(self, pid: int | None) -> int:
-        """Return bytes over all cards; 0 while no server lives."""
-        return sum(row.memory_used_bytes or 0 for row in self.sample(pid))
+    def memory_by_card(self, pid: int | None) -> list[int]:
+        """Return what the server says of each card; 0 while no server lives."""
+        return [row.memory_used_bytes or 0 for row in self.sample(pid)]
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return one row a card."""
@@ -34,7 +34,7 @@ class SimDevice:
             state = {"memory_used_bytes": 0, "utilization_pct": 0.0}
         return [TelemetryRow(0.0, card.id, state["memory_used_bytes"], state["utilization_pct"]) for card in self.cards]
 
-    def foreign_processes(self, pid: int | None) -> list[ForeignProcess]:
+    def processes(self, pid: int | None) -> list[CardProcess]:
         """Return nothing: nobody else uses a pretended card."""
         return []
 

@@ -38,6 +38,7 @@ class SimEngine:
             "blocks_per_sequence": layout.blocks_per_sequence(length) if layout else -(-length // 16),
             "runtime_bytes": RUNTIME_BYTES,
             "weight_bytes": _weights(spec),
+            "ranks": spec.gpus,
             "kv_cache_memory_bytes": spec.server.kv_cache_memory_bytes,
             "gpu_memory_utilization": spec.server.gpu_memory_utilization or DEFAULT_UTILIZATION,
             "max_num_seqs": spec.server.max_num_seqs or 256,

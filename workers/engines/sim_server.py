@@ -47,6 +47,7 @@ class Server:
         )
         self.pool = Pool(self.pool_bytes // options.bytes_per_block, options.block_size)
         self.running = self.waiting = self.generated = self.queried = 0
+        self.torch_bytes = options.weight_bytes + self.pool_bytes
         self.steps: list[int] = []
         self.key = os.environ.get("VLLM_API_KEY")
         self._room = asyncio.Condition()
@@ -84,7 +85,7 @@ class Server:
 
     def write_state(self) -> None:
         """Say what is allocated, for the pretended device."""
-        used = self.options.weight_bytes + self.options.runtime_bytes + self.pool_bytes
+        used = self.options.runtime_bytes + self.torch_bytes
         state = {"memory_used_bytes": used, "utilization_pct": 100.0 if self.running else 0.0}
         path = Path(self.options.state)
         temporary = path.with_suffix(".tmp")
@@ -129,6 +130,18 @@ class Server:
             lines.append(f'vllm:iteration_tokens_total_bucket{{le="{bound}"}} {count}')
         return web.Response(text="\n".join(lines) + "\n")
 
+    async def worker_call(self, request: web.Request) -> web.Response:
+        """Answer as vLLM's workers do with our extension: an allocator that holds weights and pool, nothing else."""
+        called: dict[str, Any] = await request.json()
+        if called["method"] == "give_back_memory":
+            self.torch_bytes = 0 if called["args"] == ["tensors"] else self.torch_bytes
+            self.write_state()
+            answer = {"reserved": self.torch_bytes}
+        else:
+            answer = {"weights": self.options.weight_bytes, "kv": self.pool_bytes, "graphs": 0, "buffers": 0}
+            answer |= {"cached": 0, "reserved": self.torch_bytes}
+        return web.json_response({"results": [answer] * self.options.ranks})
+
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Stream as many tokens as were asked for."""
         body: dict[str, Any] = await request.json()
@@ -166,7 +179,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int)
     for name in ("max-model-len", "bytes-per-block", "block-size", "blocks-per-sequence", "max-num-seqs"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("weight-bytes", "runtime-bytes"):
+    for name in ("weight-bytes", "runtime-bytes", "ranks"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--kv-cache-memory-bytes", type=int)
     parser.add_argument("--gpu-memory-utilization", type=float, required=True)
@@ -197,6 +210,8 @@ async def serve(options: argparse.Namespace) -> None:
             web.post("/v1/completions", server.completions),
         ]
     )
+    if options.uds:
+        app.router.add_post("/collective_rpc", server.worker_call)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.UnixSite(runner, options.uds) if options.uds else web.TCPSite(runner, "127.0.0.1", options.port)

