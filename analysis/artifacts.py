@@ -31,7 +31,14 @@ OWNED = (
     "figures.csv",
     *(
         f"plots/{stem}{rest}.svg"
-        for stem in ("kv_memory", "kv_capacity", "concurrency_sweep", "batching_levels", "near_full_context")
+        for stem in (
+            "kv_memory",
+            "kv_capacity",
+            "memory_account",
+            "concurrency_sweep",
+            "batching_levels",
+            "near_full_context",
+        )
         for rest in ("", ".*")
     ),
 )
@@ -54,7 +61,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += _write_pages(run_dir, [page for page in pages if page is not None])
-    written += write_plots(run_dir, tables.points)
+    written += write_plots(run_dir, tables)
     _remove_stale(run_dir, written)
     return written
 

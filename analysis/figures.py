@@ -69,6 +69,12 @@ def mib(name: str, size_bytes: float | None, digits: int = 0) -> Figure:
     return decimal(name, None if size_bytes is None else size_bytes / MIB, digits)
 
 
+def signed_mib(name: str, size_bytes: float | None, digits: int = 1) -> Figure:
+    """Return a change of size in MiB with its sign, from bytes."""
+    value = None if size_bytes is None else size_bytes / MIB
+    return Figure(name, value, NOTHING if value is None else f"{value:+,.{digits}f}")
+
+
 def gib(name: str, size_bytes: float | None, digits: int = 2) -> Figure:
     """Return a size in GiB (2**30 bytes) from bytes."""
     return decimal(name, None if size_bytes is None else size_bytes / GIB, digits)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import count, percent, plain, signed_percent
-from analysis.kv_fit import Committed, KvResult
+from analysis.kv_account import Accounts
+from analysis.kv_fit import Committed, Interval, KvResult
 from analysis.series import Reading
 from analysis.statistics import relative_error
 
@@ -58,6 +59,27 @@ def _sequences(committed: Committed) -> Part:
     return count(f"{committed.series.name}.sequences", committed.sequences)
 
 
+def _causes_over_all(result: KvResult, accounts: Accounts) -> Iterator[Phrase]:
+    """What the account says moved between the shortest and the longest length, where a slope is apart."""
+    for committed in result.committed:
+        for column, word in (("mem_ready_bytes", "ready"), ("mem_loaded_bytes", "loaded")):
+            intervals = committed.intervals(column)
+            if not any(interval.is_step for interval in intervals):
+                continue
+            whole = Interval(intervals[0].shorter, intervals[-1].longer, committed.sequences, column)
+            causes = accounts.causes(whole, f"{committed.series.name}.{word}.moved")
+            if causes is not None:
+                yield phrase(
+                    "From {shorter} to {longer} tokens ("
+                    + word
+                    + ") the account has, besides the pool of the formula: "
+                    "{causes}.",
+                    shorter=plain(f"{whole.shorter.name}.max_model_len", whole.shorter.at),
+                    longer=plain(f"{whole.longer.name}.max_model_len", whole.longer.at),
+                    causes=causes,
+                )
+
+
 def engine_reading(result: KvResult) -> Reading | None:
     """Return the reading the engine's figure is taken from: the longest length, committed before utilization.
 
@@ -67,7 +89,7 @@ def engine_reading(result: KvResult) -> Reading | None:
     return max(known, key=lambda r: (r.at, r.measured[0].mode == "committed"), default=None)
 
 
-def add_estimates(doc: Document, result: KvResult) -> None:
+def add_estimates(doc: Document, result: KvResult, accounts: Accounts) -> None:
     """Write the table and the sentences under it."""
     doc.heading(3, "Bytes per KV token: three estimates")
     found = estimates(result)
@@ -82,12 +104,12 @@ def add_estimates(doc: Document, result: KvResult) -> None:
         rows.append([estimate.words, count(estimate.name, estimate.bytes_per_token), share])
     doc.table(["estimate", "bytes per token", "against the formula"], rows, result.group.points[0].simulated)
     if reference:
-        doc.bullets(_reasons(result, found, reference))
+        doc.bullets(_reasons(result, found, reference, accounts))
     else:
         doc.say("The formula is not known for this model, so there is nothing to hold the others against.")
 
 
-def _reasons(result: KvResult, found: list[Estimate], reference: float) -> Iterator[Phrase]:
+def _reasons(result: KvResult, found: list[Estimate], reference: float, accounts: Accounts) -> Iterator[Phrase]:
     agree = percent("rule.estimates_agree_pct", AGREE_SHARE, 0)
     apart = [e for e in found if abs(relative_error(e.bytes_per_token, reference) or 0.0) > AGREE_SHARE]
     if not apart:
@@ -110,6 +132,7 @@ def _reasons(result: KvResult, found: list[Estimate], reference: float) -> Itera
             "profiling forward pass make a difference smaller than the pool's, activations that grow with the length "
             "make it larger. The slope is only as good as the line above."
         )
+        yield from _causes_over_all(result, accounts)
     if any(estimate.name.endswith("engine_bytes_per_token") for estimate in apart):
         yield phrase(
             "The engine's figure is its pool over the tokens that its blocks hold. Where the pool was not given, a log "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, count, decimal, gib, mib, percent, plain, quote, signed_percent
+from analysis.kv_account import Accounts, add_account
 from analysis.kv_estimates import add_estimates
 from analysis.kv_fit import (
     LINEAR_R_SQUARED,
@@ -40,18 +41,20 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
         "that fills a step, when activation memory has been taken back.",
         unit=plain("unit.mib_bytes", 2**20),
     )
+    accounts = Accounts(tables.sessions)
     for result in kv_results(tables.points):
         sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
         doc.heading(2, "{who}", who=identity(sample, result.name, result.group.label))
-        _committed_section(doc, result)
+        _committed_section(doc, result, accounts)
         _flat_section(doc, result)
-        add_estimates(doc, result)
+        add_account(doc, result, accounts)
+        add_estimates(doc, result, accounts)
         add_headroom(doc, result, tables.points, targets)
     add_failures(doc, rows, tables)
     return doc
 
 
-def _committed_section(doc: Document, result: KvResult) -> None:
+def _committed_section(doc: Document, result: KvResult, accounts: Accounts) -> None:
     doc.heading(3, "Pool sized to the length: is memory roughly linear, and are there steps?")
     if not result.committed:
         doc.say("Not known from this run: it holds no committed pools; `+sweep=kv` measures them.")
@@ -61,7 +64,7 @@ def _committed_section(doc: Document, result: KvResult) -> None:
             doc.heading(4, "{who}", who=quote(f"{name}.label", committed.series.group.label))
         _committed_table(doc, committed)
         _linear(doc, committed)
-        _steps(doc, committed)
+        _steps(doc, committed, accounts)
 
 
 def _committed_table(doc: Document, committed: Committed) -> None:
@@ -137,7 +140,7 @@ def _linear(doc: Document, committed: Committed) -> None:
         )
 
 
-def _steps(doc: Document, committed: Committed) -> None:
+def _steps(doc: Document, committed: Committed, accounts: Accounts) -> None:
     for column, word in (("mem_ready_bytes", "ready"), ("mem_loaded_bytes", "loaded")):
         intervals = [i for i in committed.intervals(column) if i.departure_bytes is not None]
         if not intervals:
@@ -159,7 +162,7 @@ def _steps(doc: Document, committed: Committed) -> None:
                 all=count(f"{committed.series.name}.{word}.intervals", len(intervals)),
                 share=percent("rule.step_share_pct", STEP_SHARE, 0),
             )
-            doc.bullets(_step(interval, word) for interval in steps)
+            doc.bullets(_step(interval, word, accounts) for interval in steps)
         else:
             doc.say(
                 "Are there steps (" + word + ")? **None** beyond {share} of the expected difference or {grain} MiB, "
@@ -180,10 +183,10 @@ def _grain(committed: Committed, intervals: list[Interval], word: str) -> Figure
     return mib(f"{committed.series.name}.{word}.grain_mib", max(i.granularity_bytes for i in intervals), 1)
 
 
-def _step(interval: Interval, word: str) -> Phrase:
+def _step(interval: Interval, word: str, accounts: Accounts) -> Phrase:
     departure, expected = interval.departure_bytes or 0.0, interval.expected_bytes or 0.0
     name = f"{interval.longer.name}.{word}"
-    return phrase(
+    what = phrase(
         "{shorter} to {longer}: {delta} MiB where the formula has {expected} ({share})",
         shorter=plain(f"{interval.shorter.name}.max_model_len", interval.shorter.at),
         longer=plain(f"{interval.longer.name}.max_model_len", interval.longer.at),
@@ -191,6 +194,8 @@ def _step(interval: Interval, word: str) -> Phrase:
         expected=mib(f"{name}.step_expected_mib", expected, 1),
         share=signed_percent(f"{name}.step_departure_pct", departure / expected if expected else None),
     )
+    causes = accounts.causes(interval, f"{name}.moved")
+    return what if causes is None else join([what, phrase("by the account: {causes}", causes=causes)])
 
 
 def _granularity(doc: Document, committed: Committed) -> None:

@@ -10,14 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.account_plot import draw_account, has_account
 from analysis.caveats import title
 from analysis.figures import GIB, clean
 from analysis.files import write_with
+from analysis.kv_account import Accounts
 from analysis.kv_fit import Committed, KvResult, kv_results
 from analysis.ladder import predicted
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.series import Reading, Series
-from analysis.tables import RunPoint
+from analysis.tables import RunPoint, Tables
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A", "#222222"
 STYLE: Any = {
@@ -42,9 +44,9 @@ STYLE: Any = {
 Draw = Callable[[Any], None]
 
 
-def write_plots(run_dir: Path, points: Sequence[RunPoint]) -> list[Path]:
-    """Write every plot that the points carry; return the paths."""
-    drawings = list(_drawings(points))
+def write_plots(run_dir: Path, tables: Tables) -> list[Path]:
+    """Write every plot that the rows carry; return the paths."""
+    drawings = list(_drawings(tables.points, Accounts(tables.sessions)))
     if not drawings:
         return []
     import matplotlib
@@ -53,7 +55,7 @@ def write_plots(run_dir: Path, points: Sequence[RunPoint]) -> list[Path]:
         return [_save(run_dir / "plots" / f"{name}.svg", draw) for name, draw in drawings]
 
 
-def _drawings(points: Sequence[RunPoint]) -> Iterator[tuple[str, Draw]]:
+def _drawings(points: Sequence[RunPoint], accounts: Accounts) -> Iterator[tuple[str, Draw]]:
     results = [result for result in kv_results(points) if result.readings]
     for number, result in enumerate(results):
         suffix = f".{result.group.slug}" if number else ""
@@ -61,6 +63,9 @@ def _drawings(points: Sequence[RunPoint]) -> Iterator[tuple[str, Draw]]:
     for number, result in enumerate(result for result in results if any(s.measured for s in result.capacity)):
         suffix = f".{result.group.slug}" if number else ""
         yield f"kv_capacity{suffix}", partial(_capacity, result)
+    for number, result in enumerate(result for result in results if has_account(result, accounts)):
+        suffix = f".{result.group.slug}" if number else ""
+        yield f"memory_account{suffix}", partial(_account, result, accounts)
     for purpose, stem in (("concurrency", "concurrency_sweep"), ("batching", "batching_levels")):
         for curve in load_curves(points, purpose):
             if curve.levels:
@@ -137,6 +142,11 @@ def _memory(result: KvResult, figure: Any) -> None:
     axes.margins(y=0.12)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     _title(figure, "Memory against max_model_len", result.readings[0].measured[0], result.group.label)
+
+
+def _account(result: KvResult, accounts: Accounts, figure: Any) -> None:
+    draw_account(result, accounts, figure)
+    _title(figure, "What the memory is for", result.readings[0].measured[0], result.group.label)
 
 
 def _apart(lengths: Sequence[int]) -> list[int]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
 from analysis.files import write_with
-from contract.rows import SCHEMA_VERSION, PointRow, SessionRow, arrow_schema
+from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, arrow_schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,11 @@ def read_tables(run_dir: Path) -> Tables:
     points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
     sessions = _rows(sessions_path, arrow_schema(SessionRow), SessionRow) if sessions_path.is_file() else []
-    return Tables(tuple(RunPoint(**row) for row in points), tuple(SessionRow(**row) for row in sessions))
+    return Tables(tuple(RunPoint(**row) for row in points), tuple(_session(row) for row in sessions))
+
+
+def _session(row: dict[str, Any]) -> SessionRow:
+    return SessionRow(**row | {"account": [MemoryAccount(**account) for account in row["account"] or []]})
 
 
 def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from analysis.tables import RunPoint, Tables
-from contract.rows import SCHEMA_VERSION, PointRow, RequestRow, SessionRow, TelemetryRow, to_table
+from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, RequestRow, SessionRow, TelemetryRow, to_table
 
 MIB, GIB = 2**20, 2**30
 
@@ -334,7 +334,24 @@ def session_of(row: PointRow) -> SessionRow:
         memory_back_s=0.5,
         mem_baseline_bytes=row.mem_baseline_bytes,
         mem_after_stop_bytes=4 * MIB,
+        account=account_of(row),
     )
+
+
+def account_of(row: PointRow) -> list[MemoryAccount]:
+    """Return the account of a memory row's server: the cache takes up what the other parts leave of it, but one MiB."""
+    if row.kind != "memory" or row.device == "cpu" or row.mem_ready_bytes is None or row.mem_loaded_bytes is None:
+        return []
+    parts = {"weights_bytes": 7_289 * MIB, "buffer_bytes": 41 * MIB, "graph_pool_bytes": 336 * MIB}
+    outside = {"graph_driver_bytes": 288 * MIB, "runtime_bytes": 757 * MIB, "context_bytes": 527 * MIB}
+    kv, explained = row.engine_kv_bytes or 0, sum(parts.values()) + (288 + 757 + 1) * MIB
+    made = []
+    for moment, memory in (("ready", row.mem_ready_bytes), ("peak", row.mem_loaded_bytes)):
+        for device in row.device_ids:
+            used = memory // len(row.device_ids)
+            cached = used - kv - explained
+            made.append(MemoryAccount(moment, device, used, kv_bytes=kv, cached_bytes=cached, **parts, **outside))
+    return made
 
 
 def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, int] | None = None) -> Path:
@@ -356,7 +373,10 @@ def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, 
 def tables_of(points: Iterable[PointRow]) -> Tables:
     """Return the tables of these points without a disk between."""
     names = [name for name in PointRow.__slots__ if name not in ("requests", "telemetry")]
-    return Tables(tuple(RunPoint(**{name: getattr(point, name) for name in names}) for point in points), ())
+    listed = list(points)
+    sessions = {point.session_id: session_of(point) for point in listed}
+    made = (RunPoint(**{name: getattr(point, name) for name in names}) for point in listed)
+    return Tables(tuple(made), tuple(sessions.values()))
 
 
 def changed(points: Iterable[PointRow], where: Callable[[PointRow], bool], **columns: object) -> list[PointRow]:

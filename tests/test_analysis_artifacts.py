@@ -15,7 +15,8 @@ from analysis.__main__ import main
 from tests import synthetic_run as synthetic
 
 TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "sessions.parquet"]
-PLOTS = ["kv_memory.svg", "kv_capacity.svg", "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
+MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg"]
+PLOTS = [*MEMORY_PLOTS, "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
 
 
 @pytest.fixture(scope="module")

@@ -139,6 +139,7 @@ class Auditor:
     def __init__(self, run: Path) -> None:
         self.points = pd.read_parquet(run / "points.parquet")
         self.requests = pd.read_parquet(run / "requests.parquet")
+        self.sessions = pd.read_parquet(run / "sessions.parquet").set_index("session_id")
         self.target = json.loads((run / "manifest.json").read_text())["target"]
         self.ranks = max(int(self.points.gpus.iloc[0]), 1)
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
@@ -149,6 +150,9 @@ class Auditor:
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
             (r"kv\.[^.]+\.envelope\.len(\d+)\.c(\d+)_gib", lambda n, c: int(c) * self.sequence(int(n)) / GIB),
             (r"kv\.[^.]+\.(\w+)(\.error_pct)?", self.kv),
+            (r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|peak)\.(\w+)", self.account),
+            (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
+            (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
             (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),
             (r"committed\.[^.]+\.len(\d+)\.(?:(ready|loaded)\.)?(\w+)", self.committed),
             (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
@@ -360,6 +364,41 @@ class Auditor:
                 "step_departure_pct": 100 * change.departure / change.expected,
             }[what]
         )
+
+    def account(self, mode: str, length: str, moment: str, what: str) -> float:
+        rows = list(self.sessions.account[self.memory(mode).loc[int(length)].session_id])
+        sums = pd.DataFrame([row for row in rows if row["moment"] == moment]).sum(numeric_only=True)
+        parts = {
+            "used": sums.used_bytes,
+            "context": sums.context_bytes,
+            "weights": sums.weights_bytes,
+            "kv": sums.kv_bytes,
+            "graphs": sums.graph_pool_bytes + sums.graph_driver_bytes,
+            "buffers": sums.buffer_bytes,
+            "cache": sums.cached_bytes,
+            "runtime": sums.runtime_bytes,
+        }
+        named = ("weights", "kv", "graphs", "buffers", "cache", "runtime")
+        parts["residual"] = parts["used"] - sum(parts[name] for name in named)
+        if what == "residual_pct":
+            return float(100 * abs(parts["residual"]) / parts["used"])
+        return float(parts[what.removesuffix("_mib")] / MIB)
+
+    def moved(self, shorter: int, longer: int, word: str, what: str) -> float:
+        moment = {"ready": "ready", "loaded": "peak"}[word]
+        part = what if what != "kv_beyond_formula" else "kv"
+        before, after = (self.account("committed", str(at), moment, f"{part}_mib") for at in (shorter, longer))
+        rows = self.memory("committed")
+        formula = rows.formula_bytes_per_sequence * rows.sequences / MIB
+        return after - before - (formula[longer] - formula[shorter] if part != what else 0)
+
+    def moved_to(self, length: str, word: str, what: str) -> float:
+        lengths = list(self.memory("committed").index)
+        return self.moved(lengths[lengths.index(int(length)) - 1], int(length), word, what)
+
+    def moved_over_all(self, word: str, what: str) -> float:
+        lengths = self.memory("committed").index
+        return self.moved(lengths[0], lengths[-1], word, what)
 
     def utilization(self, length: str, what: str) -> float | str:
         rows = self.memory("utilization")

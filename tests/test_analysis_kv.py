@@ -272,3 +272,27 @@ def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> Non
         assert read_targets(tmp_path) == Targets()
     (tmp_path / "manifest.json").write_text('{"target": {"concurrency": 16, "context_tokens": 4096}}')
     assert read_targets(tmp_path) == Targets(16, 4096)
+
+
+# --- the account ---
+
+
+def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
+    page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
+    assert "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+1.6 %); by the account: cache +96.0 MiB" in page
+    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 |" in page
+    assert "The largest residual is +1.0 MiB" in page
+
+
+def test_a_run_without_accounts_says_that_none_was_made() -> None:
+    page = notes(memory(synthetic.CPU))
+    assert "Not known from this run: no server's workers were asked for it" in page
+    assert "by the account" not in page
+
+
+def test_what_was_not_measured_is_a_dash_and_falls_to_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.account_of
+    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, runtime_bytes=None) for a in known(row)])
+    page = notes(memory())
+    assert "Where *context and kernels* is missing the server ended before" in page
+    assert "| – | +758.0 | 4.97 % |" in page

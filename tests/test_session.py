@@ -14,6 +14,7 @@ from contract.rows import FAILED, MEASURED
 from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec, Timeouts
 from tests.configs import load
 from workers import processes
+from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
 from workers.session import Session
 
@@ -54,6 +55,7 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     environment = Path(f"/proc/{started.server_pid}/environ").read_text().split("\0")
     assert "CUDA_VISIBLE_DEVICES=3" in environment
     memory, load_row = one.measure(MEMORY), one.measure(LEVEL)
+    one.settle()
     end = one.stop().row
     assert memory.status == load_row.status == MEASURED
     assert memory.mem_baseline_bytes == 0
@@ -67,6 +69,10 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert load_row.device_ids == ["SIM-3"]
     assert (end.mem_after_stop_bytes, end.exit_code) == (0, 0)
     assert end.memory_back_s is not None
+    accounts = [(row.moment, row.device_id, row.used_bytes, row.kv_bytes, row.runtime_bytes) for row in end.account]
+    used = memory.mem_ready_bytes
+    by_socket = [(moment, "SIM-3", used, POOL, RUNTIME_BYTES) for moment in ("ready", "peak")]
+    assert accounts == (by_socket if transport == "uds" else [])
     assert not processes.is_running(started.server_pid or 0)
     assert not one._workspace.root.exists()
 

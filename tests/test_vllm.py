@@ -74,6 +74,17 @@ def test_every_number_of_the_pages_is_recomputed_from_the_tables(run: Path) -> N
     audit.test_text_of_a_figure_is_its_value_rounded(run)
 
 
+def test_the_workers_say_what_their_pool_and_their_weights_take(run: Path) -> None:
+    pools = {row["session_id"]: row["engine_kv_bytes"] for row in points(run, mode="committed")}
+    assert pools
+    accounts = {row["session_id"]: row["account"] for row in pq.read_table(run / "sessions.parquet").to_pylist()}
+    for session, pool in pools.items():
+        (account,) = accounts[session]
+        assert (account["moment"], account["device_id"], account["used_bytes"]) == ("ready", "host", None)
+        assert account["kv_bytes"] == pool
+        assert 2**23 < account["weights_bytes"] < 2**24  # a matrix that the backend has packed anew is no parameter
+
+
 def test_every_server_was_proven_stopped_and_its_memory_came_back(run: Path) -> None:
     rows = pq.read_table(run / "sessions.parquet").to_pylist()
     assert len(rows) == 3

@@ -1,0 +1,205 @@
+"""Where a server's memory goes: the account's table, what every difference is made of, what nobody explains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from analysis.document import Document, Part, Phrase, join, phrase
+from analysis.figures import MIB, count, mib, percent, plain, signed_mib
+from analysis.kv_fit import Interval, KvResult
+from analysis.series import Reading, Series
+from contract.rows import MemoryAccount, SessionRow
+
+PARTS = {
+    "weights": ("weights_bytes",),
+    "kv": ("kv_bytes",),
+    "graphs": ("graph_pool_bytes", "graph_driver_bytes"),
+    "buffers": ("buffer_bytes",),
+    "cache": ("cached_bytes",),
+    "runtime": ("runtime_bytes",),
+}
+"""Parts of the account by the columns that they are the sum of."""
+HEADS = {
+    "weights": "weights",
+    "kv": "KV pool",
+    "graphs": "graphs",
+    "buffers": "buffers",
+    "cache": "cache",
+    "runtime": "context and kernels",
+    "residual": "residual",
+}
+MOMENTS = {"mem_ready_bytes": "ready", "mem_loaded_bytes": "peak"}
+"""The moment of the account that stands beside a memory column."""
+MOVED_BYTES = MIB
+"""A part that changed by less is not named as a cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A reading's memory at one moment, over all cards of its server; bytes."""
+
+    name: str
+    used: int
+    parts: dict[str, int | None]
+    """By the keys of `PARTS`; None for one that was not measured."""
+    context: int | None
+
+    @property
+    def residual(self) -> int:
+        """What the measured parts do not explain."""
+        return self.used - sum(value or 0 for value in self.parts.values())
+
+    @property
+    def share(self) -> float:
+        """The residual's share of the memory used."""
+        return self.residual / self.used if self.used else 0.0
+
+
+class Accounts:
+    """The accounts of a run's servers, found by the readings that were made on them."""
+
+    def __init__(self, sessions: Sequence[SessionRow]) -> None:
+        self._by_session = {session.session_id: session.account for session in sessions}
+
+    def at(self, reading: Reading, moment: str) -> Account | None:
+        """Return the account beside a reading; None where none was made or no card was asked (the CPU backend)."""
+        rows = [row for row in self._rows(reading) if row.moment == moment and row.used_bytes is not None]
+        if not rows:
+            return None
+        parts = {
+            part: _total([_total([getattr(row, c) for c in columns]) for row in rows])
+            for part, columns in PARTS.items()
+        }
+        used = sum(row.used_bytes or 0 for row in rows)
+        return Account(f"{reading.name}.account.{moment}", used, parts, _total([row.context_bytes for row in rows]))
+
+    def moved(self, interval: Interval) -> dict[str, int]:
+        """Return by how much each part and the residual changed over an interval; empty where an account is missing."""
+        moment = MOMENTS[interval.column]
+        shorter, longer = self.at(interval.shorter, moment), self.at(interval.longer, moment)
+        if shorter is None or longer is None:
+            return {}
+        changes = {part: (longer.parts[part] or 0) - (shorter.parts[part] or 0) for part in PARTS}
+        return changes | {"residual": longer.residual - shorter.residual}
+
+    def causes(self, interval: Interval, name: str) -> Phrase | None:
+        """Return in words what changed over an interval beside the formula's pool; None where that is not known.
+
+        `name` is the prefix of its figures.
+        """
+        moved = self.moved(interval)
+        if not moved:
+            return None
+        others = {part: change for part, change in moved.items() if part != "kv" and abs(change) >= MOVED_BYTES}
+        pool = moved["kv"] - (interval.expected_bytes or 0)
+        words = [
+            phrase(HEADS[part] + " {change} MiB", change=signed_mib(f"{name}.{part}_mib", others[part]))
+            for part in sorted(others, key=lambda part: -abs(others[part]))
+        ]
+        if abs(pool) >= MOVED_BYTES:
+            words.insert(0, phrase("KV pool {change} MiB", change=signed_mib(f"{name}.kv_beyond_formula_mib", pool)))
+        return join(words, ", ") if words else None
+
+    def _rows(self, reading: Reading) -> list[MemoryAccount]:
+        return self._by_session.get(reading.measured[0].session_id, []) if reading.measured else []
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
+    """Write the section for one model on one kind of card."""
+    doc.heading(3, "Where the memory goes")
+    every = [committed.series for committed in result.committed] + list(result.capacity)
+    series_with = [series for series in every if list(_of(series, accounts))]
+    if not series_with:
+        doc.say(
+            "Not known from this run: no server's workers were asked for it (only those of GPUs and on a private "
+            "socket, `server.transport=uds`, are)."
+        )
+        return
+    found = [account for series in series_with for _, account in _of(series, accounts)]
+    _explain(doc, result, found)
+    for series in series_with:
+        _table(doc, series, accounts)
+    for committed in result.committed:
+        if len(list(_of(committed.series, accounts))) > 2:
+            _differences(doc, committed.series, accounts)
+
+
+def _of(series: Series, accounts: Accounts) -> Iterator[tuple[Reading, Account]]:
+    for reading in series.measured:
+        for moment in MOMENTS.values():
+            account = accounts.at(reading, moment)
+            if account is not None:
+                yield reading, account
+
+
+def _explain(doc: Document, result: KvResult, found: list[Account]) -> None:
+    worst = max(found, key=lambda account: abs(account.share))
+    doc.say(
+        "Every part is measured where it lies, none by subtraction. *Weights*, *KV pool*, *buffers* (other live "
+        "tensors) and *cache* (blocks that activations have left) are torch's allocator's blocks, told apart by their "
+        "addresses in the engine's workers. *Graphs*: its private pools, and what the cards got back besides when the "
+        "graphs were reset at the server's end. *Context and kernels*: what the cards still held at the end, when "
+        "torch had freed everything. *Residual*: memory of the cards, less what was there before the server, minus the "
+        "sum. The largest residual is {residual} MiB, {share} of the memory at that moment.",
+        residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
+        share=percent(f"{worst.name}.residual_pct", abs(worst.share), 2),
+    )
+    context = next((account for account in found if account.context), None)
+    if context is not None:
+        doc.say(
+            "A bare CUDA context, made by a probe process before the server, takes {context} MiB of *context and "
+            "kernels*; the rest is what the server's own kernels and libraries loaded.",
+            context=mib(f"{context.name}.context_mib", context.context, 1),
+        )
+    if any(account.parts["runtime"] is None for account in found):
+        doc.say(
+            "Where *context and kernels* is missing the server ended before it could give its memory back: it is then "
+            "part of the residual."
+        )
+
+
+def _table(doc: Document, series: Series, accounts: Accounts) -> None:
+    doc.say("{who}:", who=_who(series))
+    heads = ["max_model_len", "moment", "memory", *HEADS.values(), "residual share"]
+    rows: list[list[str | Part]] = []
+    for reading, account in _of(series, accounts):
+        moment = account.name.rsplit(".", 1)[1]
+        rows.append(
+            [
+                plain(f"{reading.name}.max_model_len", reading.at),
+                moment,
+                mib(f"{account.name}.used_mib", account.used, 1),
+                *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
+                signed_mib(f"{account.name}.residual_mib", account.residual),
+                percent(f"{account.name}.residual_pct", abs(account.share), 2),
+            ]
+        )
+    doc.table(heads, rows, series.sample.simulated)
+
+
+def _who(series: Series) -> Phrase:
+    if series.sample.mode == "committed":
+        return phrase("Pools of {n} sequences, MiB", n=count(f"{series.name}.sequences", series.sample.sequences))
+    return phrase("Pools cut from a fixed gpu_memory_utilization, MiB")
+
+
+def _differences(doc: Document, series: Series, accounts: Accounts) -> None:
+    doc.say("What each difference between two lengths is made of, MiB when ready:")
+    rows: list[list[str | Part]] = []
+    for shorter, longer in pairwise(series.measured):
+        interval = Interval(shorter, longer, series.sample.sequences, "mem_ready_bytes")
+        moved = accounts.moved(interval)
+        if moved:
+            name = f"{longer.name}.ready.moved"
+            cells = [signed_mib(f"{name}.{part}_mib", change) for part, change in moved.items()]
+            total = signed_mib(f"{name}.used_mib", sum(moved.values()))
+            expected = mib(f"{longer.name}.delta_formula_mib", interval.expected_bytes, 1)
+            rows.append([plain(f"{longer.name}.max_model_len", longer.at), total, expected, *cells])
+    doc.table(["max_model_len", "difference", "formula", *HEADS.values()], rows, series.sample.simulated)

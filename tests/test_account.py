@@ -1,0 +1,188 @@
+"""The account of a server's memory: parts by card and moment, and what is left when all is given back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.rows import TelemetryRow
+from workers import account, probe
+from workers.account import ServerAccount
+from workers.devices import context_probe
+from workers.devices.base import Card, CardProcess
+from workers.load.endpoint import Endpoint
+
+GIB = 2**30
+FIRST, SECOND = Card("GPU-aa", "H100", 80 * GIB), Card("GPU-bb", "H100", 80 * GIB)
+
+
+class PretendedCards:
+    """Cards whose memory is what a pretended worker leaves on them."""
+
+    period_s = 0.1
+    driver_version = None
+
+    def __init__(self, *cards: Card) -> None:
+        self.cards = list(cards)
+        self.outside = [3 * GIB] * len(cards)
+        self.torch = [20 * GIB] * len(cards)
+        self.graphs_of_driver = [GIB // 2] * len(cards)
+
+    def memory_by_card(self, pid: int | None) -> list[int]:
+        return [sum(parts) for parts in zip(self.outside, self.torch, self.graphs_of_driver, strict=True)]
+
+    def sample(self, pid: int | None) -> list[TelemetryRow]:
+        return []
+
+    def processes(self, pid: int | None) -> list[CardProcess]:
+        return []
+
+    def close(self) -> None: ...
+
+
+class Workers:
+    """Answers as vLLM's `/collective_rpc`: one dictionary a rank, in the order of ranks."""
+
+    def __init__(self, device: PretendedCards, uuids: list[str | None]) -> None:
+        self.device, self.uuids = device, uuids
+        self.keeps = 0
+
+    def __call__(self, endpoint: Endpoint, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, str]:
+        assert path == "/collective_rpc"
+        if body["method"] == "give_back_memory":
+            self._free(body["args"][0])
+            answers: list[dict[str, Any]] = [{"reserved": held} for held in self.device.torch]
+        else:
+            answers = [
+                {
+                    "weights": 8 * GIB,
+                    "kv": (rank + 9) * GIB,
+                    "graphs": GIB,
+                    "buffers": GIB,
+                    "cached": GIB,
+                    "reserved": 20,
+                }
+                for rank in range(len(self.uuids))
+            ]
+        for answer, uuid in zip(answers, self.uuids, strict=True):
+            answer |= {"uuid": uuid} if uuid else {}
+        return 200, json.dumps({"results": answers})
+
+    def _free(self, what: str) -> None:
+        for at in range(len(self.device.cards)):
+            if what == "graphs":
+                self.device.torch[at] -= GIB
+                self.device.graphs_of_driver[at] = 0
+            elif what == "tensors":
+                self.device.torch[at] = self.keeps
+
+
+Open = Callable[..., tuple[ServerAccount, PretendedCards, Workers]]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
+    def make(*cards: Card, uuids: list[str | None] | None = None) -> tuple[ServerAccount, PretendedCards, Workers]:
+        device = PretendedCards(*cards)
+        workers = Workers(device, uuids or [None] * len(cards))
+        monkeypatch.setattr(probe, "post", workers)
+        baseline, contexts = [GIB] * len(cards), [GIB // 4] * len(cards)
+        return ServerAccount(device, Endpoint("http://l", "m", uds="/s"), baseline, contexts), device, workers  # type: ignore[arg-type]
+
+    return make
+
+
+def test_ready_and_peak_hold_the_parts_and_what_each_card_held(opened: Open) -> None:
+    one, device, _ = opened(FIRST)
+    one.at_ready(device.memory_by_card(1))
+    one.saw({"GPU-aa": 30 * GIB})
+    one.saw({"GPU-aa": 25 * GIB})
+    one.settle(1)
+    assert [(row.moment, row.device_id) for row in one.rows] == [("ready", "GPU-aa"), ("peak", "GPU-aa")]
+    ready, peak = one.rows
+    assert (ready.used_bytes, peak.used_bytes) == (int(22.5 * GIB), 29 * GIB)
+    for row in one.rows:
+        assert (row.weights_bytes, row.kv_bytes, row.graph_pool_bytes) == (8 * GIB, 9 * GIB, GIB)
+        assert (row.buffer_bytes, row.cached_bytes) == (GIB, GIB)
+
+
+def test_what_is_outside_the_allocator_is_read_when_all_is_given_back(opened: Open) -> None:
+    one, device, workers = opened(FIRST)
+    workers.keeps = 3 * 2**20
+    one.at_ready(device.memory_by_card(1))
+    one.settle(1)
+    for row in one.rows:
+        assert (row.runtime_bytes, row.graph_driver_bytes, row.context_bytes) == (2 * GIB, GIB // 2, GIB // 4)
+
+
+def test_a_worker_that_keeps_too_much_leaves_the_runtime_unknown(opened: Open) -> None:
+    one, device, workers = opened(FIRST)
+    workers.keeps = account.EMPTIED_BYTES + 1
+    one.at_ready(device.memory_by_card(1))
+    one.settle(1)
+    assert [row.runtime_bytes for row in one.rows] == [None, None]
+    assert [row.graph_driver_bytes for row in one.rows] == [GIB // 2] * 2
+
+
+def test_ranks_are_placed_by_the_card_they_name(opened: Open) -> None:
+    one, device, _ = opened(FIRST, SECOND, uuids=["bb", "aa"])
+    one.at_ready(device.memory_by_card(1))
+    assert [(row.device_id, row.kv_bytes) for row in one.rows] == [("GPU-bb", 9 * GIB), ("GPU-aa", 10 * GIB)]
+    other, device, _ = opened(FIRST, SECOND)
+    other.at_ready(device.memory_by_card(1))
+    assert [(row.device_id, row.kv_bytes) for row in other.rows] == [("GPU-aa", 9 * GIB), ("GPU-bb", 10 * GIB)]
+
+
+@pytest.mark.parametrize("answer", [(404, ""), (200, "no JSON"), (200, "{}"), None])
+def test_a_server_that_does_not_know_the_question_has_no_account(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str] | None
+) -> None:
+    one, device, _ = opened(FIRST)
+
+    def answered(*_: object) -> tuple[int, str]:
+        if answer is None:
+            raise probe.NoAnswer("gone")
+        return answer
+
+    monkeypatch.setattr(probe, "post", answered)
+    one.at_ready(device.memory_by_card(1))
+    one.settle(1)
+    assert one.rows == []
+
+
+PRETENDED_CUDA = """
+import ctypes, runpy, sys
+class Driver:
+    def __getattr__(self, name):
+        return lambda *_: {result}
+ctypes.CDLL = lambda name: Driver()
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("result", "expected"), [(0, 500), (100, None)])
+def test_a_bare_context_is_what_the_card_grows_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: int, expected: int | None
+) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(PRETENDED_CUDA.format(result=result, path=context_probe.__file__))
+    monkeypatch.setattr(context_probe, "__file__", str(script))
+    readings = iter([100, 600, 600, 100])
+    assert context_probe.context_bytes("0", lambda: next(readings)) == expected
+
+
+def test_a_probe_ends_with_the_process_that_asked(tmp_path: Path) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    child = subprocess.Popen([sys.executable, "-I", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"made\n"
+    child.stdin.close()
+    assert child.wait(10) == 0
