@@ -16,11 +16,11 @@ COLOURS = {
     "graphs": "#CC79A7",
     "buffers": "#F0E442",
     "cache": "#56B4E9",
-    "runtime": "#E69F00",
+    "outside": "#E69F00",
 }
 """Okabe and Ito's, which stay apart for colour-blind readers."""
-HATCHES = {"weights": "", "kv": "", "runtime": "//", "graphs": "\\\\", "buffers": "..", "cache": "xx"}
-ORDER = ("weights", "runtime", "graphs", "buffers", "cache", "kv")
+HATCHES = {"weights": "", "kv": "", "outside": "//", "graphs": "\\\\", "buffers": "..", "cache": "xx"}
+ORDER = ("weights", "outside", "graphs", "buffers", "cache", "kv")
 """What does not grow stands below what does."""
 
 
@@ -37,8 +37,8 @@ def draw_account(result: KvResult, accounts: Accounts, figure: Any) -> None:
         _panel(axes, series, accounts)
     panels[0].set_ylabel("memory (GiB)")
     panels[0].margins(y=0.08)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5)
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8.5)
 
 
 def _series(result: KvResult) -> list[Series]:

@@ -18,6 +18,7 @@ from analysis.load_tables import write_concurrency_sweep
 from analysis.plots import write_plots
 from analysis.tables import build_tables, read_tables
 from analysis.targets import Targets, read_targets
+from analysis.timeline import read_utilization, write_timeline
 
 OWNED = (
     "kv_cache_scaling.csv",
@@ -41,6 +42,7 @@ OWNED = (
         )
         for rest in ("", ".*")
     ),
+    "plots/timeline.svg",
 )
 """Names that belong to this module: one that an earlier, smaller or larger state of the run left behind is removed."""
 
@@ -55,6 +57,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
     tables = read_tables(run_dir)
+    utilization = read_utilization(run_dir)
     pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables)]
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
@@ -62,6 +65,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += _write_pages(run_dir, [page for page in pages if page is not None])
     written += write_plots(run_dir, tables)
+    written += write_timeline(run_dir, tables, utilization)
     _remove_stale(run_dir, written)
     return written
 

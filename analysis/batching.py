@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, Phrase, phrase
-from analysis.figures import Figure, count, decimal, percent, plain, times
+from analysis.figures import Figure, count, percent, plain, times
 from analysis.ladder import add_ladder
 from analysis.load_curve import PLATEAU_WITHIN, LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, level_notes, server, sweep_cells, workload
 from analysis.rules import rules_of_thumb
 from analysis.series import Reading
-from analysis.tables import RunPoint, Tables
+from analysis.tables import Tables
+from analysis.under_use import add_under_use
 
 FILE = "batching_benchmark.md"
 PURPOSES = ("comparison", "batching", "concurrency", "near_full_context")
@@ -44,7 +45,7 @@ def batching_page(tables: Tables) -> Document | None:
     _levels_section(doc, load_curves(rows, "batching"))
     _sweep_section(doc, load_curves(rows, "concurrency"))
     add_ladder(doc, load_curves(rows, "near_full_context"))
-    _utilization_section(doc, rows)
+    add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
     rules = rules_of_thumb(tables.points)
     if rules:
@@ -215,18 +216,3 @@ def _blow_up(curve: LoadCurve) -> Phrase:
 
 def _at(reading: Reading) -> Figure:
     return plain(f"{reading.name}.concurrency", reading.at)
-
-
-def _utilization_section(doc: Document, rows: Sequence[RunPoint]) -> None:
-    doc.heading(2, "GPU utilization")
-    seen = [p.gpu_util_pct for p in rows if p.gpu_util_pct is not None and not p.simulated]
-    if not seen:
-        simulated = all(point.simulated for point in rows)
-        doc.say("Not observed: " + ("the run is simulated, there was no GPU." if simulated else "no GPU was used."))
-        return
-    doc.say(
-        "Over the measured windows NVML's utilization was between {low} and {high} %. It is the share of time in which "
-        "any kernel ran, not how full the card was: read it beside tok_s.",
-        low=decimal("load.gpu_util_lowest_pct", min(seen), 1),
-        high=decimal("load.gpu_util_highest_pct", max(seen), 1),
-    )

@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import MIB, count, mib, percent, plain, signed_mib
+from analysis.figures import MIB, count, gib, mib, percent, plain, signed_mib
 from analysis.kv_fit import Interval, KvResult
 from analysis.series import Reading, Series
-from contract.rows import MemoryAccount, SessionRow
+from contract.rows import SessionRow
 
 PARTS = {
-    "weights": ("weights_bytes",),
-    "kv": ("kv_bytes",),
-    "graphs": ("graph_pool_bytes", "graph_driver_bytes"),
-    "buffers": ("buffer_bytes",),
-    "cache": ("cached_bytes",),
-    "runtime": ("runtime_bytes",),
+    "weights": "weights_bytes",
+    "kv": "kv_bytes",
+    "graphs": "graph_pool_bytes",
+    "buffers": "buffer_bytes",
+    "cache": "cached_bytes",
+    "outside": "outside_bytes",
 }
-"""Parts of the account by the columns that they are the sum of."""
+"""Parts of the account by their columns."""
 HEADS = {
     "weights": "weights",
     "kv": "KV pool",
-    "graphs": "graphs",
+    "graphs": "graph pools",
     "buffers": "buffers",
     "cache": "cache",
-    "runtime": "context and kernels",
+    "outside": "outside torch",
     "residual": "residual",
 }
 MOMENTS = {"mem_ready_bytes": "ready", "mem_loaded_bytes": "peak"}
@@ -45,6 +45,7 @@ class Account:
     parts: dict[str, int | None]
     """By the keys of `PARTS`; None for one that was not measured."""
     context: int | None
+    graph_capture: int | None
 
     @property
     def residual(self) -> int:
@@ -61,19 +62,23 @@ class Accounts:
     """The accounts of a run's servers, found by the readings that were made on them."""
 
     def __init__(self, sessions: Sequence[SessionRow]) -> None:
-        self._by_session = {session.session_id: session.account for session in sessions}
+        self._sessions = {session.session_id: session for session in sessions}
 
     def at(self, reading: Reading, moment: str) -> Account | None:
         """Return the account beside a reading; None where none was made or no card was asked (the CPU backend)."""
-        rows = [row for row in self._rows(reading) if row.moment == moment and row.used_bytes is not None]
-        if not rows:
+        session = self._sessions.get(reading.measured[0].session_id) if reading.measured else None
+        rows = (
+            [row for row in session.account if row.moment == moment and row.used_bytes is not None] if session else []
+        )
+        if session is None or not rows:
             return None
-        parts = {
-            part: _total([_total([getattr(row, c) for c in columns]) for row in rows])
-            for part, columns in PARTS.items()
-        }
-        used = sum(row.used_bytes or 0 for row in rows)
-        return Account(f"{reading.name}.account.{moment}", used, parts, _total([row.context_bytes for row in rows]))
+        return Account(
+            f"{reading.name}.account.{moment}",
+            sum(row.used_bytes or 0 for row in rows),
+            {part: _total([getattr(row, column) for row in rows]) for part, column in PARTS.items()},
+            _total([row.context_bytes for row in rows]),
+            session.graph_capture_bytes,
+        )
 
     def moved(self, interval: Interval) -> dict[str, int]:
         """Return by how much each part and the residual changed over an interval; empty where an account is missing."""
@@ -101,9 +106,6 @@ class Accounts:
         if abs(pool) >= MOVED_BYTES:
             words.insert(0, phrase("KV pool {change} MiB", change=signed_mib(f"{name}.kv_beyond_formula_mib", pool)))
         return join(words, ", ") if words else None
-
-    def _rows(self, reading: Reading) -> list[MemoryAccount]:
-        return self._by_session.get(reading.measured[0].session_id, []) if reading.measured else []
 
 
 def _total(values: Sequence[int | None]) -> int | None:
@@ -142,26 +144,33 @@ def _of(series: Series, accounts: Accounts) -> Iterator[tuple[Reading, Account]]
 def _explain(doc: Document, result: KvResult, found: list[Account]) -> None:
     worst = max(found, key=lambda account: abs(account.share))
     doc.say(
-        "Every part is measured where it lies, none by subtraction. *Weights*, *KV pool*, *buffers* (other live "
-        "tensors) and *cache* (blocks that activations have left) are torch's allocator's blocks, told apart by their "
-        "addresses in the engine's workers. *Graphs*: its private pools, and what the cards got back besides when the "
-        "graphs were reset at the server's end. *Context and kernels*: what the cards still held at the end, when "
-        "torch had freed everything. *Residual*: memory of the cards, less what was there before the server, minus the "
-        "sum. The largest residual is {residual} MiB, {share} of the memory at that moment.",
+        "Every part is measured where it lies, none by subtraction. *Weights*, *KV pool*, *graph pools* (CUDA graphs), "
+        "*buffers* (other live tensors) and *cache* (blocks that activations have left) are blocks of torch's "
+        "allocator, told apart by their addresses in the engine's workers. *Outside torch* is what the cards still "
+        "held at the server's end, when torch had freed everything: CUDA context, kernels, libraries and what the "
+        "driver keeps of graphs. *Residual*: memory of the cards, less what was there before the server, minus "
+        "their sum. The largest residual is {residual} MiB, {share} of the memory at that moment.",
         residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
         share=percent(f"{worst.name}.residual_pct", abs(worst.share), 2),
     )
     context = next((account for account in found if account.context), None)
     if context is not None:
         doc.say(
-            "A bare CUDA context, made by a probe process before the server, takes {context} MiB of *context and "
-            "kernels*; the rest is what the server's own kernels and libraries loaded.",
+            "A bare CUDA context, made by a probe process before the server, takes {context} MiB of what is *outside "
+            "torch*.",
             context=mib(f"{context.name}.context_mib", context.context, 1),
         )
-    if any(account.parts["runtime"] is None for account in found):
+    capture = next((account for account in found if account.graph_capture), None)
+    if capture is not None:
         doc.say(
-            "Where *context and kernels* is missing the server ended before it could give its memory back: it is then "
-            "part of the residual."
+            "While it captured CUDA graphs the engine saw {capture} GiB go (its log): their pools, and what the driver "
+            "took for them, which stays *outside torch*.",
+            capture=gib(f"{capture.name}.graph_capture_gib", capture.graph_capture),
+        )
+    if any(account.parts["outside"] is None for account in found):
+        doc.say(
+            "Where *outside torch* is missing the server ended before it could give its memory back: it is then in the "
+            "residual."
         )
 
 

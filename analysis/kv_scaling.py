@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.caveats import marks
+from analysis.disturbances import foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import GIB, MIB, count, mib, plain, quote, signed_percent
 from analysis.files import write_csv
@@ -108,6 +109,7 @@ def reading_notes(reading: Reading) -> list[Part]:
         notes.append(
             phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline))
         )
+    notes += foreign_process_notes(reading)
     left = memory_left_bytes(reading)
     if left is not None:
         notes.append(

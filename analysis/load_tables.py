@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import NOTHING, Figure, count, decimal, percent, plain, quote, significant_text, times
 from analysis.files import write_csv
@@ -66,7 +67,8 @@ def sweep_cells(reading: Reading) -> list[Part]:
 
 
 def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
-    """Return what was odd about a level: jumps, failures, spread, cache hits, preemptions, a client that lagged."""
+    """Return what was odd about a level: jumps, failures, spread, cache hits, preemptions, a client that lagged,
+    processes of others on the card, a clock held down."""
     notes: list[Part] = []
     name = reading.name
     previous = curve.previous(reading)
@@ -82,7 +84,7 @@ def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
         )
     elif reading.measured:
         notes.append(phrase("one repeat"))
-    notes += _request_notes(reading)
+    notes += [*_request_notes(reading), *foreign_process_notes(reading), *clock_notes(reading)]
     outcomes: dict[str, Figure] = {}
     for point in reading.unmeasured:
         outcomes.setdefault(outcome_figure(point).text, outcome_figure(point))

@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers; shape an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,11 @@ Draw = Callable[[Any], None]
 def write_plots(run_dir: Path, tables: Tables) -> list[Path]:
     """Write every plot that the rows carry; return the paths."""
     drawings = list(_drawings(tables.points, Accounts(tables.sessions)))
-    if not drawings:
-        return []
+    return draw_all(run_dir, drawings) if drawings else []
+
+
+def draw_all(run_dir: Path, drawings: Iterable[tuple[str, Draw]]) -> list[Path]:
+    """Draw figures in this style and write them as plots/NAME.svg; return the paths."""
     import matplotlib
 
     with matplotlib.rc_context({"backend": "svg", **STYLE}):
@@ -87,9 +90,14 @@ def _save(path: Path, draw: Draw) -> Path:
 
 
 def _title(figure: Any, what: str, point: RunPoint, label: str) -> None:
+    set_title(figure, what, title(point, label))
+
+
+def set_title(figure: Any, what: str, words: str) -> None:
+    """Write above the first axes what is shown and, smaller, whose numbers they are."""
     import textwrap
 
-    subtitle = textwrap.wrap(clean(title(point, label)), 96)
+    subtitle = textwrap.wrap(clean(words), 96)
     axes = figure.axes[0]
     axes.set_title(what, loc="left", pad=10 + 12 * len(subtitle), fontsize=13, fontweight="bold", color=BLACK)
     axes.annotate(

@@ -241,10 +241,9 @@ class MemoryAccount:
     """Other live tensors: the engine's inputs and outputs, workspaces."""
     cached_bytes: int | None = None
     """What activations have left in the allocator's cache."""
-    graph_driver_bytes: int | None = None
-    """What the card got back besides the pools when the graphs were reset at the server's end."""
-    runtime_bytes: int | None = None
-    """CUDA context, kernels and libraries: what the card still held at the server's end, when torch had freed all."""
+    outside_bytes: int | None = None
+    """What the card still held at the server's end, when torch had freed all: CUDA context, kernels, libraries, and
+    what the driver keeps of CUDA graphs."""
     context_bytes: int | None = None
     """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else."""
 
@@ -291,6 +290,8 @@ class SessionRow:
     driver_version: str | None = None
     python_version: str | None = None
     requests_sent: int = 0
+    graph_capture_bytes: int | None = None
+    """Device memory that went while the engine captured CUDA graphs (its log, to 0.01 GiB): pools and driver."""
     account: list[MemoryAccount] = field(default_factory=list)
     """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
 

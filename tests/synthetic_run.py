@@ -44,6 +44,8 @@ class Shape:
     saturation: float = 12.0
     """Concurrency at which the synthetic server's throughput is half of its limit."""
     limit_tok_s: float = 9_000.0
+    gpu_util_pct: float = 93.0
+    """NVML's, at concurrency 1: as on a real H100 it hardly depends on the level."""
     ladder: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 
 
@@ -244,6 +246,8 @@ def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter:
     completion = sum(r.completion_tokens or 0 for r in done)
     prompt = sum(r.prompt_tokens or 0 for r in done)
     simulated_or_gpu = shape.device != "cpu"
+    cards = max(shape.gpus, 1)
+    power_w = cards * (380.0 + 3 * concurrency)
     return replace(
         row,
         num_requests=requests,
@@ -264,7 +268,12 @@ def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter:
         tok_s=completion / duration,
         total_tok_s=(completion + prompt) / duration,
         achieved_concurrency=sum(e2e) / duration,
-        gpu_util_pct=min(30.0 + 4 * concurrency, 99.0) if simulated_or_gpu else None,
+        gpu_util_pct=min(shape.gpu_util_pct + concurrency / 8, 99.0) if simulated_or_gpu else None,
+        power_w=power_w if simulated_or_gpu else None,
+        power_limit_w=700.0 * cards if simulated_or_gpu else None,
+        energy_j=1.01 * power_w * duration if simulated_or_gpu else None,
+        telemetry_hz=9.9 - concurrency / 100 if simulated_or_gpu else None,
+        telemetry_cost_share=0.012 + concurrency / 10_000 if simulated_or_gpu else None,
         cpu_util_pct=40.0,
         prefix_hit_ratio=0.0,
         preemptions=0,
@@ -302,6 +311,7 @@ def failed(row: PointRow, failure_class: str, message: str = "", status: str = "
     measured = [name for name in row.__slots__ if name.startswith(("mem_", "engine_", "mean_", "p50_", "p95_", "p99_"))]
     measured += ["qps", "tok_s", "total_tok_s", "duration_s", "completed", "failed", "gpu_util_pct", "kv_usage_max"]
     measured += ["engine_kv_tokens", "formula_max_concurrency", "running_max", "waiting_max", "preemptions"]
+    measured += ["power_w", "energy_j", "telemetry_hz", "telemetry_cost_share"]
     measured = [name for name in measured if name != "engine"]
     gone = dict.fromkeys(measured)
     return replace(
@@ -318,8 +328,8 @@ def failed(row: PointRow, failure_class: str, message: str = "", status: str = "
     )
 
 
-def session_of(row: PointRow) -> SessionRow:
-    """Return the session a row belongs to."""
+def session_of(row: PointRow, ended_at: str | None = None) -> SessionRow:
+    """Return the session a row belongs to; without an end it stands in no timeline."""
     return SessionRow(
         schema_version=SCHEMA_VERSION,
         run_id=row.run_id,
@@ -328,13 +338,16 @@ def session_of(row: PointRow) -> SessionRow:
         status="measured",
         simulated=row.simulated,
         started_at=row.started_at,
+        ended_at=ended_at,
         node="node-a",
+        device_ids=row.device_ids,
         ready_s=42.0,
         stop_s=0.2,
         memory_back_s=0.5,
         mem_baseline_bytes=row.mem_baseline_bytes,
         mem_after_stop_bytes=4 * MIB,
         account=account_of(row),
+        graph_capture_bytes=None if row.enforce_eager or row.device == "cpu" else round(0.66 * GIB),
     )
 
 
@@ -343,8 +356,8 @@ def account_of(row: PointRow) -> list[MemoryAccount]:
     if row.kind != "memory" or row.device == "cpu" or row.mem_ready_bytes is None or row.mem_loaded_bytes is None:
         return []
     parts = {"weights_bytes": 7_289 * MIB, "buffer_bytes": 41 * MIB, "graph_pool_bytes": 336 * MIB}
-    outside = {"graph_driver_bytes": 288 * MIB, "runtime_bytes": 757 * MIB, "context_bytes": 527 * MIB}
-    kv, explained = row.engine_kv_bytes or 0, sum(parts.values()) + (288 + 757 + 1) * MIB
+    outside = {"outside_bytes": 757 * MIB, "context_bytes": 527 * MIB}
+    kv, explained = row.engine_kv_bytes or 0, sum(parts.values()) + (757 + 1) * MIB
     made = []
     for moment, memory in (("ready", row.mem_ready_bytes), ("peak", row.mem_loaded_bytes)):
         for device in row.device_ids:

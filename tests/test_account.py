@@ -32,10 +32,9 @@ class PretendedCards:
         self.cards = list(cards)
         self.outside = [3 * GIB] * len(cards)
         self.torch = [20 * GIB] * len(cards)
-        self.graphs_of_driver = [GIB // 2] * len(cards)
 
     def memory_by_card(self, pid: int | None) -> list[int]:
-        return [sum(parts) for parts in zip(self.outside, self.torch, self.graphs_of_driver, strict=True)]
+        return [sum(parts) for parts in zip(self.outside, self.torch, strict=True)]
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         return []
@@ -56,31 +55,14 @@ class Workers:
     def __call__(self, endpoint: Endpoint, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, str]:
         assert path == "/collective_rpc"
         if body["method"] == "give_back_memory":
-            self._free(body["args"][0])
-            answers: list[dict[str, Any]] = [{"reserved": held} for held in self.device.torch]
+            self.device.torch = [self.keeps] * len(self.device.cards)
+            answers: list[dict[str, Any]] = [{"reserved": self.keeps} for _ in self.device.cards]
         else:
-            answers = [
-                {
-                    "weights": 8 * GIB,
-                    "kv": (rank + 9) * GIB,
-                    "graphs": GIB,
-                    "buffers": GIB,
-                    "cached": GIB,
-                    "reserved": 20,
-                }
-                for rank in range(len(self.uuids))
-            ]
+            same = {"weights": 8 * GIB, "graphs": GIB, "buffers": GIB, "cached": GIB, "reserved": 20 * GIB}
+            answers = [same | {"kv": (rank + 9) * GIB} for rank in range(len(self.uuids))]
         for answer, uuid in zip(answers, self.uuids, strict=True):
             answer |= {"uuid": uuid} if uuid else {}
         return 200, json.dumps({"results": answers})
-
-    def _free(self, what: str) -> None:
-        for at in range(len(self.device.cards)):
-            if what == "graphs":
-                self.device.torch[at] -= GIB
-                self.device.graphs_of_driver[at] = 0
-            elif what == "tensors":
-                self.device.torch[at] = self.keeps
 
 
 Open = Callable[..., tuple[ServerAccount, PretendedCards, Workers]]
@@ -106,7 +88,7 @@ def test_ready_and_peak_hold_the_parts_and_what_each_card_held(opened: Open) -> 
     one.settle(1)
     assert [(row.moment, row.device_id) for row in one.rows] == [("ready", "GPU-aa"), ("peak", "GPU-aa")]
     ready, peak = one.rows
-    assert (ready.used_bytes, peak.used_bytes) == (int(22.5 * GIB), 29 * GIB)
+    assert (ready.used_bytes, peak.used_bytes) == (22 * GIB, 29 * GIB)
     for row in one.rows:
         assert (row.weights_bytes, row.kv_bytes, row.graph_pool_bytes) == (8 * GIB, 9 * GIB, GIB)
         assert (row.buffer_bytes, row.cached_bytes) == (GIB, GIB)
@@ -118,16 +100,15 @@ def test_what_is_outside_the_allocator_is_read_when_all_is_given_back(opened: Op
     one.at_ready(device.memory_by_card(1))
     one.settle(1)
     for row in one.rows:
-        assert (row.runtime_bytes, row.graph_driver_bytes, row.context_bytes) == (2 * GIB, GIB // 2, GIB // 4)
+        assert (row.outside_bytes, row.context_bytes) == (2 * GIB, GIB // 4)
 
 
-def test_a_worker_that_keeps_too_much_leaves_the_runtime_unknown(opened: Open) -> None:
+def test_a_worker_that_keeps_too_much_leaves_what_is_outside_unknown(opened: Open) -> None:
     one, device, workers = opened(FIRST)
     workers.keeps = account.EMPTIED_BYTES + 1
     one.at_ready(device.memory_by_card(1))
     one.settle(1)
-    assert [row.runtime_bytes for row in one.rows] == [None, None]
-    assert [row.graph_driver_bytes for row in one.rows] == [GIB // 2] * 2
+    assert [row.outside_bytes for row in one.rows] == [None, None]
 
 
 def test_ranks_are_placed_by_the_card_they_name(opened: Open) -> None:

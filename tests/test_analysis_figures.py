@@ -35,12 +35,14 @@ CONSTANTS = {
     "rule.headroom_pct": 90,
     "rule.plateau_within_pct": 5,
     "rule.context_step_tokens": 1024,
+    "rule.tutorial_util_low_pct": 25,
+    "rule.tutorial_util_high_pct": 30,
     "unit.mib_bytes": 2**20,
 }
 
 
 def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
-    """Return rows with failures of every kind, a step in memory, hits in the cache and preemptions."""
+    """Return rows with failures of every kind, a step in memory, cache hits, preemptions and others on the card."""
     lost = {
         "committed-2048",
         "batching-c8-r1",
@@ -57,8 +59,15 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = synthetic.failed(row, "kv_too_small", "the estimated maximum model length is 3968", "kv_too_small")
         elif row.purpose == "batching" and row.concurrency == 4:
             row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2, client_wait_share=0.31)
+            row = replace(row, foreign_processes=[f"pid {70 + (row.repeat or 0)} on GPU-0: 300 MiB"])
+            row = replace(row, throttle_reasons=["power brake", "power cap"][: row.repeat])
+        elif row.purpose == "concurrency" and row.concurrency == 16:
+            row = replace(row, power_limit_w=None, energy_j=None, foreign_processes=["pid 7 on GPU-0: 12 MiB"])
+        elif row.point_id == "utilization-1024":
+            row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 8 on GPU-0: unknown memory"])
         elif row.point_id == "committed-1024":
             row = replace(row, mem_baseline_bytes=2_000 * MIB, warmup_reached_batch=False)
+            row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 7 on GPU-0: 14 MiB"])
         made.append(row)
     return made
 
@@ -73,6 +82,8 @@ RUNS = {
     "cpu, few": synthetic.short_cpu_rows(),
     "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
+    "host too slow": synthetic.rows(replace(synthetic.GPU, gpu_util_pct=27.0)),
+    "no power": synthetic.changed(synthetic.rows(), lambda row: True, power_w=None, energy_j=None),
 }
 
 
@@ -147,10 +158,13 @@ class Auditor:
             (r"envelope\.(?:len|c)(\d+)", float),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
+            (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
+            (r"load\.telemetry_cost_pct", lambda: 100 * self.watched().telemetry_cost_share.max()),
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
             (r"kv\.[^.]+\.envelope\.len(\d+)\.c(\d+)_gib", lambda n, c: int(c) * self.sequence(int(n)) / GIB),
             (r"kv\.[^.]+\.(\w+)(\.error_pct)?", self.kv),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|peak)\.(\w+)", self.account),
+            (r"(committed|utilization)\.[^.]+\.len(\d+)\.(foreign_process\w*)", self.on_the_card),
             (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
             (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
             (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),
@@ -213,8 +227,11 @@ class Auditor:
         assert np.isnan(row.memory_back_s)
         return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
 
+    def watched(self) -> pd.DataFrame:
+        return self.points[(self.points.kind == "load") & (self.points.status == "measured")]
+
     def gpu_util(self, which: str) -> float:
-        seen = self.points.gpu_util_pct
+        seen = self.watched().gpu_util_pct
         return float(seen.min() if which == "lowest" else seen.max())
 
     def lost(self, session: str, point: str, what: str) -> float | str:
@@ -336,6 +353,21 @@ class Auditor:
         assert isinstance(formula, float)
         return 100 * (value / formula - 1)
 
+    def on_the_card(self, mode: str, length: str, what: str) -> float | str:
+        rows = self.at("kv_scaling", "max_model_len", int(length))
+        return self.words(rows[rows["mode"] == mode], what)
+
+    def at(self, purpose: str, column: str, place: int) -> pd.DataFrame:
+        return self.points[(self.points.purpose == purpose) & (self.points[column] == place)]
+
+    @staticmethod
+    def words(rows: pd.DataFrame, what: str) -> float | str:
+        """What stands in a list column of these rows: reasons, or the first process and how many further ones."""
+        if what == "throttle_reasons":
+            return " and ".join(sorted({word for words in rows.throttle_reasons for word in words}))
+        seen = [word for words in rows.foreign_processes.dropna() for word in words]
+        return seen[0] if what == "foreign_process" else float(len({word.split(":")[0] for word in seen}) - 1)
+
     def committed(self, length: str, word: str | None, what: str) -> float:
         at = int(length)
         rows = self.memory("committed")
@@ -366,6 +398,8 @@ class Auditor:
         )
 
     def account(self, mode: str, length: str, moment: str, what: str) -> float:
+        if what == "graph_capture_gib":
+            return float(self.sessions.graph_capture_bytes[self.memory(mode).loc[int(length)].session_id] / GIB)
         rows = list(self.sessions.account[self.memory(mode).loc[int(length)].session_id])
         sums = pd.DataFrame([row for row in rows if row["moment"] == moment]).sum(numeric_only=True)
         parts = {
@@ -373,12 +407,12 @@ class Auditor:
             "context": sums.context_bytes,
             "weights": sums.weights_bytes,
             "kv": sums.kv_bytes,
-            "graphs": sums.graph_pool_bytes + sums.graph_driver_bytes,
+            "graphs": sums.graph_pool_bytes,
             "buffers": sums.buffer_bytes,
             "cache": sums.cached_bytes,
-            "runtime": sums.runtime_bytes,
+            "outside": sums.outside_bytes,
         }
-        named = ("weights", "kv", "graphs", "buffers", "cache", "runtime")
+        named = ("weights", "kv", "graphs", "buffers", "cache", "outside")
         parts["residual"] = parts["used"] - sum(parts[name] for name in named)
         if what == "residual_pct":
             return float(100 * abs(parts["residual"]) / parts["used"])
@@ -428,8 +462,14 @@ class Auditor:
             }[what]
         )
 
-    def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float:
+    def joules(self, rows: pd.DataFrame) -> float:
+        tokens = self.requests[self.requests.ok].groupby("point_id").completion_tokens.sum()
+        return float((rows.energy_j / rows.point_id.map(tokens)).median())
+
+    def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float | str:
         at = int(concurrency)
+        if what.startswith(("foreign", "throttle")):
+            return self.words(self.at(purpose, "concurrency", at), what)
         if what == "concurrency":
             return at
         if what == "unmeasured":
@@ -456,6 +496,9 @@ class Auditor:
             "bend_p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "bend_tok_s_ratio": lambda: here.tok_s / previous.tok_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
+            "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
+            "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
+            "joules_per_output_token": lambda: self.joules(own),
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
             "speedup_tok_s": lambda: here.tok_s / first.tok_s,
             "slowdown_mean_e2e": lambda: here.mean_e2e_s / first.mean_e2e_s,

@@ -292,7 +292,7 @@ def test_a_run_without_accounts_says_that_none_was_made() -> None:
 
 def test_what_was_not_measured_is_a_dash_and_falls_to_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     known = synthetic.account_of
-    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, runtime_bytes=None) for a in known(row)])
+    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, outside_bytes=None) for a in known(row)])
     page = notes(memory())
-    assert "Where *context and kernels* is missing the server ended before" in page
+    assert "Where *outside torch* is missing the server ended before" in page
     assert "| – | +758.0 | 4.97 % |" in page

@@ -9,9 +9,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from analysis.batching import batching_page
+from analysis.kv_notes import kv_page
 from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
+from analysis.targets import Targets
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 
@@ -44,7 +48,7 @@ def test_sweep_csv_has_the_tutorials_columns(tmp_path: Path) -> None:
     rows = sweep(tmp_path, synthetic.rows())
     assert list(rows[0]) == ["concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct"]
     assert [row["concurrency"] for row in rows] == ["1", "2", "4", "8", "16", "32"]
-    assert rows[0]["gpu_util_pct"] == "34.0"
+    assert rows[0]["gpu_util_pct"] == "93.1"
 
 
 def test_utilization_is_never_invented(tmp_path: Path) -> None:
@@ -195,6 +199,128 @@ def test_ladder_is_held_against_the_engines_concurrency() -> None:
     low = [r for r in synthetic.rows() if r.purpose != "near_full_context" or (r.concurrency or 0) <= 8]
     assert "no level went past the limit" in page(low)
     assert "No level showed a waiting request." in page(low)
+
+
+def under_use(rows: Iterable[PointRow]) -> str:
+    return page(rows).split("## GPU utilization, power and what is left unused")[1].split("\n## ")[0]
+
+
+def on_gpus(**columns: object) -> list[PointRow]:
+    return synthetic.changed(synthetic.rows(), lambda row: row.kind == "load", **columns)
+
+
+def test_busy_card_is_not_taken_for_a_used_one() -> None:
+    text = under_use(synthetic.rows())
+    assert "concurrency 1, NVML's utilization is 93.1 %, yet it reaches 10.7 % of the best throughput." in text
+    assert "draws 54.7 % of the power limit; the best level, concurrency 32, draws 68.0 % of the power limit" in text
+    assert "An output token costs 0.560 J at the lowest level and 0.0742 J at the best." in text
+    assert "the tutorial's 25 % to 30 % is not what it shows here" in text
+    assert "Over the measured windows" not in text
+    assert "| 1 | 93.1 | 383 | 54.7 % | 690.9 | 10.7 % | 0.560 |" in text
+
+
+def test_lowest_level_near_the_best_is_not_called_far_from_it() -> None:
+    text = under_use(synthetic.rows(replace(synthetic.GPU, saturation=0.3)))
+    assert "93.1 %, and it reaches 78.3 % of the best throughput already" in text
+    assert "yet" not in text
+    assert "does not show what is left unused" not in text
+
+
+def test_card_without_a_kernel_most_of_the_time_is_called_so() -> None:
+    text = under_use(synthetic.rows(replace(synthetic.GPU, gpu_util_pct=27.0)))
+    assert "NVML's utilization is low, 27.1 %: most of the time no kernel ran. It reaches 10.7 %" in text
+    assert "tutorial" not in text
+    assert "yet" not in text
+    busier = under_use(synthetic.rows(replace(synthetic.GPU, gpu_util_pct=50.0)))
+    assert "no kernel ran" not in busier
+    assert "50.1 %, yet it reaches" in busier
+
+
+def test_tutorials_utilization_is_held_only_against_one_or_two_requests() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose == "concurrency"]
+    assert "tutorial" in under_use([row for row in rows if (row.concurrency or 0) >= 2])
+    text = under_use([row for row in rows if (row.concurrency or 0) >= 4])
+    assert "yet it reaches 34.4 %" in text
+    assert "so it does not show what is left unused" in text
+    assert "tutorial" not in text
+
+
+def test_utilization_without_power_says_no_more_than_its_range() -> None:
+    text = under_use(on_gpus(power_w=None, energy_j=None))
+    assert "NVML's utilization was between 93.1 and 97.0 %" in text
+    assert "draws" not in text
+    assert "yet" not in text
+    assert "| 1 | 93.1 | – | – | 690.9 | 10.7 % | – |" in text
+
+
+def test_power_without_a_limit_is_told_in_watts() -> None:
+    text = under_use(on_gpus(power_limit_w=None))
+    assert "It draws 383 W; the best level, concurrency 32, draws 476 W. An output token" in text
+    assert "of the power limit" not in text.split("|")[-1]
+
+
+def test_energy_that_was_not_told_is_not_compared() -> None:
+    assert "An output token costs" not in under_use(on_gpus(energy_j=None))
+
+
+def test_one_level_compares_nothing() -> None:
+    text = under_use([row for row in synthetic.rows() if row.purpose == "concurrency" and row.concurrency == 8])
+    assert "best throughput" not in text
+    assert "between 94.0 and 94.0 %" in text
+
+
+def test_energy_of_a_token_is_the_median_of_the_repeats_own() -> None:
+    tokens = (400.0, 100.0, 900.0)
+    made = [synthetic.load_row(synthetic.GPU, "batching", 4, repeat) for repeat in range(3)]
+    joules = (400.0, 300.0, 4500.0)  # 1, 3 and 5 J a token; the median energy over the median tokens is 1
+    rows = [
+        replace(row, tok_s=t / 10, duration_s=10.0, energy_j=j) for row, t, j in zip(made, tokens, joules, strict=True)
+    ]
+    assert "| 3.00 |" in under_use(rows)
+
+
+def test_cost_of_watching_is_told_where_it_is_known() -> None:
+    assert "sampled 9.8 times a second (median of the windows)" in under_use(synthetic.rows())
+    assert "cost at most 1.52 % of one core" in under_use(synthetic.rows())
+    assert "of one core" not in under_use(on_gpus(telemetry_hz=None, telemetry_cost_share=None))
+
+
+def test_under_use_is_told_of_real_cards_only() -> None:
+    simulated = replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="simulated GPU")
+    assert under_use(synthetic.rows(simulated)).strip() == "Not observed: the run is simulated, there was no GPU."
+    assert under_use(synthetic.rows(synthetic.CPU)).strip() == "Not observed: no GPU was used."
+    unseen = under_use(on_gpus(gpu_util_pct=None, power_w=None))
+    assert unseen.strip() == "Not observed: no measured window holds a figure of a GPU."
+
+
+def test_others_on_the_card_and_a_clock_held_down_are_noted() -> None:
+    others = ["pid 7 on GPU-0: 300 MiB", "pid 7 on GPU-0: 310 MiB", "pid 8 on GPU-0: unknown memory"]
+    reasons = ["heat, by software", "power cap"]
+    text = page(on_gpus(foreign_processes=others[:2]))
+    assert "another process on the card: pid 7 on GPU-0: 300 MiB |" in text
+    text = page(on_gpus(foreign_processes=others, throttle_reasons=reasons))
+    assert "other processes on the card: pid 7 on GPU-0: 300 MiB and 1 more; clock held down at times: heat" in text
+    assert "heat, by software and power cap |" in text
+
+
+@pytest.mark.parametrize("processes", [None, []])
+def test_card_to_itself_is_not_noted(processes: list[str] | None) -> None:
+    rows = synthetic.changed(synthetic.rows(), lambda row: True, foreign_processes=processes, throttle_reasons=[])
+    memory = kv_page(synthetic.tables_of(rows), Targets())
+    assert memory is not None
+    for text in (page(rows), memory.text()):
+        assert "on the card" not in text
+        assert "held down" not in text
+
+
+def test_others_on_the_card_are_noted_of_a_memory_reading() -> None:
+    rows = synthetic.changed(
+        synthetic.rows(), lambda row: row.point_id == "committed-1024", foreign_processes=["pid 7 on GPU-0: 300 MiB"]
+    )
+    memory = kv_page(synthetic.tables_of(rows), Targets())
+    assert memory is not None
+    (line,) = [line for line in memory.text().splitlines() if "another process on the card: pid 7" in line]
+    assert line.startswith("| 1024 |")
 
 
 def test_missing_parts_name_their_sweep() -> None:

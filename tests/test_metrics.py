@@ -33,6 +33,7 @@ LOG_032 = """\
 (EngineCore pid=1) INFO 11-24 22:06:58 [kv_cache_utils.py:2327] GPU KV cache size: 172,896 tokens, \
 Maximum concurrency for 4,096 tokens per request: 42.21x
 (EngineCore pid=1) INFO CUDA graph pool memory: 0.52 GiB (actual), 0.60 GiB (estimated)
+(EngineCore pid=1) INFO 11-25 01:36:01 [model_runner.py:722] Graph capturing finished in 7 secs, took 0.66 GiB
 (APIServer pid=1) INFO Chunked prefill is enabled with max_num_batched_tokens=8192.
 """
 LOG_025 = """\
@@ -76,6 +77,7 @@ def test_log_of_0_32_and_of_0_25_and_of_the_cpu_backend() -> None:
     new, old, cpu = vllm_log.parse(LOG_032), vllm_log.parse(LOG_025), vllm_log.parse(LOG_CPU)
     assert (new.kv_tokens, new.max_concurrency, new.max_num_batched_tokens) == (172_896, 42.21, 8192)
     assert new.available_kv_bytes == round(63.32 * 2**30)
+    assert (new.graph_capture_bytes, old.graph_capture_bytes) == (round(0.66 * 2**30), None)
     assert (old.kv_tokens, old.max_concurrency, old.available_kv_bytes) == (322_016, 78.62, None)
     assert cpu.available_kv_bytes == round(0.19 * 2**30)
 

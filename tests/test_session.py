@@ -69,7 +69,7 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert load_row.device_ids == ["SIM-3"]
     assert (end.mem_after_stop_bytes, end.exit_code) == (0, 0)
     assert end.memory_back_s is not None
-    accounts = [(row.moment, row.device_id, row.used_bytes, row.kv_bytes, row.runtime_bytes) for row in end.account]
+    accounts = [(row.moment, row.device_id, row.used_bytes, row.kv_bytes, row.outside_bytes) for row in end.account]
     used = memory.mem_ready_bytes
     by_socket = [(moment, "SIM-3", used, POOL, RUNTIME_BYTES) for moment in ("ready", "peak")]
     assert accounts == (by_socket if transport == "uds" else [])

@@ -45,15 +45,15 @@ class ServerAccount:
         """
         self._saw(self._device.memory_by_card(pid))
         self._enter("peak", self._highest)
-        steps = [self._given_back(what, pid) for what in ("cache", "graphs", "tensors")]
-        if not all(steps):
-            return
+        held = {at: answer.get("reserved") for at, answer in self._asked("give_back_memory").items()}
+        used = self._device.memory_by_card(pid)
+        places = [card.id for card in self._device.cards]
         for row in self.rows:
-            at = [card.id for card in self._device.cards].index(row.device_id)
-            (used_1, held_1), (used_2, held_2), (used_3, held_3) = (step[at] for step in steps)
-            row.graph_driver_bytes = max(0, (used_1 - used_2) - (held_1 - held_2))
-            row.runtime_bytes = used_3 - held_3 - self._baseline[at] if held_3 <= EMPTIED_BYTES else None
+            at = places.index(row.device_id)
+            left = held.get(at)
             row.context_bytes = self._contexts[at]
+            if left is not None and left <= EMPTIED_BYTES:
+                row.outside_bytes = used[at] - left - self._baseline[at]
 
     def _saw(self, used: list[int]) -> None:
         self._highest = [max(pair) for pair in zip(self._highest, used, strict=True)]
@@ -74,18 +74,10 @@ class ServerAccount:
                 )
             )
 
-    def _given_back(self, what: str, pid: int) -> dict[int, tuple[int, int]]:
-        """By card: its memory, and what the allocator still holds of it. Empty where the server does not know how."""
-        answers = self._asked("give_back_memory", what)
-        used = self._device.memory_by_card(pid)
-        held = {at: answer.get("reserved") for at, answer in answers.items()}
-        return {at: (used[at], reserved) for at, reserved in held.items() if reserved is not None}
-
-    def _asked(self, method: str, *arguments: str) -> dict[int, dict[str, Any]]:
+    def _asked(self, method: str) -> dict[int, dict[str, Any]]:
         """Call a method in every worker; return the answers by the place of its card."""
         with contextlib.suppress(probe.NoAnswer, ValueError, KeyError):
-            body = {"method": method, "args": list(arguments)}
-            status, text = probe.post(self._endpoint, "/collective_rpc", body, RPC_LIMIT_S)
+            status, text = probe.post(self._endpoint, "/collective_rpc", {"method": method}, RPC_LIMIT_S)
             if status == 200:
                 return self._placed(json.loads(text)["results"])
         return {}

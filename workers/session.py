@@ -137,6 +137,7 @@ class Session:
         self._client_cores = processes.free_cores(process.pid)
         self._gate()
         self._log_figures = vllm_log.parse(process.log_text())
+        self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
 
     def _contexts(self) -> list[int | None]:

@@ -134,7 +134,7 @@ class Server:
         """Answer as vLLM's workers do with our extension: an allocator that holds weights and pool, nothing else."""
         called: dict[str, Any] = await request.json()
         if called["method"] == "give_back_memory":
-            self.torch_bytes = 0 if called["args"] == ["tensors"] else self.torch_bytes
+            self.torch_bytes = 0
             self.write_state()
             answer = {"reserved": self.torch_bytes}
         else:

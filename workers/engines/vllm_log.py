@@ -17,6 +17,8 @@ class LogFigures:
     kv_tokens: int | None = None
     max_concurrency: float | None = None
     max_num_batched_tokens: int | None = None
+    graph_capture_bytes: int | None = None
+    """Memory that went while CUDA graphs were captured; rounded by vLLM to 0.01 GiB."""
 
 
 ROUNDING_BYTES = 0.005 * GIB
@@ -34,6 +36,7 @@ def parse(log: str) -> LogFigures:
         kv_tokens=_whole(_last(rf"KV cache size: {_NUMBER} tokens", log)),
         max_concurrency=_last(rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x", log),
         max_num_batched_tokens=_whole(_last(r"max_num_batched_tokens[=:]\s*([\d,]+)", log)),
+        graph_capture_bytes=_bytes(_last(rf"Graph capturing finished in .* took {_NUMBER} GiB", log)),
     )
 
 

@@ -41,8 +41,8 @@ class MemoryAccount:
             "uuid": str(torch.cuda.get_device_properties(self.device).uuid),
         }
 
-    def give_back_memory(self, what: str) -> dict[str, Any]:
-        """Free what torch holds for good, so that the card shows what is left: `cache`, then `graphs`, then `tensors`.
+    def give_back_memory(self) -> dict[str, Any]:
+        """Free all that torch holds, for good, so that the card shows what is left; `reserved` could not be freed.
 
         The server cannot answer afterwards: only for one that is about to be stopped.
         """
@@ -50,13 +50,11 @@ class MemoryAccount:
             return {}
         torch.cuda.synchronize()
         gc.unfreeze()  # vLLM puts its objects out of the collector's sight
-        if what == "graphs":
-            for graph in _alive(torch.cuda.CUDAGraph):
-                graph.reset()
-        elif what == "tensors":
-            torch._C._cuda_clearCublasWorkspaces()
-            for tensor in _alive(torch.Tensor):
-                _empty(tensor)
+        for graph in _alive(torch.cuda.CUDAGraph):
+            graph.reset()
+        for tensor in _alive(torch.Tensor):
+            _empty(tensor)
+        torch._C._cuda_clearCublasWorkspaces()
         gc.collect()
         torch.cuda.empty_cache()
         return {"reserved": torch.cuda.memory_reserved(self.device)}
