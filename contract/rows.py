@@ -46,6 +46,13 @@ class RequestRow:
     """Send to the last chunk that carries a choice (the usage chunk excluded)."""
     tpot_s: float | None = None
     """(e2e_s - ttft_s) / (completion_tokens - 1); None for one token."""
+    first_byte_s: float | None = None
+    """Send to the first byte of the answer's head."""
+    last_byte_s: float | None = None
+    """Send to the last read of the answer's body."""
+    gaps_us: list[int] = field(default_factory=list)
+    """Between neighbouring chunks, in whole microseconds: inter-chunk latency, for a chunk may hold several tokens."""
+    body_bytes: int = 0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     chunks: int = 0

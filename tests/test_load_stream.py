@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.failures import FailureClass
-from workers.load.stream import MAX_EVENT_BYTES, Asked, StreamParser, StreamRecord, judge
+from workers.load import stream as stream_module
+from workers.load.chunks import ChunkReader
+from workers.load.reads import Reads
+from workers.load.stream import MAX_EVENT_BYTES, Asked, StreamParser, StreamRecord, digest, judge
 
 ASKED = Asked(max_tokens=3, ignore_eos=True, prompt_tokens=5)
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
@@ -51,15 +54,13 @@ def verdict(body: bytes, asked: Asked = ASKED) -> str | None:
 
 
 def unstamped(record: StreamRecord) -> StreamRecord:
-    return replace(record, first_chunk_s=None, last_chunk_s=None)
+    return replace(record, chunk_at_s=[0.0] * len(record.chunk_at_s))
 
 
 def test_a_whole_stream_is_a_success_with_its_stamps_and_counts() -> None:
     record = parse(*GOOD_EVENTS)
     assert record == StreamRecord(
-        chunks=3,
-        first_chunk_s=0.0,
-        last_chunk_s=2.0,  # the usage chunk and [DONE] came later
+        chunk_at_s=[0.0, 1.0, 2.0],  # the usage chunk and [DONE] came later
         finish_reason="length",
         prompt_tokens=5,
         completion_tokens=3,
@@ -74,7 +75,7 @@ def test_split_at_every_byte(newline: bytes) -> None:
     for cut in range(len(body) + 1):
         record = parse(body[:cut], body[cut:])
         assert judge(record, ASKED) is None
-        assert record.chunks == 3
+        assert len(record.chunk_at_s) == 3
     assert judge(parse(*(body[i : i + 1] for i in range(len(body)))), ASKED) is None
 
 
@@ -84,19 +85,18 @@ def test_any_cut_gives_the_same_record_and_ordered_stamps(cuts: list[int], newli
     edges = [0, *sorted(cuts), len(body)]
     record = parse(*(body[a:b] for a, b in pairwise(edges)))
     assert unstamped(record) == unstamped(parse(body))
-    assert record.first_chunk_s is not None
-    assert record.last_chunk_s is not None
-    assert 0 <= record.first_chunk_s <= record.last_chunk_s <= len(edges)
+    assert 0 <= record.chunk_at_s[0] <= record.chunk_at_s[-1] <= len(edges)
+    assert record.chunk_at_s == sorted(record.chunk_at_s)
 
 
 def test_coalesced_events_share_a_stamp() -> None:
     record = parse(b"", GOOD)
-    assert (record.chunks, record.first_chunk_s, record.last_chunk_s) == (3, 1.0, 1.0)
+    assert record.chunk_at_s == [1.0, 1.0, 1.0]
 
 
 def test_an_event_is_stamped_when_its_last_byte_arrives() -> None:
     record = parse(GOOD_EVENTS[0][:-1], GOOD_EVENTS[0][-1:], b"".join(GOOD_EVENTS[1:]))
-    assert (record.first_chunk_s, record.last_chunk_s) == (1.0, 2.0)
+    assert record.chunk_at_s == [1.0, 2.0, 2.0]
 
 
 def test_comments_ids_event_names_and_a_byte_order_mark_pass() -> None:
@@ -128,7 +128,7 @@ def test_garbage_neither_raises_nor_succeeds(garbage: bytes) -> None:
 def test_garbage_between_events_never_raises(pieces: list[bytes]) -> None:
     record = parse(*pieces)
     if judge(record, ASKED) is None:
-        assert record.chunks >= 1
+        assert record.chunk_at_s
         assert record.completion_tokens == 3
 
 
@@ -237,3 +237,112 @@ def test_a_message_keeps_the_servers_words_but_not_endlessly() -> None:
 
 def test_text_prompts_are_not_held_to_a_prompt_length() -> None:
     assert verdict(GOOD, Asked(3, True)) is None
+
+
+# --- HTTP's chunks, and the quick way through an ordinary stream ---
+
+
+def chunked(pieces: list[bytes], trailer: bytes = b"") -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n" + trailer + b"\r\n"
+
+
+def cut(body: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(min(at, len(body)) for at in cuts), len(body)]
+    return [body[a:b] for a, b in pairwise(edges)]
+
+
+def reads(pieces: list[bytes], http_chunks: bool = True) -> Reads:
+    return Reads(pieces, [float(at) for at in range(len(pieces))], http_chunks)
+
+
+def by_the_parser(body: Reads) -> StreamRecord:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream_module, "_quick", lambda _: None)
+        return digest(body)
+
+
+CUTS = st.lists(st.integers(0, 1500), max_size=12)
+
+
+@given(
+    st.lists(st.binary(max_size=40), max_size=6),
+    CUTS,
+    st.sampled_from([b"", b"Expires: 0\r\nX: y\r\n"]),
+    st.binary(max_size=5),
+)
+def test_a_chunked_body_comes_out_whole_however_it_is_cut(
+    pieces: list[bytes], cuts: list[int], trailer: bytes, behind: bytes
+) -> None:
+    reader, seen = ChunkReader(), b""
+    for part in cut(chunked(pieces, trailer) + behind, cuts):
+        seen += b"".join(reader.feed(part))
+    assert seen == b"".join(pieces)
+    assert (reader.ended, reader.behind, reader.broken) == (True, behind, False)
+
+
+def test_a_body_is_not_at_its_end_before_its_last_byte() -> None:
+    wire = chunked([b"a\r\n0\r\n\r\n", b"0\r\n\r\n"])
+    reader = ChunkReader()
+    for byte in wire[:-1]:
+        reader.feed(bytes([byte]))
+        assert not reader.ended
+    reader.feed(wire[-1:])
+    assert reader.ended
+
+
+@pytest.mark.parametrize("wire", [b"zz\r\n", b"-1\r\n", b"0x5\r\nabcde", b"\r\nab", b"f" * 2000])
+def test_sizes_without_sense_break_a_body(wire: bytes) -> None:
+    reader = ChunkReader()
+    assert reader.feed(wire) == []
+    assert (reader.ended, reader.broken) == (False, True)
+
+
+def test_a_size_may_have_an_extension() -> None:
+    reader = ChunkReader()
+    assert reader.feed(b"3;name=value\r\nabc\r\n0\r\n\r\n") == [b"abc"]
+    assert reader.ended
+
+
+@given(CUTS, st.lists(st.sampled_from(range(len(GOOD_EVENTS))), max_size=4))
+def test_the_quick_way_gives_the_parsers_record(cuts: list[int], joined: list[int]) -> None:
+    pieces: list[bytes] = []
+    for at, each in enumerate(GOOD_EVENTS):
+        if at in joined and pieces:
+            pieces[-1] += each
+        else:
+            pieces.append(each)
+    body = reads(cut(chunked(pieces), cuts))
+    assert stream_module._quick(body) is not None
+    assert digest(body) == by_the_parser(body)
+
+
+def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
+    body = reads([chunked(GOOD_EVENTS)])
+    assert stream_module._quick(body) == by_the_parser(body)
+
+
+PARTS = st.one_of(
+    st.sampled_from(
+        [*GOOD_EVENTS, event(ERROR), event({"object": "error", "choices": []}), event({"choices": [], "usage": {}}),
+         *(event({"choices": [], "usage": {"completion_tokens": odd}}) for odd in (3.0, True, -1, 2**63, None, "3")),
+         event({"choices": [{"finish_reason": 1}]}), event({"choices": [3]}), event(b"{}"), event(b"[]"), event(b"{"),
+         b": comment\n\n", b"event: error\n", b"data:x\n\n", b"\r\n", b"\n", b"\xff"]
+    ),
+    st.binary(max_size=6),
+)  # fmt: skip
+
+
+@given(st.lists(PARTS, max_size=8), CUTS, st.booleans(), st.integers(0, 40))
+def test_whatever_comes_both_ways_agree_and_neither_raises(
+    pieces: list[bytes], cuts: list[int], http_chunks: bool, lost: int
+) -> None:
+    wire = chunked(pieces) if http_chunks else b"".join(pieces)
+    body = reads(cut(wire[: max(len(wire) - lost, 0)], cuts), http_chunks)
+    assert digest(body) == by_the_parser(body)
+
+
+def test_an_event_cut_by_a_chunk_is_stamped_by_its_last_byte() -> None:
+    head, tail = GOOD_EVENTS[0][:9], GOOD_EVENTS[0][9:]
+    wire = chunked([head, tail, *GOOD_EVENTS[1:]])
+    at = wire.index(tail) + len(tail)
+    assert digest(reads([wire[: at - 1], wire[at - 1 :]])).chunk_at_s == [1.0, 1.0, 1.0]

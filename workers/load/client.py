@@ -1,31 +1,34 @@
 """A closed loop of completions requests on one server, every answer judged.
 
 Called by a Ray task on the server's own node (`generate`) and by the command line. Inside the window it only sends and
-reads: prompts and bodies are made before it opens. A failed request becomes a row, never an exception or a second try.
+keeps what it reads: bodies are made before it opens, answers are judged after it has closed. A failed request becomes a
+row, never an exception or a second try.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
+import gc
 import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvloop
+from aiohttp.http_exceptions import HttpProcessingError
 
 from contract.failures import FailureClass
 from contract.rows import Failure, RequestRow
 from workers.load.endpoint import Endpoint, open_session
 from workers.load.prompts import PromptFactory, text_prompt
-from workers.load.stream import MESSAGE_CHARS, Asked, StreamParser, judge
-
-_LARGE_BODY_BYTES = 2**20  # from here on aiohttp wants a file, to write it in pieces
+from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
+from workers.load.wire import MAX_BODY_BYTES, Answer, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +118,39 @@ async def run_load(plan: LoadPlan) -> LoadResult:
     Cancelling it closes its connections, on which vLLM aborts the requests.
     """
     prepared = iter(list(_prepare(plan)))
-    proxy = plan.endpoint.proxy()
-    rows: list[RequestRow] = []
+    sent: list[_Sent] = []
 
-    async def work(sender: _Sender) -> None:
+    async def work(wire: Wire) -> None:
         for request in prepared:
-            rows.append(await sender.send(request))
+            sent.append(await _send(wire, request, plan.timeout_s))
 
     async with open_session(plan.endpoint) as session:
-        waited_before_s = _cpu_wait_s()
-        started_wall_s, started_s = time.time(), time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(plan.concurrency, plan.num_requests)):
-                group.create_task(work(_Sender(session, plan, started_s, proxy)))
-        duration_s = time.monotonic() - started_s
-        waited_s = _cpu_wait_s()
-    rows.sort(key=lambda row: row.ordinal)
+        wire = Wire(session, plan.endpoint.completions_url, plan.endpoint.proxy())
+        with _undisturbed():
+            waited_before_s = _cpu_wait_s()
+            started_wall_s, started_s = time.time(), time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(plan.concurrency, plan.num_requests)):
+                    group.create_task(work(wire))
+            duration_s = time.monotonic() - started_s
+            waited_s = _cpu_wait_s()
+    sent.sort(key=lambda each: each.ordinal)
+    rows = [_row(each, plan, started_s) for each in sent]
     waited = None if waited_s is None or waited_before_s is None else waited_s - waited_before_s
     return LoadResult(rows, duration_s, started_s, started_wall_s, waited)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the garbage collector out of a measured window: a full collection stops every stream for its time."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _cpu_wait_s() -> float | None:
@@ -163,84 +181,75 @@ def _prepare(plan: LoadPlan) -> Iterator[_Prepared]:
         yield _Prepared(ordinal, json.dumps(fields | {"prompt": prompt}, separators=(",", ":")).encode())
 
 
-@dataclass(frozen=True, slots=True)
-class _Sender:
-    """One worker of the closed loop: sends a request and turns what happens into its row."""
+@dataclass(slots=True)
+class _Sent:
+    """One request and all that came back; judged when the window has closed."""
 
-    session: aiohttp.ClientSession
-    plan: LoadPlan
-    started_s: float
-    proxy: str | None
+    ordinal: int
+    answer: Answer
+    ended_s: float = 0.0
+    error: Exception | None = None
 
-    async def send(self, request: _Prepared) -> RequestRow:
-        parser, refusal = StreamParser(), bytearray()
-        status: int | None = None
-        broken: Failure | None = None
-        body = request.body if len(request.body) < _LARGE_BODY_BYTES else io.BytesIO(request.body)
-        sent_s = time.monotonic()
-        try:
-            async with (
-                asyncio.timeout(self.plan.timeout_s),
-                self.session.post(
-                    self.plan.endpoint.completions_url,
-                    data=body,
-                    headers={"Content-Type": "application/json"},
-                    proxy=self.proxy,
-                    allow_redirects=False,
-                ) as response,
-            ):
-                status = response.status
-                async for data in response.content.iter_any():
-                    at_s = time.monotonic()
-                    if status == 200:
-                        parser.feed(data, at_s)
-                    else:
-                        refusal += data[: 4 * MESSAGE_CHARS - len(refusal)]
-                parser.close()
-        except (aiohttp.ClientError, OSError) as error:
-            broken = _broken(error, self.plan.timeout_s, parser.record.chunks)
-        return self._row(request.ordinal, sent_s, time.monotonic(), status, bytes(refusal), broken, parser)
 
-    def _row(
-        self,
-        ordinal: int,
-        sent_s: float,
-        ended_s: float,
-        status: int | None,
-        refusal: bytes,
-        broken: Failure | None,
-        parser: StreamParser,
-    ) -> RequestRow:
-        record, plan = parser.record, self.plan
-        failure: Failure | None
-        if status is not None and status != 200:
-            words = refusal.decode(errors="replace")[:MESSAGE_CHARS]
-            failure = Failure(FailureClass.HTTP_ERROR, words or f"HTTP {status} with an empty body")
-        elif broken is not None and record.error is None:
-            failure = broken
-        else:
-            asked = Asked(plan.output_tokens, plan.ignore_eos, plan.prompt_tokens if plan.text is None else None)
-            failure = judge(record, asked)
-        row = RequestRow(
-            ordinal,
-            sent_s=sent_s - self.started_s,
-            ok=failure is None,
-            prompt_tokens=record.prompt_tokens,
-            completion_tokens=record.completion_tokens,
-            chunks=record.chunks,
-            finish_reason=record.finish_reason,
-            http_status=status,
-            e2e_s=ended_s - sent_s,
-        )
-        if record.first_chunk_s is not None:
-            row.ttft_s = record.first_chunk_s - sent_s
-        if failure is not None:
-            row.failure_class, row.failure_message = failure.failure_class, failure.message
-        elif record.first_chunk_s is not None and record.last_chunk_s is not None:
-            row.e2e_s = record.last_chunk_s - sent_s
+async def _send(wire: Wire, request: _Prepared, timeout_s: float) -> _Sent:
+    sent = _Sent(request.ordinal, Answer(time.monotonic()))
+    try:
+        async with asyncio.timeout(timeout_s):
+            await wire.post(request.body, sent.answer)
+    except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+        sent.error = error
+    sent.ended_s = time.monotonic()
+    return sent
+
+
+def _row(sent: _Sent, plan: LoadPlan, started_s: float) -> RequestRow:
+    """Judge one request: digest what came back and turn it into its row."""
+    answer = sent.answer
+    record, failure = _judged(sent, plan)
+    row = RequestRow(
+        sent.ordinal,
+        sent_s=answer.sent_s - started_s,
+        ok=failure is None,
+        first_byte_s=_after(answer.first_byte_s, answer.sent_s),
+        last_byte_s=_after(answer.reads.at_s[-1], answer.sent_s) if answer.reads.at_s else None,
+        body_bytes=answer.reads.size,
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens,
+        chunks=len(record.chunk_at_s),
+        finish_reason=record.finish_reason,
+        http_status=answer.status,
+        e2e_s=sent.ended_s - answer.sent_s,
+    )
+    if record.chunk_at_s:
+        first_s, last_s = record.chunk_at_s[0], record.chunk_at_s[-1]
+        row.ttft_s = first_s - answer.sent_s
+        row.gaps_us = [round((later - earlier) * 1e6) for earlier, later in pairwise(record.chunk_at_s)]
+        if failure is None:
+            row.e2e_s = last_s - answer.sent_s
             if record.completion_tokens is not None and record.completion_tokens > 1:
-                row.tpot_s = (record.last_chunk_s - record.first_chunk_s) / (record.completion_tokens - 1)
-        return row
+                row.tpot_s = (last_s - first_s) / (record.completion_tokens - 1)
+    if failure is not None:
+        row.failure_class, row.failure_message = failure.failure_class, failure.message
+    return row
+
+
+def _judged(sent: _Sent, plan: LoadPlan) -> tuple[StreamRecord, Failure | None]:
+    answer = sent.answer
+    if answer.status is not None and answer.status != 200:
+        words = b"".join(answer.reads.data)[: 4 * MESSAGE_CHARS].decode(errors="replace")[:MESSAGE_CHARS]
+        message = words or f"HTTP {answer.status} with an empty body"
+        return StreamRecord(), Failure(FailureClass.HTTP_ERROR, message)
+    record = digest(answer.reads)
+    if answer.reads.size > MAX_BODY_BYTES:
+        return record, Failure(FailureClass.MALFORMED_STREAM, f"the answer is longer than {MAX_BODY_BYTES} bytes")
+    if sent.error is not None and record.error is None:
+        return record, _broken(sent.error, plan.timeout_s, len(record.chunk_at_s))
+    asked = Asked(plan.output_tokens, plan.ignore_eos, plan.prompt_tokens if plan.text is None else None)
+    return record, judge(record, asked)
+
+
+def _after(at_s: float | None, start_s: float) -> float | None:
+    return None if at_s is None else at_s - start_s
 
 
 def _broken(error: Exception, timeout_s: float, chunks: int) -> Failure:
@@ -251,6 +260,6 @@ def _broken(error: Exception, timeout_s: float, chunks: int) -> Failure:
         return Failure(FailureClass.CONNECTION_FAILED, what)
     if isinstance(error, TimeoutError):
         return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {after}")
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         return Failure(FailureClass.MALFORMED_STREAM, f"the answer is not HTTP: {what}")
     return Failure(FailureClass.CONNECTION_LOST, f"{what}, {after}")

@@ -1,0 +1,66 @@
+"""HTTP's chunked bodies: the body without its chunks, and where it ends. Source: RFC 9112, section 7.1. Pure."""
+
+from __future__ import annotations
+
+MAX_LINE_BYTES = 1024
+"""A longer size or trailer line is no HTTP that we want."""
+
+
+class ChunkReader:
+    """Takes a chunked body that comes in any pieces."""
+
+    __slots__ = ("_in_trailer", "_left", "_rest", "behind", "broken", "ended")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.behind = b""
+        """What came behind the body's end."""
+        self.broken = False
+        """The sizes make no sense: from there on nothing is known of the body."""
+        self._rest = b""
+        self._left = 0
+        """Bytes still to come of the chunk that has begun, its line end included."""
+        self._in_trailer = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the next bytes; return what of the body is in them, cut where its chunks are."""
+        found: list[bytes] = []
+        if self.ended or self.broken:
+            self.behind += data
+            return found
+        rest = self._rest + data if self._rest else data
+        at, size = 0, len(rest)
+        while at < size:
+            if self._left:
+                end = at + self._left
+                if end > at + 2:
+                    found.append(rest[at : min(end - 2, size)])
+                self._left = max(end - size, 0)
+                at = min(end, size)
+                continue
+            line_end = rest.find(b"\r\n", at)
+            if line_end < 0:
+                self.broken = size - at > MAX_LINE_BYTES
+                break
+            line, at = rest[at:line_end], line_end + 2
+            if self._in_trailer:
+                if not line:
+                    self.ended, self.behind = True, rest[at:]
+                    at = size
+                continue
+            length = chunk_size(line)
+            if length is None:
+                self.broken = True
+                break
+            self._in_trailer, self._left = length == 0, length + 2 if length else 0
+        self._rest = rest[at:]
+        return found
+
+
+def chunk_size(line: bytes) -> int | None:
+    """Return the bytes that a size line announces; None where it is no hexadecimal number."""
+    digits = line.partition(b";")[0].rstrip() if b";" in line else line
+    return int(digits, 16) if digits and not digits.strip(_HEX) else None
+
+
+_HEX = b"0123456789abcdefABCDEF"
