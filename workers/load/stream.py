@@ -146,6 +146,9 @@ class StreamParser:
             if reason is not None and not isinstance(reason, str):
                 self._malformed("a choice is not an object with a finish_reason")
                 return
+            if reason and record.finish_reason:
+                self._malformed("finish_reason came twice")
+                return
             record.chunk_at_s.append(at_s)
             record.finish_reason = reason or record.finish_reason
         usage = message.get("usage")
@@ -238,8 +241,11 @@ def _quick(reads: Reads) -> StreamRecord | None:
                 if chunk.error is not None or chunk.object == "error":
                     return None
                 if chunk.choices:
+                    reason = chunk.choices[0].finish_reason
+                    if reason and record.finish_reason:
+                        return None
                     record.chunk_at_s.append(stamps[read])
-                    record.finish_reason = chunk.choices[0].finish_reason or record.finish_reason
+                    record.finish_reason = reason or record.finish_reason
                 if chunk.usage is not None:
                     record.prompt_tokens, record.completion_tokens = _plain_counts(chunk.usage)
             at = end + 2

@@ -1,12 +1,12 @@
 """One request over one connection: bytes of a streamed answer are stamped and kept where they arrive, and nothing else.
 
-aiohttp carries the connections (pool, keep-alive, TLS, proxies, Unix sockets), makes the headers and parses every head.
-A request is written in one piece, prepared before the measured window. The body of a chunked 200 never goes through
-aiohttp's parser: `Tap` keeps each read with its stamp, and when the last chunk has come it hands aiohttp an empty body,
-which ends the answer. De-chunking, events and verdicts happen later, from the kept reads (`workers.load.stream`).
+aiohttp makes the connections (TLS, proxies, Unix sockets, names), the headers, and reads every answer that is not
+the stream that was asked for. A request is written in one piece, prepared before the measured window. Of a chunked 200
+`Tap` keeps each read with its stamp and only looks for the end; chunks, events and verdicts come later, from the kept
+reads (`workers.load.stream`).
 
-aiohttp's own `session.post` costs some 200 µs a request, and its body reader 10 µs a token, at the very moments when
-hundreds of streams begin together or are due (`benchmarks/client/`).
+Through `aiohttp.ClientSession` a request costs some 200 µs and a token 10 µs, at the very moments when hundreds of
+streams begin together or have tokens due (`benchmarks/client/`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import strip_auth_from_url
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from workers.load.chunks import ChunkReader
@@ -28,102 +29,7 @@ MAX_BODY_BYTES = 64 * 2**20
 """A longer answer is given up: no completions stream is so long."""
 MAX_HEAD_BYTES = 2**16
 _END_OF_HEAD = b"\r\n\r\n"
-_EMPTY_BODY = b"0\r\n\r\n"
-
-
-class Tap(ResponseHandler):
-    """aiohttp's protocol of one connection, which takes the body of a chunked 200 aside into the answer's reads."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._answer: Answer | None = None
-        self._head = b""
-        self._capturing = False
-        self._passing = False
-        self._bytes = 0
-        self._chunks = ChunkReader()
-        self._unread = 0
-
-    def expect(self, answer: Answer) -> None:
-        """Take what comes next as the answer to the request that is about to be sent."""
-        self._answer = answer
-        self._head, self._capturing, self._passing = b"", False, False
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop with whatever one read gave."""
-        if not self._capturing:
-            self._take_head(data)
-            return
-        assert self._answer is not None
-        reads = self._answer.reads
-        reads.at_s.append(time.monotonic())
-        reads.data.append(data)
-        self._bytes += len(data)
-        # Only such reads can hold the last chunk's end; a stream's ordinary reads are not walked one by one.
-        if _END_OF_HEAD in data or len(data) < len(_END_OF_HEAD):
-            self._look_for_end()
-        if self._bytes > MAX_BODY_BYTES and self._capturing and self.transport is not None:
-            self.transport.abort()
-
-    def _take_head(self, data: bytes) -> None:
-        answer = self._answer
-        if answer is not None and answer.first_byte_s is None:
-            answer.first_byte_s = time.monotonic()
-        if self._passing or answer is None:
-            super().data_received(data)
-            return
-        head = self._head + data
-        end = head.find(_END_OF_HEAD)
-        if end < 0 and len(head) <= MAX_HEAD_BYTES:
-            self._head = head
-            return
-        self._head = b""
-        if end < 0:
-            self._passing = True
-            super().data_received(head)
-            return
-        cut = end + len(_END_OF_HEAD)
-        if _is_interim(head):
-            super().data_received(head[:cut])
-            if cut < len(head):
-                self._take_head(head[cut:])
-        elif _is_stream(head[:cut]):
-            self._capturing, self._bytes, self._unread = True, 0, 0
-            self._chunks = ChunkReader()
-            answer.reads.chunked = True
-            super().data_received(head[:cut])
-            if cut < len(head):
-                self.data_received(head[cut:])
-        else:
-            self._passing = True
-            super().data_received(head)
-
-    def _look_for_end(self) -> None:
-        assert self._answer is not None
-        kept, chunks = self._answer.reads.data, self._chunks
-        chunks.feed(b"".join(kept[self._unread :]))
-        self._unread = len(kept)
-        if not chunks.ended:
-            return
-        self._capturing, self._answer = False, None
-        super().data_received(_EMPTY_BODY)
-        if chunks.behind:  # bytes that nobody asked for: aiohttp will not use the connection again
-            self._passing = True
-            super().data_received(chunks.behind)
-
-
-def _is_interim(head: bytes) -> bool:
-    return head[9:10] == b"1"
-
-
-def _is_stream(head: bytes) -> bool:
-    status = head.split(b" ", 2)[1:2]
-    fields = head.lower()
-    return (
-        status == [b"200"]
-        and b"\r\ntransfer-encoding: chunked\r\n" in fields
-        and b"\r\ncontent-encoding:" not in fields
-    )
+_NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=None)
 
 
 @dataclass(slots=True)
@@ -136,8 +42,115 @@ class Answer:
     reads: Reads = field(default_factory=Reads)
 
 
+class Tap(ResponseHandler):
+    """aiohttp's protocol of one connection, which keeps the stream that answers a request and leaves it the rest.
+
+    `ask` writes a request; its future is done when the stream is whole, or when aiohttp has been given an answer that
+    is no stream (`passing`).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.passing = False
+        self._ended: asyncio.Future[None] | None = None
+        self._answer = Answer(0.0)
+        self._head = b""
+        self._capturing = False
+        self._bytes = 0
+        self._chunks = ChunkReader()
+
+    def ask(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
+        """Write a request whose answer goes into `answer`."""
+        self._answer, self._head, self._capturing, self.passing = answer, b"", False, False
+        self._ended = self._loop.create_future()
+        assert self.transport is not None
+        self.transport.write(request)
+        return self._ended
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop with whatever one read gave."""
+        if not self._capturing:
+            self._take_head(data)
+            return
+        reads = self._answer.reads
+        reads.at_s.append(time.monotonic())
+        reads.data.append(data)
+        self._bytes += len(data)
+        if self._chunks.skip(data):
+            self._capturing = False
+            if self._chunks.behind:  # bytes that nobody asked for
+                self.force_close()
+            self._end()
+        elif self._chunks.broken:
+            self._give_up(HttpProcessingError(message="the sizes of its chunks make no sense"))
+        elif self._bytes > MAX_BODY_BYTES:
+            self._give_up(aiohttp.ClientPayloadError("longer than an answer may be"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop when the connection has ended, however it did."""
+        super().connection_lost(exc)
+        if self._ended is not None and not self._ended.done():
+            lost = aiohttp.ClientOSError(*exc.args) if isinstance(exc, OSError) else aiohttp.ServerDisconnectedError()
+            self._ended.set_exception(lost)
+        self._ended = None
+
+    def _give_up(self, error: Exception) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_exception(error)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _take_head(self, data: bytes) -> None:
+        if self.passing or self._ended is None:
+            super().data_received(data)
+            return
+        if self._answer.first_byte_s is None:
+            self._answer.first_byte_s = time.monotonic()
+        self._head += data
+        end = self._head.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if end < len(_END_OF_HEAD):
+            if len(self._head) > MAX_HEAD_BYTES:
+                self._pass_on()
+            return
+        head, rest = self._head[:end].lower(), self._head[end:]
+        if head[9:10] == b"1":  # an interim answer, of which more is to come
+            self._head = b""
+            if rest:
+                self._take_head(rest)
+        elif _is_stream(head):
+            self._answer.status, self._answer.reads.chunked = 200, True
+            self._head, self._capturing, self._bytes, self._chunks = b"", True, 0, ChunkReader()
+            if b"\r\nconnection: close\r\n" in head:
+                self.force_close()
+            if rest:
+                self.data_received(rest)
+        else:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        self.passing = True
+        self.set_response_params(read_until_eof=True, auto_decompress=True, read_bufsize=2**16)
+        head, self._head = self._head, b""
+        super().data_received(head)
+        self._end()
+
+    def _end(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        if not self.passing:
+            self._ended = None
+
+
+def _is_stream(head: bytes) -> bool:
+    return (
+        head[:13] == b"http/1.1 200 "
+        and b"\r\ntransfer-encoding: chunked\r\n" in head
+        and b"\r\ncontent-encoding:" not in head
+    )
+
+
 class Wire:
-    """A way to one URL that requests are written to. Made in a running loop, with an open session."""
+    """A way to one URL. Made in a running loop, with an open session, whose connector it takes over."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, proxy: str | None) -> None:
         assert session.connector is not None
@@ -147,15 +160,44 @@ class Wire:
             "POST", URL(url), headers={**session.headers, "Content-Type": "application/json"}, session=session,
             loop=asyncio.get_running_loop(), proxy=target, proxy_auth=credentials,
         )  # fmt: skip
-        self._head = self._written_head() if target is None else None
 
-    def _written_head(self) -> bytes:
-        """The head as it is written, up to the length of the body."""
+    async def connect(self) -> aiohttp.connector.Connection:
+        """Return a new connection. Raises aiohttp's exceptions and `OSError`."""
+        return await self._connector.connect(self._request, [], _NO_LIMIT)
+
+    def head(self) -> bytes:
+        """Return a request's head up to the length of its body; where there is a proxy, only once connected to it."""
         url = self._request.url
         whole = self._request.proxy is not None and url.scheme == "http"
         lines = [f"POST {url if whole else url.raw_path_qs} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in self._request.headers.items() if name != "Content-Length"]
         return "\r\n".join([*lines, "Content-Length: "]).encode()
+
+
+class Line:
+    """One request after the other over a connection of its own, which is made anew when it has ended."""
+
+    def __init__(self, wire: Wire, keepalive_s: float) -> None:
+        self._wire, self._keepalive_s = wire, keepalive_s
+        self._connection: aiohttp.connector.Connection | None = None
+        self._head = b""
+        self._idle_since = 0.0
+
+    async def open(self) -> None:
+        """Connect, if there is no connection that can be used."""
+        if self._connection is not None:
+            tap = self._connection.protocol
+            if tap is not None and tap.is_connected() and time.monotonic() - self._idle_since < self._keepalive_s:
+                return
+            self.close()
+        self._connection = await self._wire.connect()
+        self._head, self._idle_since = self._wire.head(), time.monotonic()
+
+    def close(self) -> None:
+        """Let go of the connection; the server aborts what runs on it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     async def post(self, body: bytes, answer: Answer) -> None:
         """Send `body` and fill `answer` as the bytes come; returns at the end of the answer.
@@ -163,36 +205,33 @@ class Wire:
         Raises what aiohttp raises where a connection cannot be made, is lost, or does not speak HTTP; `answer` then
         holds what had come before. Cancelling it closes the connection.
         """
-        connection = await self._connector.connect(self._request, [], _NO_LIMIT)
-        tap = connection.protocol
+        await self.open()
+        assert self._connection is not None
+        tap = self._connection.protocol
         assert isinstance(tap, Tap)
         try:
-            tap.expect(answer)
-            tap.set_response_params(read_until_eof=True, auto_decompress=True, read_bufsize=2**16)
-            # A proxy's headers are known once it has been connected to.
-            head = self._head or self._written_head()
-            assert tap.transport is not None
-            tap.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
-            message, payload = await tap.read()
-            while 100 <= message.code < 200:
-                message, payload = await tap.read()
-            answer.status = message.code
-            if answer.reads.chunked:
-                await payload.read()
-            else:
-                kept = 0
-                async for data in payload.iter_any():
-                    kept += len(data)
-                    if kept <= MAX_BODY_BYTES:
-                        answer.reads.at_s.append(time.monotonic())
-                        answer.reads.data.append(data)
+            await tap.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body), answer)
+            if tap.passing:
+                await _read_with_aiohttp(tap, answer)
         except BaseException:
-            connection.close()
+            self.close()
             raise
-        connection.release()
+        if tap.should_close:
+            self.close()
+        self._idle_since = time.monotonic()
 
 
-_NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=None)
+async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
+    message, payload = await tap.read()
+    answer.status = message.code
+    kept = 0
+    async for data in payload.iter_any():
+        kept += len(data)
+        answer.reads.at_s.append(time.monotonic())
+        answer.reads.data.append(data)
+        if kept > MAX_BODY_BYTES:
+            tap.force_close()
+            return
 
 
 def _tapped(connector: aiohttp.BaseConnector) -> aiohttp.BaseConnector:

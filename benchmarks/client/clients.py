@@ -1,0 +1,147 @@
+"""One run of one client against the truth server, as a process of its own on one core; prints its figures as JSON.
+
+    clients.py ours|floor|bench PORT CORE STREAMS ROUNDS TOKENS MODEL_DIR
+
+`floor` is what Python can do at all: raw sockets, every read stamped and kept, nothing parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+PROMPT_TOKENS = 16
+
+
+def ours(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
+    """Our client as the tool uses it."""
+    from workers.load.client import LoadPlan, generate
+    from workers.load.endpoint import Endpoint
+
+    endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
+    plan = LoadPlan(endpoint, streams, streams * rounds, PROMPT_TOKENS, tokens, 0, 32_000, 0, 60.0)
+    result = generate(plan)
+    failed = [row for row in result.requests if not row.ok]
+    assert not failed, failed[0]
+    streamed = sum(row.completion_tokens or 0 for row in result.requests)
+    gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
+    return {
+        "tok_s": streamed / result.duration_s,
+        "us_window": result.cpu_s / streamed * 1e6,
+        "us_all": (result.cpu_s + result.judging_cpu_s) / streamed * 1e6,
+        "ttft_ms": float(np.median([row.ttft_s or 0 for row in result.requests])) * 1000,
+        "gap_p50_ms": float(np.percentile(gaps, 50)),
+        "gap_p99_ms": float(np.percentile(gaps, 99)),
+    }
+
+
+def floor(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
+    """Raw non-blocking sockets on epoll."""
+    body = json.dumps({"prompt": list(range(PROMPT_TOKENS)), "max_tokens": tokens}).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nhost: l\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    poll, open_sockets = select.epoll(), {}
+    for _ in range(streams):
+        one = socket.create_connection(("127.0.0.1", port))
+        one.setblocking(False)
+        poll.register(one, select.EPOLLIN)
+        open_sockets[one.fileno()] = one
+    to_send, reads, ttft, gaps = streams * rounds - streams, 0, [], []
+    started, cpu = time.monotonic(), time.thread_time()
+    last = {}
+    sent = {}
+    for number, one in open_sockets.items():
+        sent[number] = time.monotonic()
+        one.send(request)
+    left = streams * rounds
+    kept = []
+    while left:
+        for number, _ in poll.poll(1, 64):
+            data = open_sockets[number].recv(2**16)
+            now = time.monotonic()
+            kept.append((number, now, data))
+            reads += 1
+            if data.endswith(b"0\r\n\r\n"):
+                left -= 1
+                if to_send:
+                    to_send -= 1
+                    kept.append((number, time.monotonic(), None))
+                    open_sockets[number].send(request)
+    cpu, duration = time.thread_time() - cpu, time.monotonic() - started
+    for number, at, data in kept:
+        if data is None:
+            sent[number] = at
+            last.pop(number, None)
+            continue
+        if number in last:
+            gaps.append(at - last[number])
+        else:
+            ttft.append(at - sent[number])
+        last[number] = at
+    streamed = streams * rounds * tokens
+    return {
+        "tok_s": streamed / duration, "us_window": cpu / streamed * 1e6, "us_all": cpu / streamed * 1e6,
+        "ttft_ms": float(np.median(ttft)) * 1000, "gap_p50_ms": float(np.percentile(gaps, 50)) * 1000,
+        "gap_p99_ms": float(np.percentile(gaps, 99)) * 1000,
+    }  # fmt: skip
+
+
+def bench(port: int, streams: int, rounds: int, tokens: int, model: str) -> dict[str, Any]:
+    """`vllm bench serve`, its CPU time taken from its first send to its last answer."""
+    import argparse
+    import contextlib
+    import io
+
+    from vllm.benchmarks import serve
+    from vllm.benchmarks.lib import endpoint_request_func
+
+    marks: list[float] = []
+    asked = endpoint_request_func.ASYNC_REQUEST_FUNCS["openai"]
+
+    async def timed(*arguments: Any, **named: Any) -> Any:
+        if not marks:
+            marks.append(time.process_time())
+        try:
+            return await asked(*arguments, **named)
+        finally:
+            marks[1:] = [time.process_time()]
+
+    for module in (serve, endpoint_request_func):
+        module.ASYNC_REQUEST_FUNCS["openai"] = timed
+    parser = argparse.ArgumentParser()
+    serve.add_cli_args(parser)
+    options = {
+        "backend": "openai", "base-url": f"http://127.0.0.1:{port}", "model": model, "served-model-name": "truth",
+        "dataset-name": "random", "random-input-len": PROMPT_TOKENS, "random-output-len": tokens,
+        "num-prompts": streams * rounds, "max-concurrency": streams, "percentile-metrics": "ttft,itl",
+        "metric-percentiles": "50,99",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    with contextlib.redirect_stdout(io.StringIO()):
+        done = asyncio.run(serve.main_async(parser.parse_args([*words, "--ignore-eos", "--disable-tqdm"])))
+    streamed = done["total_output_tokens"]
+    cpu = (marks[1] - marks[0]) / streamed * 1e6
+    return {
+        "tok_s": done["output_throughput"], "us_window": cpu, "us_all": cpu, "ttft_ms": done["median_ttft_ms"],
+        "gap_p50_ms": done["median_itl_ms"], "gap_p99_ms": done["p99_itl_ms"],
+    }  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the process."""
+    name, port, core, streams, rounds, tokens, model = arguments
+    os.sched_setaffinity(0, {int(core)})
+    numbers = int(port), int(streams), int(rounds), int(tokens)
+    figures = bench(*numbers, model) if name == "bench" else {"ours": ours, "floor": floor}[name](*numbers)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,107 @@
+"""Our client, the floor of raw sockets and `vllm bench serve` against one server whose truth is known, in turns.
+
+    python benchmarks/client/run.py [--streams 256 512] [--runs 5] [--clients floor ours bench]
+
+Two cores: the server on the first, the client of the moment on the second. 64 tokens a request, 10 ms apart. Prints
+medians over the runs and their ratios; truth is what the server logged in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compose import compose
+from orchestrator.models import resolve
+from workers.models import write_model_dir
+
+HERE = Path(__file__).parent
+TOKENS, INTERVAL_MS = 64, 10.0
+
+
+def main() -> None:
+    """Run and print."""
+    options = _options()
+    (experiment,) = compose(["+sweep=kv", "model=tiny"], [])
+    with tempfile.TemporaryDirectory() as directory:
+        model = write_model_dir(resolve(experiment.model), Path(directory) / "model")
+        for streams in options.streams:
+            found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.clients}
+            for _ in range(options.runs):
+                for name in options.clients:
+                    found[name].append(_one(name, streams, options, Path(directory), model))
+            _print(streams, found)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6, help="requests of every stream, one after the other")
+    parser.add_argument("--clients", nargs="+", default=["floor", "ours", "bench"])
+    parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2])
+    return parser.parse_args()
+
+
+def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, model: Path) -> dict[str, Any]:
+    port_file, truth_file = directory / "port", directory / "truth"
+    port_file.unlink(missing_ok=True)
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "truth_server.py"), str(port_file), str(truth_file), str(options.cores[0]),
+         str(INTERVAL_MS), "1"],
+    )  # fmt: skip
+    try:
+        while not port_file.exists() or not port_file.read_text():
+            time.sleep(0.02)
+        done = subprocess.run(
+            [sys.executable, str(HERE / "clients.py"), name, port_file.read_text(), str(options.cores[1]), str(streams),
+             str(options.rounds), str(TOKENS), str(model)],
+            capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+    try:
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+    requests = json.loads(truth_file.read_text())["requests"]
+    gaps = np.concatenate([np.diff(writes) for _, writes in requests]) * 1000
+    figures["true_p99_ms"] = float(np.percentile(gaps, 99))
+    figures["true_ttft_ms"] = float(np.median([writes[0] - read for read, writes in requests])) * 1000
+    figures["share"] = figures["tok_s"] / (streams * 1000 / INTERVAL_MS)
+    return figures
+
+
+def _print(streams: int, found: dict[str, list[dict[str, Any]]]) -> None:
+    def median(name: str, key: str) -> float:
+        return statistics.median(run[key] for run in found[name])
+
+    print(f"\n{streams} streams, median of {len(next(iter(found.values())))} runs")
+    print(
+        "| client | us/token in the window | with parsing | share of ideal | p50 gap | p99 gap | true | TTFT | true |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    keys = ("us_window", "us_all", "share", "gap_p50_ms", "gap_p99_ms", "true_p99_ms", "ttft_ms", "true_ttft_ms")
+    for name in found:
+        cells = [f"{median(name, key):.1%}" if key == "share" else f"{median(name, key):.1f}" for key in keys]
+        print(f"| {name} | {' | '.join(cells)} |")
+    if {"ours", "bench"} <= set(found):
+        ratios = [median("ours", key) / median("bench", "us_window") for key in ("us_window", "us_all")]
+        print(f"ours / vllm bench serve, CPU a token: {ratios[0]:.2f} in the window, {ratios[1]:.2f} with all parsing")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The wire against servers that write whatever they like: each answer judged right, none waited for in vain."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from contract.failures import FailureClass
+from contract.rows import RequestRow
+from tests.raw_server import RawServer, Script, raw_server
+from workers.load import client, wire
+from workers.load.client import LoadPlan, generate
+from workers.load.endpoint import Endpoint
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
+
+
+def event(message: Any, newline: bytes = b"\n") -> bytes:
+    return b"data: " + (message if isinstance(message, bytes) else json.dumps(message).encode()) + 2 * newline
+
+
+def token(reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": "é", "finish_reason": reason}], "usage": None}
+
+
+EVENTS = [
+    event(token()),
+    event(token()),
+    event(token("length")),
+    event({"choices": [], "usage": USAGE}),
+    event(b"[DONE]"),
+]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def with_field(line: bytes) -> bytes:
+    return HEAD[:-2] + line + b"\r\n\r\n"
+
+
+END = b"0\r\n\r\n"
+GOOD = HEAD + b"".join(map(chunk, EVENTS)) + END
+AGAIN = Script([GOOD])
+
+
+def sent(server: RawServer, requests: int = 1, timeout_s: float = 5.0) -> list[RequestRow]:
+    endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
+    return generate(LoadPlan(endpoint, 1, requests, 20, 3, 0, 256, 0, timeout_s)).requests
+
+
+def one(script: Script, timeout_s: float = 5.0) -> RequestRow:
+    with raw_server(script) as server:
+        return sent(server, timeout_s=timeout_s)[0]
+
+
+LOOKS_LIKE_THE_END = b": 0\r\n\r\n"
+BODY = b"".join(EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("script", "chunks"),
+    [
+        (Script([GOOD[i : i + 1] for i in range(len(GOOD))]), 3),
+        (Script([GOOD]), 3),
+        (Script([HEAD, *map(chunk, EVENTS), END], pause_s=0.01), 3),
+        (Script([HEAD, chunk(LOOKS_LIKE_THE_END), *map(chunk, EVENTS), END], pause_s=0.02), 3),
+        (Script([HEAD, *(chunk(e[:7]) + chunk(e[7:]) for e in EVENTS), END[:3], END[3:]], pause_s=0.01), 3),
+        (Script([HEAD + b"".join(chunk(e.replace(b"\n", b"\r\n")) for e in EVENTS) + END]), 3),
+        (Script([HEAD + b"".join(chunk(b": keep-alive\n\n") + chunk(e) for e in EVENTS) + END]), 3),
+        (Script([HEAD + chunk(event(token("length"))) + b"".join(map(chunk, EVENTS[3:])) + END]), 1),
+        (Script([GOOD[:-2] + b"Expires: 0\r\n\r\n"]), 3),
+        (Script([b"HTTP/1.1 100 Continue\r\n\r\n", GOOD]), 3),
+        (Script([b"HTTP/1.1 102 Processing\r\n\r\n" + GOOD]), 3),
+        (Script([HEAD[i : i + 5] for i in range(0, len(HEAD), 5)] + [GOOD[len(HEAD) :]], pause_s=0.005), 3),
+        (Script([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)]), 3),
+        (Script([b"HTTP/1.0 200 OK\r\n\r\n" + BODY], then="close"), 3),
+        (Script([with_field(b"Content-Encoding: gzip") + chunk(gzip.compress(BODY)) + END]), 3),
+        (Script([HEAD.lower() + GOOD[len(HEAD) :]]), 3),
+    ],
+)  # fmt: skip
+def test_a_whole_stream_is_a_success_however_it_is_written(script: Script, chunks: int) -> None:
+    row = one(script)
+    assert (row.ok, row.failure_message, row.chunks, row.completion_tokens) == (True, None, chunks, 3)
+    assert len(row.gaps_us) == chunks - 1
+    assert row.first_byte_s is not None
+    assert row.last_byte_s is not None
+    assert row.ttft_s is not None
+    assert 0 <= row.first_byte_s <= row.ttft_s <= row.last_byte_s
+
+
+FEWER = event({"choices": [], "usage": USAGE | {"completion_tokens": 2}})
+HTML = b"HTTP/1.1 200 OK\r\nContent-Type: text/html"
+
+
+def with_event(at: int, *events: bytes) -> Script:
+    changed = [*EVENTS[:at], *events, *EVENTS[at + 1 :]]
+    return Script([HEAD + b"".join(chunk(e) for e in changed if e) + END])
+
+
+def refusal(head: bytes, body: bytes = b"no room") -> Script:
+    return Script([head + b"\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)])
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "words"),
+    [
+        (with_event(1, event({"error": {"message": "EngineCore died"}})), FailureClass.IN_BAND_ERROR, "died"),
+        (with_event(4, b""), FailureClass.NO_DONE, "after 3 chunks"),
+        (with_event(1, b""), None, ""),  # two chunks may hold the three tokens that usage counts
+        (with_event(3, b""), FailureClass.NO_USAGE, "usage"),
+        (with_event(3, FEWER), FailureClass.WRONG_TOKEN_COUNT, "2 completion tokens"),
+        (with_event(2, EVENTS[2], EVENTS[2]), FailureClass.MALFORMED_STREAM, "twice"),
+        (with_event(1, b"data: \xff\xfe\n\n"), FailureClass.MALFORMED_STREAM, "not a completions chunk"),
+        (Script([HEAD + chunk(EVENTS[0]) + b"xyz\r\n"]), FailureClass.MALFORMED_STREAM, "sizes of its chunks"),
+        (Script([HEAD + chunk(EVENTS[0]) + b"5\r\nab"], then="reset"), FailureClass.CONNECTION_LOST, "after 1 chunks"),
+        (Script([HEAD + chunk(EVENTS[0])], then="close"), FailureClass.CONNECTION_LOST, "after 1 chunks"),
+        (Script([HEAD[:20]], then="close"), FailureClass.CONNECTION_LOST, "after 0 chunks"),
+        (Script([], then="reset"), FailureClass.CONNECTION_LOST, "after 0 chunks"),
+        (Script([HEAD + b"".join(map(chunk, EVENTS))]), FailureClass.TIMEOUT, "after 3 chunks"),
+        (Script([HEAD[:20]]), FailureClass.TIMEOUT, "after 0 chunks"),
+        (Script([b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 2**17]), FailureClass.MALFORMED_STREAM, "not HTTP"),
+        (Script([b"SSH-2.0\r\n\r\n"]), FailureClass.MALFORMED_STREAM, "not HTTP"),
+        (refusal(b"HTTP/1.1 503 Unavailable"), FailureClass.HTTP_ERROR, "no room"),
+        (refusal(b"HTTP/1.1 429 Too Many\r\nRetry-After: 7"), FailureClass.HTTP_ERROR, "no room"),
+        (refusal(b"HTTP/1.1 307 Moved\r\nLocation: http://127.0.0.1:9/"), FailureClass.HTTP_ERROR, "no room"),
+        (refusal(HTML, b"<html>hello"), FailureClass.MALFORMED_STREAM, "<html>"),
+        (Script([HEAD.replace(b"200 OK", b"500 Bad") + chunk(b"broken") + END]), FailureClass.HTTP_ERROR, "broken"),
+    ],
+)  # fmt: skip
+def test_each_bad_answer_has_its_class_and_words(script: Script, expected: FailureClass | None, words: str) -> None:
+    row = one(script, timeout_s=0.6 if expected is FailureClass.TIMEOUT else 5.0)
+    assert (row.failure_class, row.ok) == (expected, expected is None)
+    assert words in (row.failure_message or "")
+
+
+@pytest.mark.parametrize("head", [HEAD, b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_endless_line_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    for module in (wire, client):
+        monkeypatch.setattr(module, "MAX_BODY_BYTES", 2**20)
+    long = b"data: " + b"x" * 2**18
+    row = one(Script([head, *[chunk(long) if head is HEAD else long for _ in range(8)]], then="close"))
+    assert row.failure_class == FailureClass.MALFORMED_STREAM
+    assert row.body_bytes < 2**21
+
+
+def test_one_connection_is_used_again_after_a_whole_answer() -> None:
+    with raw_server(AGAIN) as server:
+        assert all(row.ok for row in sent(server, 5))
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        Script([with_field(b"Connection: close") + GOOD[len(HEAD) :]], then="close"),
+        Script([GOOD + b"HTTP/1.1 200 OK\r\n\r\n"]),
+        Script([GOOD], then="close"),
+    ],
+)
+def test_a_connection_that_is_spent_is_replaced_before_the_next_request(first: Script) -> None:
+    with raw_server(first, AGAIN) as server:
+        rows = sent(server, 3)
+    assert [row.failure_message for row in rows] == [None] * 3 or rows[0].ok
+    assert rows[0].ok
+    assert rows[2].ok
+    assert server.connections >= 2
+
+
+def test_the_request_is_written_as_http_has_it() -> None:
+    with raw_server(AGAIN) as server:
+        sent(server)
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert lines[0] == b"POST /v1/completions HTTP/1.1"
+    fields = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines[1:])}
+    assert fields[b"host"] == f"127.0.0.1:{server.port}".encode()
+    assert (fields[b"content-type"], fields[b"accept-encoding"]) == (b"application/json", b"identity")
+    assert int(fields[b"content-length"]) == len(body)
+    assert len(lines) == len(fields) + 1
+    assert json.loads(body)["max_tokens"] == 3
+
+
+PIECES = st.one_of(
+    st.binary(max_size=30),
+    st.sampled_from([HEAD, HEAD[:30], GOOD, END, b"\r\n", b"0\r\n", *map(chunk, EVENTS), b"HTTP/1.1 100 C\r\n\r\n"]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(PIECES, max_size=8), st.lists(st.integers(0, 2000), max_size=4), st.sampled_from(["close", "reset"]))
+def test_whatever_is_written_the_request_ends_with_a_verdict(pieces: list[bytes], cuts: list[int], then: str) -> None:
+    data = b"".join(pieces)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    row = one(Script([data[a:b] for a, b in pairwise(edges)], then=then))
+    assert row.ok == (row.failure_class is None)
+    if row.ok:
+        assert (row.completion_tokens, row.finish_reason) == (3, "length")
