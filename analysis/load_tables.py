@@ -115,6 +115,8 @@ def _request_notes(reading: Reading) -> list[Part]:
     achieved = reading.median("achieved_concurrency")
     if achieved is not None and reading.at and achieved < NEAR_TARGET * reading.at:
         notes.append(phrase("{n} in flight on average", n=cell(reading, "achieved_concurrency")))
+    if any(point.limited_before for point in reading.measured):
+        notes.append(phrase("measured again with more load processes: fewer had been the limit"))
     waited = reading.highest("client_wait_share")
     if waited is not None and waited > CLIENT_WAIT_SHARE:
         notes.append(

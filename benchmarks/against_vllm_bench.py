@@ -60,8 +60,8 @@ def main() -> None:
         transport="tcp",
     )
     device, gpus = ("cuda", 1) if cards else ("cpu", 0)
-    spec = SessionSpec("bench", model, server, "vllm", device, Mode.UTILIZATION, gpus, None, ())
-    session = Session(spec, "bench", 1, ["0"] if cards else [], generate)
+    spec = SessionSpec("bench", model, server, "vllm", device, Mode.UTILIZATION, gpus, None, (), load_processes=1)
+    session = Session(spec, "bench", 1, ["0"] if cards else [], lambda plans: [generate(plan) for plan in plans])
     try:
         row = session.start()
         if row.failure_class:

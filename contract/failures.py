@@ -39,6 +39,7 @@ class FailureClass(StrEnum):
     START_FAILED = "start_failed"  # any other end before it was ready
     # --- one point on a live server ---
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
+    CLIENT_LIMITED = "client_limited"  # the load client was the limit, and the host had no more to give
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
     # --- the run ---
     STOPPED = "stopped"  # the user or the scheduler stopped the run

@@ -19,6 +19,8 @@ SCHEMA_VERSION = 2
 
 MEASURED = "measured"
 FAILED = "failed"
+CLIENT_LIMITED = "client_limited"
+"""A load level with all its numbers that is no measurement of the server: its client was the limit."""
 RESULT_STATUSES = (MEASURED, "kv_too_small")
 """Statuses that count as done: a measurement, or a failure that is itself the answer."""
 
@@ -60,6 +62,24 @@ class RequestRow:
     http_status: int | None = None
     failure_class: str | None = None
     failure_message: str | None = None
+
+
+@dataclass(slots=True)
+class ClientRow:
+    """One load process during a level: what says whether the client, and not the server, was the limit."""
+
+    streams: int
+    """Requests that it kept in flight."""
+    cpu_share: float
+    """Of one core, in the window."""
+    wait_share: float | None = None
+    """Share of the window in which it was ready to run and had no core; None where Linux does not say."""
+    lag_p99_s: float | None = None
+    """How late its event loop woke up a timer, over timers 20 ms apart: by so much stamps can be late."""
+    lag_max_s: float | None = None
+    slip_p99_s: float | None = None
+    """From the end of a stream's answer to the send of its next request."""
+    slip_max_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -190,7 +210,8 @@ class PointRow:
     achieved_concurrency: float | None = None
     """Time-weighted mean of requests in flight over the window."""
     client_wait_share: float | None = None
-    """Share of the window in which the load client was ready to run and had no core: its stamps are late by as much."""
+    """Largest share of the window in which a load process was ready to run and had no core: its stamps can be late by
+    as much."""
     gpu_util_pct: float | None = None
     """Mean of NVML's utilisation over the window and the cards; None without GPUs."""
     cpu_util_pct: float | None = None
@@ -221,6 +242,9 @@ class PointRow:
     server_generation_tokens: int | None = None
     """The server's own count of generated tokens in the window."""
     # --- nested ---
+    clients: list[ClientRow] = field(default_factory=list)
+    limited_before: list[str] = field(default_factory=list)
+    """Why earlier tries at this level, with fewer load processes, were limited by their client."""
     requests: list[RequestRow] = field(default_factory=list)
     telemetry: list[TelemetryRow] = field(default_factory=list)
 

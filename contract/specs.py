@@ -141,6 +141,8 @@ class SessionSpec:
     points: tuple[Point, ...]
     timeouts: Timeouts = Timeouts()
     start_estimate_s: float = 60.0
+    load_processes: int | None = None
+    """Processes that send a level; None: as many as the level needs. Like time-outs, no part of any content hash."""
 
     @property
     def estimate_s(self) -> float:

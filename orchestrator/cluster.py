@@ -250,7 +250,12 @@ class SessionActor:
         devices = [str(name) for name in context.get_accelerator_ids().get("GPU", [])]
         load = ray.remote(num_cpus=0, max_retries=0)(_generate).options(scheduling_strategy=_on(context.get_node_id()))
         self._session = Session(
-            spec, run_id, attempt, devices, lambda plan: ray.get(load.remote(plan)), omp_num_threads
+            spec,
+            run_id,
+            attempt,
+            devices,
+            lambda plans: ray.get([load.remote(plan) for plan in plans]),
+            omp_num_threads,
         )
 
     def ping(self) -> None:

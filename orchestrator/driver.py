@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, Failure, PointRow, SessionEnd, SessionRow
+from contract.rows import FAILED, MEASURED, RESULT_STATUSES, SCHEMA_VERSION, Failure, PointRow, SessionEnd, SessionRow
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
 from orchestrator.cluster import ActorLost, Cluster, SessionHandle
@@ -169,7 +169,7 @@ class Driver:
         self._progress.measured(spec, row, point.estimate_s)
         if row.status == MEASURED:
             self.outcome.measured += 1
-        elif row.status == FAILED:
+        elif row.status not in RESULT_STATUSES:
             self.outcome.failed.append(f"{spec.model.name} {point.purpose} {point.id}: {row.failure_class}")
 
     def _give_up(self, spec: SessionSpec, attempt: int, failure: Failure) -> None:

@@ -308,6 +308,7 @@ class _Planner:
                 engine.memory_back_s,
                 self.experiment.load.request_timeout_s,
             ),
+            load_processes=None if self.experiment.load.processes == "auto" else self.experiment.load.processes,
             start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager),
         )
 

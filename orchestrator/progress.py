@@ -74,7 +74,8 @@ class Progress:
             self.say(f"[{self.done}/{self.total_points}] {title(session)}: {finding(row)}")
         else:
             self.failed += 1
-            self.say(f"[{self.done}/{self.total_points}] {title(session)}: {row.status}: {row.failure_class}")
+            words = row.status if row.status == row.failure_class else f"{row.status}: {row.failure_class}"
+            self.say(f"[{self.done}/{self.total_points}] {title(session)}: {words}")
 
     def ended(self, session: SessionSpec) -> None:
         """A session is over."""

@@ -118,6 +118,7 @@ class LoadConfig(_Section):
     requests_min: Count
     requests_per_level: Count
     warmup: bool
+    processes: Auto | Count
     request_timeout_s: Seconds
 
     def requests(self, concurrency: int) -> int:

@@ -5,22 +5,29 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
 from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec, Timeouts
 from tests.configs import load
 from workers import processes
 from workers.engines.sim import RUNTIME_BYTES
-from workers.load.client import generate
+from workers.load.client import LoadPlan, LoadResult, generate
 from workers.session import Session
 
 POOL = 32 * 512 * 4096
 MEMORY = Point("m", PointKind.MEMORY, Purpose.KV_SCALING, "kv")
 LEVEL = Point("l", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 4, 16, 12, 8, warmup_requests=4)
+
+
+def together(plans: list[LoadPlan]) -> list[LoadResult]:
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return list(pool.map(generate, plans))
 
 
 def spec(transport: str = "uds", **extra_args: object) -> SessionSpec:
@@ -35,7 +42,7 @@ class Made:
         self.sessions: list[Session] = []
 
     def __call__(self, made_from: SessionSpec) -> Session:
-        self.sessions.append(Session(made_from, "run", 1, ["3"], generate))
+        self.sessions.append(Session(made_from, "run", 1, ["3"], together))
         return self.sessions[-1]
 
 
@@ -153,3 +160,50 @@ def test_cores_that_a_server_binds_are_left_to_it() -> None:
     finally:
         bound.kill()
         bound.wait()
+
+
+class SlowClients:
+    """Runs a level's load and says of every process how late its event loop was, by their number."""
+
+    def __init__(self, lag_by_processes: dict[int, float]) -> None:
+        self.lags = lag_by_processes
+        self.processes: list[int] = []
+
+    def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
+        results = together([replace(plan, cores=()) for plan in plans])  # this host may have fewer
+        if plans[0].concurrency * len(plans) > 1:  # not the gate's single request
+            self.processes.append(len(plans))
+            for result in results:
+                for client in result.clients:
+                    client.lag_p99_s, client.cpu_share = self.lags.get(len(plans), 0.0), 0.1
+        return results
+
+
+def limited(made: Made, clients: SlowClients, load_processes: int | None = None) -> Session:
+    made.sessions.append(Session(replace(spec(step_s=0.02), load_processes=load_processes), "run", 1, ["3"], clients))
+    one = made.sessions[-1]
+    one.start()
+    one.row.simulated = False  # what a stand-in gives is not judged
+    one._client_cores = (0, 1, 2, 3)
+    return one
+
+
+def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(session: Made) -> None:
+    clients = SlowClients({1: 0.5, 2: 0.4})
+    row = limited(session, clients).measure(LEVEL)
+    assert (row.status, len(row.clients)) == (MEASURED, 4)
+    assert clients.processes == [1, 1, 2, 4]  # the warm-up, then the tries
+    assert [words.partition(":")[0] for words in row.limited_before] == ["1 processes", "2 processes"]
+    assert "woke up 500 ms late" in row.limited_before[0]
+    assert (row.completed, row.failed) == (16, 0)
+
+
+@pytest.mark.parametrize("load_processes", [None, 1])
+def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_numbers(
+    session: Made, load_processes: int | None
+) -> None:
+    row = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes).measure(LEVEL)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
+    assert f"the limit with {load_processes or 4} processes: a load process woke up" in (row.failure_message or "")
+    assert row.tok_s
+    assert len(row.requests) == 16

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from contract.failures import FailureClass
 from contract.rows import (
+    CLIENT_LIMITED,
     FAILED,
     MEASURED,
     SCHEMA_VERSION,
@@ -35,8 +36,10 @@ from workers.kv_figures import KvFigures
 from workers.launch import diagnosis, readiness
 from workers.launch.process import ServerProcess
 from workers.launch.workspace import Workspace
+from workers.load import tasks
 from workers.load.client import LoadPlan, LoadResult
 from workers.load.endpoint import Endpoint
+from workers.load.limits import client_limits as limits_of
 from workers.load.summary import summarize
 from workers.models import write_model_dir
 from workers.point_rows import Origin
@@ -54,7 +57,7 @@ FAILED_SHARE_LIMIT = 0.05
 
 
 class Session:
-    """See the module. `generate` runs one load plan on this node and returns what the clients saw."""
+    """See the module. `generate` runs load plans on this node, all at once, and returns what each client saw."""
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Session:
         run_id: str,
         attempt: int,
         visible_devices: list[str],
-        generate: Callable[[LoadPlan], LoadResult],
+        generate: Callable[[list[LoadPlan]], list[LoadResult]],
         omp_num_threads: str | None = None,
     ) -> None:
         self.spec = spec
@@ -174,7 +177,7 @@ class Session:
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
-        result = self._load(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1)
+        result = self._run(self._plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
         failed = [request for request in result.requests if not request.ok]
         if failed:
             message = f"ready, but the first completion failed: {failed[0].failure_message}"
@@ -206,7 +209,7 @@ class Session:
         before = self._scrape()
         started_wall_s, started_s = time.time(), time.monotonic()
         with self._sampler() as sampler:
-            result = self._load(requests, requests, prompt_tokens, output_tokens)
+            result = self._run(self._plan(requests, requests, prompt_tokens, output_tokens))
         largest = metrics.largest_step_since(before, self._scrape())
         row = point_rows.blank(self._origin(), point, started_wall_s)
         self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
@@ -219,21 +222,42 @@ class Session:
         return self._judged(row, result)
 
     def _load_level(self, point: Point) -> PointRow:
+        """Measure a level, again with more load processes as long as the client was its limit."""
+        most = min(len(self._client_cores), point.concurrency)
+        processes = self.spec.load_processes or tasks.processes_for(point.concurrency, most)
         if point.warmup_requests:
-            self._load(point.concurrency, point.warmup_requests, point.prompt_tokens, point.output_tokens, point.seed)
+            warmup = self._plan(point.concurrency, point.warmup_requests, point.prompt_tokens, point.output_tokens)
+            self._run(warmup, processes)
+        limited_before: list[str] = []
+        while True:
+            row, result = self._load_once(point, processes)
+            row.limited_before = limited_before
+            limits = limits_of(result.clients, result.requests, point.concurrency)
+            if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
+                return row
+            if self.spec.load_processes is not None or processes >= most:
+                row.status, row.failure_class = CLIENT_LIMITED, FailureClass.CLIENT_LIMITED
+                row.failure_message = f"the load client was the limit with {processes} processes: {'; '.join(limits)}"
+                return row
+            limited_before = [*limited_before, f"{processes} processes: {'; '.join(limits)}"]
+            processes = min(2 * processes, most)
+
+    def _load_once(self, point: Point, processes: int) -> tuple[PointRow, LoadResult]:
         before = self._scrape()
         with self._sampler() as sampler:
-            result = self._load(
+            plan = self._plan(
                 point.concurrency, point.num_requests, point.prompt_tokens, point.output_tokens, point.seed
             )
+            result = self._run(plan, processes)
         after = self._scrape()
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
         self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
         point_rows.fill_server_counters(row, before, after, sampler.observed)
         for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
             setattr(row, name, value)
-        row.client_wait_share = None if result.cpu_wait_s is None else result.cpu_wait_s / result.duration_s
-        return self._judged(row, result)
+        row.clients = result.clients
+        row.client_wait_share = max((c.wait_share for c in result.clients if c.wait_share is not None), default=None)
+        return self._judged(row, result), result
 
     def _fill_window(self, row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
         point_rows.fill_window(row, observed, started_s, duration_s)
@@ -257,24 +281,28 @@ class Session:
             row.log_tail = self._log_tail()
         return row
 
-    def _load(
-        self, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int = 0
-    ) -> LoadResult:
+    def _plan(self, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int = 0) -> LoadPlan:
+        """A load whose prompts no request of this server has had before."""
         assert self._endpoint is not None
-        plan = LoadPlan(
+        first_ordinal = self.row.requests_sent
+        self.row.requests_sent += requests
+        return LoadPlan(
             endpoint=self._endpoint,
             concurrency=concurrency,
             num_requests=requests,
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
-            first_ordinal=self.row.requests_sent,
+            first_ordinal=first_ordinal,
             vocab_size=self.spec.model.vocab_size,
             seed=seed,
             timeout_s=self.spec.timeouts.request_s,
             cores=self._client_cores,
         )
-        self.row.requests_sent += requests
-        return self._generate(plan)
+
+    def _run(self, plan: LoadPlan, processes: int = 1) -> LoadResult:
+        with self._workspace.fresh_directory() as meeting:
+            parts = tasks.split(plan, min(processes, plan.concurrency, plan.num_requests), meeting)
+            return tasks.merge(self._generate(parts))
 
     def _sampler(self) -> Sampler:
         assert self._process is not None

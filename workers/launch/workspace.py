@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +57,12 @@ class Workspace:
     def sim_state(self) -> Path:
         """What the stand-in server says it has allocated."""
         return self.root / "sim.json"
+
+    @contextlib.contextmanager
+    def fresh_directory(self) -> Iterator[Path]:
+        """Make an empty directory that lasts as long as the block."""
+        with tempfile.TemporaryDirectory(dir=self.root) as made:
+            yield Path(made)
 
     def remove(self) -> None:
         """Remove the directory and all in it."""

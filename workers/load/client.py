@@ -24,12 +24,15 @@ import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
 from contract.failures import FailureClass
-from contract.rows import Failure, RequestRow
+from contract.rows import ClientRow, Failure, RequestRow
 from workers.load.endpoint import KEEPALIVE_S, Endpoint, open_session
 from workers.load.prompts import PromptFactory, text_prompt
+from workers.load.start_line import StartLine
 from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
+from workers.load.summary import percentile
 from workers.load.wire import MAX_BODY_BYTES, Answer, Line, Wire
 
+TICK_S = 0.02
 CONNECT_LIMIT_S = 10.0
 """For connecting all lines before the window opens."""
 
@@ -62,6 +65,8 @@ class LoadPlan:
     cores: tuple[int, ...] = ()
     """Cores that `generate` keeps to; empty: any. A server that binds its compute threads to cores starves what shares
     them."""
+    start: StartLine | None = None
+    """Where to wait for the other processes of the level before the window opens."""
     text: str | None = None
     """Send this text behind a prefix unique per (seed, ordinal) instead of token ids."""
 
@@ -92,13 +97,10 @@ class LoadResult:
     """The window's opening on `time.monotonic()`, which all processes of a host share."""
     started_wall_s: float
     """The same moment as seconds since the epoch, for provenance only."""
-    cpu_s: float = 0.0
-    """CPU time of the client within the window."""
+    clients: list[ClientRow]
+    """One for each process that took part."""
     judging_cpu_s: float = 0.0
-    """CPU time of judging the answers, after it."""
-    cpu_wait_s: float | None = None
-    """How long the client stood ready to run and had no core, within the window; None where Linux does not say.
-    Every stamp can be late by some of it."""
+    """CPU time of judging the answers, after the window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,35 +125,66 @@ async def run_load(plan: LoadPlan) -> LoadResult:
     makes its JSON inside the latency, counts a stream that breaks off as a success and puts TPOT at 0 for answers of
     one token. Percentiles and throughput: see `workers.load.summary`.
 
-    Cancelling it closes its connections, on which vLLM aborts the requests.
+    With `plan.start` the window opens when all processes of the level are connected. Cancelling it closes its
+    connections, on which vLLM aborts the requests.
     """
     prepared = iter(list(_prepare(plan)))
     sent: list[_Sent] = []
 
     async def work(line: Line) -> None:
+        free_s: float | None = None
         for request in prepared:
-            sent.append(await _send(line, request, plan.timeout_s))
+            done = await _send(line, request, plan.timeout_s)
+            done.slip_s = None if free_s is None else done.answer.sent_s - free_s
+            free_s = done.answer.reads.at_s[-1] if done.answer.reads.at_s else done.ended_s
+            sent.append(done)
 
     async with _lines(plan) as lines:
+        if plan.start is not None:
+            await plan.start.wait()
         with _undisturbed():
-            waited_before_s, cpu_before_s = _cpu_wait_s(), time.thread_time()
-            started_wall_s, started_s = time.time(), time.monotonic()
+            watch = _Watch()
             async with asyncio.TaskGroup() as group:
                 for line in lines:
                     group.create_task(work(line))
-            duration_s = time.monotonic() - started_s
-            waited_s, cpu_after_s = _cpu_wait_s(), time.thread_time()
+            duration_s = time.monotonic() - watch.started_s
+            client = watch.stop(len(lines), duration_s, [each.slip_s for each in sent if each.slip_s is not None])
+    judging_s = time.thread_time()
     sent.sort(key=lambda each: each.ordinal)
-    rows = [_row(each, plan, started_s) for each in sent]
-    return LoadResult(
-        rows,
-        duration_s,
-        started_s,
-        started_wall_s,
-        cpu_s=cpu_after_s - cpu_before_s,
-        judging_cpu_s=time.thread_time() - cpu_after_s,
-        cpu_wait_s=None if waited_s is None or waited_before_s is None else waited_s - waited_before_s,
-    )
+    rows = [_row(each, plan, watch.started_s) for each in sent]
+    return LoadResult(rows, duration_s, watch.started_s, watch.started_wall_s, [client], time.thread_time() - judging_s)
+
+
+class _Watch:
+    """What the client itself did in a window, from its making to `stop`."""
+
+    def __init__(self) -> None:
+        self._lags: list[float] = []
+        self._ticking = asyncio.ensure_future(self._tick())
+        self._waited_s = _cpu_wait_s()
+        self._cpu_s = time.thread_time()
+        self.started_wall_s, self.started_s = time.time(), time.monotonic()
+
+    async def _tick(self) -> None:
+        while True:
+            due_s = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self._lags.append(max(time.monotonic() - due_s, 0.0))
+
+    def stop(self, streams: int, duration_s: float, slips: list[float]) -> ClientRow:
+        """Return the row of this process."""
+        self._ticking.cancel()
+        cpu_s, waited_s = time.thread_time() - self._cpu_s, _cpu_wait_s()
+        waited = None if waited_s is None or self._waited_s is None else waited_s - self._waited_s
+        return ClientRow(
+            streams,
+            cpu_share=cpu_s / duration_s,
+            wait_share=None if waited is None else waited / duration_s,
+            lag_p99_s=percentile(self._lags, 99),
+            lag_max_s=max(self._lags, default=None),
+            slip_p99_s=percentile(slips, 99),
+            slip_max_s=max(slips, default=None),
+        )
 
 
 @contextlib.asynccontextmanager
@@ -218,6 +251,7 @@ class _Sent:
     ordinal: int
     answer: Answer
     ended_s: float = 0.0
+    slip_s: float | None = None
     error: Exception | None = None
 
 

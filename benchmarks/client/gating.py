@@ -1,0 +1,162 @@
+"""Is a level called client-limited when, and only when, its client was the limit? Seeded runs against a known server.
+
+    python benchmarks/client/gating.py [--runs 200]
+
+Two cores: the truth server on the first, our client on the second. A run draws streams, interval and one of five
+situations: nothing wrong; a slow server (four times the interval, or one that stops writing for a while), where the
+client is innocent; a client whose event loop is stalled again and again; and one that shares its core with busy
+processes. The truth of the last two is known from the server's log: the client was the limit where the gaps it reports,
+or the concurrency it reached, are not the server's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+TOKENS = 32
+SITUATIONS = ("nothing", "slow server", "server pauses", "stalled client", "crowded core")
+GAP_ERROR_MS, SHARE = 10.0, 0.95
+"""The client is to blame where its p99 gap is off by more than the first, or less than the second was in flight."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One draw."""
+
+    seed: int
+    situation: str
+    streams: int
+    interval_ms: float
+    strength: float
+    """Of what is wrong, 0 to 1."""
+
+
+def draw(seed: int) -> Run:
+    """Return run `seed`."""
+    dice = random.Random(seed)
+    return Run(
+        seed, SITUATIONS[seed % len(SITUATIONS)], dice.choice([4, 16, 64]), dice.choice([5.0, 10.0]), dice.random()
+    )
+
+
+def main() -> None:
+    """Run and print, or be the client of one run."""
+    if sys.argv[1:2] == ["client"]:
+        print(json.dumps(client(Run(**json.loads(sys.argv[2])), int(sys.argv[3]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2])
+    options = parser.parse_args()
+    outcomes: Counter[tuple[str, str]] = Counter()
+    wrong = []
+    for seed in range(options.runs):
+        run = draw(seed)
+        seen = one(run, options.cores)
+        verdict = ("limited" if seen["limits"] else "fine", "limited" if seen["to_blame"] else "fine")
+        outcomes[run.situation, "right" if verdict[0] == verdict[1] else f"called {verdict[0]}, was {verdict[1]}"] += 1
+        if verdict[0] != verdict[1]:
+            wrong.append((run, seen))
+    for (situation, outcome), count in sorted(outcomes.items()):
+        print(f"{situation:16} {outcome:28} {count}")
+    for run, seen in wrong:
+        print(run, {key: value for key, value in seen.items() if key != "gaps"})
+    print(f"right: {1 - len(wrong) / options.runs:.1%} of {options.runs}")
+
+
+def one(run: Run, cores: list[int]) -> dict[str, Any]:
+    """Do one run; return what the client said and whether it was to blame by the server's log."""
+    with tempfile.TemporaryDirectory() as made:
+        port, truth = Path(made) / "port", Path(made) / "truth"
+        slow = run.situation == "slow server"
+        server = subprocess.Popen(
+            [sys.executable, str(HERE / "truth_server.py"), str(port), str(truth), str(cores[0]),
+             str(run.interval_ms * (4 if slow else 1)), "1"],
+        )  # fmt: skip
+        crowd: list[subprocess.Popen[bytes]] = []
+        try:
+            while not port.exists() or not port.read_text():
+                time.sleep(0.01)
+            if run.situation == "crowded core":
+                busy = f"import os\nos.sched_setaffinity(0, {{{cores[1]}}})\nwhile True: pass"
+                crowd = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(1 + round(3 * run.strength))]
+            process = subprocess.Popen(
+                [sys.executable, __file__, "client", json.dumps(run.__dict__), port.read_text()],
+                stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cores[1]}),
+            )  # fmt: skip
+            if run.situation == "server pauses":
+                time.sleep(0.6)
+                for _ in range(2):
+                    server.send_signal(signal.SIGSTOP)
+                    time.sleep(0.1 + 0.2 * run.strength)
+                    server.send_signal(signal.SIGCONT)
+                    time.sleep(0.3)
+            said, _ = process.communicate(timeout=120)
+        finally:
+            for other in crowd:
+                other.kill()
+                other.wait()
+            server.send_signal(signal.SIGCONT)
+            server.send_signal(signal.SIGTERM)
+            server.wait(30)
+        seen: dict[str, Any] = json.loads(said)
+        requests = json.loads(truth.read_text())["requests"]
+    true = np.concatenate([np.diff(writes) for _, writes in requests if len(writes) == TOKENS]) * 1000
+    seen["true_p99_ms"] = float(np.percentile(true, 99))
+    late = abs(seen["gap_p99_ms"] - seen["true_p99_ms"]) > GAP_ERROR_MS
+    seen["to_blame"] = bool(late or seen["share"] < SHARE)
+    return seen
+
+
+def client(run: Run, port: int) -> dict[str, Any]:
+    """Send the load of one run, stalled where that is its situation."""
+    import asyncio
+
+    from workers.load import client as load_client
+    from workers.load.endpoint import Endpoint
+    from workers.load.limits import achieved_share, client_limits
+
+    async def stall() -> None:
+        dice = random.Random(run.seed)
+        while True:
+            await asyncio.sleep(dice.uniform(0.05, 0.3))
+            time.sleep(0.03 + 0.2 * run.strength)  # noqa: ASYNC251 - that is the stall
+
+    async def load() -> load_client.LoadResult:
+        stalling = asyncio.ensure_future(stall()) if run.situation == "stalled client" else None
+        try:
+            return await load_client.run_load(plan)
+        finally:
+            if stalling is not None:
+                stalling.cancel()
+
+    endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
+    plan = load_client.LoadPlan(endpoint, run.streams, run.streams * 5, 16, TOKENS, 0, 32_000, run.seed, 60.0)
+    result = asyncio.run(load())
+    gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
+    return {
+        "limits": client_limits(result.clients, result.requests, run.streams),
+        "gap_p99_ms": float(np.percentile(gaps, 99)),
+        "share": achieved_share(result.requests, run.streams),
+        "lag_p99_ms": (result.clients[0].lag_p99_s or 0) * 1000,
+        "busy": result.clients[0].cpu_share + (result.clients[0].wait_share or 0),
+    }
+
+
+if __name__ == "__main__":
+    main()

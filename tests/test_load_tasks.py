@@ -1,0 +1,91 @@
+"""One level over several processes: what is divided adds up, what is merged is whole, and all start together."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mock_openai import MockOpenAI, serving
+
+from contract.rows import ClientRow, RequestRow
+from workers.load import start_line
+from workers.load.client import LoadPlan, LoadResult, generate
+from workers.load.endpoint import Endpoint
+from workers.load.start_line import StartLine
+from workers.load.summary import mean_in_flight
+from workers.load.tasks import STREAMS_PER_PROCESS, merge, processes_for, split
+
+NOWHERE = Path("/nowhere")
+
+
+def plan(concurrency: int, requests: int, cores: tuple[int, ...] = (), url: str = "http://h") -> LoadPlan:
+    return LoadPlan(Endpoint(url, "mock"), concurrency, requests, 20, 8, 50, 256, 7, 20.0, cores=cores)
+
+
+@given(st.integers(1, 600), st.integers(1, 3000), st.integers(1, 16), st.integers(0, 20))
+def test_the_parts_of_a_plan_add_up_to_it(concurrency: int, requests: int, processes: int, cores: int) -> None:
+    whole = plan(concurrency, requests, tuple(range(cores)))
+    streams = min(concurrency, requests)
+    if processes > streams:
+        with pytest.raises(ValueError, match="cannot be divided"):
+            split(whole, processes, NOWHERE)
+        return
+    parts = split(whole, processes, NOWHERE)
+    assert len(parts) == processes
+    if processes > 1:
+        assert sum(part.concurrency for part in parts) == streams
+        assert max(part.concurrency for part in parts) - min(part.concurrency for part in parts) <= 1
+        assert [(part.start.parties, part.start.index) for part in parts if part.start] == [
+            (processes, index) for index in range(processes)
+        ]
+    ordinals = [o for part in parts for o in range(part.first_ordinal, part.first_ordinal + part.num_requests)]
+    assert ordinals == list(range(50, 50 + requests))
+    if processes <= cores:
+        assert sorted(core for part in parts for core in part.cores) == list(range(cores))
+
+
+def test_a_level_has_as_many_processes_as_it_needs_and_the_host_can_spare() -> None:
+    per = STREAMS_PER_PROCESS
+    needed = [processes_for(streams, 16) for streams in (1, per, per + 1, 4 * per, 100 * per)]
+    assert needed == [1, 1, 2, 4, 16]
+    assert processes_for(4 * per, 2) == 2
+    assert processes_for(4 * per, 0) == 1
+
+
+def result(started_s: float, duration_s: float, ordinals: range) -> LoadResult:
+    rows = [RequestRow(o, sent_s=0.0, ok=True, e2e_s=duration_s) for o in ordinals]
+    return LoadResult(rows, duration_s, started_s, 1000.0 + started_s, [ClientRow(len(ordinals), 0.5)])
+
+
+def test_merged_times_count_from_the_first_start() -> None:
+    merged = merge([result(10.5, 2.0, range(3, 6)), result(10.0, 1.0, range(3))])
+    assert (merged.started_monotonic_s, merged.started_wall_s, merged.duration_s) == (10.0, 1010.0, 2.5)
+    assert [(row.ordinal, row.sent_s) for row in merged.requests] == [(o, 0.5 if o > 2 else 0.0) for o in range(6)]
+    assert len(merged.clients) == 2
+    assert mean_in_flight(merged.requests, merged.duration_s) == pytest.approx((3 * 1.0 + 3 * 2.0) / 2.5)
+
+
+def test_processes_of_a_level_are_in_flight_together_and_lose_no_row(tmp_path: Path) -> None:
+    with serving(MockOpenAI(gate=6)) as server:  # nothing is answered before all six streams are in flight
+        parts = split(replace(plan(6, 24), endpoint=Endpoint(server.url, "mock")), 3, tmp_path)
+        with ThreadPoolExecutor(3) as pool:
+            merged = merge(list(pool.map(generate, parts)))
+        assert server.max_in_flight == 6
+    assert [row.ordinal for row in merged.requests] == list(range(50, 74))
+    assert all(row.ok for row in merged.requests)
+    assert [client.streams for client in merged.clients] == [2, 2, 2]
+    assert all(client.cpu_share > 0 for client in merged.clients)
+    moment = float((tmp_path / "start").read_text())
+    assert all(moment <= merged.started_monotonic_s + row.sent_s for row in merged.requests)
+
+
+async def test_a_process_that_does_not_come_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_line, "GATHER_LIMIT_S", 0.05)
+    with pytest.raises(TimeoutError):
+        await StartLine(str(tmp_path), 2, 0).wait()

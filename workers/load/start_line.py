@@ -1,0 +1,44 @@
+"""Where the processes of one level wait for each other, so that they start together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+GATHER_LIMIT_S = 60.0
+HEAD_START_S = 0.05
+"""From the last process's arrival to the start, so that all have seen it."""
+POLL_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class StartLine:
+    """Where the processes of one level wait for each other: files in a directory of theirs alone."""
+
+    directory: str
+    parties: int
+    index: int
+
+    async def wait(self) -> None:
+        """Return at the moment that all parties share. Raises `TimeoutError` where one does not come."""
+        self._arrive()
+        async with asyncio.timeout(GATHER_LIMIT_S):
+            while (start_s := self._start_s()) is None:  # noqa: ASYNC110 - the others are other processes
+                await asyncio.sleep(POLL_S)
+        await asyncio.sleep(max(0.0, start_s - time.monotonic()))
+
+    def _arrive(self) -> None:
+        (Path(self.directory) / f"ready.{self.index}").touch()
+
+    def _start_s(self) -> float | None:
+        """The moment, once it has been set; the first party sets it when all are there."""
+        start = Path(self.directory) / "start"
+        if start.exists():
+            return float(start.read_text())
+        if self.index == 0 and len(list(start.parent.glob("ready.*"))) == self.parties:
+            written = start.with_suffix(".tmp")
+            written.write_text(repr(time.monotonic() + HEAD_START_S))
+            written.replace(start)
+        return None
