@@ -226,8 +226,7 @@ class Session:
         most = min(len(self._client_cores), point.concurrency)
         processes = self.spec.load_processes or tasks.processes_for(point.concurrency, most)
         if point.warmup_requests:
-            warmup = self._plan(point.concurrency, point.warmup_requests, point.prompt_tokens, point.output_tokens)
-            self._run(warmup, processes)
+            self._run(self._plan_of(point, point.warmup_requests), processes)
         limited_before: list[str] = []
         while True:
             row, result = self._load_once(point, processes)
@@ -245,10 +244,7 @@ class Session:
     def _load_once(self, point: Point, processes: int) -> tuple[PointRow, LoadResult]:
         before = self._scrape()
         with self._sampler() as sampler:
-            plan = self._plan(
-                point.concurrency, point.num_requests, point.prompt_tokens, point.output_tokens, point.seed
-            )
-            result = self._run(plan, processes)
+            result = self._run(self._plan_of(point, point.num_requests), processes)
         after = self._scrape()
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
         self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
