@@ -70,7 +70,7 @@ class Accounts:
         rows = (
             [row for row in session.account if row.moment == moment and row.used_bytes is not None] if session else []
         )
-        if session is None or not rows:
+        if session is None or not rows or session.attempt != reading.measured[0].attempt:
             return None
         return Account(
             f"{reading.name}.account.{moment}",
@@ -110,7 +110,7 @@ class Accounts:
 
 def _total(values: Sequence[int | None]) -> int | None:
     known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    return sum(known) if len(known) == len(values) else None
 
 
 def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
@@ -144,8 +144,8 @@ def _of(series: Series, accounts: Accounts) -> Iterator[tuple[Reading, Account]]
 def _explain(doc: Document, result: KvResult, found: list[Account]) -> None:
     worst = max(found, key=lambda account: abs(account.share))
     doc.say(
-        "Every part is measured where it lies, none by subtraction. *Weights*, *KV pool*, *graph pools* (CUDA graphs), "
-        "*buffers* (other live tensors) and *cache* (blocks that activations have left) are blocks of torch's "
+        "Every part was read by itself; none is what the others leave. *Weights*, *KV pool*, *graph pools* (CUDA "
+        "graphs), *buffers* (other live tensors) and *cache* (blocks that activations have left) are blocks of torch's "
         "allocator, told apart by their addresses in the engine's workers. *Outside torch* is what the cards still "
         "held at the server's end, when torch had freed everything: CUDA context, kernels, libraries and what the "
         "driver keeps of graphs. *Residual*: memory of the cards, less what was there before the server, minus "
@@ -169,7 +169,7 @@ def _explain(doc: Document, result: KvResult, found: list[Account]) -> None:
         )
     if any(account.parts["outside"] is None for account in found):
         doc.say(
-            "Where *outside torch* is missing the server ended before it could give its memory back: it is then in the "
+            "Where *outside torch* is missing the server did not give its memory back at its end: it is then in the "
             "residual."
         )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -77,6 +77,8 @@ class ClientRow:
     lag_p99_s: float | None = None
     """How late its event loop woke up a timer, over timers 20 ms apart: by so much stamps can be late."""
     lag_max_s: float | None = None
+    late_share: float | None = None
+    """Share of the window in which such a timer was due and had not been woken."""
     slip_p99_s: float | None = None
     """From the end of a stream's answer to the send of its next request."""
     slip_max_s: float | None = None
@@ -225,7 +227,8 @@ class PointRow:
     throttle_reasons: list[str] = field(default_factory=list)
     """Why a card's clock was held down at any sample of the window: power cap, heat, an outside brake."""
     foreign_processes: list[str] | None = None
-    """Processes of others seen on the cards during the point; None where NVML's pids are not this container's."""
+    """Processes of others seen on the cards during the point; None where the server's own were not among those seen
+    (no card, or NVML's pids are not this container's), so that nobody can tell."""
     mem_tree_bytes: int | None = None
     """Highest memory that NVML attributes to the server's own processes; None as above."""
     telemetry_hz: float | None = None

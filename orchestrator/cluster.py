@@ -31,6 +31,7 @@ ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
 CONNECT_LIMIT_S = 5.0
 PROBE_LIMIT_S = 120.0
+CANCEL_LIMIT_S = 10.0
 
 
 class ActorLost(Exception):
@@ -254,7 +255,7 @@ class SessionActor:
             run_id,
             attempt,
             devices,
-            lambda plans: ray.get([load.remote(plan) for plan in plans]),
+            lambda plans: _together(load, plans),
             omp_num_threads,
         )
 
@@ -276,6 +277,21 @@ class SessionActor:
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""
         return self._session.stop()
+
+
+def _together(load: Any, plans: list[Any]) -> list[Any]:
+    """Run load tasks at once; where one fails none is left that still sends."""
+    import ray
+
+    running = [load.remote(plan) for plan in plans]
+    try:
+        results: list[Any] = ray.get(running)
+    except BaseException:
+        for task in running:
+            ray.cancel(task, force=True)
+        ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
+        raise
+    return results
 
 
 def _generate(plan: Any) -> Any:

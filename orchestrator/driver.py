@@ -135,7 +135,7 @@ class Driver:
             pending += more
             self._progress.total_points += len(more)
         self._progress.doing(spec, "settling its account")
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:

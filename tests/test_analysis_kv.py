@@ -294,5 +294,5 @@ def test_what_was_not_measured_is_a_dash_and_falls_to_the_residual(monkeypatch: 
     known = synthetic.account_of
     monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, outside_bytes=None) for a in known(row)])
     page = notes(memory())
-    assert "Where *outside torch* is missing the server ended before" in page
+    assert "Where *outside torch* is missing the server did not give its memory back" in page
     assert "| – | +758.0 | 4.97 % |" in page

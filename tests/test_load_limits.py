@@ -31,6 +31,8 @@ ON_TIME = closed_loop(8, 80, 0.3, 0.0001)
         (ClientRow(8, cpu_share=0.95, lag_p99_s=0.002), "busy or waiting for a core for 95%"),
         (ClientRow(8, cpu_share=0.4, wait_share=0.55, lag_p99_s=0.002), "busy or waiting for a core for 95%"),
         (ClientRow(8, cpu_share=0.1, lag_p99_s=0.05), "woke up 50 ms late"),
+        (ClientRow(8, cpu_share=0.1, lag_p99_s=0.05, late_share=0.2), "woke up 50 ms late"),
+        (ClientRow(8, cpu_share=0.1, lag_p99_s=0.05, late_share=0.02), None),  # one hiccup
         (ClientRow(8, cpu_share=0.1, lag_p99_s=0.014), None),  # 5 % of 0.3 s is 15 ms
         (ClientRow(8, cpu_share=0.1, lag_p99_s=None), None),
     ],
@@ -61,3 +63,10 @@ def test_a_window_too_short_to_tell_is_not_judged() -> None:
     busy = ClientRow(8, cpu_share=0.99, lag_p99_s=0.5)
     assert client_limits([busy], closed_loop(8, 80, 0.03, 0.01), 8) == []
     assert client_limits([busy], closed_loop(8, 80, 0.06, 0.01), 8) != []
+
+
+def test_a_stream_is_taken_until_its_last_byte() -> None:
+    rows = closed_loop(8, 80, 0.30, 0.02)
+    for row in rows:
+        row.last_byte_s = 0.3199  # usage, [DONE] and the end of the body came late
+    assert client_limits([CALM], rows, 8) == []

@@ -346,3 +346,36 @@ def test_an_event_cut_by_a_chunk_is_stamped_by_its_last_byte() -> None:
     wire = chunked([head, tail, *GOOD_EVENTS[1:]])
     at = wire.index(tail) + len(tail)
     assert digest(reads([wire[: at - 1], wire[at - 1 :]])).chunk_at_s == [1.0, 1.0, 1.0]
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=6),
+    CUTS,
+    st.sampled_from([b"%x", b"%04x", b"%X;q=1"]),
+    st.sampled_from([b"", b"more"]),
+)
+def test_skipping_finds_the_same_end_as_reading(sizes: list[int], cuts: list[int], line: bytes, behind: bytes) -> None:
+    body = b"".join(line % n + b"\r\n" + b"x" * n + b"\r\n" for n in sizes if n) + b"0\r\n\r\n" + behind
+    for _ in range(2):  # the second time every size line has been seen before
+        reading, skipping = ChunkReader(), ChunkReader()
+        for part in cut(body, cuts):
+            reading.feed(part)
+            assert skipping.skip(part) == reading.ended
+        assert (skipping.ended, skipping.behind) == (True, behind)
+
+
+def test_a_size_line_cut_between_its_line_ends_is_not_lost() -> None:
+    for _ in range(2):
+        reader = ChunkReader()
+        assert [reader.skip(part) for part in (b"4\r", b"\nabcd\r\n", b"4\r\nabcd\r\n0\r\n\r\n")] == [
+            False,
+            False,
+            True,
+        ]
+
+
+def test_deep_nesting_is_malformed_on_the_quick_way_too() -> None:
+    deep = event(b'{"choices": [], "x": ' + b"[" * 5000 + b"]" * 5000 + b"}")
+    body = reads([chunked([GOOD_EVENTS[0], deep, *GOOD_EVENTS[1:]])])
+    assert judge(digest(body), ASKED) is None or digest(body).malformed
+    assert digest(body) == by_the_parser(body)

@@ -16,7 +16,7 @@ from contract.rows import RequestRow
 from tests.raw_server import RawServer, Script, raw_server
 from workers.load import client, wire
 from workers.load.client import LoadPlan, generate
-from workers.load.endpoint import Endpoint
+from workers.load.endpoint import Endpoint, open_session
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
@@ -204,3 +204,44 @@ def test_whatever_is_written_the_request_ends_with_a_verdict(pieces: list[bytes]
     assert row.ok == (row.failure_class is None)
     if row.ok:
         assert (row.completion_tokens, row.finish_reason) == (3, "length")
+
+
+async def test_a_line_that_waits_unused_for_the_start_keeps_its_connection() -> None:
+    with raw_server(AGAIN) as server:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
+        async with open_session(endpoint) as session:
+            line = wire.Line(wire.Wire(session, endpoint.completions_url, None), keepalive_s=0.0)
+            await line.open()
+            await line.open()
+            answer = wire.Answer(0.0)
+            await line.post(b"{}", answer)
+            assert (answer.status, server.connections) == (200, 1)
+            await line.post(b"{}", wire.Answer(0.0))  # now it has been idle for longer than it may
+            assert server.connections == 2
+            line.close()
+
+
+def test_a_proxy_is_asked_with_the_whole_url_and_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with raw_server(AGAIN) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://user:word@127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        endpoint = Endpoint("http://model.invalid:8000", "m", api_key="key")
+        rows = generate(LoadPlan(endpoint, 1, 2, 20, 3, 0, 256, 0, 5.0)).requests
+    assert [row.failure_message for row in rows] == [None, None]
+    for request in proxy.requests:
+        lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
+        assert lines[0] == b"POST http://model.invalid:8000/v1/completions HTTP/1.1"
+        assert b"Host: model.invalid:8000" in lines
+        assert b"Authorization: Bearer key" in lines
+        assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in lines
+
+
+def test_a_proxy_that_refuses_a_tunnel_is_a_connection_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with raw_server(refusal(b"HTTP/1.1 407 Proxy Authentication Required")) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        endpoint = Endpoint("https://model.invalid", "m")
+        (row,) = generate(LoadPlan(endpoint, 1, 1, 20, 3, 0, 256, 0, 5.0)).requests
+    assert row.failure_class == FailureClass.CONNECTION_FAILED
+    assert "407" in (row.failure_message or "")
+    assert proxy.requests[0].startswith(b"CONNECT model.invalid:443 ")

@@ -15,8 +15,8 @@ from workers import probe
 from workers.devices.base import Device
 from workers.load.endpoint import Endpoint
 
-RPC_LIMIT_S = 60.0
-EMPTIED_BYTES = 256 * 2**20
+RPC_LIMIT_S = 45.0
+EMPTIED_BYTES = 16 * 2**20
 """The card shows what is outside the allocator only once that holds no more than this; its figure is taken off."""
 
 
@@ -76,7 +76,7 @@ class ServerAccount:
 
     def _asked(self, method: str) -> dict[int, dict[str, Any]]:
         """Call a method in every worker; return the answers by the place of its card."""
-        with contextlib.suppress(probe.NoAnswer, ValueError, KeyError):
+        with contextlib.suppress(probe.NoAnswer, ValueError, KeyError, TypeError, AttributeError):
             status, text = probe.post(self._endpoint, "/collective_rpc", {"method": method}, RPC_LIMIT_S)
             if status == 200:
                 return self._placed(json.loads(text)["results"])

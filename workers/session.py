@@ -83,6 +83,7 @@ class Session:
         self._kv = KvFigures()
         self._log_figures = vllm_log.LogFigures()
         self._account: ServerAccount | None = None
+        self._settled = False
         self._ready_bytes: int | None = None
         self._client_cores: tuple[int, ...] = ()
         versions = self._engine.versions()
@@ -190,7 +191,7 @@ class Session:
         try:
             if self.row.status != MEASURED:
                 return self._failed_row(point, self._start_failure())
-            if self._process is None or not self._process.running:
+            if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
             return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
         except probe.NoAnswer as error:
@@ -238,8 +239,8 @@ class Session:
                 row.status, row.failure_class = CLIENT_LIMITED, FailureClass.CLIENT_LIMITED
                 row.failure_message = f"the load client was the limit with {processes} processes: {'; '.join(limits)}"
                 return row
-            limited_before = [*limited_before, f"{processes} processes: {'; '.join(limits)}"]
-            processes = min(2 * processes, most)
+            limited_before = [f"{processes} processes: {'; '.join(limits)}"]
+            processes = most  # at once: a long level must not be measured five times
 
     def _load_once(self, point: Point, processes: int) -> tuple[PointRow, LoadResult]:
         before = self._scrape()
@@ -276,6 +277,9 @@ class Session:
             )
             row.log_tail = self._log_tail()
         return row
+
+    def _plan_of(self, point: Point, requests: int) -> LoadPlan:
+        return self._plan(point.concurrency, requests, point.prompt_tokens, point.output_tokens, point.seed)
 
     def _plan(self, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int = 0) -> LoadPlan:
         """A load whose prompts no request of this server has had before."""
@@ -361,8 +365,9 @@ class Session:
 
     def settle(self) -> None:
         """Enter the account's peak and let the server give its memory back. It answers nothing afterwards: stop it."""
-        alive = self._process is not None and self._process.running
+        alive = self._process is not None and self._process.running and not self._settled
         if alive and self.row.status == MEASURED and self.row.account and self.spec.device != "cpu":
+            self._settled = True
             assert self._process is not None
             assert self._account is not None
             self._account.settle(self._process.pid)

@@ -26,6 +26,13 @@ def context_bytes(card: str, used: Callable[[], int]) -> int | None:
 
     Waits until the card is as before.
     """
+    try:
+        return _measured(card, used)
+    except OSError:  # no process to be had: a figure less, never a failed start
+        return None
+
+
+def _measured(card: str, used: Callable[[], int]) -> int | None:
     before = used()
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     probe = subprocess.Popen(

@@ -30,7 +30,7 @@ class ChunkReader:
         if not self._left and not self._rest:
             line_end = data.find(b"\r\n")
             size = _seen.get(data[:line_end])
-            if size is not None and line_end + 4 + size == len(data) and not self._in_trailer:
+            if size is not None and line_end > 0 and line_end + 4 + size == len(data) and not self._in_trailer:
                 return False  # one read, one whole chunk, as servers of events write them
         self.feed(data)
         return self.ended

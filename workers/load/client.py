@@ -182,6 +182,7 @@ class _Watch:
             wait_share=None if waited is None else waited / duration_s,
             lag_p99_s=percentile(self._lags, 99),
             lag_max_s=max(self._lags, default=None),
+            late_share=sum(self._lags) / duration_s,
             slip_p99_s=percentile(slips, 99),
             slip_max_s=max(slips, default=None),
         )
@@ -320,7 +321,7 @@ def _broken(error: Exception, timeout_s: float, chunks: int) -> Failure:
     """Map what ended a request from outside its stream to a failure; the one place that knows aiohttp's exceptions."""
     after = f"after {chunks} chunks"
     what = f"{error or type(error).__name__}"[:MESSAGE_CHARS]
-    if isinstance(error, aiohttp.ClientConnectorError):
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
         return Failure(FailureClass.CONNECTION_FAILED, what)
     if isinstance(error, TimeoutError):
         return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {after}")

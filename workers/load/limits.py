@@ -12,7 +12,9 @@ BUSY_SHARE = 0.9
 """A process that ran or waited for a core for so much of the window had no time left to be on time."""
 LAG_S = 0.01
 LAG_SHARE = 0.05
-"""An event loop is late when its p99 lag is above both: the first, and this share of the median latency."""
+LATE_SHARE = 0.05
+"""An event loop is late when its p99 lag is above both, the first and this share of the median latency, and it was late
+for this share of the window: one hiccup in a short window is not the client's limit."""
 JUDGED_FROM_S = 0.5
 """A shorter window holds too few timers and sends to tell a busy client from one hiccup: it is not judged."""
 ACHIEVED_SHARE = 0.95
@@ -28,7 +30,8 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
     if busiest >= BUSY_SHARE:
         found.append(f"a load process was busy or waiting for a core for {busiest:.0%} of the window")
     latency_s = percentile([row.e2e_s for row in requests if row.ok and row.e2e_s is not None], 50)
-    lag_s = max((client.lag_p99_s for client in clients if client.lag_p99_s is not None), default=0.0)
+    late = (c.lag_p99_s or 0.0 for c in clients if c.late_share is None or c.late_share > LATE_SHARE)
+    lag_s = max(late, default=0.0)
     if latency_s is not None and lag_s > max(LAG_S, LAG_SHARE * latency_s):
         found.append(f"a load process woke up {lag_s * 1000:.0f} ms late (p99), median latency {latency_s:.3g} s")
     achieved = achieved_share(requests, concurrency)
@@ -48,5 +51,10 @@ def achieved_share(requests: Sequence[RequestRow], concurrency: int) -> float | 
     first_s, last_s = min(sends), max(sends)
     if last_s <= first_s:
         return None
-    held = (min(row.sent_s + (row.e2e_s or 0.0), last_s) - row.sent_s for row in requests)
+    held = (min(row.sent_s + _busy_s(row), last_s) - row.sent_s for row in requests)
     return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * concurrency)
+
+
+def _busy_s(row: RequestRow) -> float:
+    """How long a request held its stream: to its last byte, which comes after its last chunk."""
+    return max(row.e2e_s or 0.0, row.last_byte_s or 0.0)

@@ -228,7 +228,7 @@ def _quick(reads: Reads) -> StreamRecord | None:
                 return None
             for event in raw[start : end - 2].split(b"\n\n"):
                 start += len(event) + 2
-                if not event.startswith(_DATA) or b"\n" in event or b"\r" in event:
+                if not event.startswith(_DATA) or b"\n" in event or b"\r" in event or len(event) > MAX_EVENT_BYTES:
                     return None
                 while ends[read] < start:
                     read += 1
@@ -249,7 +249,7 @@ def _quick(reads: Reads) -> StreamRecord | None:
                 if chunk.usage is not None:
                     record.prompt_tokens, record.completion_tokens = _plain_counts(chunk.usage)
             at = end + 2
-    except (ValueError, IndexError, msgspec.MsgspecError):
+    except (ValueError, IndexError, RecursionError, msgspec.MsgspecError):
         return None
     return record if raw[start:] == b"\r\n" else None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -63,7 +64,8 @@ class Tap(ResponseHandler):
         """Write a request whose answer goes into `answer`."""
         self._answer, self._head, self._capturing, self.passing = answer, b"", False, False
         self._ended = self._loop.create_future()
-        assert self.transport is not None
+        if self.transport is None:
+            raise aiohttp.ServerDisconnectedError
         self.transport.write(request)
         return self._ended
 
@@ -191,7 +193,8 @@ class Line:
                 return
             self.close()
         self._connection = await self._wire.connect()
-        self._head, self._idle_since = self._wire.head(), time.monotonic()
+        # One that was never used has nothing to be kept alive from: servers begin to count with their first answer.
+        self._head, self._idle_since = self._wire.head(), math.inf
 
     def close(self) -> None:
         """Let go of the connection; the server aborts what runs on it."""

@@ -6,6 +6,7 @@ name through `/collective_rpc`; every figure is in bytes, of the worker's own ca
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,7 +39,7 @@ class MemoryAccount:
             **parts,
             "reserved": statistics["reserved_bytes.all.current"],
             "peak_reserved": statistics["reserved_bytes.all.peak"],
-            "uuid": str(torch.cuda.get_device_properties(self.device).uuid),
+            "uuid": str(getattr(torch.cuda.get_device_properties(self.device), "uuid", "")),
         }
 
     def give_back_memory(self) -> dict[str, Any]:
@@ -110,8 +111,6 @@ def _alive(kind: type) -> list[Any]:
 
 
 def _empty(tensor: torch.Tensor) -> None:
-    try:
+    with contextlib.suppress(Exception):  # memory that is not the allocator's, tensors that are no plain ones
         if tensor.is_cuda:
             tensor.untyped_storage().resize_(0)
-    except (RuntimeError, NotImplementedError):  # memory that is not the allocator's: shared with another process, say
-        return
