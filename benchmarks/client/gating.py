@@ -31,7 +31,8 @@ HERE = Path(__file__).parent
 TOKENS = 32
 SITUATIONS = ("nothing", "slow server", "server pauses", "stalled client", "crowded core")
 GAP_ERROR_MS, SHARE = 10.0, 0.95
-"""The client is to blame where its p99 gap is off by more than the first, or less than the second was in flight."""
+"""The client is to blame where its p99 gap is off by more than the first, or where by the server's own log less than
+the second was in flight."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,17 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
     true = np.concatenate([np.diff(writes) for _, writes in requests if len(writes) == TOKENS]) * 1000
     seen["true_p99_ms"] = float(np.percentile(true, 99))
     late = abs(seen["gap_p99_ms"] - seen["true_p99_ms"]) > GAP_ERROR_MS
-    seen["to_blame"] = bool(late or seen["share"] < SHARE)
+    seen["true_share"] = _in_flight(requests, run.streams)
+    seen["to_blame"] = bool(late or seen["true_share"] < SHARE)
     return seen
+
+
+def _in_flight(requests: list[tuple[float, list[float]]], streams: int) -> float:
+    """The share of the streams that the server had to serve, from its first read to its last."""
+    reads = [read for read, _ in requests]
+    last = max(reads)
+    held = sum(min(writes[-1], last) - read for read, writes in requests if writes)
+    return held / ((last - min(reads)) * streams)
 
 
 def client(run: Run, port: int) -> dict[str, Any]:
