@@ -41,6 +41,7 @@ class Account:
     """A reading's memory at one moment, over all cards of its server; bytes."""
 
     name: str
+    moment: str
     used: int
     parts: dict[str, int | None]
     """By the keys of `PARTS`; None for one that was not measured."""
@@ -67,13 +68,14 @@ class Accounts:
     def at(self, reading: Reading, moment: str) -> Account | None:
         """Return the account beside a reading; None where none was made or no card was asked (the CPU backend)."""
         session = self._sessions.get(reading.measured[0].session_id) if reading.measured else None
-        rows = (
-            [row for row in session.account if row.moment == moment and row.used_bytes is not None] if session else []
-        )
-        if session is None or not rows or session.attempt != reading.measured[0].attempt:
+        if session is None or session.attempt != reading.measured[0].attempt:
+            return None
+        rows = [row for row in session.account if row.moment == moment and row.used_bytes is not None]
+        if not rows:
             return None
         return Account(
             f"{reading.name}.account.{moment}",
+            moment,
             sum(row.used_bytes or 0 for row in rows),
             {part: _total([getattr(row, column) for row in rows]) for part, column in PARTS.items()},
             _total([row.context_bytes for row in rows]),
@@ -125,7 +127,7 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
         )
         return
     found = [account for series in series_with for _, account in _of(series, accounts)]
-    _explain(doc, result, found)
+    _explain(doc, found)
     for series in series_with:
         _table(doc, series, accounts)
     for committed in result.committed:
@@ -141,7 +143,7 @@ def _of(series: Series, accounts: Accounts) -> Iterator[tuple[Reading, Account]]
                 yield reading, account
 
 
-def _explain(doc: Document, result: KvResult, found: list[Account]) -> None:
+def _explain(doc: Document, found: list[Account]) -> None:
     worst = max(found, key=lambda account: abs(account.share))
     doc.say(
         "Every part was read by itself; none is what the others leave. *Weights*, *KV pool*, *graph pools* (CUDA "
@@ -179,11 +181,10 @@ def _table(doc: Document, series: Series, accounts: Accounts) -> None:
     heads = ["max_model_len", "moment", "memory", *HEADS.values(), "residual share"]
     rows: list[list[str | Part]] = []
     for reading, account in _of(series, accounts):
-        moment = account.name.rsplit(".", 1)[1]
         rows.append(
             [
                 plain(f"{reading.name}.max_model_len", reading.at),
-                moment,
+                account.moment,
                 mib(f"{account.name}.used_mib", account.used, 1),
                 *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
                 signed_mib(f"{account.name}.residual_mib", account.residual),

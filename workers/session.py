@@ -223,7 +223,7 @@ class Session:
         return self._judged(row, result)
 
     def _load_level(self, point: Point) -> PointRow:
-        """Measure a level, again with more load processes as long as the client was its limit."""
+        """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
         most = min(len(self._client_cores), point.concurrency)
         processes = self.spec.load_processes or tasks.processes_for(point.concurrency, most)
         if point.warmup_requests:

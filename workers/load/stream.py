@@ -175,18 +175,12 @@ def digest(reads: Reads) -> StreamRecord:
     if record is not None:
         return record
     parser = StreamParser()
-    broken = False
-    if reads.chunked:
-        chunks = ChunkReader()
-        for data, at_s in zip(reads.data, reads.at_s, strict=True):
-            for piece in chunks.feed(data):
-                parser.feed(piece, at_s)
-        broken = chunks.broken
-    else:
-        for data, at_s in zip(reads.data, reads.at_s, strict=True):
-            parser.feed(data, at_s)
+    chunks = ChunkReader()
+    for data, at_s in zip(reads.data, reads.at_s, strict=True):
+        for piece in chunks.feed(data) if reads.chunked else [data]:
+            parser.feed(piece, at_s)
     parser.close()
-    if broken:
+    if chunks.broken:
         parser.record.malformed = parser.record.malformed or "the answer's chunks are not HTTP's"
     return parser.record
 

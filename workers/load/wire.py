@@ -91,14 +91,10 @@ class Tap(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop when the connection has ended, however it did."""
         super().connection_lost(exc)
-        if self._ended is not None and not self._ended.done():
-            lost = aiohttp.ClientOSError(*exc.args) if isinstance(exc, OSError) else aiohttp.ServerDisconnectedError()
-            self._ended.set_exception(lost)
-        self._ended = None
+        self._end(aiohttp.ClientOSError(*exc.args) if isinstance(exc, OSError) else aiohttp.ServerDisconnectedError())
 
     def _give_up(self, error: Exception) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_exception(error)
+        self._end(error)
         if self.transport is not None:
             self.transport.abort()
 
@@ -136,11 +132,14 @@ class Tap(ResponseHandler):
         super().data_received(head)
         self._end()
 
-    def _end(self) -> None:
+    def _end(self, error: Exception | None = None) -> None:
+        """Tell whoever asked, once, that the answer is at its end or has failed."""
         if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-        if not self.passing:
-            self._ended = None
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+        self._ended = None
 
 
 def _is_stream(head: bytes) -> bool:

@@ -23,8 +23,8 @@ class MemoryAccount:
     def account_memory(self) -> dict[str, Any]:
         """Return what the allocator holds, split by the address of every block.
 
-        Keys: weights, kv, graphs (private pools of CUDA graphs), buffers (other live tensors), cached (free blocks),
-        reserved (their sum) and peak_reserved. On a CPU there is no such allocator: sizes of the tensors only.
+        Keys: weights, kv, graphs (private pools of CUDA graphs), buffers (other live tensors), cached (free blocks)
+        and reserved (their sum); uuid names the card. On a CPU there is no such allocator: sizes of the tensors only.
         """
         weights = _storages([*_model(self).parameters(), *_model(self).buffers()])
         kv = _storages(_kv_tensors(self))
@@ -34,11 +34,9 @@ class MemoryAccount:
         parts = dict.fromkeys(("weights", "kv", "graphs", "buffers", "cached"), 0)
         for address, size, live, private in _blocks(self.device):
             parts[_part(address, live, private, weights, kv)] += size
-        statistics = torch.cuda.memory_stats(self.device)
         return {
             **parts,
-            "reserved": statistics["reserved_bytes.all.current"],
-            "peak_reserved": statistics["reserved_bytes.all.peak"],
+            "reserved": torch.cuda.memory_reserved(self.device),
             "uuid": str(getattr(torch.cuda.get_device_properties(self.device), "uuid", "")),
         }
 
