@@ -1,23 +1,26 @@
-"""Whole-run output tok/s of our load client against `vllm bench serve`, on one live server, in turns.
+"""Our load client against `vllm bench serve`, on one live server, in turns; then TCP against a Unix socket.
 
-    python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64] [--pairs 3]
+    python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 3] [--no-uds]
 
 One vLLM server on TCP; at each level both clients send the same number of requests of the same lengths, warmed up at
-the level, `--pairs` times in turns. Prints the ratio of the medians, both sides' spread, and the prefix-cache hits that
-the server counted. Both figures are completion tokens over first send to last byte: ramp and drain are in them.
+the level, `--pairs` times in turns. Prints medians of output tok/s, TTFT and TPOT, their ratios and spreads, and the
+prefix-cache hits that the server counted. Whole-run figures: tok/s is completion tokens over first send to last byte,
+ramp and drain in it. The same levels are then measured on an equal server behind a Unix socket, on the same card.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
 from orchestrator.compose import compose
@@ -27,13 +30,17 @@ from workers.load.client import generate
 from workers.session import Session
 
 PEER = """
-import argparse, sys
-from vllm.benchmarks.serve import add_cli_args, main
+import argparse, asyncio, json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what vLLM logs must not stand among the answers
+from vllm.benchmarks.serve import add_cli_args, main_async
 parser = argparse.ArgumentParser()
 add_cli_args(parser)
-main(parser.parse_args(sys.argv[1:]))
+for line in sys.stdin:
+    result = asyncio.run(main_async(parser.parse_args(json.loads(line))))
+    print(json.dumps({name: result[name] for name in KEEP}), file=answers, flush=True)
 """
-"""`vllm bench serve` without vLLM's front door, which the CPU build's wheel leaves broken."""
+"""`vllm bench serve` without vLLM's front door, which the CPU build's wheel leaves broken; imported once."""
 
 
 @dataclass(frozen=True)
@@ -46,103 +53,176 @@ class Load:
     output_tokens: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What one client says of one turn."""
+
+    tok_s: float
+    p50_ttft_s: float
+    p50_tpot_s: float
+    prefix_hits: float
+
+
+FIGURES = (("tok_s", "tok/s", 1), ("p50_ttft_s", "ms", 1000), ("p50_tpot_s", "ms", 1000))
+
+
 def main() -> None:
     """Run and print."""
     options = _options()
-    cards = visible_cards()
-    (experiment,) = compose(["+sweep=kv", f"model={options.model}"], [])
-    model = resolve(experiment.model)
-    server = ServerSpec(
-        options.max_model_len,
-        gpu_memory_utilization=0.9 if cards else 0.1,
-        kv_cache_memory_bytes=None if cards else 2**30,
-        enforce_eager=not cards,
-        transport="tcp",
-    )
-    device, gpus = ("cuda", 1) if cards else ("cpu", 0)
-    spec = SessionSpec("bench", model, server, "vllm", device, Mode.UTILIZATION, gpus, None, (), load_processes=1)
-    session = Session(spec, "bench", 1, ["0"] if cards else [], lambda plans: [generate(plan) for plan in plans])
-    try:
-        row = session.start()
-        if row.failure_class:
-            sys.exit(f"the server did not start: {row.failure_message}")
-        print(
-            f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, ready in {row.ready_s:.0f} s", flush=True
-        )
-        for level in options.levels:
-            load = Load(level, max(options.requests, options.per_level * level), options.prompt, options.output)
-            _compare(session, load, options.pairs)
-    finally:
-        end = session.stop().row
-        print(f"memory after the stop: {(end.mem_after_stop_bytes or 0) >> 20} MiB")
+    loads = [
+        Load(level, max(options.requests, options.per_level * level), options.prompt, options.output)
+        for level in options.levels
+    ]
+    with _server(options, "tcp") as session, _peer(session) as peer:
+        over_tcp = [_compare(session, peer, load, options.pairs) for load in loads]
+    if options.uds:
+        with _server(options, "uds") as session:
+            for load, tcp in zip(loads, over_tcp, strict=True):
+                uds = [_our_turn(session, load, turn) for turn in range(options.pairs)]
+                _print(f"concurrency {load.concurrency:4}, Unix socket against TCP", uds, tcp)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="phi-3-mini-4k", help="a shape of conf/model")
     parser.add_argument("--max-model-len", type=int, default=4096)
-    parser.add_argument("--levels", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--levels", type=int, nargs="+", default=[1, 16, 64, 128, 256])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24, help="of a level, at the least")
     parser.add_argument("--per-level", type=int, default=10, help="requests for each one in flight")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--no-uds", dest="uds", action="store_false", help="leave the Unix socket out")
     return parser.parse_args()
 
 
-def _compare(session: Session, load: Load, pairs: int) -> None:
-    ours, theirs, hits = [], [], [0.0, 0.0]
+@contextlib.contextmanager
+def _server(options: argparse.Namespace, transport: str) -> Iterator[Session]:
+    cards = visible_cards()
+    (experiment,) = compose(["+sweep=kv", f"model={options.model}"], [])
+    server = ServerSpec(
+        options.max_model_len,
+        gpu_memory_utilization=0.9 if cards else 0.1,
+        kv_cache_memory_bytes=None if cards else 2**30,
+        enforce_eager=not cards,
+        transport=transport,
+    )
+    device, gpus = ("cuda", 1) if cards else ("cpu", 0)
+    spec = SessionSpec(
+        "bench", resolve(experiment.model), server, "vllm", device, Mode.UTILIZATION, gpus, None, (), load_processes=1
+    )
+    session = Session(spec, "bench", 1, ["0"] if cards else [], lambda plans: [generate(plan) for plan in plans])
+    try:
+        row = session.start()
+        if row.failure_class:
+            sys.exit(f"the server did not start: {row.failure_message}")
+        print(
+            f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, {transport}, ready in {row.ready_s:.0f} s",
+            flush=True,
+        )
+        yield session
+    finally:
+        end = session.stop().row
+        print(f"memory after the stop: {(end.mem_after_stop_bytes or 0) >> 20} MiB")
+
+
+@contextlib.contextmanager
+def _peer(session: Session) -> Iterator[Peer]:
+    endpoint = session._endpoint
+    assert endpoint is not None
+    asked = {
+        "backend": "openai", "base-url": endpoint.base_url, "model": str(session._workspace.model),
+        "served-model-name": endpoint.model, "dataset-name": "random",
+    }  # fmt: skip
+    keep = ("completed", "total_output_tokens", "output_throughput", "median_ttft_ms", "median_tpot_ms")
+    environment = {**os.environ, "OPENAI_API_KEY": endpoint.api_key or "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", PEER.replace("KEEP", repr(keep))]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+        try:
+            yield Peer(session, process, errors, asked)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`vllm bench serve` as a process that takes one turn a line."""
+
+    session: Session
+    process: subprocess.Popen[str]
+    errors: IO[bytes]
+    asked: dict[str, str]
+
+    def turn(self, load: Load, seed: int) -> Turn:
+        """Send the load once."""
+        asked = self.asked | {
+            "random-input-len": load.prompt_tokens, "random-output-len": load.output_tokens,
+            "num-prompts": load.requests, "max-concurrency": load.concurrency, "num-warmups": load.concurrency,
+            "seed": seed,
+        }  # fmt: skip
+        words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+        assert self.process.stdin is not None and self.process.stdout is not None
+        before = self.session._scrape()
+        self.process.stdin.write(json.dumps([*words, "--ignore-eos", "--disable-tqdm"]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            sys.exit(f"the peer failed:\n{self.errors.read()[-3000:].decode(errors='replace')}")
+        result = json.loads(line)
+        tokens = load.requests * load.output_tokens
+        if result["completed"] != load.requests or result["total_output_tokens"] != tokens:
+            sys.exit(f"the peer completed {result['completed']} of {load.requests}: {result}")
+        after = self.session._scrape()
+        asked_tokens = (after.prefix_queries or 0) - (before.prefix_queries or 0)
+        hits = ((after.prefix_hits or 0) - (before.prefix_hits or 0)) / max(asked_tokens, 1)
+        ttft_s, tpot_s = result["median_ttft_ms"] / 1000, result["median_tpot_ms"] / 1000
+        return Turn(result["output_throughput"], ttft_s, tpot_s, hits)
+
+
+def _compare(session: Session, peer: Peer, load: Load, pairs: int) -> list[Turn]:
+    ours, theirs = [], []
     for turn in range(pairs):
         ours.append(_our_turn(session, load, turn))
-        before = session._scrape()
-        theirs.append(_their_turn(session, load, seed=1000 * load.concurrency + turn))
-        after = session._scrape()
-        asked = (after.prefix_queries or 0) - (before.prefix_queries or 0)
-        hits[1] = max(hits[1], ((after.prefix_hits or 0) - (before.prefix_hits or 0)) / max(asked, 1))
-        hits[0] = max(hits[0], ours[-1][1])
-    tok_s = statistics.median(rate for rate, _ in ours), statistics.median(theirs)
-    spread = [(max(rates) - min(rates)) / statistics.median(rates) for rates in ([r for r, _ in ours], theirs)]
-    print(
-        f"concurrency {load.concurrency:4}: {load.requests} requests of {load.prompt_tokens} + {load.output_tokens}: "
-        f"ours {tok_s[0]:.1f} tok/s (spread {spread[0]:.1%}), vllm bench serve {tok_s[1]:.1f} ({spread[1]:.1%}), "
-        f"ratio {tok_s[0] / tok_s[1]:.4f}; prefix-cache hits {hits[0]:.2%} and {hits[1]:.2%}",
-        flush=True,
-    )
+        theirs.append(peer.turn(load, seed=1000 * load.concurrency + turn))
+    what = f"concurrency {load.concurrency:4}, {load.requests} requests of {load.prompt_tokens} + {load.output_tokens}"
+    _print(f"{what}, ours against vllm bench serve", ours, theirs)
+    return ours
 
 
-def _our_turn(session: Session, load: Load, turn: int) -> tuple[float, float]:
+def _print(what: str, ours: list[Turn], theirs: list[Turn]) -> None:
+    print(f"{what}:")
+    for name, unit, scale in FIGURES:
+        sides = [[getattr(turn, name) * scale for turn in turns] for turns in (ours, theirs)]
+        medians = [statistics.median(side) for side in sides]
+        spreads = [(max(side) - min(side)) / median for side, median in zip(sides, medians, strict=True)]
+        cells = [f"{median:.2f} (spread {spread:.1%})" for median, spread in zip(medians, spreads, strict=True)]
+        print(f"  {name}: {cells[0]} against {cells[1]} {unit}, ratio {medians[0] / medians[1]:.4f}")
+    hits = [max(turn.prefix_hits for turn in turns) for turns in (ours, theirs)]
+    print(f"  prefix-cache hits {hits[0]:.2%} and {hits[1]:.2%}", flush=True)
+
+
+def _our_turn(session: Session, load: Load, turn: int) -> Turn:
     point = Point(
         f"c{load.concurrency}-{turn}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", load.concurrency, load.requests,
         load.prompt_tokens, load.output_tokens, warmup_requests=load.concurrency, repeat=turn,
     )  # fmt: skip
     row = session.measure(point)
-    if row.failure_class or row.tok_s is None:
+    if row.tok_s is None or row.p50_ttft_s is None or row.p50_tpot_s is None:
         sys.exit(f"our turn failed: {row.failure_message}")
-    return row.tok_s, row.prefix_hit_ratio or 0.0
-
-
-def _their_turn(session: Session, load: Load, seed: int) -> float:
-    endpoint = session._endpoint
-    assert endpoint is not None
-    with tempfile.TemporaryDirectory() as directory:
-        asked = {
-            "backend": "openai", "base-url": endpoint.base_url, "model": str(session._workspace.model),
-            "served-model-name": endpoint.model, "dataset-name": "random", "random-input-len": load.prompt_tokens,
-            "random-output-len": load.output_tokens, "num-prompts": load.requests,
-            "max-concurrency": load.concurrency, "num-warmups": load.concurrency, "seed": seed,
-            "result-dir": directory, "result-filename": "result.json",
-        }  # fmt: skip
-        command = [sys.executable, "-c", PEER, "--ignore-eos", "--save-result", "--disable-tqdm"]
-        command += [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-        environment = {**os.environ, "OPENAI_API_KEY": endpoint.api_key or "", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        try:
-            result = json.loads((Path(directory) / "result.json").read_text())
-        except (OSError, ValueError):
-            sys.exit(f"the peer failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    if result["completed"] != load.requests or result["total_output_tokens"] != load.requests * load.output_tokens:
-        sys.exit(f"the peer completed {result['completed']} of {load.requests}, {result['total_output_tokens']} tokens")
-    return float(result["output_throughput"])
+    if row.failure_class:
+        print(f"  ours at {load.concurrency}: {row.failure_message}")
+    client = row.clients[0]
+    print(
+        f"  ours: {row.tok_s:.1f} tok/s, client {client.cpu_share:.0%} of a core, loop late by "
+        f"{(client.lag_p99_s or 0) * 1000:.1f} ms (p99)",
+        flush=True,
+    )
+    return Turn(row.tok_s, row.p50_ttft_s, row.p50_tpot_s, row.prefix_hit_ratio or 0.0)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """A server whose truth is known: every stream's tokens are due on a schedule, and the times of their writes are logged.
 
-    truth_server.py PORT_FILE TRUTH_FILE CORE INTERVAL_MS TOKENS_PER_CHUNK
+    truth_server.py PORT_FILE TRUTH_FILE CORE INTERVAL_MS TOKENS_PER_CHUNK [PORT]
 
-Listens on a free loopback port, written to PORT_FILE. A request is a POST of any path whose body names `max_tokens`;
-its first token is due one interval after it has been read, each further one an interval later. At SIGTERM the truth
-goes to TRUTH_FILE as JSON: for every request `[read, [write, write, ...]]`, seconds on the monotonic clock that all
-processes of a host share. One thread on raw epoll, standard library only, pinned to CORE.
+Listens on a free loopback port, written to PORT_FILE, or beside others of its kind on PORT. A request is a POST of any
+path whose body names `max_tokens`; its first token is due one interval after it has been read, each further one an
+interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: for every request `[read, [write, write, ...]]`, seconds
+on the monotonic clock that all processes of a host share. One thread on raw epoll, standard library only, pinned to CORE.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Connection:
 class Server:
     """See the module."""
 
-    def __init__(self, interval_s: float, tokens_per_chunk: int) -> None:
+    def __init__(self, interval_s: float, tokens_per_chunk: int, port: int = 0) -> None:
         self.interval_s, self.tokens_per_chunk = interval_s, tokens_per_chunk
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.listener = socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True)
         self.listener.setblocking(False)
         self.poll = select.epoll()
         self.poll.register(self.listener, select.EPOLLIN)
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> None:
     os.sched_setaffinity(0, {core})
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
-    server = Server(float(arguments[3]) / 1000, int(arguments[4]))
+    server = Server(float(arguments[3]) / 1000, int(arguments[4]), *map(int, arguments[5:]))
     port_file.write_text(str(server.listener.getsockname()[1]))
     server.serve(stopped)
     truth_file.write_text(json.dumps({"requests": server.truth, "cpu_s": time.process_time()}))

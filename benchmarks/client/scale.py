@@ -1,0 +1,124 @@
+"""How much more do two load processes carry than one? Against truth servers that have cores of their own.
+
+    python benchmarks/client/scale.py [--streams 512 1024 1536 2048] [--servers 4] [--processes 1 2 4]
+
+Each load process and each server is pinned to its own core; the servers share one port, among which the kernel divides
+the connections. For every number of processes the ladder gives streams for each process; printed is the highest load
+that was carried and, as the check of the merge, rows against requests and tokens against what the servers wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.load.client import LoadPlan, generate
+from workers.load.endpoint import Endpoint
+from workers.load.tasks import merge, split
+
+HERE = Path(__file__).parent
+TOKENS, INTERVAL_MS, PROMPT_TOKENS = 64, 10.0, 16
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one level carried, and whether nothing was lost on the way."""
+
+    tok_s: float
+    share: float
+    busiest: float
+    exact: bool
+
+
+def main() -> None:
+    """Run and print."""
+    options = _options()
+    cores = sorted(os.sched_getaffinity(0))
+    most = max(options.processes)
+    if len(cores) < options.servers + most:
+        sys.exit(f"{len(cores)} cores, {options.servers + most} are needed: one for each server and load process")
+    best: dict[int, float] = {}
+    for processes in options.processes:
+        for streams in options.streams:
+            runs = [
+                _level(processes, streams * processes, options, cores[: options.servers], cores[options.servers :])
+                for _ in range(options.runs)
+            ]
+            run = sorted(runs, key=lambda each: each.tok_s)[len(runs) // 2]
+            best[processes] = max(best.get(processes, 0.0), run.tok_s)
+            print(
+                f"{processes} processes, {streams * processes:5} streams: {run.tok_s:9,.0f} tok/s, {run.share:.1%} of "
+                f"the ideal load, busiest process {run.busiest:.0%} of its core, "
+                f"rows and tokens {'exact' if all(each.exact for each in runs) else 'NOT EXACT'}",
+                flush=True,
+            )
+    for processes, tok_s in best.items():
+        print(f"{processes} processes carry {tok_s:,.0f} tok/s at most, {tok_s / best[options.processes[0]]:.2f} x")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[512, 1024, 1536, 2048], help="of each process")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--servers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="requests of every stream, one after the other")
+    parser.add_argument("--runs", type=int, default=3, help="of every level: the median is shown")
+    return parser.parse_args()
+
+
+def _level(
+    processes: int, streams: int, options: argparse.Namespace, server_cores: list[int], client_cores: list[int]
+) -> Carried:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with _servers(directory, server_cores) as port:
+            plan = LoadPlan(
+                Endpoint(f"http://127.0.0.1:{port}", "truth"), streams, streams * options.rounds, PROMPT_TOKENS, TOKENS,
+                first_ordinal=0, vocab_size=32_000, seed=0, timeout_s=60.0, cores=tuple(client_cores[:processes]),
+            )  # fmt: skip
+            with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+                result = merge(list(pool.map(generate, split(plan, processes, directory))))
+        truths = [json.loads(path.read_text()) for path in directory.glob("truth.*")]
+    written = sum(len(writes) for truth in truths for _, writes in truth["requests"])
+    tokens = sum(row.completion_tokens or 0 for row in result.requests if row.ok)
+    whole = [row.ordinal for row in result.requests if row.ok] == list(range(plan.num_requests))
+    tok_s = tokens / result.duration_s
+    busiest = max(client.cpu_share for client in result.clients)
+    return Carried(tok_s, tok_s / (streams * 1000 / INTERVAL_MS), busiest, whole and tokens == written)
+
+
+@contextlib.contextmanager
+def _servers(directory: Path, cores: list[int]) -> Iterator[int]:
+    """Truth servers, one a core, on one port; when they have stopped their truth is in `truth.*`."""
+    port, started = 0, []
+    try:
+        for core in cores:
+            port_file = directory / f"port.{core}"
+            command = [sys.executable, str(HERE / "truth_server.py"), port_file, directory / f"truth.{core}", core]
+            command += [INTERVAL_MS, 1, port]
+            started.append(subprocess.Popen([str(word) for word in command]))
+            while not port_file.exists() or not port_file.read_text():
+                time.sleep(0.02)
+            port = int(port_file.read_text())
+        yield port
+    finally:
+        for server in started:
+            server.send_signal(signal.SIGTERM)
+        for server in started:
+            server.wait(30)
+
+
+if __name__ == "__main__":
+    main()
