@@ -66,8 +66,8 @@ def prefix_hit_failure(ratio: float | None, limit: float, expected: bool) -> Fai
         return None
     return Failure(
         FailureClass.PREFIX_HITS,
-        f"{ratio:.2%} of the prompt tokens were in the prefix cache (limit: {limit:.2%}): the level measured the cache, "
-        "not the engine. Set server.enable_prefix_caching=false, or a higher load.prefix_hit_limit if this is meant",
+        f"{ratio:.2%} of the prompt tokens were in the prefix cache (limit: {limit:.2%}): the level measured the cache "
+        "and not the engine. Set server.enable_prefix_caching=false, or raise load.prefix_hit_limit if this is meant",
     )
 
 
