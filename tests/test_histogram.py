@@ -43,6 +43,7 @@ def test_beyond_the_last_bucket_there_is_no_bound() -> None:
     assert many.percentile_le(94) == 0.3
     assert many.percentile_le(95) == math.inf
     assert many.highest_above() == 5.0
+    assert Histogram(3.0, 2).percentile_le(95) == math.inf
 
 
 def test_a_share_that_is_just_reached_is_reached() -> None:
