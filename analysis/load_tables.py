@@ -67,8 +67,8 @@ def sweep_cells(reading: Reading) -> list[Part]:
 
 
 def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
-    """Return what was odd about a level: jumps, failures, spread, cache hits, preemptions, a client that lagged,
-    processes of others on the card, a clock held down."""
+    """Return what was odd about a level: jumps, failures, spread, cache hits, tokens that the server counted otherwise,
+    preemptions, a client that lagged, processes of others on the card, a clock held down."""
     notes: list[Part] = []
     name = reading.name
     previous = curve.previous(reading)
@@ -109,6 +109,11 @@ def _request_notes(reading: Reading) -> list[Part]:
     hits = reading.highest("prefix_hit_ratio")
     if hits:
         notes.append(phrase("prefix-cache hits up to {share}", share=percent(f"{name}.prefix_hit_pct", hits, 2)))
+    apart = max(reading.values("token_count_difference"), key=abs, default=0)
+    if apart:
+        n = count(f"{name}.token_count_difference", abs(apart))
+        side = "above" if apart > 0 else "below"
+        notes.append(phrase("the server's count of tokens is {n} " + side + " the client's", n=n))
     preemptions = reading.highest("preemptions")
     if preemptions:
         notes.append(phrase("{n} preemptions", n=count(f"{name}.preemptions_highest", preemptions)))

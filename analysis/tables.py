@@ -1,11 +1,12 @@
-"""Shards in, four flat Parquet tables out, and the tables back as typed rows. Source of every other artifact.
+"""Shards in, flat Parquet tables out, and the tables back as typed rows. Source of every other artifact.
 
-A shard is only ever read as Parquet against the schema of `contract.rows`; anything else stops the analysis by name.
+A shard is only ever read as Parquet against the schema of `contract.rows`, in which columns that an older version did
+not have are empty; anything else stops the analysis by name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, a
 if TYPE_CHECKING:
     import pandas as pd
 
-NESTED = ("requests", "telemetry")
+NESTED = ("requests", "telemetry", "server_samples")
+"""Lists in a point's row, each a table of its own."""
 IDS = ("run_id", "session_id", "point_id", "simulated")
-"""What a row of requests.parquet and telemetry.parquet carries of its point."""
+"""What a row of such a table carries of its point."""
 REQUIRED = {
     PointRow: ("schema_version", "run_id", "session_id", "point_id", "kind", "purpose", "status", "simulated"),
     SessionRow: ("schema_version", "run_id", "session_id", "status", "simulated"),
@@ -50,6 +52,16 @@ FROM_SESSION = ("node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_by
 POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in NESTED])
 
 
+def _absent(row_class: type) -> dict[str, Any]:
+    """Return what stands in each column that an older version may lack: nothing, or an empty list."""
+    columns = fields(row_class)
+    values = {c.name: c.default if c.default_factory is MISSING else c.default_factory() for c in columns}
+    return {name: value for name, value in values.items() if value is None or value == []}
+
+
+ABSENT = {PointRow: _absent(RunPoint), SessionRow: _absent(SessionRow)}
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """The rows of one run, in a fixed order."""
@@ -59,7 +71,7 @@ class Tables:
 
 
 def build_tables(run_dir: Path) -> list[Path]:
-    """Write points, requests, telemetry and sessions.parquet from the shards; return the paths written.
+    """Write points.parquet, one table of each nested list and sessions.parquet from the shards; return the paths.
 
     Without shards nothing is written: a run that was sent with its tables alone is used as it is.
     """
@@ -73,8 +85,7 @@ def build_tables(run_dir: Path) -> list[Path]:
     whole = pa.concat_tables(points) if points else arrow_schema(RunPoint).empty_table()
     tables = {
         "points": whole.select(POINTS_SCHEMA.names),
-        "requests": _flatten(whole, "requests", nested_schema),
-        "telemetry": _flatten(whole, "telemetry", nested_schema),
+        **{name: _flatten(whole, name, nested_schema) for name in NESTED},
         "sessions": pa.concat_tables(sessions) if sessions else arrow_schema(SessionRow).empty_table(),
     }
     return [_write(run_dir / f"{name}.parquet", table) for name, table in tables.items()]
@@ -93,7 +104,7 @@ def _session(row: dict[str, Any]) -> SessionRow:
 
 
 def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]]:
-    table = _last_attempts(_checked(path, schema, REQUIRED[row_class]), row_class)
+    table = _last_attempts(_checked(path, schema, row_class), row_class)
     ids = _ids(table, row_class)
     if len(set(ids)) != len(ids):
         raise AnalysisError(f"{path}: holds a {'point' if row_class is PointRow else 'session'} twice")
@@ -116,7 +127,7 @@ def _last_attempts(table: pa.Table, row_class: type) -> pa.Table:
 
 
 def frame(run_dir: Path | str, name: str) -> pd.DataFrame:
-    """Return one of a run's tables (`points`, `requests`, `telemetry`, `sessions`) as a pandas frame, for notebooks."""
+    """Return one of a run's tables (`points`, `requests`, …) as a pandas frame, for notebooks."""
     import pandas as pd
 
     return pd.read_parquet(Path(run_dir) / f"{name}.parquet")
@@ -145,7 +156,7 @@ def _read_shards(folders: list[Path]) -> tuple[list[pa.Table], list[pa.Table]]:
 
 def _shard(path: Path, row_class: type) -> pa.Table:
     """Read a shard whose ids are those of its path: a copy under another name would be counted twice."""
-    table = _last_attempts(_checked(path, _schema(row_class), REQUIRED[row_class]), row_class)
+    table = _last_attempts(_checked(path, _schema(row_class), row_class), row_class)
     if table.num_rows != 1:
         raise AnalysisError(f"{path}: a shard holds one row (and earlier attempts at it), not {table.num_rows}")
     where = {"session_id": path.parent.name} | ({"point_id": path.stem} if row_class is PointRow else {})
@@ -161,16 +172,18 @@ def _schema(row_class: type) -> pa.Schema:
     return arrow_schema(row_class)
 
 
-def _checked(path: Path, schema: pa.Schema, required: tuple[str, ...]) -> pa.Table:
+def _checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
     """Read a Parquet file and hold it against the schema; anything that does not fit is an `AnalysisError`."""
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise AnalysisError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
     versions = set(table.column("schema_version").to_pylist()) if "schema_version" in table.column_names else {None}
-    if versions - {SCHEMA_VERSION}:
+    if not all(isinstance(version, int) and version <= SCHEMA_VERSION for version in versions):
         found = ", ".join(sorted("none" if version is None else str(version) for version in versions))
-        raise AnalysisError(f"{path}: schema version {found}, this analysis reads version {SCHEMA_VERSION}")
+        raise AnalysisError(f"{path}: schema version {found}, this analysis reads versions up to {SCHEMA_VERSION}")
+    if SCHEMA_VERSION not in versions:
+        table = _with_later_columns(table, schema, ABSENT[row_class])
     missing = sorted(set(schema.names) - set(table.column_names))
     unknown = sorted(set(table.column_names) - set(schema.names))
     if missing or unknown:
@@ -182,9 +195,16 @@ def _checked(path: Path, schema: pa.Schema, required: tuple[str, ...]) -> pa.Tab
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
         raise AnalysisError(f"{path}: a column has another type ({_first_line(error)})") from error
-    for column in required:
+    for column in REQUIRED[row_class]:
         if table.column(column).null_count:
             raise AnalysisError(f"{path}: {column} is empty")
+    return table
+
+
+def _with_later_columns(table: pa.Table, schema: pa.Schema, absent: dict[str, Any]) -> pa.Table:
+    for column in schema:
+        if column.name in absent and column.name not in table.column_names:
+            table = table.append_column(column, pa.array([absent[column.name]] * table.num_rows, column.type))
     return table
 
 

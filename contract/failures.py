@@ -40,6 +40,7 @@ class FailureClass(StrEnum):
     # --- one point on a live server ---
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
     CLIENT_LIMITED = "client_limited"  # the load client was the limit, and the host had no more to give
+    PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
     # --- the run ---
     STOPPED = "stopped"  # the user or the scheduler stopped the run

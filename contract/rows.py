@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -100,6 +100,25 @@ class TelemetryRow:
     """The card's counter since the driver was loaded; it moves about ten times a second."""
     clock_event_reasons: int | None = None
     """NVML's bits for why the clock is what it is (idle, power cap, heat …)."""
+
+
+@dataclass(slots=True)
+class ServerSample:
+    """The server's gauges and counters at one moment of a level; None where it has no such metric."""
+
+    t_s: float
+    """When the answer to the scrape was there."""
+    running: int | None = None
+    waiting: int | None = None
+    waiting_capacity: int | None = None
+    """Of those waiting: for room in the batch or in the KV pool."""
+    waiting_deferred: int | None = None
+    """Of those waiting: put off for another reason (a LoRA budget, a KV transfer)."""
+    kv_usage: float | None = None
+    """Share of KV blocks in use, 0 to 1."""
+    preemptions: int | None = None
+    """Since the server's start, like `generation_tokens`."""
+    generation_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -242,14 +261,39 @@ class PointRow:
     """Highest vllm:kv_cache_usage_perc sampled in the window, 0 to 1."""
     running_max: int | None = None
     waiting_max: int | None = None
+    waiting_capacity_max: int | None = None
+    waiting_deferred_max: int | None = None
     server_generation_tokens: int | None = None
     """The server's own count of generated tokens in the window."""
+    token_count_difference: int | None = None
+    """server_generation_tokens - completion tokens of all requests for which the client knows them. A level without
+    failures must have 0; what the server did for requests that failed makes it positive."""
+    server_steps: int | None = None
+    """Engine steps in the window that gave any request a token."""
+    server_step_mean_tokens: float | None = None
+    """Mean size of such a step: tokens generated, and prompt tokens of the requests whose prefill it ended."""
+    server_queue_mean_s: float | None = None
+    """Over the window's requests, by the engine: arrival to first scheduling."""
+    server_queue_p95_le_s: float | None = None
+    """The histogram bucket's bound that 95 % of the requests do not exceed: the p95 is at most that. Infinite beyond
+    the last bucket."""
+    server_prefill_mean_s: float | None = None
+    """First scheduling to first token."""
+    server_prefill_p95_le_s: float | None = None
+    server_decode_mean_s: float | None = None
+    """First to last token."""
+    server_decode_p95_le_s: float | None = None
+    server_ttft_mean_s: float | None = None
+    """Arrival in the server's front end to first token."""
+    server_ttft_p95_le_s: float | None = None
     # --- nested ---
     clients: list[ClientRow] = field(default_factory=list)
     limited_before: list[str] = field(default_factory=list)
     """Why earlier tries at this level, with fewer load processes, were limited by their client."""
     requests: list[RequestRow] = field(default_factory=list)
     telemetry: list[TelemetryRow] = field(default_factory=list)
+    server_samples: list[ServerSample] = field(default_factory=list)
+    """The server's own metrics in the window of a level, about twice a second."""
 
 
 @dataclass(slots=True)

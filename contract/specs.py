@@ -143,6 +143,8 @@ class SessionSpec:
     start_estimate_s: float = 60.0
     load_processes: int | None = None
     """Processes that send a level; None: as many as the level needs. Like time-outs, no part of any content hash."""
+    prefix_hit_limit: float = 1.0
+    """Share of prompt tokens found in the prefix cache above which a level is no measurement; no part of a hash."""
 
     @property
     def estimate_s(self) -> float:

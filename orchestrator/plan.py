@@ -309,6 +309,7 @@ class _Planner:
                 self.experiment.load.request_timeout_s,
             ),
             load_processes=None if self.experiment.load.processes == "auto" else self.experiment.load.processes,
+            prefix_hit_limit=self.experiment.load.prefix_hit_limit,
             start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager),
         )
 

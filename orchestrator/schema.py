@@ -119,6 +119,7 @@ class LoadConfig(_Section):
     requests_per_level: Count
     warmup: bool
     processes: Auto | Count
+    prefix_hit_limit: Annotated[float, Field(ge=0, le=1)]
     request_timeout_s: Seconds
 
     def requests(self, concurrency: int) -> int:

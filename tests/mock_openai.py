@@ -17,6 +17,8 @@ from typing import Any
 
 from aiohttp import web
 
+from workers.engines.sim_server import Counted
+
 
 class Fault(StrEnum):
     """How an answer goes wrong."""
@@ -65,6 +67,8 @@ class MockOpenAI:
     """Released once for each request whose client closed the connection before the answer was whole."""
     hanging: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released once for each request that has come to its `HANG`."""
+    counted: Counted = field(default_factory=Counted)
+    """What /metrics says."""
     _barrier: asyncio.Barrier | None = None
 
     async def handle_models(self, request: web.Request) -> web.Response:
@@ -73,6 +77,9 @@ class MockOpenAI:
         if self.models_body is not None or self.models_status != 200:
             return web.Response(text=self.models_body or "", status=self.models_status)
         return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
+
+    async def handle_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.counted.exposition(self.in_flight, 0, 0.0))
 
     async def handle_completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -113,6 +120,7 @@ class MockOpenAI:
         while sent < total:
             count = min(self.tokens_per_chunk, total - sent)
             sent += count
+            self.counted.generated.inc(count)
             last = sent == total and fault not in partial
             choice = {"index": 0, "text": "a" * count, "finish_reason": reason if last else None}
             text = json.dumps({"id": "c", "choices": [choice], "usage": None})
@@ -139,6 +147,7 @@ class MockOpenAI:
         self._barrier = asyncio.Barrier(self.gate) if self.gate > 1 else None
         app = web.Application(client_max_size=2**28)
         app.router.add_get("/v1/models", self.handle_models)
+        app.router.add_get("/metrics", self.handle_metrics)
         app.router.add_post("/v1/completions", self.handle_completions)
         runner = web.AppRunner(
             app, handler_cancellation=True, keepalive_timeout=self.keepalive_s, access_log=None, shutdown_timeout=0.1

@@ -13,8 +13,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from analysis.tables import RunPoint, Tables
-from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, RequestRow, SessionRow, TelemetryRow, to_table
+from analysis.tables import NESTED, RunPoint, Tables
+from contract.rows import (
+    SCHEMA_VERSION,
+    MemoryAccount,
+    PointRow,
+    RequestRow,
+    ServerSample,
+    SessionRow,
+    TelemetryRow,
+    to_table,
+)
 
 MIB, GIB = 2**20, 2**30
 
@@ -276,6 +285,8 @@ def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter:
         telemetry_cost_share=0.012 + concurrency / 10_000 if simulated_or_gpu else None,
         cpu_util_pct=40.0,
         prefix_hit_ratio=0.0,
+        server_generation_tokens=completion,
+        token_count_difference=0,
         preemptions=0,
         kv_usage_max=0.01,
         running_max=concurrency,
@@ -285,6 +296,7 @@ def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter:
             TelemetryRow(0.0, "GPU-0", 70 * GIB, 50.0, 300.0),
             TelemetryRow(0.2, "GPU-0", 70 * GIB, 60.0, 310.0),
         ],
+        server_samples=[ServerSample(0.3, concurrency, 0, 0, 0, 0.01, 0, completion // 2)],
     )
 
 
@@ -324,6 +336,7 @@ def failed(row: PointRow, failure_class: str, message: str = "", status: str = "
         vllm_version=None,
         requests=[],
         telemetry=[],
+        server_samples=[],
         **gone,
     )
 
@@ -385,7 +398,7 @@ def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, 
 
 def tables_of(points: Iterable[PointRow]) -> Tables:
     """Return the tables of these points without a disk between."""
-    names = [name for name in PointRow.__slots__ if name not in ("requests", "telemetry")]
+    names = [name for name in PointRow.__slots__ if name not in NESTED]
     listed = list(points)
     sessions = {point.session_id: session_of(point) for point in listed}
     made = (RunPoint(**{name: getattr(point, name) for name in names}) for point in listed)

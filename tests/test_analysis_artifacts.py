@@ -14,7 +14,7 @@ from analysis import answer, reduce
 from analysis.__main__ import main
 from tests import synthetic_run as synthetic
 
-TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "sessions.parquet"]
+TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "server_samples.parquet", "sessions.parquet"]
 MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg"]
 PLOTS = [*MEMORY_PLOTS, "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
 

@@ -59,10 +59,12 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = synthetic.failed(row, "kv_too_small", "the estimated maximum model length is 3968", "kv_too_small")
         elif row.purpose == "batching" and row.concurrency == 4:
             row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2, client_wait_share=0.31)
+            row = replace(row, token_count_difference=10 * (row.repeat or 0))
             row = replace(row, foreign_processes=[f"pid {70 + (row.repeat or 0)} on GPU-0: 300 MiB"])
             row = replace(row, throttle_reasons=["power brake", "power cap"][: row.repeat])
         elif row.purpose == "concurrency" and row.concurrency == 16:
             row = replace(row, power_limit_w=None, energy_j=None, foreign_processes=["pid 7 on GPU-0: 12 MiB"])
+            row = replace(row, token_count_difference=-3)
         elif row.point_id == "utilization-1024":
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 8 on GPU-0: unknown memory"])
         elif row.point_id == "committed-1024":
@@ -491,6 +493,7 @@ class Auditor:
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
             "client_wait_pct": lambda: 100 * own.client_wait_share.max(),
             "prefix_hit_pct": lambda: 100 * own.prefix_hit_ratio.max(),
+            "token_count_difference": lambda: own.token_count_difference.abs().max(),
             "kv_usage_max_pct": lambda: 100 * own.kv_usage_max.max(),
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "bend_p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,

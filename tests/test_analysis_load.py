@@ -191,6 +191,15 @@ def test_odd_levels_are_noted() -> None:
     assert "2.00 in flight on average" in text
 
 
+@pytest.mark.parametrize(("apart", "words"), [(12, "12 above"), (-1, "1 below")])
+def test_a_server_that_counts_other_tokens_than_the_client_is_noted(apart: int, words: str) -> None:
+    rows, said = synthetic.rows(), "the server's count of tokens is"
+    one = synthetic.changed(rows, lambda row: row.point_id == "batching-c4-r1", token_count_difference=apart)
+    assert f"{said} {words} the client's" in page(one)
+    assert said not in page(rows)
+    assert said not in page(synthetic.changed(rows, lambda row: True, token_count_difference=None))
+
+
 def test_ladder_is_held_against_the_engines_concurrency() -> None:
     text = page(synthetic.rows())
     assert "The engine computes room for 16.00 sequences of 4096 tokens." in text

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import AnalysisError, answer, reduce
-from analysis.tables import build_tables, read_tables
+from analysis.tables import NESTED, build_tables, read_tables
 from contract.rows import PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 
@@ -49,7 +49,7 @@ def test_rows_come_back_as_they_were_written(run: Path) -> None:
     for point in read_tables(run).points:
         row = by_id[point.point_id]
         for name in PointRow.__slots__:
-            if name not in ("requests", "telemetry"):
+            if name not in NESTED:
                 assert getattr(point, name) == getattr(row, name), name
 
 
@@ -70,6 +70,7 @@ def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
         "points.parquet",
         "requests.parquet",
         "telemetry.parquet",
+        "server_samples.parquet",
         "sessions.parquet",
     ]
     assert answer(tmp_path).splitlines() == ["No point was measured.", f"Files: {tmp_path}"]
@@ -162,7 +163,7 @@ def _another_point(path: Path) -> None:
     ("spoil", "words"),
     [
         (_truncate, "not a readable Parquet file"),
-        (_other_version, "schema version 99, this analysis reads version"),
+        (_other_version, "schema version 99, this analysis reads versions up to"),
         (_foreign, "schema version none"),
         (_unknown_column, "unknown: surprise"),
         (_wrong_type, "another type"),
@@ -179,6 +180,40 @@ def test_shard_that_cannot_be_trusted_stops_the_analysis_by_name(run: Path, spoi
     assert str(shard) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not (run / "points.parquet").exists()
+
+
+NEW_IN_4 = ("token_count_difference", "server_steps", "server_samples")
+
+
+def _older(path: Path, *without: str) -> None:
+    row = replace(synthetic.rows()[-1], schema_version=3)
+    path.parent.mkdir(parents=True)
+    pq.write_table(to_table([row], PointRow).drop_columns(list(without)), path.parent / f"{row.point_id}.parquet")
+
+
+def test_run_of_an_older_version_is_read_without_the_columns_it_had_not(tmp_path: Path) -> None:
+    row = synthetic.rows()[-1]
+    _older(tmp_path / "shards" / row.session_id / "x", *NEW_IN_4)
+    build_tables(tmp_path)
+    (point,) = read_tables(tmp_path).points
+    assert (point.schema_version, point.tok_s) == (3, row.tok_s)
+    assert (point.token_count_difference, point.server_steps) == (None, None)
+    assert frame(tmp_path, "server_samples").empty
+    assert len(frame(tmp_path, "requests")) == row.num_requests
+    reduce(tmp_path)
+
+
+def test_what_a_row_must_say_is_missed_in_an_older_version_too(tmp_path: Path) -> None:
+    _older(tmp_path / "shards" / synthetic.rows()[-1].session_id / "x", "max_model_len", *NEW_IN_4)
+    with pytest.raises(AnalysisError, match=r"missing: max_model_len; unknown: none"):
+        build_tables(tmp_path)
+
+
+def test_column_that_this_version_has_is_not_made_up(run: Path) -> None:
+    shard = run / "shards/session-c512/committed-512.parquet"
+    pq.write_table(to_table([synthetic.rows()[0]], PointRow).drop_columns(["server_steps"]), shard)
+    with pytest.raises(AnalysisError, match="missing: server_steps"):
+        build_tables(run)
 
 
 def test_half_written_files_of_the_driver_are_ignored(run: Path) -> None:

@@ -1,15 +1,23 @@
 """Figures read from /metrics and from the log: names and formats of the versions we support."""
 
+import math
+from dataclasses import fields
+
+from contract.rows import ServerSample
 from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec
 from tests.configs import load
 from workers import kv_figures, metrics
 from workers.engines import vllm_log
+from workers.engines.sim_server import Counted
+from workers.histogram import Histogram
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="tiny"} 3.0
 vllm:num_requests_waiting{engine="0",model_name="tiny"} 1.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacity"} 1.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="deferred"} 0.0
 vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
 # TYPE vllm:num_preemptions counter
 vllm:num_preemptions_total{engine="0",model_name="tiny"} 2.0
@@ -18,11 +26,20 @@ vllm:num_preemptions_created{engine="0",model_name="tiny"} 1.7e9
 vllm:prefix_cache_queries_total{engine="0",model_name="tiny"} 1000.0
 # TYPE vllm:prefix_cache_hits counter
 vllm:prefix_cache_hits_total{engine="0",model_name="tiny"} 0.0
+# TYPE vllm:generation_tokens counter
+vllm:generation_tokens_total{engine="0",model_name="tiny"} 512.0
+# TYPE vllm:request_queue_time_seconds histogram
+vllm:request_queue_time_seconds_bucket{engine="0",le="0.3",model_name="tiny"} 7.0
+vllm:request_queue_time_seconds_bucket{engine="0",le="+Inf",model_name="tiny"} 8.0
+vllm:request_queue_time_seconds_count{engine="0",model_name="tiny"} 8.0
+vllm:request_queue_time_seconds_sum{engine="0",model_name="tiny"} 2.0
 # TYPE vllm:iteration_tokens_total histogram
 vllm:iteration_tokens_total_bucket{engine="0",le="1.0",model_name="tiny"} 4.0
 vllm:iteration_tokens_total_bucket{engine="0",le="1024.0",model_name="tiny"} 4.0
 vllm:iteration_tokens_total_bucket{engine="0",le="2048.0",model_name="tiny"} 6.0
 vllm:iteration_tokens_total_bucket{engine="0",le="+Inf",model_name="tiny"} 6.0
+vllm:iteration_tokens_total_count{engine="0",model_name="tiny"} 6.0
+vllm:iteration_tokens_total_sum{engine="0",model_name="tiny"} 4004.0
 # TYPE vllm:cache_config_info gauge
 vllm:cache_config_info{block_size="128",engine="0",kv_cache_max_concurrency="4.25",kv_cache_memory_bytes="8912896",\
 kv_cache_size_tokens="2176",num_gpu_blocks="17"} 1.0
@@ -53,24 +70,39 @@ def test_metrics_are_read_by_name() -> None:
     seen = metrics.parse(METRICS)
     assert (seen.running, seen.waiting, seen.kv_usage, seen.preemptions) == (3, 1, 0.25, 2)
     assert (seen.prefix_queries, seen.prefix_hits) == (1000, 0)
+    assert (seen.waiting_capacity, seen.waiting_deferred, seen.generation_tokens) == (1, 0, 512)
+    assert seen.queue_s == Histogram(2.0, 8, {0.3: 7, math.inf: 8})
+    assert seen.step_tokens == Histogram(4004.0, 6, {1.0: 4, 1024.0: 4, 2048.0: 6, math.inf: 6})
     assert seen.cache_figure("kv_cache_size_tokens") == 2176
 
 
 def test_old_names_are_fallbacks_and_absent_ones_are_none() -> None:
     seen = metrics.parse('vllm:gpu_cache_usage_perc{engine="0"} 0.5\n')
     assert seen.kv_usage == 0.5
-    assert seen.running is None
+    assert seen == metrics.ServerMetrics(kv_usage=0.5)
     assert seen.cache_figure("num_gpu_blocks") is None
 
 
-def test_largest_step_comes_from_what_the_buckets_gained() -> None:
-    before, after = (
-        metrics.parse(METRICS),
-        metrics.parse(METRICS.replace('le="+Inf",model_name="tiny"} 6', 'le="+Inf",model_name="tiny"} 9')),
+def test_waiting_is_not_split_where_the_version_does_not_split_it() -> None:
+    seen = metrics.parse('vllm:num_requests_waiting{engine="0"} 2\nvllm:generation_tokens{engine="0"} 9\n')
+    assert (seen.waiting, seen.waiting_capacity, seen.waiting_deferred) == (2, None, None)
+    assert seen.generation_tokens == 9
+
+
+def test_a_sample_is_a_scrape_at_its_time() -> None:
+    assert metrics.parse(METRICS).sample(1.5) == ServerSample(1.5, 3, 1, 1, 0, 0.25, 2, 512)
+
+
+def test_the_stand_in_says_all_that_is_read() -> None:
+    seen = metrics.parse(Counted().exposition(running=3, waiting=2, kv_usage=0.5))
+    assert (seen.running, seen.waiting, seen.waiting_capacity, seen.waiting_deferred, seen.kv_usage) == (
+        3,
+        2,
+        2,
+        0,
+        0.5,
     )
-    assert metrics.largest_step_since(metrics.ServerMetrics(), before) == 1024.0
-    assert metrics.largest_step_since(before, after) == 2048.0
-    assert metrics.largest_step_since(before, before) is None
+    assert [f.name for f in fields(seen) if getattr(seen, f.name) is None] == []
 
 
 def test_log_of_0_32_and_of_0_25_and_of_the_cpu_backend() -> None:

@@ -153,7 +153,10 @@ def test_what_moves_a_number_moves_the_id(changes: dict[str, object]) -> None:
 
 def test_what_does_not_move_a_number_keeps_the_id() -> None:
     before = plan(experiment("concurrency")).sessions[0].points[0].id
-    after = plan(experiment("concurrency", engine__ready_timeout_s=5.0, output_root="elsewhere"))
+    after = plan(
+        experiment("concurrency", engine__ready_timeout_s=5.0, output_root="elsewhere", load__prefix_hit_limit=0.5)
+    )
+    assert after.sessions[0].prefix_hit_limit == 0.5
     assert after.sessions[0].points[0].id == before
 
 

@@ -31,6 +31,12 @@ def test_every_problem_is_reported_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("share", [-0.01, 1.01])
+def test_share_of_prefix_hits_is_a_share(share: float) -> None:
+    (found,) = problems(load__prefix_hit_limit=share)
+    assert found.startswith("load.prefix_hit_limit: should be ")
+
+
 def test_unknown_section_suggests_the_known_one() -> None:
     assert problems(modle={}) == ["modle: no such key (did you mean 'model'?)"]
 

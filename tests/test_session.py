@@ -69,7 +69,15 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert memory.mem_ready_bytes == memory.mem_loaded_bytes == memory.mem_peak_bytes
     assert memory.engine_bytes_per_token == memory.formula_bytes_per_token == 4096
     assert (load_row.completed, load_row.failed, load_row.server_generation_tokens) == (16, 0, 16 * 8)
-    assert load_row.prefix_hit_ratio == 0
+    assert (load_row.prefix_hit_ratio, load_row.token_count_difference) == (0, 0)
+    assert load_row.server_steps
+    assert load_row.server_step_mean_tokens
+    assert load_row.server_queue_mean_s is not None
+    assert load_row.server_queue_p95_le_s == 0.3
+    assert 0 < (load_row.server_prefill_mean_s or 0) < (load_row.server_ttft_mean_s or 0)
+    assert (load_row.server_decode_mean_s or 0) < (load_row.mean_e2e_s or 0)
+    assert all(0 <= sample.t_s <= (load_row.duration_s or 0) for sample in load_row.server_samples)
+    assert (memory.server_samples, memory.token_count_difference) == ([], None)
     assert [r.completion_tokens for r in load_row.requests] == [8] * 16
     assert all(0 <= t.t_s <= (load_row.duration_s or 0) for t in load_row.telemetry)
     assert load_row.simulated
@@ -91,6 +99,36 @@ def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:
     ordinals = [request.ordinal for row in rows for request in row.requests]
     assert len(ordinals) == len(set(ordinals))
     assert one.row.requests_sent == max(ordinals) + 1
+
+
+def test_a_level_keeps_what_its_server_said_all_along(session: Made) -> None:
+    one = session(spec(step_s=0.05, max_num_seqs=3))
+    one.start()
+    row = one.measure(LEVEL)
+    assert row.token_count_difference == 0
+    running, waiting = [s.running for s in row.server_samples], [s.waiting_capacity for s in row.server_samples]
+    assert len(running) >= 2 * (row.duration_s or 0) - 1
+    assert (row.running_max, row.waiting_max, row.waiting_capacity_max, row.waiting_deferred_max) == (3, 1, 1, 0)
+    assert (max(r or 0 for r in running), max(w or 0 for w in waiting)) == (3, 1)
+    tokens = [s.generation_tokens or 0 for s in row.server_samples]
+    assert tokens == sorted(tokens)
+    assert 0 < tokens[-1] - tokens[0] <= 16 * 8
+    assert (row.server_queue_mean_s or 0) > 0.05
+
+
+def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(session: Made) -> None:
+    point = replace(LEVEL, prompt_tokens=40)
+    one = session(replace(spec(), prefix_hit_limit=0.02))
+    one.start()
+    assert one.measure(point).status == MEASURED
+    one.row.requests_sent = 1  # the same prompts again
+    row = one.measure(point)
+    assert (row.status, row.failure_class, row.prefix_hit_ratio) == (FAILED, FailureClass.PREFIX_HITS, 32 / 40)
+    assert "80.00% of the prompt tokens" in (row.failure_message or "")
+    assert row.tok_s
+    one.spec = replace(one.spec, prefix_hit_limit=0.8)
+    one.row.requests_sent = 1
+    assert one.measure(point).status == MEASURED
 
 
 def test_a_failed_start_makes_a_failure_row_of_every_point(session: Made) -> None:

@@ -68,6 +68,22 @@ def test_load_is_exact_in_tokens_and_misses_the_prefix_cache(run: Path) -> None:
         assert row["vllm_version"] == vllm.installed_version()
 
 
+def test_server_and_client_tell_of_the_same_window(run: Path) -> None:
+    for row in points(run, kind="load"):
+        assert row["token_count_difference"] == 0
+        requests, generated = row["num_requests"], row["server_generation_tokens"]
+        assert row["server_steps"] * row["server_step_mean_tokens"] == pytest.approx(  # type: ignore[operator]
+            generated + requests * row["prompt_tokens"]  # type: ignore[operator]
+        )
+        phases = [row[f"server_{phase}_mean_s"] for phase in ("queue", "prefill", "decode")]
+        assert 0 < sum(phases) < row["mean_e2e_s"]  # type: ignore[arg-type, operator]
+        assert row["server_ttft_mean_s"] < row["mean_ttft_s"]  # type: ignore[operator]
+        assert all(row[f"server_{phase}_p95_le_s"] for phase in ("queue", "prefill", "decode", "ttft"))
+    samples = pq.read_table(run / "server_samples.parquet").to_pylist()
+    assert {row["point_id"] for row in samples} <= {row["point_id"] for row in points(run, kind="load")}
+    assert all(row["waiting"] == row["waiting_capacity"] + row["waiting_deferred"] for row in samples)
+
+
 def test_every_number_of_the_pages_is_recomputed_from_the_tables(run: Path) -> None:
     audit.test_every_number_on_a_page_is_a_registered_figure(run)
     audit.test_every_figure_is_recomputed_from_the_tables(run)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from contract.rows import ServerSample
+from workers.histogram import Histogram
+
+_WAITING_BY_REASON = "vllm:num_requests_waiting_by_reason"
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _PREEMPTIONS = ("vllm:num_preemptions_total", "vllm:num_preemptions")
 _PREFIX_QUERIES = (
@@ -16,16 +20,19 @@ _PREFIX_QUERIES = (
 )
 _PREFIX_HITS = ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_hits", "vllm:gpu_prefix_cache_hits_total")
 _GENERATED = ("vllm:generation_tokens_total", "vllm:generation_tokens")
-_CACHE_CONFIG = ("vllm:cache_config_info",)
-_ITERATION_BUCKETS = ("vllm:iteration_tokens_total_bucket",)
+_CACHE_CONFIG = "vllm:cache_config_info"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerMetrics:
-    """One scrape. Counters count since the server's start; gauges are of the moment."""
+    """One scrape. Counters and histograms count since the server's start; gauges are of the moment."""
 
     running: int | None = None
     waiting: int | None = None
+    waiting_capacity: int | None = None
+    """Of `waiting`, those that wait for room in the batch or in the KV pool."""
+    waiting_deferred: int | None = None
+    """Of `waiting`, those put off for another reason (a LoRA budget, a KV transfer)."""
     kv_usage: float | None = None
     """Share of KV blocks in use, 0 to 1."""
     preemptions: int | None = None
@@ -33,8 +40,16 @@ class ServerMetrics:
     """Tokens looked up in the prefix cache."""
     prefix_hits: int | None = None
     generation_tokens: int | None = None
-    iteration_buckets: dict[float, int] = field(default_factory=dict)
-    """Cumulative number of engine steps by upper bound of tokens scheduled in a step."""
+    step_tokens: Histogram | None = None
+    """Tokens of each engine step that gave any request a token."""
+    queue_s: Histogram | None = None
+    """Of each finished request: arrival in the engine to its first scheduling."""
+    prefill_s: Histogram | None = None
+    """Of each finished request: first scheduling to first token."""
+    decode_s: Histogram | None = None
+    """Of each finished request: first to last token."""
+    ttft_s: Histogram | None = None
+    """Of each request: arrival in the server's front end to first token."""
     cache_config: dict[str, str] = field(default_factory=dict)
     """Labels of vllm:cache_config_info."""
 
@@ -45,49 +60,68 @@ class ServerMetrics:
         except (KeyError, ValueError):
             return None
 
+    def sample(self, t_s: float) -> ServerSample:
+        """Return what a level's row keeps of a scrape that was answered at `t_s`."""
+        return ServerSample(
+            t_s=t_s,
+            running=self.running,
+            waiting=self.waiting,
+            waiting_capacity=self.waiting_capacity,
+            waiting_deferred=self.waiting_deferred,
+            kv_usage=self.kv_usage,
+            preemptions=self.preemptions,
+            generation_tokens=self.generation_tokens,
+        )
+
 
 def parse(text: str) -> ServerMetrics:
     """Return the figures of a Prometheus text exposition; what is not there is None."""
-    samples: dict[str, list[Sample]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            samples.setdefault(sample.name, []).append(sample)
-
-    def total(*names: str) -> float | None:
-        found = next((samples[name] for name in names if name in samples), None)
-        return None if found is None else sum(sample.value for sample in found)
-
-    def whole(*names: str) -> int | None:
-        value = total(*names)
-        return None if value is None else int(value)
-
-    buckets: dict[float, int] = {}
-    for sample in samples.get(_ITERATION_BUCKETS[0], []):
-        bound = float(sample.labels["le"])
-        buckets[bound] = buckets.get(bound, 0) + int(sample.value)
+    samples = _Samples(text)
     return ServerMetrics(
-        running=whole("vllm:num_requests_running"),
-        waiting=whole("vllm:num_requests_waiting"),
-        kv_usage=total(*_KV_USAGE),
-        preemptions=whole(*_PREEMPTIONS),
-        prefix_queries=whole(*_PREFIX_QUERIES),
-        prefix_hits=whole(*_PREFIX_HITS),
-        generation_tokens=whole(*_GENERATED),
-        iteration_buckets=buckets,
-        cache_config=dict(samples[_CACHE_CONFIG[0]][0].labels) if _CACHE_CONFIG[0] in samples else {},
+        running=samples.whole("vllm:num_requests_running"),
+        waiting=samples.whole("vllm:num_requests_waiting"),
+        waiting_capacity=samples.whole(_WAITING_BY_REASON, reason="capacity"),
+        waiting_deferred=samples.whole(_WAITING_BY_REASON, reason="deferred"),
+        kv_usage=samples.total(*_KV_USAGE),
+        preemptions=samples.whole(*_PREEMPTIONS),
+        prefix_queries=samples.whole(*_PREFIX_QUERIES),
+        prefix_hits=samples.whole(*_PREFIX_HITS),
+        generation_tokens=samples.whole(*_GENERATED),
+        step_tokens=samples.histogram("vllm:iteration_tokens_total"),
+        queue_s=samples.histogram("vllm:request_queue_time_seconds"),
+        prefill_s=samples.histogram("vllm:request_prefill_time_seconds"),
+        decode_s=samples.histogram("vllm:request_decode_time_seconds"),
+        ttft_s=samples.histogram("vllm:time_to_first_token_seconds"),
+        cache_config=samples.labels(_CACHE_CONFIG),
     )
 
 
-def largest_step_since(before: ServerMetrics, after: ServerMetrics) -> float | None:
-    """Return the lower bound of the largest engine step (tokens) between two scrapes, from the histogram's buckets.
+class _Samples:
+    """The samples of an exposition by name; those of several label sets are added up."""
 
-    None where the server has no such histogram or took no step.
-    """
-    bounds = sorted(after.iteration_buckets)
-    previous_bound, previous_count, largest = 0.0, 0, None
-    for bound in bounds:
-        count = after.iteration_buckets[bound] - before.iteration_buckets.get(bound, 0)
-        if count > previous_count:
-            largest = previous_bound
-        previous_bound, previous_count = bound, count
-    return largest
+    def __init__(self, text: str) -> None:
+        self._by_name: dict[str, list[Sample]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                self._by_name.setdefault(sample.name, []).append(sample)
+
+    def total(self, *names: str, **labels: str) -> float | None:
+        """Return the value under the first of the names that is there, over the samples with these labels."""
+        found = next((self._by_name[name] for name in names if name in self._by_name), [])
+        values = [sample.value for sample in found if labels.items() <= sample.labels.items()]
+        return sum(values) if values else None
+
+    def whole(self, *names: str, **labels: str) -> int | None:
+        value = self.total(*names, **labels)
+        return None if value is None else int(value)
+
+    def histogram(self, name: str) -> Histogram | None:
+        buckets: dict[float, int] = {}
+        for sample in self._by_name.get(f"{name}_bucket", []):
+            bound = float(sample.labels["le"])
+            buckets[bound] = buckets.get(bound, 0) + int(sample.value)
+        total, count = self.total(f"{name}_sum"), self.whole(f"{name}_count")
+        return None if total is None or count is None else Histogram(total, count, buckets)
+
+    def labels(self, name: str) -> dict[str, str]:
+        return dict(self._by_name[name][0].labels) if name in self._by_name else {}

@@ -1,4 +1,4 @@
-"""Filling a point's row: where it was measured, what was seen in its window, what the server counted. Pure.
+"""Filling a point's row: where it was measured, what was seen in its window. Pure.
 
 Used by `workers.session`.
 """
@@ -16,7 +16,6 @@ from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
 from workers.devices.nvml import throttle_reasons
 from workers.kv_figures import KvFigures
-from workers.metrics import ServerMetrics
 from workers.sampler import Observed
 
 
@@ -121,25 +120,9 @@ def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:
     return total or None
 
 
-def fill_server_counters(row: PointRow, before: ServerMetrics, after: ServerMetrics, observed: Observed) -> None:
-    """Put what the server counted between two scrapes into `row`, and the highest gauges seen in between."""
-    queries, hits = _grown(before.prefix_queries, after.prefix_queries), _grown(before.prefix_hits, after.prefix_hits)
-    row.prefix_hit_ratio = hits / queries if queries and hits is not None else (0.0 if hits == 0 else None)
-    row.preemptions = _grown(before.preemptions, after.preemptions)
-    row.server_generation_tokens = _grown(before.generation_tokens, after.generation_tokens)
-    row.kv_usage_max = observed.highest("kv_usage")
-    running, waiting = observed.highest("running"), observed.highest("waiting")
-    row.running_max = None if running is None else int(running)
-    row.waiting_max = None if waiting is None else int(waiting)
-
-
 def utc(wall_s: float) -> str:
     """Return a moment (seconds since the epoch) as UTC in ISO 8601."""
     return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def _grown(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
 
 
 def _mean(values: list[float]) -> float | None:

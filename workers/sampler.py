@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import psutil
 
-from contract.rows import TelemetryRow
+from contract.rows import ServerSample, TelemetryRow
 from workers import metrics, probe
 from workers.devices.base import CardProcess, Device
 from workers.load.endpoint import Endpoint
 
 METRICS_PERIOD_S = 0.5
 PROCESSES_PERIOD_S = 1.0
+_Sample = TypeVar("_Sample", TelemetryRow, ServerSample)
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Observed:
     relative."""
 
     telemetry: list[TelemetryRow] = field(default_factory=list)
-    gauges: list[metrics.ServerMetrics] = field(default_factory=list)
+    server: list[ServerSample] = field(default_factory=list)
     cpu_pct: list[tuple[float, float]] = field(default_factory=list)
     """(time, mean utilisation of all cores since the sample before)."""
     asking_s: list[tuple[float, float]] = field(default_factory=list)
@@ -39,9 +40,12 @@ class Observed:
     """Who held memory of the cards, look by look."""
 
     def window(self, started_s: float, duration_s: float) -> list[TelemetryRow]:
-        """Return the samples inside a window, their times in seconds since its start."""
-        inside = (replace(row, t_s=row.t_s - started_s) for row in self.telemetry)
-        return [row for row in inside if 0 <= row.t_s <= duration_s]
+        """Return the samples of the device inside a window, their times in seconds since its start."""
+        return _inside(self.telemetry, started_s, duration_s)
+
+    def server_window(self, started_s: float, duration_s: float) -> list[ServerSample]:
+        """Return the samples of the server's metrics inside a window, their times in seconds since its start."""
+        return _inside(self.server, started_s, duration_s)
 
     def cpu_util_pct(self, started_s: float, duration_s: float) -> float | None:
         """Return the mean CPU utilisation of the host inside a window; None for one too short to be sampled."""
@@ -80,9 +84,10 @@ class Observed:
         looks = [[p.memory_bytes for p in look if p.ours and p.memory_bytes is not None] for look in self.processes]
         return max((sum(look) for look in looks if look), default=None)
 
-    def highest(self, name: str) -> float | None:
-        """Return the highest value of one gauge of `ServerMetrics`; None where it was never there."""
-        return max((value for gauge in self.gauges if (value := getattr(gauge, name)) is not None), default=None)
+
+def _inside(samples: list[_Sample], started_s: float, duration_s: float) -> list[_Sample]:
+    relative = (replace(sample, t_s=sample.t_s - started_s) for sample in samples)
+    return [sample for sample in relative if 0 <= sample.t_s <= duration_s]
 
 
 class Sampler:
@@ -95,7 +100,7 @@ class Sampler:
         self._cpu_primed = False
         self._threads = [
             threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
-            threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_gauges), daemon=True),
+            threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_server), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_cpu), daemon=True),
             threading.Thread(target=self._repeat, args=(PROCESSES_PERIOD_S, self._sample_processes), daemon=True),
         ]
@@ -126,11 +131,12 @@ class Sampler:
     def _sample_processes(self) -> None:
         self.observed.processes.append(self._device.processes(self._pid))
 
-    def _sample_gauges(self) -> None:
+    def _sample_server(self) -> None:
         with contextlib.suppress(probe.NoAnswer, ValueError):
             status, text = probe.get(self._endpoint, "/metrics")
+            answered_s = time.monotonic()
             if status == 200:
-                self.observed.gauges.append(metrics.parse(text))
+                self.observed.server.append(metrics.parse(text).sample(answered_s))
 
     def _sample_cpu(self) -> None:
         percent = psutil.cpu_percent(None)  # the mean since the last call in this thread; of the first there is none

@@ -26,12 +26,13 @@ from contract.rows import (
     SessionRow,
 )
 from contract.specs import Point, PointKind, SessionSpec
-from workers import kv_figures, metrics, point_rows, probe, processes, provenance
+from workers import kv_figures, metrics, point_rows, probe, processes, provenance, server_view
 from workers.account import ServerAccount
 from workers.devices import open_device
 from workers.devices.context_probe import context_bytes
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
+from workers.histogram import gained
 from workers.kv_figures import KvFigures
 from workers.launch import diagnosis, readiness
 from workers.launch.process import ServerProcess
@@ -44,6 +45,7 @@ from workers.load.summary import summarize
 from workers.models import write_model_dir
 from workers.point_rows import Origin
 from workers.sampler import Observed, Sampler
+from workers.standstill import at_rest
 
 MIB = 2**20
 MEMORY_BACK_TOLERANCE_BYTES = 16 * MIB
@@ -211,7 +213,7 @@ class Session:
         started_wall_s, started_s = time.time(), time.monotonic()
         with self._sampler() as sampler:
             result = self._run(self._plan(requests, requests, prompt_tokens, output_tokens))
-        largest = metrics.largest_step_since(before, self._scrape())
+        largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
         row = point_rows.blank(self._origin(), point, started_wall_s)
         self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
         row.mem_ready_bytes = self._ready_bytes
@@ -243,13 +245,14 @@ class Session:
             processes = most  # at once: a long level must not be measured five times
 
     def _load_once(self, point: Point, processes: int) -> tuple[PointRow, LoadResult]:
-        before = self._scrape()
+        before = at_rest(self._scrape)
         with self._sampler() as sampler:
             result = self._run(self._plan_of(point, point.num_requests), processes)
-        after = self._scrape()
+        after = at_rest(self._scrape)
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
         self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
-        point_rows.fill_server_counters(row, before, after, sampler.observed)
+        samples = sampler.observed.server_window(result.started_monotonic_s, result.duration_s)
+        server_view.fill(row, before, after, samples, result.requests)
         for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
             setattr(row, name, value)
         row.clients = result.clients
@@ -276,6 +279,8 @@ class Session:
                 f"{first.failure_class}: {first.failure_message}"
             )
             row.log_tail = self._log_tail()
+        elif hits := server_view.prefix_hit_failure(row.prefix_hit_ratio, self.spec.prefix_hit_limit, expected=False):
+            row.status, row.failure_class, row.failure_message = FAILED, hits.failure_class, hits.message
         return row
 
     def _plan_of(self, point: Point, requests: int) -> LoadPlan:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CARD_BYTES = 80 * 2**30
 
@@ -37,6 +38,49 @@ class Pool:
         return -(-tokens // self.block_size)
 
 
+STEP_BUCKETS = tuple(float(2**power) for power in (0, *range(3, 15)))
+LATENCY_BUCKETS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0)
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
+
+
+class Counted:
+    """What a stand-in counts, under the names, types and buckets that vLLM has for it."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.running = self._gauge("vllm:num_requests_running")
+        self.waiting = self._gauge("vllm:num_requests_waiting")
+        self.waiting_by_reason = self._gauge("vllm:num_requests_waiting_by_reason", "reason")
+        self.waiting_by_reason.labels("deferred")  # there, and 0
+        self.kv_usage = self._gauge("vllm:kv_cache_usage_perc")
+        self.preemptions = self._counter("vllm:num_preemptions")
+        self.prefix_queries = self._counter("vllm:prefix_cache_queries")
+        self.prefix_hits = self._counter("vllm:prefix_cache_hits")
+        self.generated = self._counter("vllm:generation_tokens")
+        self.step_tokens = self._histogram("vllm:iteration_tokens_total", STEP_BUCKETS)
+        self.ttft = self._histogram("vllm:time_to_first_token_seconds", TTFT_BUCKETS)
+        self.queue = self._histogram("vllm:request_queue_time_seconds", LATENCY_BUCKETS)
+        self.prefill = self._histogram("vllm:request_prefill_time_seconds", LATENCY_BUCKETS)
+        self.decode = self._histogram("vllm:request_decode_time_seconds", LATENCY_BUCKETS)
+
+    def _gauge(self, name: str, *labels: str) -> Gauge:
+        return Gauge(name, name, labels, registry=self._registry)
+
+    def _counter(self, name: str) -> Counter:
+        return Counter(name, name, registry=self._registry)
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, name, buckets=buckets, registry=self._registry)
+
+    def exposition(self, running: int, waiting: int, kv_usage: float) -> str:
+        """Return the answer to /metrics, with the gauges as they are now."""
+        self.running.set(running)
+        self.waiting.set(waiting)
+        self.waiting_by_reason.labels("capacity").set(waiting)
+        self.kv_usage.set(kv_usage)
+        return generate_latest(self._registry).decode()
+
+
 class Server:
     """State of one stand-in: who runs, who waits, what was counted."""
 
@@ -46,9 +90,12 @@ class Server:
             0, int(options.gpu_memory_utilization * CARD_BYTES) - options.weight_bytes - options.runtime_bytes
         )
         self.pool = Pool(self.pool_bytes // options.bytes_per_block, options.block_size)
-        self.running = self.waiting = self.generated = self.queried = 0
+        self.batch: dict[object, None] = {}
+        """Those that run, the oldest first."""
+        self.waiting = 0
+        self.counted = Counted()
         self.torch_bytes = options.weight_bytes + self.pool_bytes
-        self.steps: list[int] = []
+        self._cached: set[int] = set()
         self.key = os.environ.get("VLLM_API_KEY")
         self._room = asyncio.Condition()
 
@@ -57,13 +104,18 @@ class Server:
         """Full-length sequences that the pool holds."""
         return float(self.pool.total / self.options.blocks_per_sequence)
 
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len(self.batch)
+
     def step_s(self) -> float:
         """Return the seconds of one decoding step at the present batch."""
         return float(self.options.step_s + self.options.step_per_request_s * self.running)
 
     @contextlib.asynccontextmanager
-    async def admitted(self, tokens: int) -> AsyncIterator[None]:
-        """Wait for a place in the batch and for the request's blocks, and hold both."""
+    async def admitted(self, tokens: int) -> AsyncIterator[object]:
+        """Wait for a place in the batch and for the request's blocks, and hold both; the value is the place."""
         blocks = self.pool.blocks(tokens)
         self.waiting += 1
         async with self._room:
@@ -71,17 +123,28 @@ class Server:
                 lambda: self.running < self.options.max_num_seqs and self.pool.used + blocks <= self.pool.total
             )
             self.waiting -= 1
-            self.running += 1
+            place = object()
+            self.batch[place] = None
             self.pool.used += blocks
         self.write_state()
         try:
-            yield
+            yield place
         finally:
-            self.running -= 1
+            del self.batch[place]
             self.pool.used -= blocks
             self.write_state()
             async with self._room:
                 self._room.notify_all()
+
+    def look_up(self, prompt: list[Any]) -> None:
+        """Look for the prompt's whole blocks in the prefix cache, as vLLM does, and put them there: none is evicted."""
+        self.counted.prefix_queries.inc(len(prompt))
+        size, key, hit = self.pool.block_size, 0, True
+        for start in range(0, len(prompt) - size, size):  # the last token is always computed
+            key = hash((key, tuple(prompt[start : start + size])))
+            hit = hit and key in self._cached
+            self.counted.prefix_hits.inc(size * hit)
+            self._cached.add(key)
 
     def write_state(self) -> None:
         """Say what is allocated, for the pretended device."""
@@ -115,20 +178,8 @@ class Server:
             f'kv_cache_size_tokens="{tokens}",kv_cache_max_concurrency="{self.max_concurrency}",'
             f'kv_cache_memory_bytes="{self.pool_bytes}"'
         )
-        lines = [
-            f"vllm:num_requests_running {self.running}",
-            f"vllm:num_requests_waiting {self.waiting}",
-            f"vllm:kv_cache_usage_perc {usage}",
-            "vllm:num_preemptions_total 0",
-            f"vllm:prefix_cache_queries_total {self.queried}",
-            "vllm:prefix_cache_hits_total 0",
-            f"vllm:generation_tokens_total {self.generated}",
-            f"vllm:cache_config_info{{{labels}}} 1",
-        ]
-        for bound in (1, 64, 512, 2048, 16384):
-            count = sum(step <= bound for step in self.steps)
-            lines.append(f'vllm:iteration_tokens_total_bucket{{le="{bound}"}} {count}')
-        return web.Response(text="\n".join(lines) + "\n")
+        text = self.counted.exposition(self.running, self.waiting, usage)
+        return web.Response(text=f"{text}vllm:cache_config_info{{{labels}}} 1\n")
 
     async def worker_call(self, request: web.Request) -> web.Response:
         """Answer as vLLM's workers do with our extension: an allocator that holds weights and pool, nothing else."""
@@ -146,23 +197,34 @@ class Server:
         """Stream as many tokens as were asked for."""
         body: dict[str, Any] = await request.json()
         prompt, asked = body["prompt"], int(body["max_tokens"])
-        prompt_tokens = len(prompt) if isinstance(prompt, list) else len(prompt.split())
-        if prompt_tokens + asked > self.options.max_model_len:
+        prompt = prompt if isinstance(prompt, list) else prompt.split()
+        if len(prompt) + asked > self.options.max_model_len:
             return web.json_response({"error": {"message": "longer than max_model_len"}}, status=400)
-        self.queried += prompt_tokens
-        async with self.admitted(prompt_tokens + asked):
+        self.look_up(prompt)
+        arrived = time.monotonic()
+        async with self.admitted(len(prompt) + asked) as place:
+            scheduled = time.monotonic()
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            self.steps.append(prompt_tokens * self.running)  # those admitted together are prefilled together
-            await asyncio.sleep(prompt_tokens * self.options.prefill_s_per_token)
+            self.counted.step_tokens.observe(len(prompt) * self.running)  # admitted together, prefilled together
+            await asyncio.sleep(len(prompt) * self.options.prefill_s_per_token)
+            first = last = scheduled
             for index in range(asked):
                 await asyncio.sleep(self.step_s())
-                self.generated += 1
+                if place is next(iter(self.batch)):  # a step is everybody's: the oldest counts it
+                    self.counted.step_tokens.observe(self.running)
+                self.counted.generated.inc()
+                last = time.monotonic()
+                first = first if index else last
                 reason = "length" if index + 1 == asked else None
                 await _event(response, {"choices": [{"index": 0, "text": " x", "finish_reason": reason}]})
-            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": asked, "total_tokens": prompt_tokens + asked}
+            usage = {"prompt_tokens": len(prompt), "completion_tokens": asked, "total_tokens": len(prompt) + asked}
             await _event(response, {"choices": [], "usage": usage})
             await response.write(b"data: [DONE]\n\n")
+            self.counted.queue.observe(scheduled - arrived)
+            self.counted.prefill.observe(first - scheduled)
+            self.counted.decode.observe(last - first)
+            self.counted.ttft.observe(first - arrived)
         return response
 
 
