@@ -131,12 +131,21 @@ def _request_notes(reading: Reading) -> list[Part]:
 def workload(curve: LoadCurve) -> Phrase:
     """Return the lengths that every sentence about a curve must name."""
     point, name = curve.series.sample, curve.name
-    return phrase(
-        "prompts of {prompt} tokens, answers of {output}, max_model_len {length}",
-        prompt=count(f"{name}.prompt_tokens", point.prompt_tokens),
-        output=count(f"{name}.output_tokens", point.output_tokens),
+    chat = "chat " if point.api == "chat" else ""
+    shared = [quote(f"{name}.shared_prefix", point.shared_prefix)] if point.shared_prefix else []
+    what = phrase(
+        chat + "prompts of {prompt}, answers of {output}, max_model_len {length}",
+        prompt=_length(count(f"{name}.prompt_tokens", point.prompt_tokens), " tokens", point.prompt_lengths),
+        output=_length(count(f"{name}.output_tokens", point.output_tokens), "", point.output_lengths),
         length=plain(f"{name}.max_model_len", point.max_model_len),
     )
+    return join([what, *shared], ", ")
+
+
+def _length(mean: Figure, unit: str, drawn: str | None) -> Part:
+    if drawn is None:
+        return phrase("{n}" + unit, n=mean)
+    return phrase("{n}" + unit + " on average ({drawn})", n=mean, drawn=quote(f"{mean.name}.drawn", drawn))
 
 
 def server(curve: LoadCurve) -> Phrase:

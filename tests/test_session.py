@@ -8,12 +8,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from contract.failures import FailureClass
+from contract.lengths import Uniform
 from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
-from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec, Timeouts
+from contract.specs import (
+    Api,
+    Mode,
+    ModelSpec,
+    Point,
+    PointKind,
+    Purpose,
+    ServerSpec,
+    SessionSpec,
+    SharedPrefix,
+    Timeouts,
+)
 from tests.configs import load
 from workers import processes
 from workers.engines.sim import RUNTIME_BYTES
@@ -91,6 +104,25 @@ def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:
     ordinals = [request.ordinal for row in rows for request in row.requests]
     assert len(ordinals) == len(set(ordinals))
     assert one.row.requests_sent == max(ordinals) + 1
+
+
+def test_drawn_lengths_shared_prefixes_and_chats_are_measured_and_told(session: Made) -> None:
+    one = session(spec())
+    one.start()
+    drawn = replace(
+        LEVEL, prompt_tokens=Uniform(20, 90), output_tokens=Uniform(1, 8), shared_prefix=SharedPrefix(4, 16)
+    )
+    exact, fixed, chat = (one.measure(p) for p in (drawn, LEVEL, replace(drawn, api=Api.CHAT, shared_prefix=None)))
+    assert (exact.completed, fixed.completed, chat.completed) == (16, 16, 16)
+    assert (exact.api, exact.prompt_tokens, exact.output_tokens) == ("completions", 55, 4)
+    assert (exact.prompt_lengths, exact.output_lengths) == ("uniform from 20 to 90", "uniform from 1 to 8")
+    assert exact.shared_prefix == "4 shared prefixes of 16 tokens"
+    assert (fixed.prompt_lengths, fixed.output_lengths, fixed.shared_prefix) == (None, None, None)
+    assert (fixed.mean_prompt_tokens, fixed.mean_completion_tokens) == (12, 8)
+    assert exact.mean_prompt_tokens == fmean(r.prompt_tokens or 0 for r in exact.requests)
+    assert chat.api == "chat"
+    assert chat.mean_prompt_tokens == exact.mean_prompt_tokens  # the stand-in counts words, and has no template
+    assert exact.server_generation_tokens == sum(r.completion_tokens or 0 for r in exact.requests)
 
 
 def test_a_failed_start_makes_a_failure_row_of_every_point(session: Made) -> None:

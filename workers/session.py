@@ -6,6 +6,7 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import secrets
@@ -13,8 +14,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from contract.failures import FailureClass
+from contract.lengths import Lengths
 from contract.rows import (
     CLIENT_LIMITED,
     FAILED,
@@ -25,7 +28,7 @@ from contract.rows import (
     SessionEnd,
     SessionRow,
 )
-from contract.specs import Point, PointKind, SessionSpec
+from contract.specs import Api, Point, PointKind, SessionSpec
 from workers import kv_figures, metrics, point_rows, probe, processes, provenance
 from workers.account import ServerAccount
 from workers.devices import open_device
@@ -38,9 +41,11 @@ from workers.launch.process import ServerProcess
 from workers.launch.workspace import Workspace
 from workers.load import tasks
 from workers.load.client import LoadPlan, LoadResult
-from workers.load.endpoint import Endpoint
+from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
+from workers.load.prompts import ASSUMED_COST, TextCost
 from workers.load.summary import summarize
+from workers.load.tokenizer import text_cost
 from workers.models import write_model_dir
 from workers.point_rows import Origin
 from workers.sampler import Observed, Sampler
@@ -84,6 +89,7 @@ class Session:
         self._log_figures = vllm_log.LogFigures()
         self._account: ServerAccount | None = None
         self._settled = False
+        self._text_cost: TextCost | None = None
         self._ready_bytes: int | None = None
         self._client_cores: tuple[int, ...] = ()
         versions = self._engine.versions()
@@ -194,7 +200,7 @@ class Session:
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
             return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
-        except probe.NoAnswer as error:
+        except (probe.NoAnswer, EndpointError) as error:
             return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
@@ -279,9 +285,21 @@ class Session:
         return row
 
     def _plan_of(self, point: Point, requests: int) -> LoadPlan:
-        return self._plan(point.concurrency, requests, point.prompt_tokens, point.output_tokens, point.seed)
+        plan = self._plan(point.concurrency, requests, point.prompt_tokens, point.output_tokens, point.seed)
+        return replace(plan, api=point.api, shared_prefix=point.shared_prefix, text_cost=self._cost_of_text(point.api))
 
-    def _plan(self, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int = 0) -> LoadPlan:
+    def _cost_of_text(self, api: Api) -> TextCost:
+        """What a chat's words take on this server, asked once."""
+        if api is not Api.CHAT:
+            return ASSUMED_COST
+        if self._text_cost is None:
+            assert self._endpoint is not None
+            self._text_cost = asyncio.run(text_cost(self._endpoint))
+        return self._text_cost
+
+    def _plan(
+        self, concurrency: int, requests: int, prompt_tokens: Lengths, output_tokens: Lengths, seed: int = 0
+    ) -> LoadPlan:
         """A load whose prompts no request of this server has had before."""
         assert self._endpoint is not None
         first_ordinal = self.row.requests_sent
