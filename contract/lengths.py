@@ -171,7 +171,7 @@ def _check_bell(mean: float, std: float, low: int, high: int) -> None:
 
 
 def _bell_words(bell: Normal | LogNormal) -> str:
-    return f"{bell.kind} of mean {bell.mean:g} and std {bell.std:g}, from {bell.low} to {bell.high}"
+    return f"{bell.kind} of mean {bell.mean:g} and std {bell.std:g} from {bell.low} to {bell.high}"
 
 
 def _cut_at(whole: NormalDist, low: float, high: float, share: float) -> float:
