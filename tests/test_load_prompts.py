@@ -182,6 +182,7 @@ def test_messages_of_a_group_share_its_words_and_those_of_two_groups_do_not(
     prompts = WordPrompts(1, cost, SharedPrefix(groups, prefix))
     messages = [prompts.prompt(100 + at, at, tokens).split() for at in range(2 * groups)]
     words = int(prefix / cost.tokens_per_word + 1e-6)
+    assert {len(message) for message in messages} == {cost.words(tokens - cost.overhead_tokens)}
     for at, message in enumerate(messages[:groups]):
         assert common(message, messages[at + groups]) == words
         assert all(common(message, other) < words for other in messages[:at])

@@ -107,7 +107,14 @@ def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:
 
 
 def test_drawn_lengths_shared_prefixes_and_chats_are_measured_and_told(session: Made) -> None:
-    one = session(spec())
+    sent: list[LoadPlan] = []
+
+    def recorded(plans: list[LoadPlan]) -> list[LoadResult]:
+        sent.extend(plans)
+        return together(plans)
+
+    one = Session(spec(), "run", 1, ["3"], recorded)
+    session.sessions.append(one)
     one.start()
     drawn = replace(
         LEVEL, prompt_tokens=Uniform(20, 90), output_tokens=Uniform(1, 8), shared_prefix=SharedPrefix(4, 16)
@@ -121,6 +128,8 @@ def test_drawn_lengths_shared_prefixes_and_chats_are_measured_and_told(session: 
     assert (fixed.mean_prompt_tokens, fixed.mean_completion_tokens) == (12, 8)
     assert exact.mean_prompt_tokens == fmean(r.prompt_tokens or 0 for r in exact.requests)
     assert chat.api == "chat"
+    assert [plan.api for plan in sent] == [Api.COMPLETIONS] * 5 + [Api.CHAT] * 2  # the gate, then warm-ups and windows
+    assert [plan.shared_prefix for plan in sent[:4]] == [None, SharedPrefix(4, 16), SharedPrefix(4, 16), None]
     assert chat.mean_prompt_tokens == exact.mean_prompt_tokens  # the stand-in counts words, and has no template
     assert exact.server_generation_tokens == sum(r.completion_tokens or 0 for r in exact.requests)
 
