@@ -121,13 +121,17 @@ class WordPrompts:
     shared: SharedPrefix | None = None
 
     def prompt(self, ordinal: int, number: int, tokens: int) -> str:
-        """Return a message that with its template is about `tokens` tokens long, and at least one word."""
-        words = self.cost.words(tokens - self.cost.overhead_tokens)
+        """Return a message that with its template is about `tokens` tokens long.
+
+        Longer where the words that hold the ordinal alone are: with a template around it, a message that comes again
+        would fill blocks of the cache.
+        """
+        words, least = self.cost.words(tokens - self.cost.overhead_tokens), _digits(len(WORDS))
         if self.shared is None:
-            return self.text(ordinal, max(words, 1))
-        prefix = max(self.cost.words(self.shared.tokens), 1)
+            return self.text(ordinal, max(words, least))
+        prefix = max(self.cost.words(self.shared.tokens), least)
         beginning = self.text(_ordinal_of(number % self.shared.groups), prefix)
-        return f"{beginning} {self.text(ordinal, max(words - prefix, 1))}"
+        return f"{beginning} {self.text(ordinal, max(words - prefix, least))}"
 
     def text(self, ordinal: int, words: int) -> str:
         """Return so many words, the first of which hold the ordinal."""
