@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from analysis.caveats import silent_sessions, title
+from analysis.caveats import lengths_words, silent_sessions, title
 from analysis.figures import clean, significant_text
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
@@ -68,7 +68,7 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
     yield (
         f"  best throughput: {significant_text(best.median('tok_s') or 0)} tok/s at concurrency {best.at}, "
         f"p95 {significant_text(best.median('p95_e2e_s') or 0)} s "
-        f"({sample.prompt_tokens} + {sample.output_tokens} tokens)"
+        f"({lengths_words(sample)})"
     )
     flat, before = curve.plateau, curve.before_overtake
     if flat is not None and len(curve.levels) > 1:

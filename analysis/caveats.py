@@ -32,6 +32,13 @@ def device_words(point: RunPoint) -> str:
     return f"{point.gpus} x {name}" if point.gpus > 1 else name
 
 
+def lengths_words(point: RunPoint) -> str:
+    """Return a load's lengths: `12 + 64 tokens`, `512 + 64 tokens on average`, `chat, 12 + 64 tokens`."""
+    chat = "chat, " if point.api == "chat" else ""
+    mean = " on average" if point.prompt_lengths or point.output_lengths else ""
+    return f"{chat}{point.prompt_tokens} + {point.output_tokens} tokens{mean}"
+
+
 def title(point: RunPoint, label: str) -> str:
     """Return model, device and marks in one line, for plots and the terminal."""
     parts = [label]

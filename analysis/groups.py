@@ -39,8 +39,12 @@ LOAD = (
     "max_model_len",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",
+    "api",
     "prompt_tokens",
     "output_tokens",
+    "prompt_lengths",
+    "output_lengths",
+    "shared_prefix",
 )
 
 LEARNED = ("device_name", "vllm_version", "max_num_batched_tokens")

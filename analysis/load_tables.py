@@ -14,6 +14,7 @@ from analysis.figures import NOTHING, Figure, count, decimal, percent, plain, qu
 from analysis.files import write_csv
 from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
 from analysis.series import Reading, outcome_figure
+from analysis.tables import RunPoint
 
 CLIENT_WAIT_SHARE = 0.05
 """From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
@@ -136,12 +137,23 @@ def _request_notes(reading: Reading) -> list[Part]:
 def workload(curve: LoadCurve) -> Phrase:
     """Return the lengths that every sentence about a curve must name."""
     point, name = curve.series.sample, curve.name
-    return phrase(
-        "prompts of {prompt} tokens, answers of {output}, max_model_len {length}",
-        prompt=count(f"{name}.prompt_tokens", point.prompt_tokens),
-        output=count(f"{name}.output_tokens", point.output_tokens),
+    what = "chat prompts of about" if point.api == "chat" else "prompts of"
+    shared = [quote(f"{name}.shared_prefix", point.shared_prefix)] if point.shared_prefix else []
+    load = phrase(
+        what + " {prompt}, answers of {output}, max_model_len {length}",
+        prompt=_length(name, "prompt", point, " tokens"),
+        output=_length(name, "output", point, ""),
         length=plain(f"{name}.max_model_len", point.max_model_len),
     )
+    return join([load, *shared], ", ")
+
+
+def _length(name: str, of: str, point: RunPoint, unit: str) -> Phrase:
+    mean = count(f"{name}.{of}_tokens", getattr(point, f"{of}_tokens"))
+    drawn = getattr(point, f"{of}_lengths")
+    if drawn is None:
+        return phrase("{n}" + unit, n=mean)
+    return phrase("{n}" + unit + " on average, {drawn}", n=mean, drawn=quote(f"{name}.{of}_lengths", drawn))
 
 
 def server(curve: LoadCurve) -> Phrase:

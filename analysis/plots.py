@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.account_plot import draw_account, has_account
-from analysis.caveats import title
+from analysis.caveats import lengths_words, title
 from analysis.figures import GIB, clean
 from analysis.files import write_with
 from analysis.kv_account import Accounts
@@ -235,8 +235,7 @@ def _load(curve: LoadCurve, figure: Any) -> None:
     for axes in (top, bottom):
         axes.legend(loc="upper left", fontsize=8.5)
     _concurrency_axis(bottom, [reading.at for reading in curve.levels])
-    prompt, output = curve.series.sample.prompt_tokens, curve.series.sample.output_tokens
-    what = f"Throughput and latency against concurrency ({prompt} + {output} tokens)"
+    what = f"Throughput and latency against concurrency ({lengths_words(curve.series.sample)})"
     _title(figure, what, curve.series.sample, curve.series.group.label)
 
 

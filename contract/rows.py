@@ -206,7 +206,18 @@ class PointRow:
     concurrency: int | None = None
     num_requests: int | None = None
     prompt_tokens: int | None = None
+    """Asked for; the mean, rounded, where lengths differ from request to request."""
     output_tokens: int | None = None
+    prompt_lengths: str | None = None
+    """The distribution that prompts' lengths are drawn from, in words; None where all are of `prompt_tokens`."""
+    output_lengths: str | None = None
+    api: str | None = None
+    """`completions` (token ids) or `chat` (text, whose length in tokens only about matches `prompt_tokens`)."""
+    shared_prefix: str | None = None
+    """What prompts begin with, in words; None where no two share a beginning."""
+    mean_prompt_tokens: float | None = None
+    """What successes really had, by `usage`."""
+    mean_completion_tokens: float | None = None
     repeat: int | None = None
     seed: int | None = None
     completed: int | None = None

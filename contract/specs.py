@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from contract.lengths import Lengths
+
 WORKLOAD_VERSION = 1
 """Raised whenever the way a point is measured changes: part of every point's content hash."""
 
@@ -38,6 +40,33 @@ class Purpose(StrEnum):
     BATCHING = "batching"  # batching_benchmark.md: the table of levels
     CONCURRENCY = "concurrency"  # concurrency_sweep.csv
     NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
+
+
+class Api(StrEnum):
+    """What a load asks of the server."""
+
+    COMPLETIONS = "completions"  # token ids to /v1/completions: lengths are exact
+    CHAT = "chat"  # one user message of text to /v1/chat/completions: the server's template adds to it
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Beginnings that prompts share: the `n`-th request of a level begins as all of group `n % groups` do.
+
+    Raises:
+        ValueError: a count is below 1.
+    """
+
+    groups: int
+    tokens: int
+    """Of each prefix; they count as tokens of the prompt."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.tokens < 1:
+            raise ValueError(f"groups {self.groups} and tokens {self.tokens} of a shared prefix must be at least 1")
+
+    def __str__(self) -> str:
+        return f"{self.groups} shared prefixes of {self.tokens} tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +141,8 @@ class Point:
     concurrency: int = 0
     """Requests in flight (closed loop); 0 for a memory point."""
     num_requests: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
+    prompt_tokens: Lengths = 0
+    output_tokens: Lengths = 0
     warmup_requests: int = 0
     """Sent at the level's own concurrency before the measured window, and discarded."""
     repeat: int = 0
@@ -121,6 +150,8 @@ class Point:
     estimate_s: float = 0.0
     growth: tuple[int, int] | None = None
     """Of a ladder whose end the engine decides: (fewest requests, requests a level) of levels that may follow."""
+    api: Api = Api.COMPLETIONS
+    shared_prefix: SharedPrefix | None = None
 
 
 @dataclass(frozen=True, slots=True)

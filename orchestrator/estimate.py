@@ -20,7 +20,7 @@ def memory_point_s(on_cpu: bool) -> float:
     return 12.0 if on_cpu else 6.0
 
 
-def load_point_s(on_cpu: bool, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+def load_point_s(on_cpu: bool, concurrency: int, requests: int, prompt_tokens: float, output_tokens: float) -> float:
     """Seconds of one load level: rounds of `concurrency` requests, each decoded step by step, after their prefills."""
     step_s = 0.005 + 0.0016 * concurrency if on_cpu else 0.008 + 0.00003 * concurrency
     prefill_tokens_per_s = 8_000 if on_cpu else 40_000

@@ -5,11 +5,12 @@ Every `auto` of the configuration is resolved here. Called by `orchestrator.__ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from contract import kv
+from contract import kv, lengths
 from contract.specs import (
     WORKLOAD_VERSION,
+    Api,
     Mode,
     ModelSpec,
     Point,
@@ -17,6 +18,7 @@ from contract.specs import (
     Purpose,
     ServerSpec,
     SessionSpec,
+    SharedPrefix,
     Timeouts,
     content_id,
 )
@@ -24,6 +26,7 @@ from orchestrator import estimate, sizing
 from orchestrator.fleet import Fleet, NoRoom
 from orchestrator.problems import ConfigError
 from orchestrator.schema import BatchingSweep, CapacitySweep, ConcurrencySweep, Experiment, KvSweep, NearFullContext
+from workers.load.prompts import PromptFactory
 
 GPU_UTILIZATION = 0.90
 """The tutorial's flag."""
@@ -92,9 +95,14 @@ def _at_level(point: Point, level: int) -> Point:
         point,
         concurrency=level,
         num_requests=requests,
-        warmup_requests=level if point.warmup_requests else 0,
+        warmup_requests=_warmup(level, point.shared_prefix) if point.warmup_requests else 0,
         estimate_s=point.estimate_s * requests / point.num_requests,
     )
+
+
+def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:
+    """Requests before a window: as many as are in flight in it, and every shared prefix in the cache."""
+    return max(concurrency, shared_prefix.groups if shared_prefix else 0)
 
 
 def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
@@ -109,12 +117,14 @@ def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:
     server, load, sweep = experiment.server, experiment.load, experiment.sweep
     limit = kv.model_limit(model.config)
     problems: list[str] = []
-    lengths: list[tuple[str, int]] = []
+    limits: list[tuple[str, int]] = []
     if not isinstance(sweep, KvSweep):
-        lengths.append(("server.max_model_len", server.max_model_len))
-        if load.prompt_tokens + load.output_tokens > server.max_model_len:
-            asked = f"{load.prompt_tokens} + {load.output_tokens} tokens"
-            problems.append(f"load: {asked} of prompt and output do not fit max_model_len {server.max_model_len}")
+        limits.append(("server.max_model_len", server.max_model_len))
+        prompt, output = lengths.highest(load.prompt_lengths), lengths.highest(load.output_lengths)
+        if prompt + output > server.max_model_len:
+            longest = f"{prompt} + {output} tokens"
+            problems.append(f"load: {longest} of prompt and output do not fit max_model_len {server.max_model_len}")
+        problems += _prefix_problems(load.shared_prefix_spec, model.vocab_size)
     elif server.kv_cache_memory_bytes is not None:
         problems.append("server.kv_cache_memory_bytes: a kv sweep sizes its pools itself; set sweep.sequences instead")
     if isinstance(sweep, CapacitySweep) and _near_full_prompt(experiment) < 2:
@@ -123,16 +133,23 @@ def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:
     if memory is not None:
         named = {"max_model_len": memory.max_model_len, "utilization_max_model_len": memory.utilization_max_model_len}
         prefix = "sweep" if isinstance(sweep, KvSweep) else "sweep.kv"
-        lengths += [(f"{prefix}.{key}", length) for key, axis in named.items() for length in axis or ()]
+        limits += [(f"{prefix}.{key}", length) for key, axis in named.items() for length in axis or ()]
     return problems + [
         f"{key}: {length} is above the limit of {model.name}, {limit} tokens"
-        for key, length in lengths
+        for key, length in limits
         if limit is not None and length > limit
     ]
 
 
+def _prefix_problems(prefix: SharedPrefix | None, vocab_size: int) -> list[str]:
+    if prefix is None or prefix.groups <= PromptFactory(vocab_size, 0).distinct(prefix.tokens):
+        return []
+    return [f"load.shared_prefix: {prefix.groups} prefixes of {prefix.tokens} tokens cannot all differ"]
+
+
 def _near_full_prompt(experiment: Experiment) -> int:
-    return experiment.server.max_model_len - experiment.load.output_tokens - NEAR_FULL_MARGIN_TOKENS
+    longest_answer = lengths.highest(experiment.load.output_lengths)
+    return experiment.server.max_model_len - longest_answer - NEAR_FULL_MARGIN_TOKENS
 
 
 class _Planner:
@@ -225,7 +242,10 @@ class _Planner:
         ]
 
     def _near_full(self, part: NearFullContext) -> SessionSpec:
-        """The server as it is configured, or one whose pool holds a stated number of sequences."""
+        """The server as it is configured, or one whose pool holds a stated number of sequences.
+
+        Its prompts are token ids that share nothing, whatever `load` says: it asks how many sequences the pool holds.
+        """
         server = self._server()
         default = NEAR_FULL_CPU_SEQUENCES if self.on_cpu else None
         sequences = default if part.sequences == "auto" else part.sequences
@@ -236,7 +256,7 @@ class _Planner:
         growth = (load.requests_min, load.requests_per_level) if part.concurrency is None else None
         points = [
             replace(
-                self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt),
+                self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, near_full_prompt=prompt),
                 growth=growth,
             )
             for repeat in range(part.repeats)
@@ -252,16 +272,21 @@ class _Planner:
         concurrency: int,
         repeat: int,
         requests: int | None = None,
-        prompt_tokens: int | None = None,
+        near_full_prompt: int | None = None,
     ) -> Point:
         load = self.experiment.load
         requests = requests or load.requests(concurrency)
-        prompt = prompt_tokens or load.prompt_tokens
-        warmup = concurrency if load.warmup else 0
+        prompt, output = near_full_prompt or load.prompt_lengths, load.output_lengths
+        prefix = None if near_full_prompt else load.shared_prefix_spec
+        warmup = _warmup(concurrency, prefix) if load.warmup else 0
         return Point(
-            "", PointKind.LOAD, purpose, name, concurrency, requests, prompt, load.output_tokens, warmup, repeat,
+            "", PointKind.LOAD, purpose, name, concurrency, requests, prompt, output, warmup, repeat,
             self.experiment.seed,
-            estimate_s=estimate.load_point_s(self.on_cpu, concurrency, requests + warmup, prompt, load.output_tokens),
+            estimate_s=estimate.load_point_s(
+                self.on_cpu, concurrency, requests + warmup, lengths.expected(prompt), lengths.expected(output)
+            ),
+            api=Api.COMPLETIONS if near_full_prompt else Api(load.api),
+            shared_prefix=prefix,
         )  # fmt: skip
 
     # --- servers and ids ---
@@ -314,9 +339,14 @@ class _Planner:
         )
 
 
+_LATER = {field.name: field.default for field in fields(Point) if field.name in ("api", "shared_prefix")}
+"""Fields that came after points had ids: they count only where they are not as usual, so that old ids stay."""
+
+
 def _identified(session_id: str, point: Point) -> Point:
     content = [
         session_id, point.kind, point.purpose, point.concurrency, point.num_requests, point.prompt_tokens,
         point.output_tokens, point.warmup_requests, point.repeat, point.seed,
     ]  # fmt: skip
-    return replace(point, id=content_id(content))
+    later = {name: getattr(point, name) for name, usual in _LATER.items() if getattr(point, name) != usual}
+    return replace(point, id=content_id([*content, later] if later else content))

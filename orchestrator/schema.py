@@ -10,14 +10,27 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from contract.lengths import Lengths, LogNormal, Normal, Uniform, lowest
+from contract.specs import SharedPrefix
 from orchestrator.problems import ConfigError
 
 Auto = Literal["auto"]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+SHORTEST_PROMPT = 2
 Axis = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
 
 
@@ -112,9 +125,69 @@ class EngineConfig(_Section):
         return self
 
 
+class UniformConfig(_Section):
+    low: Count
+    high: Count
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        Uniform(self.low, self.high)
+        return self
+
+
+class BellConfig(_Section):
+    mean: Annotated[float, Field(gt=0)]
+    std: Annotated[float, Field(gt=0)]
+    low: Count
+    high: Count
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        Normal(self.mean, self.std, self.low, self.high)
+        return self
+
+
+class DrawnConfig(_Section):
+    uniform: UniformConfig | None = None
+    normal: BellConfig | None = None
+    lognormal: BellConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        named = [name for name, value in self if value is not None]
+        if len(named) != 1:
+            raise ValueError(f"should be one of uniform, normal or lognormal, got {' and '.join(named) or 'none'}")
+        return self
+
+    def lengths(self) -> Lengths:
+        """Return the distribution."""
+        if self.uniform is not None:
+            return Uniform(self.uniform.low, self.uniform.high)
+        if self.normal is not None:
+            return Normal(**self.normal.model_dump())
+        assert self.lognormal is not None
+        return LogNormal(**self.lognormal.model_dump())
+
+
+def _lengths_tag(value: Any) -> str:
+    return "drawn" if isinstance(value, dict | DrawnConfig) else "int"
+
+
+LengthsConfig = Annotated[
+    Annotated[Count, Tag("int")] | Annotated[DrawnConfig, Tag("drawn")], Discriminator(_lengths_tag)
+]
+
+
+class SharedPrefixConfig(_Section):
+    groups: Count
+    tokens: Count
+
+
 class LoadConfig(_Section):
-    prompt_tokens: Annotated[int, Field(ge=2)]
-    output_tokens: Count
+    api: Literal["completions", "chat"] = "completions"
+    prompt_tokens: LengthsConfig
+    output_tokens: LengthsConfig
+    shared_prefix: SharedPrefixConfig | None = None
     requests_min: Count
     requests_per_level: Count
     warmup: bool
@@ -125,6 +198,31 @@ class LoadConfig(_Section):
     def requests(self, concurrency: int) -> int:
         """Requests that a point at this level sends."""
         return max(self.requests_min, self.requests_per_level * concurrency)
+
+    @property
+    def prompt_lengths(self) -> Lengths:
+        """Lengths of the prompts, as a plan carries them."""
+        return self.prompt_tokens if isinstance(self.prompt_tokens, int) else self.prompt_tokens.lengths()
+
+    @property
+    def output_lengths(self) -> Lengths:
+        """The same of the answers."""
+        return self.output_tokens if isinstance(self.output_tokens, int) else self.output_tokens.lengths()
+
+    @property
+    def shared_prefix_spec(self) -> SharedPrefix | None:
+        """What prompts share, as a plan carries it."""
+        return SharedPrefix(**self.shared_prefix.model_dump()) if self.shared_prefix else None
+
+    @model_validator(mode="after")
+    def _prompts_are_long_enough(self) -> Self:
+        shortest = lowest(self.prompt_lengths)
+        if shortest < SHORTEST_PROMPT:
+            raise ValueError(f"prompt_tokens: must be at least {SHORTEST_PROMPT}, got {shortest}")
+        if self.shared_prefix is not None and shortest <= self.shared_prefix.tokens:
+            prefix = self.shared_prefix.tokens
+            raise ValueError(f"shared_prefix: prompts of {shortest} tokens are not longer than a prefix of {prefix}")
+        return self
 
 
 class ClusterConfig(_Section):
@@ -263,7 +361,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 _WISH = re.compile(r"^\w+ should ")
 _SWEEP_KINDS = ("kv", "batching", "concurrency", "capacity")
-_UNION_TAG = re.compile(r"literal\[|constrained-|nullable|int$|float$|bool$|str$")
+_UNION_TAG = re.compile(r"literal\[|constrained-|nullable|int$|float$|bool$|str$|drawn$")
 
 
 def _path(item: ErrorDetails) -> str:
@@ -285,6 +383,8 @@ def _known_keys(location: list[str]) -> list[str]:
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "kv": KvSweep, "batching": BatchingSweep,
         "concurrency": ConcurrencySweep, "near_full_context": NearFullContext, "capacity": CapacitySweep,
+        "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
+        "shared_prefix": SharedPrefixConfig,
     }  # fmt: skip
     section = sections.get(location[-1], Experiment) if location else Experiment
     return list(section.model_fields)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible completions server in a thread, that answers well or fails in a chosen way.
+"""An OpenAI-compatible server of completions and chats in a thread, that answers well or fails in a chosen way.
 
 For tests of everything that talks to a server. It answers at once (no sleeps), counts the tokens of token-id prompts as
 vLLM does, and remembers what it was asked.
@@ -40,6 +40,8 @@ class Fault(StrEnum):
     NO_ANSWER = "no_answer"  # the connection dies before any answer
     HANG = "hang"  # half the tokens, then nothing
     PROMPT_CUT = "prompt_cut"  # usage counts one prompt token too few
+    DELTA_NOT_OBJECT = "delta_not_object"  # of a chat: the second chunk's delta is a list
+    ROLE_ONLY = "role_only"  # of a chat: nothing but the chunk that names the role
 
 
 @dataclass
@@ -55,6 +57,14 @@ class MockOpenAI:
     models_body: str | None = None
     """Answer /v1/models with this text instead of a list."""
     models_status: int = 200
+    max_model_len: int | None = None
+    """Named in /v1/models; longer requests are refused."""
+    tokens_of_a_word: int | None = None
+    """Answer /tokenize: every word is so many tokens."""
+    template_tokens: int = 0
+    """What a chat's template adds."""
+    preface_s: float = 0.0
+    """Between a chat's chunk that names the role and its first token."""
     tokens_per_chunk: int = 1
     api_key: str | None = None
     keepalive_s: float = 60.0
@@ -76,7 +86,22 @@ class MockOpenAI:
             return web.json_response({"error": "Unauthorized"}, status=401)
         if self.models_body is not None or self.models_status != 200:
             return web.Response(text=self.models_body or "", status=self.models_status)
-        return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
+        entry = {} if self.max_model_len is None else {"max_model_len": self.max_model_len}
+        return web.json_response({"object": "list", "data": [{"id": name, **entry} for name in self.models]})
+
+    async def handle_tokenize(self, request: web.Request) -> web.Response:
+        if self.tokens_of_a_word is None:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        count = self.length(await request.json())
+        return web.json_response({"count": count, "max_model_len": self.max_model_len, "tokens": [0] * count})
+
+    def length(self, body: dict[str, Any]) -> int:
+        """Tokens of a request's prompt."""
+        each = self.tokens_of_a_word or 1
+        if "messages" in body:
+            return self.template_tokens + each * len(body["messages"][0]["content"].split())
+        prompt = body["prompt"]
+        return len(prompt) if isinstance(prompt, list) else each * len(prompt.split())
 
     async def handle_metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.counted.exposition(self.in_flight, 0, 0.0))
@@ -110,19 +135,29 @@ class MockOpenAI:
             request.transport.close()
         if fault is Fault.NO_ANSWER:
             request.transport.abort()
+        if self.max_model_len is not None and self.length(body) + body["max_tokens"] > self.max_model_len:
+            return web.json_response({"error": {"message": "longer than max_model_len"}}, status=400)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        chat = "messages" in body
+        if chat:
+            preface = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            await response.write(f"data: {json.dumps({'id': 'c', 'choices': [preface]})}\n\n".encode())
+            await asyncio.sleep(self.preface_s)
         half = max(1, body["max_tokens"] // 2)
         partial = (Fault.ERROR_MID_STREAM, Fault.BREAKS_OFF, Fault.RESET, Fault.HANG)
         total = half if fault in (*partial, Fault.SHORT, Fault.STOPS_EARLY) else body["max_tokens"]
         reason = {Fault.STOPS_EARLY: "stop", Fault.ABORTED: "abort", Fault.NO_FINISH_REASON: None}.get(fault, "length")
-        sent = 0
+        sent = total if fault is Fault.ROLE_ONLY else 0
         while sent < total:
             count = min(self.tokens_per_chunk, total - sent)
             sent += count
             self.counted.generated.inc(count)
             last = sent == total and fault not in partial
-            choice = {"index": 0, "text": "a" * count, "finish_reason": reason if last else None}
+            token: dict[str, Any] = {"delta": {"content": "a" * count}} if chat else {"text": "a" * count}
+            if fault is Fault.DELTA_NOT_OBJECT and sent > count:
+                token["delta"] = ["a"]
+            choice = {"index": 0, **token, "finish_reason": reason if last else None}
             text = json.dumps({"id": "c", "choices": [choice], "usage": None})
             await response.write(f"data: {'<p>' if fault is Fault.NOT_JSON else text}\n\n".encode())
         if fault is Fault.RESET:
@@ -134,8 +169,7 @@ class MockOpenAI:
             error = {"message": "EngineCore died", "type": "InternalServerError", "code": 500}
             await response.write(f"data: {json.dumps({'error': error})}\n\n".encode())
         if fault not in (*partial, Fault.NO_USAGE) and body.get("stream_options", {}).get("include_usage"):
-            prompt = body["prompt"]
-            length = len(prompt if isinstance(prompt, list) else prompt.split()) - (fault is Fault.PROMPT_CUT)
+            length = self.length(body) - (fault is Fault.PROMPT_CUT)
             usage = {"prompt_tokens": length, "completion_tokens": total, "total_tokens": length + total}
             await response.write(f"data: {json.dumps({'id': 'c', 'choices': [], 'usage': usage})}\n\n".encode())
         if fault not in (Fault.NO_DONE, Fault.BREAKS_OFF, Fault.RESET):
@@ -149,6 +183,8 @@ class MockOpenAI:
         app.router.add_get("/v1/models", self.handle_models)
         app.router.add_get("/metrics", self.handle_metrics)
         app.router.add_post("/v1/completions", self.handle_completions)
+        app.router.add_post("/v1/chat/completions", self.handle_completions)
+        app.router.add_post("/tokenize", self.handle_tokenize)
         runner = web.AppRunner(
             app, handler_cancellation=True, keepalive_timeout=self.keepalive_s, access_log=None, shutdown_timeout=0.1
         )

@@ -85,6 +85,14 @@ RUNS = {
     "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
     "host too slow": synthetic.rows(replace(synthetic.GPU, gpu_util_pct=27.0)),
+    "drawn": synthetic.changed(
+        synthetic.rows(),
+        lambda row: row.kind == "load",
+        api="chat",
+        prompt_lengths="lognormal of mean 512 and std 400 from 64 to 4096",
+        output_lengths="uniform from 8 to 64",
+        shared_prefix="8 shared prefixes of 256 tokens",
+    ),
     "no power": synthetic.changed(synthetic.rows(), lambda row: True, power_w=None, energy_j=None),
 }
 

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -347,15 +348,21 @@ def test_lengths_are_part_of_every_rule() -> None:
     assert all("tokens" in line for line in bullets)
 
 
-def test_servers_and_workloads_are_never_mixed(tmp_path: Path) -> None:
-    longer = [
-        replace(r, prompt_tokens=2000, point_id=f"l-{r.point_id}")
-        for r in synthetic.rows()
-        if r.purpose == "concurrency"
-    ]
+@pytest.mark.parametrize(
+    ("other", "suffix"),
+    [
+        ({"prompt_tokens": 2000}, "prompt-2000"),
+        ({"api": "chat"}, "chat"),
+        ({"output_lengths": "uniform from 8 to 120"}, "uniform-from-8-to-120"),
+        ({"shared_prefix": "2 shared prefixes of 8 tokens"}, "2-shared-prefixes-of-8-tokens"),
+    ],
+)
+def test_servers_and_workloads_are_never_mixed(tmp_path: Path, other: dict[str, Any], suffix: str) -> None:
+    longer = [replace(r, **other, point_id=f"l-{r.point_id}") for r in synthetic.rows() if r.purpose == "concurrency"]
     rows = synthetic.tables_of([*synthetic.rows(), *longer]).points
-    paths = write_concurrency_sweep(tmp_path, load_curves(rows, "concurrency"))
-    assert [p.name for p in paths] == ["concurrency_sweep.csv", "concurrency_sweep.phi-3-mini-4k-prompt-2000.csv"]
+    curves = load_curves(rows, "concurrency")
+    assert len(curves) == len(write_concurrency_sweep(tmp_path, curves)) == len(list(tmp_path.iterdir())) == 2
+    assert any(curve.series.group.slug == f"phi-3-mini-4k-{suffix}" for curve in curves)
 
 
 def test_no_load_rows_no_page() -> None:

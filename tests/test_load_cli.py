@@ -157,6 +157,47 @@ def test_a_server_without_a_list_of_models_serves_a_named_one(capsys: pytest.Cap
         assert run(capsys, "--url", server.url, *SMALL, "--model", "m")[0] == 0
 
 
+def test_chat_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI()) as server:
+        code, report, _ = run(capsys, "--url", f"{server.url}/v1/chat/completions", "--chat", *SMALL)
+    assert (code, report["completed"], report["failed"]) == (0, 8, 0)
+    messages = [body["messages"] for body in server.bodies]
+    assert len({message["content"] for (message,) in messages}) == 8
+    assert all(message["content"].endswith("Explain what a GPU is in one sentence.") for (message,) in messages)
+
+
+@pytest.mark.parametrize("chat", [[], ["--chat"]])
+@pytest.mark.parametrize(
+    ("max_model_len", "tokens_of_a_word", "max_tokens", "words"),
+    [
+        (64, None, 64, "--max-tokens 64 leaves no room for a prompt in max_model_len 64 of mock"),
+        (64, 1, 65, "--max-tokens 65 leaves no room for a prompt in max_model_len 64 of mock"),
+        (80, 3, 54, "a prompt of 27 tokens and --max-tokens 54 do not fit max_model_len 80 of mock"),
+        (80, 3, 53, ""),
+        (80, None, 54, ""),  # nobody knows how long the prompt is
+        (None, 3, 10**6, ""),
+    ],
+)
+def test_lengths_that_the_server_cannot_hold_are_refused_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str],
+    chat: list[str],
+    max_model_len: int | None,
+    tokens_of_a_word: int | None,
+    max_tokens: int,
+    words: str,
+) -> None:
+    with serving(
+        MockOpenAI(max_model_len=max_model_len, tokens_of_a_word=tokens_of_a_word, tokens_per_chunk=10**6)
+    ) as server:
+        arguments = ["--url", server.url, "--n", "1", "--concurrency", "1", "--max-tokens", str(max_tokens), *chat]
+        code, report, complaint = run(capsys, *arguments)
+    if words:
+        assert (code, report, len(server.bodies)) == (2, {}, 0)
+        assert complaint == f"python -m workers.load: {words}\n"
+    else:
+        assert (code, report["completed"], complaint) == (0, 2, "")
+
+
 def test_help_names_the_units(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,13 @@ import pytest
 from mock_openai import Fault, MockOpenAI, serving
 
 from contract.failures import FailureClass
+from contract.lengths import LogNormal, Uniform, draw
+from contract.specs import Api, SharedPrefix
+from workers.load import client
 from workers.load.client import LoadPlan, LoadResult, generate, run_load
 from workers.load.endpoint import Endpoint
-from workers.load.prompts import PromptFactory
+from workers.load.prompts import PromptFactory, TextCost, WordPrompts
+from workers.load.tasks import split
 
 
 def plan_for(server: MockOpenAI, **changes: object) -> LoadPlan:
@@ -52,6 +57,99 @@ def test_every_request_is_sent_once_exactly_as_planned() -> None:
             "ignore_eos": True,
         }
     assert [row.ordinal for row in result.requests] == list(range(100, 106))
+
+
+DRAWN = {"prompt_tokens": LogNormal(40, 30, 10, 120), "output_tokens": Uniform(1, 9)}
+
+
+def test_drawn_lengths_are_sent_and_each_request_is_held_to_its_own() -> None:
+    with serving(MockOpenAI()) as server:
+        result = load(server, num_requests=40, **DRAWN)
+    drawn = [
+        (draw(DRAWN["prompt_tokens"], "prompt", 7, n), draw(DRAWN["output_tokens"], "output", 7, n)) for n in range(40)
+    ]
+    assert all(row.ok for row in result.requests)
+    assert [(row.prompt_tokens, row.completion_tokens) for row in result.requests] == drawn
+    assert sorted((len(body["prompt"]), body["max_tokens"]) for body in server.bodies) == sorted(drawn)
+    assert len(set(drawn)) > 10
+    with serving(MockOpenAI(fault=Fault.PROMPT_CUT)) as server:
+        rows = load(server, num_requests=40, **DRAWN).requests
+    assert {row.failure_class for row in rows} == {FailureClass.WRONG_TOKEN_COUNT}
+    told = [row.failure_message or "" for row in rows]
+    assert all(f", {prompt} were sent" in words for words, (prompt, _) in zip(told, drawn, strict=True))
+
+
+def bodies(plan: LoadPlan) -> dict[int, bytes]:
+    return {each.ordinal: each.body for each in client._prepare(plan)}
+
+
+@pytest.mark.parametrize("api", Api)
+def test_a_level_sends_the_same_however_many_processes_send_it(api: Api) -> None:
+    whole = plan_for(
+        MockOpenAI(url="http://h"), concurrency=7, num_requests=50, api=api, shared_prefix=SharedPrefix(3, 8), **DRAWN
+    )
+    for processes in (2, 3, 7):
+        parts = [bodies(part) for part in split(whole, processes, Path("/nowhere"))]
+        assert {ordinal: body for part in parts for ordinal, body in part.items()} == bodies(whole)
+
+
+def test_lengths_and_prefixes_go_by_the_number_in_the_level_not_by_what_the_server_was_asked_before() -> None:
+    early, late = (
+        [json.loads(body) for body in bodies(
+            plan_for(MockOpenAI(url="http://h"), first_ordinal=first, shared_prefix=SharedPrefix(3, 8), **DRAWN)
+        ).values()]
+        for first in (0, 1001)
+    )  # fmt: skip
+    for one, two in zip(early, late, strict=True):
+        assert (len(one["prompt"]), one["max_tokens"]) == (len(two["prompt"]), two["max_tokens"])
+        assert one["prompt"][:8] == two["prompt"][:8]
+        assert one["prompt"][8:] != two["prompt"][8:]
+
+
+def test_a_chat_is_one_message_and_its_length_is_told_not_judged() -> None:
+    with serving(MockOpenAI(tokens_of_a_word=2, template_tokens=9)) as server:
+        result = load(server, api=Api.CHAT, prompt_tokens=50, text_cost=TextCost(2.0, 9.0))
+        missed = load(server, api=Api.CHAT, prompt_tokens=50)
+    texts = WordPrompts(7, TextCost(2.0, 9.0))
+    expected = {texts.prompt(ordinal, 0, 50) for ordinal in range(100, 106)}
+    assert {body["messages"][0]["content"] for body in server.bodies[:6]} == expected
+    for body in server.bodies[:6]:
+        assert [message["role"] for message in body["messages"]] == ["user"]
+        assert set(body) == {"model", "max_tokens", "temperature", "stream", "stream_options", "ignore_eos", "messages"}
+    assert [(row.ok, row.prompt_tokens, row.completion_tokens, row.chunks) for row in result.requests] == [
+        (True, 49, 8, 8)
+    ] * 6
+    assert [(row.ok, row.prompt_tokens) for row in missed.requests] == [(True, 109)] * 6
+
+
+def test_a_chats_ttft_is_its_first_tokens_not_its_roles() -> None:
+    with serving(MockOpenAI(preface_s=0.2)) as server:
+        row = load(server, api=Api.CHAT, num_requests=1).requests[0]
+    assert row.first_byte_s is not None
+    assert row.ttft_s is not None
+    assert row.first_byte_s < 0.15 < 0.2 <= row.ttft_s
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault.ERROR_MID_STREAM, FailureClass.IN_BAND_ERROR),
+        (Fault.BREAKS_OFF, FailureClass.NO_DONE),
+        (Fault.SHORT, FailureClass.WRONG_TOKEN_COUNT),
+        (Fault.NO_FINISH_REASON, FailureClass.NO_FINISH_REASON),
+        (Fault.ROLE_ONLY, FailureClass.NO_FINISH_REASON),
+        (Fault.DELTA_NOT_OBJECT, FailureClass.MALFORMED_STREAM),
+        (Fault.NO_USAGE, FailureClass.NO_USAGE),
+        (Fault.RESET, FailureClass.CONNECTION_LOST),
+        (Fault.STATUS_503, FailureClass.HTTP_ERROR),
+    ],
+)
+def test_a_bad_answer_to_a_chat_fails_with_its_class(fault: Fault, expected: FailureClass) -> None:
+    with serving(MockOpenAI(faults=[fault])) as server:
+        bad, good = load(server, api=Api.CHAT, concurrency=1, num_requests=2).requests
+    assert (bad.ok, bad.failure_class, good.ok) == (False, expected, True)
+    if fault is Fault.ROLE_ONLY:
+        assert (bad.chunks, bad.ttft_s) == (0, None)
 
 
 def test_a_success_row_is_whole_and_consistent() -> None:
@@ -202,6 +300,8 @@ def test_it_can_run_in_a_thread_of_its_own() -> None:
         {"num_requests": 0},
         {"output_tokens": 0},
         {"prompt_tokens": 0},
+        {"prompt_tokens": 8, "shared_prefix": SharedPrefix(2, 8)},
+        {"prompt_tokens": Uniform(8, 90), "shared_prefix": SharedPrefix(2, 8)},
         {"first_ordinal": -1},
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},

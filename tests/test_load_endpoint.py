@@ -10,10 +10,14 @@ from mock_openai import MockOpenAI, serving
 from workers.load.endpoint import KEEPALIVE_S, Endpoint, EndpointError, open_session, served_models
 
 
-@pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/", "/v1/completions", "/v1/completions/"])
+@pytest.mark.parametrize(
+    "tail", ["", "/", "/v1", "/v1/", "/v1/completions", "/v1/completions/", "/v1/chat/completions"]
+)
 def test_a_base_url_may_be_pasted_in_any_form(tail: str) -> None:
     endpoint = Endpoint(f"https://host:8443/serve{tail}", "m")
     assert endpoint.completions_url == "https://host:8443/serve/v1/completions"
+    assert endpoint.chat_url == "https://host:8443/serve/v1/chat/completions"
+    assert endpoint.tokenize_url == "https://host:8443/serve/tokenize"
     assert endpoint.models_url == "https://host:8443/serve/v1/models"
 
 
@@ -60,7 +64,9 @@ def test_the_proxy_is_for_others_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_models_are_listed_in_the_servers_order() -> None:
     with serving(MockOpenAI(models=("b", "a"))) as server:
-        assert await served_models(Endpoint(server.url, ""), 5) == ["b", "a"]
+        assert list((await served_models(Endpoint(server.url, ""), 5)).items()) == [("b", None), ("a", None)]
+    with serving(MockOpenAI(max_model_len=4096)) as server:
+        assert await served_models(Endpoint(server.url, ""), 5) == {"mock": 4096}
 
 
 @pytest.mark.parametrize("body", ["<html>hello</html>", "{}", '{"data": []}', '{"data": [{"id": 3}]}', "[]", '"data"'])
@@ -73,7 +79,7 @@ async def test_something_else_behind_the_url_is_named(body: str) -> None:
 
 async def test_the_key_is_sent_and_a_wrong_one_is_named() -> None:
     with serving(MockOpenAI(api_key="right")) as server:
-        assert await served_models(Endpoint(server.url, "", api_key="right"), 5) == ["mock"]
+        assert await served_models(Endpoint(server.url, "", api_key="right"), 5) == {"mock": None}
         with pytest.raises(EndpointError, match="API key") as caught:
             await served_models(Endpoint(server.url, "", api_key="wrong"), 5)
         assert caught.value.status == 401

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.load.prompts import ORDINALS, PromptFactory, text_prompt
+from contract.specs import SharedPrefix
+from workers.load.prompts import ORDINALS, WORDS, GivenText, PromptFactory, TextCost, WordPrompts
 
 vocabularies = st.one_of(st.integers(4, 300), st.sampled_from([256, 32_000, 128_256, 151_936, 262_208]))
 ordinals = st.integers(0, ORDINALS - 1)
@@ -98,6 +100,89 @@ def test_too_small_a_vocabulary_is_refused() -> None:
 
 @given(st.text(max_size=20), st.integers(0, 2**32), st.integers(0, 2**32), ordinals, ordinals)
 def test_text_prompts_keep_the_text_and_are_unique(text: str, seed: int, other_seed: int, one: int, two: int) -> None:
-    prompt = text_prompt(text, seed, one)
+    prompt = GivenText(text, seed).prompt(one, 0, 0)
     assert prompt.endswith(text)
-    assert (prompt == text_prompt(text, other_seed, two)) == ((seed, one) == (other_seed, two))
+    assert (prompt == GivenText(text, other_seed).prompt(two, 0, 0)) == ((seed, one) == (other_seed, two))
+
+
+def common(one: Sequence[object], two: Sequence[object]) -> int:
+    """Return how much two prompts have in common from their beginning on."""
+    return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
+
+@given(
+    st.sampled_from([256, 32_000, 151_936]),
+    st.integers(1, 9),
+    st.integers(5, 60),
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 80), min_size=2, max_size=20),
+)
+def test_prompts_of_a_group_share_exactly_its_prefix_and_those_of_two_groups_nothing(
+    vocab_size: int, groups: int, prefix: int, first_ordinal: int, own: list[int]
+) -> None:
+    factory = PromptFactory(vocab_size, 3, SharedPrefix(groups, prefix))
+    prompts = [factory.prompt(first_ordinal + at, at, prefix + tokens) for at, tokens in enumerate(own)]
+    assert [len(prompt) for prompt in prompts] == [prefix + tokens for tokens in own]
+    for at, one in enumerate(prompts):
+        for other in range(at):
+            shared = common(one, prompts[other])
+            if at % groups == other % groups:
+                assert shared == prefix  # their own parts differ in the first token
+            else:
+                assert shared < factory.digits  # so no block of any size from there on is the same
+
+
+def test_a_shared_prefix_is_no_other_prompts_beginning_and_another_seeds_is_another() -> None:
+    factory = PromptFactory(32_000, 3, SharedPrefix(4, 64))
+    prefixes = [factory.prompt(0, group, 65)[:64] for group in range(4)]
+    alone = [PromptFactory(32_000, 3).tokens(ordinal, 64) for ordinal in range(2000)]
+    assert all(common(prefix, prompt) < factory.digits for prefix in prefixes for prompt in alone)
+    assert factory.prompt(9, 1, 65)[:64] == prefixes[1] == factory.prompt(7, 5, 65)[:64]
+    assert PromptFactory(32_000, 4, SharedPrefix(4, 64)).prompt(9, 1, 65)[:64] != prefixes[1]
+
+
+def test_nothing_behind_the_prefix_is_refused() -> None:
+    with pytest.raises(ValueError, match="a prompt of 0 tokens"):
+        PromptFactory(256, 0, SharedPrefix(2, 8)).prompt(0, 0, 8)
+
+
+COSTS = st.builds(TextCost, st.floats(0.9, 6), st.floats(0, 60))
+
+
+@given(st.integers(0, 2**40), ordinals, ordinals, COSTS, st.integers(2, 600))
+def test_messages_are_as_long_as_wished_within_a_word_and_unique_from_the_beginning(
+    seed: int, one: int, two: int, cost: TextCost, tokens: int
+) -> None:
+    first, second = (WordPrompts(seed, cost).prompt(ordinal, 0, tokens).split() for ordinal in (one, two))
+    took = len(first) * cost.tokens_per_word + cost.overhead_tokens
+    if len(first) > 6:
+        assert tokens - cost.tokens_per_word < took <= tokens + 0.01
+    assert len(first) == len(second) >= 6
+    if one != two:
+        assert first[:6] != second[:6]
+
+
+def test_neighbouring_messages_differ_in_their_first_word_and_follow_from_seed_and_ordinal() -> None:
+    prompts = WordPrompts(5)
+    assert len({prompts.prompt(ordinal, 0, 12).split()[0] for ordinal in range(64)}) == 64
+    assert prompts.prompt(7, 0, 40) == WordPrompts(5).prompt(7, 3, 40)
+    assert prompts.prompt(7, 0, 40) != WordPrompts(6).prompt(7, 0, 40)
+
+
+def test_words_are_all_of_one_length_so_that_a_tokenizer_of_bytes_counts_them_alike() -> None:
+    assert len(set(WORDS)) == len(WORDS) == 64
+    assert {len(word) for word in WORDS} == {4}
+
+
+@given(st.integers(1, 7), st.integers(40, 80), st.integers(6, 30), COSTS)
+def test_messages_of_a_group_share_its_words_and_those_of_two_groups_do_not(
+    groups: int, prefix: int, own: int, cost: TextCost
+) -> None:
+    tokens = int(cost.overhead_tokens + prefix + (own + 2) * cost.tokens_per_word) + 1
+    prompts = WordPrompts(1, cost, SharedPrefix(groups, prefix))
+    messages = [prompts.prompt(100 + at, at, tokens).split() for at in range(2 * groups)]
+    words = int(prefix / cost.tokens_per_word + 1e-6)
+    assert {len(message) for message in messages} == {cost.words(tokens - cost.overhead_tokens)}
+    for at, message in enumerate(messages[:groups]):
+        assert common(message, messages[at + groups]) == words
+        assert all(common(message, other) < words for other in messages[:at])

@@ -321,7 +321,77 @@ def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
     assert stream_module._quick(body) == by_the_parser(body)
 
 
+# --- chats ---
+
+PREFACE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+
+
+def said(delta: Any, reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+
+CHAT_EVENTS = [
+    event(PREFACE),
+    event(said({"content": "é"})),
+    event(said({"content": ""})),  # a token without text of its own: half a letter, say
+    event(said({"content": "x"}, "length")),
+    event({"choices": [], "usage": USAGE}),
+    event(b"[DONE]"),
+]
+
+
+def test_a_chats_first_token_is_not_the_chunk_that_names_the_role() -> None:
+    record = parse(*CHAT_EVENTS)
+    assert record.chunk_at_s == [1.0, 2.0, 3.0]
+    assert judge(record, Asked(3, True)) is None
+
+
+@pytest.mark.parametrize(
+    ("delta", "reason", "is_token"),
+    [
+        ({"role": "assistant", "content": ""}, None, False),
+        ({"role": "assistant", "content": None}, None, False),
+        ({"role": "assistant"}, None, False),
+        ({}, None, False),
+        ({"content": None}, None, False),
+        ({"role": "assistant", "content": "a"}, None, True),  # some servers name the role with every token
+        ({"content": ""}, None, True),
+        ({"reasoning": "a"}, None, True),
+        ({"role": "assistant", "reasoning_content": "a", "content": None}, None, True),
+        ({"tool_calls": [{"index": 0}]}, None, True),
+        ({}, "stop", True),
+        ({"role": "assistant", "content": ""}, "length", True),
+        (None, None, True),
+    ],
+)
+def test_a_chunk_of_a_chat_counts_where_it_carries_a_token_or_the_end(
+    delta: Any, reason: str | None, is_token: bool
+) -> None:
+    body = reads([chunked([event(said(delta, reason)), event(b"[DONE]")])])
+    assert len(by_the_parser(body).chunk_at_s) == is_token
+    assert stream_module._quick(body) == by_the_parser(body)
+
+
+@pytest.mark.parametrize("delta", [3, ["a"], "a", True])
+def test_a_delta_that_is_no_object_is_malformed(delta: Any) -> None:
+    assert verdict(stream(said(delta), said({}, "length"), USAGE_EVENT, b"[DONE]")) == FailureClass.MALFORMED_STREAM
+
+
+def test_the_quick_way_is_taken_for_vllms_chats_too() -> None:
+    body = reads([chunked(CHAT_EVENTS)])
+    assert stream_module._quick(body) == by_the_parser(body)
+    assert len(digest(body).chunk_at_s) == 3
+
+
+@given(st.dictionaries(st.sampled_from(["role", "content", "reasoning", "tool_calls", "x"]), json_values))
+def test_any_delta_is_read_the_same_both_ways(delta: dict[str, Any]) -> None:
+    body = reads([chunked([*CHAT_EVENTS[:2], event(said(delta)), *CHAT_EVENTS[2:]])])
+    assert digest(body) == by_the_parser(body)
+
+
 PARTS = st.one_of(
+    st.sampled_from(CHAT_EVENTS),
+    st.sampled_from([event(said(odd)) for odd in (None, 3, [], {"content": 3}, {"role": 3}, {"content": "\ud800"})]),
     st.sampled_from(
         [*GOOD_EVENTS, event(ERROR), event({"object": "error", "choices": []}), event({"choices": [], "usage": {}}),
          *(event({"choices": [], "usage": {"completion_tokens": odd}}) for odd in (3.0, True, -1, 2**63, None, "3")),

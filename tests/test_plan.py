@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import kv
-from contract.specs import Mode, PointKind, Purpose
+from contract.lengths import LogNormal, Normal, Uniform
+from contract.specs import Api, Mode, Point, PointKind, Purpose, SharedPrefix
 from orchestrator.fleet import NoRoom
-from orchestrator.plan import Plan, further_points, make_plan
+from orchestrator.plan import Plan, _identified, further_points, make_plan
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment
 from tests.configs import cpu_fleet, experiment, gpu_fleet, resolved, sim_fleet
@@ -144,6 +145,10 @@ def test_a_longer_ladder_keeps_the_ids_of_the_shorter() -> None:
         {"model": "qwen2.5-1.5b"},
         {"seed": 1},
         {"load__prompt_tokens": 13},
+        {"load__prompt_tokens": {"uniform": {"low": 12, "high": 12}}},
+        {"load__output_tokens": {"uniform": {"low": 1, "high": 127}}},
+        {"load__shared_prefix": {"groups": 1, "tokens": 4}},
+        {"load__api": "chat"},
     ],
 )
 def test_what_moves_a_number_moves_the_id(changes: dict[str, object]) -> None:
@@ -158,6 +163,61 @@ def test_what_does_not_move_a_number_keeps_the_id() -> None:
     )
     assert after.sessions[0].prefix_hit_limit == 0.5
     assert after.sessions[0].points[0].id == before
+
+
+LEVEL = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 8, 80, 12, 64, 8, 1, 7)
+
+
+def test_ids_of_fixed_lengths_are_what_they_were_before_lengths_could_be_drawn() -> None:
+    assert _identified("s", LEVEL).id == "5702bd1e16499de4"
+
+
+def test_points_that_are_asked_for_in_other_ways_have_other_ids() -> None:
+    bell = (12, 3, 2, 40)
+    points = [
+        LEVEL,
+        replace(LEVEL, prompt_tokens=Uniform(2, 40)),
+        replace(LEVEL, prompt_tokens=Normal(*bell)),
+        replace(LEVEL, prompt_tokens=LogNormal(*bell)),
+        replace(LEVEL, output_tokens=Normal(*bell)),
+        replace(LEVEL, api=Api.CHAT),
+        replace(LEVEL, shared_prefix=SharedPrefix(2, 4)),
+        replace(LEVEL, shared_prefix=SharedPrefix(4, 2)),
+    ]
+    assert len({_identified("s", point).id for point in points}) == len(points)
+
+
+def test_the_longest_that_can_be_drawn_must_fit_the_server() -> None:
+    prompts = {"uniform": {"low": 100, "high": 4000}}
+    answers = {"lognormal": {"mean": 64, "std": 64, "low": 1, "high": 97}}
+    with pytest.raises(ConfigError, match="4000 \\+ 97 tokens of prompt and output do not fit max_model_len 4096"):
+        plan(experiment("concurrency", load__prompt_tokens=prompts, load__output_tokens=answers))
+    answers["lognormal"]["high"] = 96
+    (session,) = plan(experiment("concurrency", load__prompt_tokens=prompts, load__output_tokens=answers)).sessions
+    assert session.points[0].prompt_tokens == Uniform(100, 4000)
+    assert session.points[0].output_tokens == LogNormal(64, 64, 1, 96)
+
+
+def test_shared_prefixes_are_all_in_the_cache_before_a_window_opens() -> None:
+    asked = experiment("concurrency", load__prompt_tokens=40, load__shared_prefix={"groups": 8, "tokens": 32})
+    (session,) = plan(asked).sessions
+    assert session.points[0].shared_prefix == SharedPrefix(8, 32)
+    assert [p.warmup_requests for p in session.points] == [8, 8, 8, 8, 16, 32]
+
+
+def test_prefixes_that_cannot_all_differ_are_refused() -> None:
+    with pytest.raises(ConfigError, match="50000 prefixes of 1 tokens cannot all differ"):
+        plan(experiment("concurrency", load__shared_prefix={"groups": 50_000, "tokens": 1}))
+
+
+def test_near_full_prompts_are_exact_and_share_nothing_whatever_the_load_is() -> None:
+    answers = {"uniform": {"low": 10, "high": 64}}
+    load = {"load__api": "chat", "load__output_tokens": answers, "load__shared_prefix": {"groups": 2, "tokens": 8}}
+    points = [p for s in plan(experiment("capacity", "phi-3-mini-4k", **load)).sessions for p in s.points]  # type: ignore[arg-type]
+    near_full = [p for p in points if p.purpose is Purpose.NEAR_FULL_CONTEXT]
+    assert {(p.prompt_tokens, p.api, p.shared_prefix) for p in near_full} == {(4024, Api.COMPLETIONS, None)}
+    others = [p for p in points if p.kind is PointKind.LOAD and p not in near_full]
+    assert {(p.api, p.shared_prefix) for p in others} == {(Api.CHAT, SharedPrefix(2, 8))}
 
 
 def test_length_above_the_models_limit_is_named_with_the_limit() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from contract.lengths import Lengths, LogNormal, Normal, Uniform
 from orchestrator.problems import ConfigError
 from orchestrator.schema import KvSweep, is_secret, validate
 from tests.configs import raw
@@ -62,6 +63,66 @@ def test_no_sweep_lists_the_sweeps_beside_other_problems() -> None:
 
 def test_a_bool_is_not_a_number() -> None:
     assert problems(load__prompt_tokens=True) == ["load.prompt_tokens: should be a valid integer, got True"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"),
+    [
+        (12, 12),
+        ({"uniform": {"low": 100, "high": 400}}, Uniform(100, 400)),
+        ({"normal": {"mean": 512, "std": 128, "low": 64, "high": 1024}}, Normal(512, 128, 64, 1024)),
+        ({"lognormal": {"mean": 512.5, "std": 128, "low": 64, "high": 1024}}, LogNormal(512.5, 128, 64, 1024)),
+    ],
+)
+def test_lengths_are_a_number_or_a_distribution(lengths: object, kept: Lengths) -> None:
+    made = validate(raw(load__prompt_tokens=lengths, load__output_tokens=lengths), [])
+    assert (made.load.prompt_lengths, made.load.output_lengths) == (kept, kept)
+    assert validate(made.model_dump(mode="json"), []) == made, "resume reads it from the manifest"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ("many", ": should be a valid integer, got 'many'"),
+        (0, ": should be greater than or equal to 1, got 0"),
+        ({}, ": should be one of uniform, normal or lognormal, got none"),
+        ({"unifrom": {"low": 1, "high": 2}}, ".unifrom: no such key (did you mean 'uniform'?)"),
+        ({"uniform": {"low": 2, "high": 1}}, ".uniform: low 2 is above high 1"),
+        ({"uniform": {"low": 2}}, ".uniform.high: is missing"),
+        ({"uniform": {"low": 2, "hihg": 3, "high": 4}}, ".uniform.hihg: no such key (did you mean 'high'?)"),
+        ({"normal": {"mean": 9, "std": 0, "low": 2, "high": 9}}, ".normal.std: should be greater than 0, got 0"),
+        ({"normal": {"mean": 90, "std": 1, "low": 2, "high": 9}}, ".normal: mean 90 is not within low 2 and high 9"),
+        ({"uniform": {"low": 2, "high": 4}, "normal": {"mean": 9, "std": 1, "low": 2, "high": 9}},
+         ": should be one of uniform, normal or lognormal, got uniform and normal"),
+    ],
+)  # fmt: skip
+def test_lengths_that_make_no_sense_are_named_where_they_were_typed(lengths: object, message: str) -> None:
+    assert problems(load__output_tokens=lengths) == [f"load.output_tokens{message}"]
+
+
+def test_every_problem_of_a_load_is_reported_at_once() -> None:
+    found = problems(
+        load__prompt_tokens={"lognormal": {"mean": 9, "std": "wide", "low": 0, "high": 9}}, load__api="chats",
+        load__output_tokens={"uniform": {"low": 5, "high": 4}}, load__shared_prefix={"groups": 0},
+    )  # fmt: skip
+    assert found == [
+        "load.api: should be 'completions' or 'chat', got 'chats'",
+        "load.output_tokens.uniform: low 5 is above high 4",
+        "load.prompt_tokens.lognormal.low: should be greater than or equal to 1, got 0",
+        "load.prompt_tokens.lognormal.std: should be a valid number, got 'wide'",
+        "load.shared_prefix.groups: should be greater than or equal to 1, got 0",
+        "load.shared_prefix.tokens: is missing",
+    ]
+
+
+def test_prompts_must_be_longer_than_what_they_share() -> None:
+    prefix, drawn = {"groups": 8, "tokens": 256}, {"uniform": {"low": 256, "high": 999}}
+    for lengths in (256, drawn):
+        assert problems(load__shared_prefix=prefix, load__prompt_tokens=lengths) == [
+            "load: shared_prefix: prompts of 256 tokens are not longer than a prefix of 256"
+        ]
+    assert validate(raw(load__shared_prefix=prefix, load__prompt_tokens=257), []).load.shared_prefix_spec
+    assert problems(load__prompt_tokens=1) == ["load: prompt_tokens: must be at least 2, got 1"]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from contract.failures import FailureClass
+from contract.lengths import Uniform
 from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
-from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec, Timeouts
+from contract.specs import (
+    Api,
+    Mode,
+    ModelSpec,
+    Point,
+    PointKind,
+    Purpose,
+    ServerSpec,
+    SessionSpec,
+    SharedPrefix,
+    Timeouts,
+)
 from tests.configs import load
 from workers import processes
 from workers.engines.sim import RUNTIME_BYTES
@@ -129,6 +142,34 @@ def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(sessi
     one.spec = replace(one.spec, prefix_hit_limit=0.8)
     one.row.requests_sent = 1
     assert one.measure(point).status == MEASURED
+
+
+def test_drawn_lengths_shared_prefixes_and_chats_are_measured_and_told(session: Made) -> None:
+    sent: list[LoadPlan] = []
+
+    def recorded(plans: list[LoadPlan]) -> list[LoadResult]:
+        sent.extend(plans)
+        return together(plans)
+
+    one = Session(spec(), "run", 1, ["3"], recorded)
+    session.sessions.append(one)
+    one.start()
+    drawn = replace(
+        LEVEL, prompt_tokens=Uniform(20, 90), output_tokens=Uniform(1, 8), shared_prefix=SharedPrefix(4, 16)
+    )
+    exact, fixed, chat = (one.measure(p) for p in (drawn, LEVEL, replace(drawn, api=Api.CHAT, shared_prefix=None)))
+    assert (exact.completed, fixed.completed, chat.completed) == (16, 16, 16)
+    assert (exact.api, exact.prompt_tokens, exact.output_tokens) == ("completions", 55, 4)
+    assert (exact.prompt_lengths, exact.output_lengths) == ("uniform from 20 to 90", "uniform from 1 to 8")
+    assert exact.shared_prefix == "4 shared prefixes of 16 tokens"
+    assert (fixed.prompt_lengths, fixed.output_lengths, fixed.shared_prefix) == (None, None, None)
+    assert (fixed.mean_prompt_tokens, fixed.mean_completion_tokens) == (12, 8)
+    assert exact.mean_prompt_tokens == fmean(r.prompt_tokens or 0 for r in exact.requests)
+    assert chat.api == "chat"
+    assert [plan.api for plan in sent] == [Api.COMPLETIONS] * 5 + [Api.CHAT] * 2  # the gate, then warm-ups and windows
+    assert [plan.shared_prefix for plan in sent[:4]] == [None, SharedPrefix(4, 16), SharedPrefix(4, 16), None]
+    assert chat.mean_prompt_tokens == exact.mean_prompt_tokens  # the stand-in counts words, and has no template
+    assert exact.server_generation_tokens == sum(r.completion_tokens or 0 for r in exact.requests)
 
 
 def test_a_failed_start_makes_a_failure_row_of_every_point(session: Made) -> None:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from contract import lengths
 from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, TelemetryRow
 from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
@@ -77,8 +78,12 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         mem_baseline_bytes=session.mem_baseline_bytes,
         concurrency=point.concurrency if load else None,
         num_requests=point.num_requests if load else None,
-        prompt_tokens=point.prompt_tokens if load else None,
-        output_tokens=point.output_tokens if load else None,
+        prompt_tokens=round(lengths.expected(point.prompt_tokens)) if load else None,
+        output_tokens=round(lengths.expected(point.output_tokens)) if load else None,
+        prompt_lengths=lengths.words(point.prompt_tokens),
+        output_lengths=lengths.words(point.output_tokens),
+        api=point.api if load else None,
+        shared_prefix=str(point.shared_prefix) if point.shared_prefix else None,
         repeat=point.repeat if load else None,
         seed=point.seed if load else None,
         **dataclasses.asdict(origin.kv),

@@ -6,6 +6,7 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import secrets
@@ -13,8 +14,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from contract.failures import FailureClass
+from contract.lengths import Lengths
 from contract.rows import (
     CLIENT_LIMITED,
     FAILED,
@@ -25,7 +28,7 @@ from contract.rows import (
     SessionEnd,
     SessionRow,
 )
-from contract.specs import Point, PointKind, SessionSpec
+from contract.specs import Api, Point, PointKind, SessionSpec
 from workers import kv_figures, metrics, point_rows, probe, processes, provenance, server_view
 from workers.account import ServerAccount
 from workers.devices import open_device
@@ -39,9 +42,11 @@ from workers.launch.process import ServerProcess
 from workers.launch.workspace import Workspace
 from workers.load import tasks
 from workers.load.client import LoadPlan, LoadResult
-from workers.load.endpoint import Endpoint
+from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
+from workers.load.prompts import ASSUMED_COST, TextCost
 from workers.load.summary import summarize
+from workers.load.tokenizer import text_cost
 from workers.models import write_model_dir
 from workers.point_rows import Origin
 from workers.sampler import Observed, Sampler
@@ -86,6 +91,7 @@ class Session:
         self._log_figures = vllm_log.LogFigures()
         self._account: ServerAccount | None = None
         self._settled = False
+        self._text_cost: TextCost | None = None
         self._ready_bytes: int | None = None
         self._client_cores: tuple[int, ...] = ()
         versions = self._engine.versions()
@@ -196,7 +202,7 @@ class Session:
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
             return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
-        except probe.NoAnswer as error:
+        except (probe.NoAnswer, EndpointError) as error:
             return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
@@ -257,7 +263,12 @@ class Session:
             setattr(row, name, value)
         row.clients = result.clients
         row.client_wait_share = max((c.wait_share for c in result.clients if c.wait_share is not None), default=None)
-        return self._judged(row, result), result
+        row = self._judged(row, result)
+        shared = point.shared_prefix is not None or point.api is Api.CHAT  # a chat's template is the same in all
+        hits = server_view.prefix_hit_failure(row.prefix_hit_ratio, self.spec.prefix_hit_limit, expected=shared)
+        if hits is not None and row.status == MEASURED:
+            row.status, row.failure_class, row.failure_message = FAILED, hits.failure_class, hits.message
+        return row, result
 
     def _fill_window(self, row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
         point_rows.fill_window(row, observed, started_s, duration_s)
@@ -279,14 +290,24 @@ class Session:
                 f"{first.failure_class}: {first.failure_message}"
             )
             row.log_tail = self._log_tail()
-        elif hits := server_view.prefix_hit_failure(row.prefix_hit_ratio, self.spec.prefix_hit_limit, expected=False):
-            row.status, row.failure_class, row.failure_message = FAILED, hits.failure_class, hits.message
         return row
 
     def _plan_of(self, point: Point, requests: int) -> LoadPlan:
-        return self._plan(point.concurrency, requests, point.prompt_tokens, point.output_tokens, point.seed)
+        plan = self._plan(point.concurrency, requests, point.prompt_tokens, point.output_tokens, point.seed)
+        return replace(plan, api=point.api, shared_prefix=point.shared_prefix, text_cost=self._cost_of_text(point.api))
 
-    def _plan(self, concurrency: int, requests: int, prompt_tokens: int, output_tokens: int, seed: int = 0) -> LoadPlan:
+    def _cost_of_text(self, api: Api) -> TextCost:
+        """What a chat's words take on this server, asked once."""
+        if api is not Api.CHAT:
+            return ASSUMED_COST
+        if self._text_cost is None:
+            assert self._endpoint is not None
+            self._text_cost = asyncio.run(text_cost(self._endpoint))
+        return self._text_cost
+
+    def _plan(
+        self, concurrency: int, requests: int, prompt_tokens: Lengths, output_tokens: Lengths, seed: int = 0
+    ) -> LoadPlan:
         """A load whose prompts no request of this server has had before."""
         assert self._endpoint is not None
         first_ordinal = self.row.requests_sent

@@ -4,8 +4,9 @@
 
 Listens on a free loopback port, written to PORT_FILE, or beside others of its kind on PORT. A request is a POST of any
 path whose body names `max_tokens`; its first token is due one interval after it has been read, each further one an
-interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: for every request `[read, [write, write, ...]]`, seconds
-on the monotonic clock that all processes of a host share. One thread on raw epoll, standard library only, pinned to CORE.
+interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: for every request `[read, [write, write, ...]]`,
+seconds on the monotonic clock that all processes of a host share. One thread on raw epoll, standard library only,
+pinned to CORE.
 """
 
 from __future__ import annotations

@@ -194,10 +194,11 @@ class Server:
         return web.json_response({"results": [answer] * self.options.ranks})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        """Stream as many tokens as were asked for."""
+        """Stream as many tokens as were asked for; of a chat, as vLLM does, behind a chunk that names the role."""
         body: dict[str, Any] = await request.json()
-        prompt, asked = body["prompt"], int(body["max_tokens"])
-        prompt = prompt if isinstance(prompt, list) else prompt.split()
+        chat = "messages" in body
+        prompt = body["messages"][0]["content"] if chat else body["prompt"]
+        prompt, asked = prompt if isinstance(prompt, list) else prompt.split(), int(body["max_tokens"])
         if len(prompt) + asked > self.options.max_model_len:
             return web.json_response({"error": {"message": "longer than max_model_len"}}, status=400)
         self.look_up(prompt)
@@ -216,8 +217,12 @@ class Server:
                 self.counted.generated.inc()
                 last = time.monotonic()
                 first = first if index else last
+                if chat and not index:
+                    preface = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                    await _event(response, {"choices": [preface]})
                 reason = "length" if index + 1 == asked else None
-                await _event(response, {"choices": [{"index": 0, "text": " x", "finish_reason": reason}]})
+                token = {"delta": {"content": " x"}} if chat else {"text": " x"}
+                await _event(response, {"choices": [{"index": 0, **token, "finish_reason": reason}]})
             usage = {"prompt_tokens": len(prompt), "completion_tokens": asked, "total_tokens": len(prompt) + asked}
             await _event(response, {"choices": [], "usage": usage})
             await response.write(b"data: [DONE]\n\n")
@@ -270,6 +275,7 @@ async def serve(options: argparse.Namespace) -> None:
             web.get("/v1/models", server.models),
             web.get("/metrics", server.metrics),
             web.post("/v1/completions", server.completions),
+            web.post("/v1/chat/completions", server.completions),
         ]
     )
     if options.uds:

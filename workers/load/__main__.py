@@ -18,9 +18,12 @@ from typing import Any, NoReturn
 import uvloop
 
 from contract.rows import RequestRow
+from contract.specs import Api
 from workers.load.client import LoadPlan, LoadResult, run_load
 from workers.load.endpoint import Endpoint, EndpointError, served_models
+from workers.load.prompts import GivenText
 from workers.load.summary import LoadSummary, percentile, summarize
+from workers.load.tokenizer import count_tokens
 
 PROG = "python -m workers.load"
 MODELS_TIMEOUT_S = 15.0
@@ -61,14 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
         f"The API key is read from {' or '.join(KEY_VARIABLES)}. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
-        "2 bad arguments or no usable server, 130 interrupted.",
+        "2 bad arguments, lengths that do not fit the server's max_model_len, or no usable server, 130 interrupted.",
     )
     add = parser.add_argument
     add(
         "--url",
         default="http://127.0.0.1:8000/v1/completions",
-        help="server, with or without /v1 or /v1/completions (default: %(default)s)",
+        help="server, with or without /v1, /v1/completions or /v1/chat/completions (default: %(default)s)",
     )
+    add("--chat", action="store_true", help="ask for chat completions, --prompt as the message of a user")
     add("--n", type=_count, default=32, metavar="REQUESTS", help="requests in each half (default: %(default)s)")
     add(
         "--concurrency",
@@ -101,20 +105,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _find_model(endpoint: Endpoint, wanted: str | None) -> str:
+async def _find_model(endpoint: Endpoint, wanted: str | None) -> tuple[str, int | None]:
+    """The model to ask for and its max_model_len, where the server tells it."""
     try:
-        names = await served_models(endpoint, MODELS_TIMEOUT_S)
+        models = await served_models(endpoint, MODELS_TIMEOUT_S)
     except EndpointError as error:
         if wanted is not None and error.status == 404:
-            return wanted  # some compatible servers list no models: the first request will tell
+            return wanted, None  # some compatible servers list no models: the first request will tell
         raise
-    if wanted is not None and wanted not in names:
-        raise EndpointError(f"unknown model {wanted!r}: {endpoint.root} serves {', '.join(names)}")
-    return wanted or names[0]
+    if wanted is not None and wanted not in models:
+        raise EndpointError(f"unknown model {wanted!r}: {endpoint.root} serves {', '.join(models)}")
+    model = wanted or next(iter(models))
+    return model, models[model]
+
+
+async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
+    """Refuse what the server would refuse of every request. Text is counted where the server does so (vLLM)."""
+    if max_model_len is None:
+        return
+    room = f"max_model_len {max_model_len} of {plan.endpoint.model}"
+    if max_tokens >= max_model_len:
+        raise EndpointError(f"--max-tokens {max_tokens} leaves no room for a prompt in {room}")
+    text = GivenText(plan.text or "", plan.seed).prompt(
+        2 * plan.num_requests - 1, 0, 0
+    )  # the last one's is the longest
+    chat = {"messages": [{"role": "user", "content": text}]}
+    prompt_tokens = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
+    if prompt_tokens is not None and prompt_tokens + max_tokens > max_model_len:
+        asked = f"a prompt of {prompt_tokens} tokens and --max-tokens {max_tokens}"
+        raise EndpointError(f"{asked} do not fit {room}")
 
 
 async def _compare(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, LoadResult, LoadResult]:
-    model = await _find_model(endpoint, args.model)
+    model, max_model_len = await _find_model(endpoint, args.model)
     sequential = LoadPlan(
         replace(endpoint, model=model),
         concurrency=1,
@@ -128,7 +151,9 @@ async def _compare(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, L
         timeout_s=args.timeout,
         ignore_eos=args.ignore_eos,
         text=args.prompt,
+        api=Api.CHAT if args.chat else Api.COMPLETIONS,
     )
+    await _check_lengths(sequential, args.max_tokens, max_model_len)
     concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
     return model, await run_load(sequential), await run_load(concurrent)
 

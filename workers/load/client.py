@@ -1,4 +1,4 @@
-"""A closed loop of completions requests on one server, every answer judged.
+"""A closed loop of completions or chat requests on one server, every answer judged.
 
 Called by a Ray task on the server's own node (`generate`) and by the command line. Inside the window it only sends and
 keeps what it reads: bodies are made before it opens, answers are judged after it has closed. A failed request becomes a
@@ -24,9 +24,11 @@ import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
 from contract.failures import FailureClass
+from contract.lengths import Lengths, draw, lowest
 from contract.rows import ClientRow, Failure, RequestRow
+from contract.specs import Api, SharedPrefix
 from workers.load.endpoint import KEEPALIVE_S, Endpoint, open_session
-from workers.load.prompts import PromptFactory, text_prompt
+from workers.load.prompts import ASSUMED_COST, GivenText, PromptFactory, TextCost, WordPrompts
 from workers.load.start_line import StartLine
 from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
 from workers.load.summary import percentile
@@ -42,16 +44,17 @@ class LoadPlan:
     """One load level. Temperature is 0 and answers are streamed with usage.
 
     Raises:
-        ValueError: a count or the time limit is below 1 (or not above 0), or `first_ordinal` is negative.
+        ValueError: a count or the time limit is below 1 (or not above 0), a prompt has no token behind its shared
+            prefix, or `first_ordinal` is negative.
     """
 
     endpoint: Endpoint
     concurrency: int
     """Requests in flight: each of so many workers sends its next one as soon as its last has ended."""
     num_requests: int
-    prompt_tokens: int
-    """Exact length of every prompt; not looked at with `text`."""
-    output_tokens: int
+    prompt_tokens: Lengths
+    """Of every prompt: exact for completions, about it with its template for chat; not looked at with `text`."""
+    output_tokens: Lengths
     """max_tokens, and with `ignore_eos` the exact length of every answer."""
     first_ordinal: int
     """Ordinal of the first request. Ordinals must never be used twice on one server: they make prompts unique."""
@@ -68,17 +71,22 @@ class LoadPlan:
     start: StartLine | None = None
     """Where to wait for the other processes of the level before the window opens."""
     text: str | None = None
-    """Send this text behind a prefix unique per (seed, ordinal) instead of token ids."""
+    """Send this text behind a prefix unique per (seed, ordinal) instead of token ids or drawn words."""
+    api: Api = Api.COMPLETIONS
+    shared_prefix: SharedPrefix | None = None
+    text_cost: TextCost = ASSUMED_COST
+    """Of a chat's words on this server."""
+    offset: int = 0
+    """Requests of the level that other plans send before this one's first. Lengths and shared prefixes go by a
+    request's number in its level, not by its ordinal: so they do not depend on what the server was asked before."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "concurrency",
-            "num_requests",
-            "output_tokens",
-            *(("prompt_tokens",) if self.text is None else ()),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be at least 1")
+        least = {"concurrency": 1, "num_requests": 1, "output_tokens": 1}
+        if self.text is None:
+            least["prompt_tokens"] = 1 + (self.shared_prefix.tokens if self.shared_prefix else 0)
+        for name, limit in least.items():
+            if lowest(getattr(self, name)) < limit:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be at least {limit}")
         if self.first_ordinal < 0:
             raise ValueError(f"first_ordinal is {self.first_ordinal}: must not be negative")
         if not self.timeout_s > 0:
@@ -107,6 +115,7 @@ class LoadResult:
 class _Prepared:
     ordinal: int
     body: bytes
+    asked: Asked
 
 
 def generate(plan: LoadPlan) -> LoadResult:
@@ -192,7 +201,9 @@ class _Watch:
 async def _lines(plan: LoadPlan) -> AsyncIterator[list[Line]]:
     """The lines of a load, connected; one that cannot be is left to its first request, whose row will say why."""
     async with open_session(plan.endpoint) as session:
-        wire = Wire(session, plan.endpoint.completions_url, plan.endpoint.proxy())
+        chat = plan.api is Api.CHAT
+        url = plan.endpoint.chat_url if chat else plan.endpoint.completions_url
+        wire = Wire(session, url, plan.endpoint.proxy())
         lines = [Line(wire, KEEPALIVE_S) for _ in range(min(plan.concurrency, plan.num_requests))]
         try:
             with contextlib.suppress(TimeoutError):
@@ -228,21 +239,30 @@ def _cpu_wait_s() -> float | None:
 def _prepare(plan: LoadPlan) -> Iterator[_Prepared]:
     fields: dict[str, Any] = {
         "model": plan.endpoint.model,
-        "max_tokens": plan.output_tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if plan.ignore_eos:
         fields["ignore_eos"] = True
-    factory = PromptFactory(plan.vocab_size, plan.seed) if plan.text is None else None
-    for ordinal in range(plan.first_ordinal, plan.first_ordinal + plan.num_requests):
-        prompt: str | list[int]
-        if factory is not None:
-            prompt = factory.tokens(ordinal, plan.prompt_tokens)
-        else:
-            prompt = text_prompt(plan.text or "", plan.seed, ordinal)
-        yield _Prepared(ordinal, json.dumps(fields | {"prompt": prompt}, separators=(",", ":")).encode())
+    prompts = _prompts(plan)
+    for index in range(plan.num_requests):
+        ordinal, number = plan.first_ordinal + index, plan.offset + index
+        prompt_tokens = draw(plan.prompt_tokens, "prompt", plan.seed, number)
+        max_tokens = draw(plan.output_tokens, "output", plan.seed, number)
+        prompt = prompts.prompt(ordinal, number, prompt_tokens)
+        what = {"messages": [{"role": "user", "content": prompt}]} if plan.api is Api.CHAT else {"prompt": prompt}
+        body = json.dumps(fields | {"max_tokens": max_tokens} | what, separators=(",", ":")).encode()
+        exact = isinstance(prompts, PromptFactory)
+        yield _Prepared(ordinal, body, Asked(max_tokens, plan.ignore_eos, prompt_tokens if exact else None))
+
+
+def _prompts(plan: LoadPlan) -> PromptFactory | WordPrompts | GivenText:
+    if plan.text is not None:
+        return GivenText(plan.text, plan.seed)
+    if plan.api is Api.CHAT:
+        return WordPrompts(plan.seed, plan.text_cost, plan.shared_prefix)
+    return PromptFactory(plan.vocab_size, plan.seed, plan.shared_prefix)
 
 
 @dataclass(slots=True)
@@ -250,6 +270,7 @@ class _Sent:
     """One request and all that came back; judged when the window has closed."""
 
     ordinal: int
+    asked: Asked
     answer: Answer
     ended_s: float = 0.0
     slip_s: float | None = None
@@ -257,7 +278,7 @@ class _Sent:
 
 
 async def _send(line: Line, request: _Prepared, timeout_s: float) -> _Sent:
-    sent = _Sent(request.ordinal, Answer(time.monotonic()))
+    sent = _Sent(request.ordinal, request.asked, Answer(time.monotonic()))
     try:
         async with asyncio.timeout(timeout_s):
             await line.post(request.body, sent.answer)
@@ -309,8 +330,7 @@ def _judged(sent: _Sent, plan: LoadPlan) -> tuple[StreamRecord, Failure | None]:
         return record, Failure(FailureClass.MALFORMED_STREAM, f"the answer is longer than {MAX_BODY_BYTES} bytes")
     if sent.error is not None and record.error is None:
         return record, _broken(sent.error, plan.timeout_s, len(record.chunk_at_s))
-    asked = Asked(plan.output_tokens, plan.ignore_eos, plan.prompt_tokens if plan.text is None else None)
-    return record, judge(record, asked)
+    return record, judge(record, sent.asked)
 
 
 def _after(at_s: float | None, start_s: float) -> float | None:

@@ -37,7 +37,7 @@ class Endpoint:
     """
 
     base_url: str
-    """Base URL, with or without `/v1` or `/v1/completions`. With `uds`, only its path counts."""
+    """Base URL, with or without `/v1`, `/v1/completions`, `/v1/chat/completions`. With `uds`, only its path counts."""
     model: str
     uds: str | None = None
     """Path of a Unix socket to connect to instead of the URL's host and port."""
@@ -60,12 +60,25 @@ class Endpoint:
     @property
     def root(self) -> str:
         """The URL that `/v1` follows."""
-        return self.base_url.rstrip("/").removesuffix("/completions").rstrip("/").removesuffix("/v1").rstrip("/")
+        root = self.base_url.rstrip("/")
+        for tail in ("/chat/completions", "/completions", "/v1"):
+            root = root.removesuffix(tail).rstrip("/")
+        return root
 
     @property
     def completions_url(self) -> str:
         """Where completions are asked for."""
         return f"{self.root}/v1/completions"
+
+    @property
+    def chat_url(self) -> str:
+        """Where chat completions are asked for."""
+        return f"{self.root}/v1/chat/completions"
+
+    @property
+    def tokenize_url(self) -> str:
+        """Where vLLM says what tokens a text becomes."""
+        return f"{self.root}/tokenize"
 
     @property
     def models_url(self) -> str:
@@ -115,20 +128,43 @@ def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     )
 
 
-async def served_models(endpoint: Endpoint, timeout_s: float) -> list[str]:
-    """Return the model names `endpoint` serves, in its order; `endpoint.model` is not looked at.
+async def served_models(endpoint: Endpoint, timeout_s: float) -> dict[str, int | None]:
+    """Return the models `endpoint` serves, in its order; `endpoint.model` is not looked at.
+
+    Each with its `max_model_len`, prompt and answer together in tokens; None where the server does not say (vLLM does).
 
     Raises:
         EndpointError: not reachable within `timeout_s` seconds, refused, or the answer is no list of models.
     """
     url = endpoint.models_url
+    answer = await ask(endpoint, url, timeout_s)
+    try:
+        models = {entry["id"]: entry.get("max_model_len") for entry in answer["data"]}
+    except (LookupError, TypeError, AttributeError):
+        models = {}
+    if not models or not all(isinstance(name, str) for name in models):
+        raise EndpointError(f"{url} answered no list of models: no OpenAI-compatible server?", 200)
+    return {name: length if type(length) is int else None for name, length in models.items()}
+
+
+async def ask(endpoint: Endpoint, url: str, timeout_s: float, body: Any = None) -> Any:
+    """Return the JSON that the server answers at `url`, one of the endpoint's; None where it is no JSON.
+
+    A GET, or with `body` a POST of it as JSON. For what is asked before a load; never inside a window.
+
+    Raises:
+        EndpointError: not reachable within `timeout_s` seconds, or refused (its `status` then says how).
+    """
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
         async with (
             open_session(endpoint) as session,
-            session.get(url, proxy=endpoint.proxy(), timeout=timeout, allow_redirects=False) as response,
-        ):
-            status, body = response.status, await response.read()
+            session.request(
+                "GET" if body is None else "POST", url, json=body, proxy=endpoint.proxy(), timeout=timeout,
+                allow_redirects=False,
+            ) as response,
+        ):  # fmt: skip
+            status, text = response.status, await response.read()
     except TimeoutError:
         raise EndpointError(f"{url} did not answer within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
@@ -138,10 +174,6 @@ async def served_models(endpoint: Endpoint, timeout_s: float) -> list[str]:
     if status != 200:
         raise EndpointError(f"{url} answered HTTP {status}: no OpenAI-compatible server?", status)
     try:
-        answer: Any = json.loads(body)
-        names = [entry["id"] for entry in answer["data"]]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        names = []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise EndpointError(f"{url} answered no list of models: no OpenAI-compatible server?", status)
-    return names
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

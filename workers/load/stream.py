@@ -1,4 +1,4 @@
-"""One completions answer as server-sent events: what came, when, and whether it is a success.
+"""One answer to a completion or a chat as server-sent events: what came, when, and whether it is a success.
 
 `workers.load.client` gives it the reads of a body after the request (`digest`). Pure: it reads no clock, opens no
 connection, and must never raise, whatever a server sends.
@@ -33,8 +33,9 @@ _FIELDS = (b"data", b"event", b"id", b"retry", b"")  # the last: comments
 class StreamRecord:
     """What happened in one stream. Stamps are those the bytes were fed with: when an event's last byte arrived.
 
-    A chunk is an event with a choice; it may hold several tokens, or none of text. (`vllm bench serve` counts the same
-    events, but calls the gaps between them inter-token latency, and stamps completions after parsing them.)
+    A chunk is an event with a choice; it may hold several tokens, or none of text. In a chat, a choice that only names
+    the role comes before any token, and is none. (`vllm bench serve` counts the same events, and that one too; it calls
+    the gaps between them inter-token latency, and stamps completions after parsing them.)
     """
 
     chunk_at_s: list[float] = field(default_factory=list)
@@ -51,7 +52,7 @@ class StreamRecord:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asked for. `prompt_tokens` is None for text, whose length only the server knows."""
+    """What a request asked for. `prompt_tokens` is None for text and chat, whose length only the server knows."""
 
     max_tokens: int
     ignore_eos: bool
@@ -146,10 +147,15 @@ class StreamParser:
             if reason is not None and not isinstance(reason, str):
                 self._malformed("a choice is not an object with a finish_reason")
                 return
+            delta = choice.get("delta")
+            if delta is not None and not isinstance(delta, dict):
+                self._malformed("a choice's delta is not an object")
+                return
             if reason and record.finish_reason:
                 self._malformed("finish_reason came twice")
                 return
-            record.chunk_at_s.append(at_s)
+            if reason or delta is None or not _is_preface(delta):
+                record.chunk_at_s.append(at_s)
             record.finish_reason = reason or record.finish_reason
         usage = message.get("usage")
         if isinstance(usage, dict):
@@ -185,8 +191,24 @@ def digest(reads: Reads) -> StreamRecord:
     return parser.record
 
 
+_TOKENS = ("content", "reasoning", "reasoning_content", "tool_calls")
+"""Keys of a chat's delta that tokens come in: vLLM's, and `reasoning_content`, its older and others' own."""
+
+
+def _is_preface(delta: dict[str, Any]) -> bool:
+    """Whether a chat's delta says who will speak, or nothing.
+
+    vLLM (0.25 to 0.32) opens every chat with `{"role": "assistant", "content": ""}`, written in one go with the first
+    token. A token without text of its own, as of half a letter, is `{"content": ""}` there: that is no preface.
+    """
+    if delta.get("content"):
+        return False
+    return not any(delta.get(key) for key in _TOKENS) and ("role" in delta or delta.get("content") is None)
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    delta: dict[str, Any] | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -235,10 +257,12 @@ def _quick(reads: Reads) -> StreamRecord | None:
                 if chunk.error is not None or chunk.object == "error":
                     return None
                 if chunk.choices:
-                    reason = chunk.choices[0].finish_reason
+                    choice = chunk.choices[0]
+                    reason, delta = choice.finish_reason, choice.delta
                     if reason and record.finish_reason:
                         return None
-                    record.chunk_at_s.append(stamps[read])
+                    if reason or delta is None or not _is_preface(delta):
+                        record.chunk_at_s.append(stamps[read])
                     record.finish_reason = reason or record.finish_reason
                 if chunk.usage is not None:
                     record.prompt_tokens, record.completion_tokens = _plain_counts(chunk.usage)

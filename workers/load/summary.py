@@ -41,6 +41,9 @@ class LoadSummary:
     """Completion tokens of successes / duration_s."""
     total_tok_s: float | None
     """Prompt and completion tokens of successes / duration_s; None where a server left prompt tokens out."""
+    mean_prompt_tokens: float | None
+    """Over successes, by `usage`; as `total_tok_s` None where a server left prompt tokens out."""
+    mean_completion_tokens: float | None
     achieved_concurrency: float | None
     """Time-weighted mean of requests in flight over the window, failed ones included; None for an empty window."""
 
@@ -78,6 +81,8 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
         qps=len(successes) / duration_s if rated else None,
         tok_s=completion_tokens / duration_s if rated else None,
         total_tok_s=total_tokens / duration_s if rated and total_tokens is not None else None,
+        mean_prompt_tokens=_mean(prompt_tokens) if total_tokens is not None else None,
+        mean_completion_tokens=completion_tokens / len(successes) if successes else None,
         achieved_concurrency=mean_in_flight(requests, duration_s),
     )
 

@@ -42,9 +42,9 @@ def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list
         requests = round(requests_left * share / streams_left)
         cores = plan.cores[index::processes] if len(plan.cores) >= processes else plan.cores
         line = StartLine(str(directory), processes, index)
-        parts.append(
-            replace(plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, cores=cores, start=line)
-        )
+        ahead = plan.offset + ordinal - plan.first_ordinal
+        part = replace(plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, offset=ahead)
+        parts.append(replace(part, cores=cores, start=line))
         ordinal, requests_left, streams_left = ordinal + requests, requests_left - requests, streams_left - share
     return parts
 

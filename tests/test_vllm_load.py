@@ -1,0 +1,85 @@
+"""Real vLLM (the CPU build) under loads of drawn lengths, shared prefixes and chats: one server for all."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from statistics import fmean
+
+import pytest
+
+from contract.lengths import LogNormal, Uniform, draw
+from contract.rows import MEASURED
+from contract.specs import (
+    Api,
+    Mode,
+    ModelSpec,
+    Point,
+    PointKind,
+    Purpose,
+    ServerSpec,
+    SessionSpec,
+    SharedPrefix,
+    Timeouts,
+)
+from tests.configs import load
+from workers.engines import vllm
+from workers.load.client import LoadPlan, LoadResult, generate
+from workers.session import Session
+
+pytestmark = pytest.mark.vllm
+
+PROMPTS, ANSWERS = LogNormal(80, 60, 16, 300), Uniform(1, 12)
+DRAWN = Point("d", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 4, 24, PROMPTS, ANSWERS, 4, seed=3)
+CHAT = Point("c", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 4, 16, 120, 8, 4, api=Api.CHAT)
+SHARED = Point(
+    "s", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 2, 16, 320, 4, 2, shared_prefix=SharedPrefix(2, 256)
+)
+
+
+def together(plans: list[LoadPlan]) -> list[LoadResult]:
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return list(pool.map(generate, plans))
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    assert vllm.is_installed(), "make test installs the CPU build of vLLM"
+    model = ModelSpec("tiny", load("model/tiny.yaml")["config"], dummy_weights=True)
+    server = ServerSpec(512, gpu_memory_utilization=0.05, kv_cache_memory_bytes=2**26, enforce_eager=True)
+    points = (DRAWN, CHAT, SHARED)
+    one = Session(
+        SessionSpec("s", model, server, "vllm", "cpu", Mode.COMMITTED, 0, 32, points, Timeouts(300, 10, 10, 60)),
+        "run", 1, [], together,
+    )  # fmt: skip
+    try:
+        started = one.start()
+        assert started.status == MEASURED, f"{started.failure_message}\n{started.log_tail}"
+        yield one
+    finally:
+        one.stop()
+
+
+def test_every_request_of_drawn_lengths_has_exactly_its_own(session: Session) -> None:
+    row = session.measure(DRAWN)
+    assert (row.status, row.completed, row.failed, row.prefix_hit_ratio) == (MEASURED, 24, 0, 0)
+    drawn = [(draw(PROMPTS, "prompt", 3, n), draw(ANSWERS, "output", 3, n)) for n in range(24)]
+    assert [(r.prompt_tokens, r.completion_tokens) for r in row.requests] == drawn
+    assert row.server_generation_tokens == sum(output for _, output in drawn)
+    assert row.mean_prompt_tokens == fmean(prompt for prompt, _ in drawn)
+
+
+def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Session) -> None:
+    row = session.measure(CHAT)
+    assert (row.status, row.completed, row.failed, row.prefix_hit_ratio) == (MEASURED, 16, 0, 0)
+    assert {r.completion_tokens for r in row.requests} == {8}
+    cost = session._text_cost
+    assert cost is not None
+    assert cost.tokens_per_word == 5  # the shape's tokenizer makes a token of every byte
+    assert {r.prompt_tokens for r in row.requests} == {len("user: " + 20 * "word ") - 1 + len("\nassistant: ")} == {117}
+    assert row.server_generation_tokens == 16 * 8
+    assert all(r.chunks <= 8 for r in row.requests)  # the role's is none
+
+
+def test_shared_prefixes_are_answered_from_the_cache(session: Session) -> None:
+    row = session.measure(SHARED)
+    assert (row.status, row.completed) == (MEASURED, 16)
+    assert row.prefix_hit_ratio == pytest.approx(256 / 320, abs=0.01)  # all were warm, and nothing else is shared
