@@ -45,7 +45,7 @@ def _series(result: KvResult) -> list[Series]:
     return [committed.series for committed in result.committed] + list(result.capacity)
 
 
-def _bars(series: Series, accounts: Accounts) -> list[tuple[int, Account, Account | None]]:
+def _bars(series: Series, accounts: Accounts) -> list[tuple[float, Account, Account | None]]:
     found = [(r.at, accounts.at(r, "ready"), accounts.at(r, "peak")) for r in series.measured]
     return [(at, ready, peak) for at, ready, peak in found if ready is not None]
 

@@ -16,6 +16,7 @@ from analysis.kv_scaling import write_capacity, write_scaling
 from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
 from analysis.plots import write_plots
+from analysis.rates import rate_curves, rate_page, write_rate_sweep
 from analysis.tables import build_tables, read_tables
 from analysis.targets import Targets, read_targets
 from analysis.timeline import read_utilization, write_timeline
@@ -29,6 +30,9 @@ OWNED = (
     "concurrency_sweep.csv",
     "concurrency_sweep.*.csv",
     "batching_benchmark.md",
+    "rate_sweep.csv",
+    "rate_sweep.*.csv",
+    "rate_sweep.md",
     "figures.csv",
     *(
         f"plots/{stem}{rest}.svg"
@@ -39,6 +43,7 @@ OWNED = (
             "concurrency_sweep",
             "batching_levels",
             "near_full_context",
+            "rate_sweep",
         )
         for rest in ("", ".*")
     ),
@@ -58,11 +63,12 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written = build_tables(run_dir)
     tables = read_tables(run_dir)
     utilization = read_utilization(run_dir)
-    pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables)]
+    pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables), rate_page(tables)]
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
+    written += write_rate_sweep(run_dir, rate_curves(tables.points))
     written += _write_pages(run_dir, [page for page in pages if page is not None])
     written += write_plots(run_dir, tables)
     written += write_timeline(run_dir, tables, utilization)

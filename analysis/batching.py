@@ -12,6 +12,7 @@ from analysis.load_curve import PLATEAU_WITHIN, LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, level_notes, server, sweep_cells, workload
 from analysis.rules import rules_of_thumb
 from analysis.series import Reading
+from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
 from analysis.under_use import add_under_use
 
@@ -138,6 +139,7 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
         [[plain(f"{r.name}.concurrency", r.at), *(cell(r, column, 4) for column in MORE_COLUMNS)] for r in readings],
         simulated,
     )
+    add_steady_table(doc, curve)
 
 
 def _sweep_section(doc: Document, curves: Sequence[LoadCurve]) -> None:

@@ -38,7 +38,7 @@ def count(name: str, value: float | None) -> Figure:
     return Figure(name, value, NOTHING if value is None else f"{round(value):,}")
 
 
-def plain(name: str, value: int) -> Figure:
+def plain(name: str, value: float) -> Figure:
     """Return a whole number as a flag or a column would carry it, without separators."""
     return Figure(name, value, str(value))
 

@@ -48,7 +48,7 @@ class Interval:
         return _difference(self.longer.median(self.column), self.shorter.median(self.column))
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         """Further tokens of one sequence."""
         return self.longer.at - self.shorter.at
 
@@ -168,7 +168,7 @@ class KvResult:
 
     def per_sequence(self) -> dict[int, float]:
         """Return the KV bytes of one full-length sequence by length, from the formula's column."""
-        return {r.at: v for r in self.readings if (v := r.median("formula_bytes_per_sequence")) is not None}
+        return {int(r.at): v for r in self.readings if (v := r.median("formula_bytes_per_sequence")) is not None}
 
 
 def pool_bytes(reading: Reading) -> float | None:

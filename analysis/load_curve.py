@@ -73,7 +73,7 @@ class LoadCurve:
         above, below = reading.median(column), base.median(column)
         return above / below if above is not None and below else None
 
-    def _level(self, at: int | None) -> Reading | None:
+    def _level(self, at: float | None) -> Reading | None:
         return next((r for r in self.levels if r.at == at), None)
 
 

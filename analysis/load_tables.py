@@ -18,6 +18,8 @@ from analysis.tables import RunPoint
 
 CLIENT_WAIT_SHARE = 0.05
 """From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
+P95_NEEDS = 21
+"""With fewer values a p95 lies between the two highest: it says little of the tail."""
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
 SIMULATED = "simulated"
 """Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the columns leave no other place."""
@@ -85,19 +87,30 @@ def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
         )
     elif reading.measured:
         notes.append(phrase("one repeat"))
-    notes += [*_request_notes(reading), *foreign_process_notes(reading), *clock_notes(reading)]
+    notes += [*request_notes(reading), *foreign_process_notes(reading), *clock_notes(reading)]
+    return join([*notes, *unmeasured_notes(reading)])
+
+
+def unmeasured_notes(reading: Reading) -> list[Part]:
+    """Return what became of the repeats that are no measurement."""
     outcomes: dict[str, Figure] = {}
     for point in reading.unmeasured:
         outcomes.setdefault(outcome_figure(point).text, outcome_figure(point))
-    if outcomes:
-        lost = count(f"{name}.unmeasured", len(reading.unmeasured))
-        notes.append(phrase("{n} not measured ({why})", n=lost, why=join(outcomes.values(), ", ")))
-    return join(notes)
+    if not outcomes:
+        return []
+    lost = count(f"{reading.name}.unmeasured", len(reading.unmeasured))
+    return [phrase("{n} not measured ({why})", n=lost, why=join(outcomes.values(), ", "))]
 
 
-def _request_notes(reading: Reading) -> list[Part]:
+def request_notes(reading: Reading) -> list[Part]:
+    """Return what was odd about a level's requests and about the client that sent them."""
     notes: list[Part] = []
     name = reading.name
+    fewest = min(reading.values("completed"), default=None)
+    if fewest is not None and fewest < P95_NEEDS:
+        notes.append(
+            phrase("p95 of only {n} requests: between the two highest", n=count(f"{name}.completed_fewest", fewest))
+        )
     failed, asked = sum(reading.values("failed")), sum(reading.values("num_requests"))
     if failed:
         notes.append(
@@ -119,7 +132,8 @@ def _request_notes(reading: Reading) -> list[Part]:
     if preemptions:
         notes.append(phrase("{n} preemptions", n=count(f"{name}.preemptions_highest", preemptions)))
     achieved = reading.median("achieved_concurrency")
-    if achieved is not None and reading.at and achieved < NEAR_TARGET * reading.at:
+    closed = [point for point in reading.measured if point.arrivals is None]
+    if closed and achieved is not None and achieved < NEAR_TARGET * reading.at:
         notes.append(phrase("{n} in flight on average", n=cell(reading, "achieved_concurrency")))
     if any(point.limited_before for point in reading.measured):
         notes.append(phrase("measured again with more load processes: fewer had been the limit"))

@@ -18,6 +18,7 @@ from analysis.kv_account import Accounts
 from analysis.kv_fit import Committed, KvResult, kv_results
 from analysis.ladder import predicted
 from analysis.load_curve import LoadCurve, load_curves
+from analysis.rates import keeps_up, rate_curves
 from analysis.series import Reading, Series
 from analysis.tables import RunPoint, Tables
 
@@ -76,6 +77,9 @@ def _drawings(points: Sequence[RunPoint], accounts: Accounts) -> Iterator[tuple[
     for curve in load_curves(points, "near_full_context"):
         if curve.levels:
             yield curve.series.group.file("near_full_context", ""), partial(_ladder, curve)
+    for curve in rate_curves(points):
+        if curve.levels:
+            yield curve.series.group.file("rate_sweep", ""), partial(_rates, curve)
 
 
 def _save(path: Path, draw: Draw) -> Path:
@@ -112,24 +116,24 @@ def set_title(figure: Any, what: str, words: str) -> None:
     ).set_in_layout(False)
 
 
-def _lengths_axis(axes: Any, lengths: Sequence[int]) -> None:
+def _lengths_axis(axes: Any, lengths: Sequence[float]) -> None:
     axes.set_xscale("log", base=2)
     _ticks(axes, lengths)
     axes.set_xlabel("max_model_len (tokens)")
 
 
-def _ticks(axes: Any, places: Sequence[int]) -> None:
+def _ticks(axes: Any, places: Sequence[float]) -> None:
     from matplotlib.ticker import NullLocator
 
     shown = sorted(set(places))
     while len(shown) > 10:
         shown = shown[::2]
-    axes.set_xticks(shown, [str(place) for place in shown])
+    axes.set_xticks(shown, [f"{place:.10g}" for place in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.05)
 
 
-def _xy(readings: Sequence[Reading], column: str, unit: float = 1) -> tuple[list[int], list[float]]:
+def _xy(readings: Sequence[Reading], column: str, unit: float = 1) -> tuple[list[float], list[float]]:
     known = [(r.at, value / unit) for r in readings if (value := r.median(column)) is not None]
     return [x for x, _ in known], [y for _, y in known]
 
@@ -157,9 +161,9 @@ def _account(result: KvResult, accounts: Accounts, figure: Any) -> None:
     _title(figure, "What the memory is for", result.readings[0].measured[0], result.group.label)
 
 
-def _apart(lengths: Sequence[int]) -> list[int]:
+def _apart(lengths: Sequence[float]) -> list[float]:
     """Return the lengths whose labels do not touch on a linear axis."""
-    shown: list[int] = []
+    shown: list[float] = []
     for length in sorted(set(lengths), reverse=True):
         if not shown or shown[-1] - length >= 0.06 * max(lengths):
             shown.append(length)
@@ -239,6 +243,27 @@ def _load(curve: LoadCurve, figure: Any) -> None:
     _title(figure, what, curve.series.sample, curve.series.group.label)
 
 
+def _rates(curve: LoadCurve, figure: Any) -> None:
+    top, bottom = _two_rows(figure)
+    _level_line(top, curve, "qps", BLUE)
+    rates = [reading.at for reading in curve.levels]
+    top.plot(rates, rates, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="as many as arrive")
+    top.set_ylabel("answered requests/s")
+    _level_line(bottom, curve, "p95_e2e_s", ORANGE)
+    bottom.plot(*_xy(curve.levels, "p50_e2e_s"), color=PURPLE, marker="s", label="p50 e2e")
+    bottom.set_ylabel("p95 e2e (s)")
+    held = [reading.at for reading in curve.levels if keeps_up(reading)]
+    if held and held[-1] != rates[-1]:
+        _mark(bottom, held[-1], f"highest rate that the server kept up with ({held[-1]:g})")
+    for axes in (top, bottom):
+        axes.legend(loc="upper left", fontsize=8.5)
+    bottom.set_xscale("log", base=2)
+    _ticks(bottom, rates)
+    bottom.set_xlabel("arrival rate (requests/s)")
+    what = f"Latency against arrival rate ({lengths_words(curve.series.sample)})"
+    _title(figure, what, curve.series.sample, curve.series.group.label)
+
+
 def _two_rows(figure: Any) -> tuple[Any, Any]:
     figure.set_size_inches(7.2, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True)
@@ -260,7 +285,7 @@ def _mark(axes: Any, at: float, words: str) -> None:
     axes.axvline(at, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2, label=words)
 
 
-def _concurrency_axis(axes: Any, levels: Sequence[int]) -> None:
+def _concurrency_axis(axes: Any, levels: Sequence[float]) -> None:
     axes.set_xscale("log", base=2)
     _ticks(axes, levels)
     axes.set_xlabel("concurrency (requests in flight)")

@@ -18,7 +18,7 @@ class Reading:
 
     name: str
     """Prefix of the names of its figures, `kv.SLUG.len4096`."""
-    at: int
+    at: float
     measured: tuple[RunPoint, ...]
     unmeasured: tuple[RunPoint, ...]
 
@@ -81,17 +81,17 @@ def outcome_figure(point: RunPoint) -> Figure:
 
 
 def make_series(points: Sequence[RunPoint], columns: Sequence[str], axis: str, prefix: str) -> list[Series]:
-    """Return one series per group of `columns`, its readings along `axis` (`max_model_len` or `concurrency`)."""
-    short = {"max_model_len": "len", "concurrency": "c"}[axis]
+    """Return one series per group of `columns`, its readings along `axis`: a length, a concurrency or a rate."""
+    short = {"max_model_len": "len", "concurrency": "c", "request_rate": "r"}[axis]
     result = []
     for group in grouped(points, columns):
         name = f"{prefix}.{group.slug}"
-        places: dict[int, list[RunPoint]] = {}
+        places: dict[float, list[RunPoint]] = {}
         for point in group.points:
             places.setdefault(getattr(point, axis) or 0, []).append(point)
         readings = tuple(
             Reading(
-                f"{name}.{short}{at}",
+                f"{name}.{short}{at:.12g}",
                 at,
                 tuple(point for point in places[at] if point.status == MEASURED),
                 tuple(point for point in places[at] if point.status != MEASURED),

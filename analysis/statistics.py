@@ -60,7 +60,7 @@ def relative_error(value: float, reference: float) -> float | None:
     return value / reference - 1 if reference else None
 
 
-def plateau(levels: Sequence[tuple[int, float]], within: float) -> int | None:
+def plateau(levels: Sequence[tuple[float, float]], within: float) -> float | None:
     """Return the lowest level whose throughput is within the share `within` of the highest; None without levels."""
     if not levels:
         return None
@@ -68,7 +68,7 @@ def plateau(levels: Sequence[tuple[int, float]], within: float) -> int | None:
     return next(level for level, throughput in sorted(levels) if throughput >= peak * (1 - within))
 
 
-def overtake(levels: Sequence[tuple[int, float, float]]) -> int | None:
+def overtake(levels: Sequence[tuple[float, float, float]]) -> float | None:
     """Return the first level at which latency grew for good, and by a larger factor than throughput; None if it never
     did.
 

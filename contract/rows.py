@@ -55,6 +55,9 @@ class RequestRow:
     gaps_us: list[int] = field(default_factory=list)
     """Between neighbouring chunks, in whole microseconds: inter-chunk latency, for a chunk may hold several tokens."""
     body_bytes: int = 0
+    due_s: float | None = None
+    """Of an open loop: when it should have been sent. What lies between, queueing in the client and connecting, is in
+    no latency."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     chunks: int = 0
@@ -69,7 +72,7 @@ class ClientRow:
     """One load process during a level: what says whether the client, and not the server, was the limit."""
 
     streams: int
-    """Requests that it kept in flight."""
+    """Requests that it kept in flight; of an open loop, the most that were at once."""
     cpu_share: float
     """Of one core, in the window."""
     wait_share: float | None = None
@@ -80,7 +83,7 @@ class ClientRow:
     late_share: float | None = None
     """Share of the window in which such a timer was due and had not been woken."""
     slip_p99_s: float | None = None
-    """From the end of a stream's answer to the send of its next request."""
+    """From the end of a stream's answer, or from when a request of an open loop was due, to the send."""
     slip_max_s: float | None = None
 
 
@@ -234,6 +237,12 @@ class PointRow:
     mean_tpot_s: float | None = None
     p50_tpot_s: float | None = None
     p95_tpot_s: float | None = None
+    p99_ttft_s: float | None = None
+    p50_icl_s: float | None = None
+    """Inter-chunk latency over the gaps of all successes; a chunk may hold several tokens (tokens_per_chunk)."""
+    p95_icl_s: float | None = None
+    p99_icl_s: float | None = None
+    tokens_per_chunk: float | None = None
     qps: float | None = None
     tok_s: float | None = None
     """Completion tokens of successes / duration_s."""
@@ -241,6 +250,32 @@ class PointRow:
     """Prompt and completion tokens of successes / duration_s."""
     achieved_concurrency: float | None = None
     """Time-weighted mean of requests in flight over the window."""
+    most_in_flight: int | None = None
+    stopped_by: str | None = None
+    """What ended the level: its `requests`, its `time`, or the `precision` of its metric."""
+    warmup_tok_s: list[float] = field(default_factory=list)
+    """Throughput of each round of the warm-up: it was over when two neighbours agreed, or after so many."""
+    arrivals: str | None = None
+    """Of an open loop, in words: process and course of the rate; None for a closed loop."""
+    request_rate: float | None = None
+    """Of an open loop: the level, requests a second; stages are shares of it."""
+    offered_qps: float | None = None
+    """Of an open loop: requests over the time from the window's opening to the last of them falling due."""
+    p99_send_delay_s: float | None = None
+    """Of an open loop: from due to sent. It is in no latency."""
+    # --- the steady part of a load point: ramp and drain left out ---
+    steady_from_s: float | None = None
+    """Since the window's opening."""
+    steady_to_s: float | None = None
+    steady_completed: int | None = None
+    """Successes that ended inside: those that the latencies are over."""
+    steady_tok_s: float | None = None
+    """Tokens that arrived inside / its length."""
+    steady_mean_e2e_s: float | None = None
+    steady_p50_e2e_s: float | None = None
+    steady_p95_e2e_s: float | None = None
+    steady_p95_ttft_s: float | None = None
+    steady_p95_tpot_s: float | None = None
     client_wait_share: float | None = None
     """Largest share of the window in which a load process was ready to run and had no core: its stamps can be late by
     as much."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from contract.arrivals import Arrivals
 from contract.lengths import Lengths
 
-WORKLOAD_VERSION = 1
+WORKLOAD_VERSION = 2
 """Raised whenever the way a point is measured changes: part of every point's content hash."""
 
 
@@ -29,7 +31,7 @@ class PointKind(StrEnum):
     """What a point measures."""
 
     MEMORY = "memory"  # memory of one server: ready, after a warm-up load, at peak
-    LOAD = "load"  # one closed-loop load level of one repeat
+    LOAD = "load"  # one load level of one repeat, closed loop or open
 
 
 class Purpose(StrEnum):
@@ -39,6 +41,7 @@ class Purpose(StrEnum):
     COMPARISON = "comparison"  # batching_benchmark.md: the same requests one by one, then concurrently
     BATCHING = "batching"  # batching_benchmark.md: the table of levels
     CONCURRENCY = "concurrency"  # concurrency_sweep.csv
+    RATE = "rate"  # rate_sweep.csv: open loop
     NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
 
 
@@ -67,6 +70,32 @@ class SharedPrefix:
 
     def __str__(self) -> str:
         return f"{self.groups} shared prefixes of {self.tokens} tokens"
+
+
+METRICS = {"mean_e2e_s": None, "p50_e2e_s": 0.5, "p95_e2e_s": 0.95}
+"""Metrics that can end a level, with the quantile that each is; the mean is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A level goes on until a metric of E2EL is known within a share of itself, with 95 % confidence.
+
+    Raises:
+        ValueError: another metric, or a share that is not above 0.
+    """
+
+    metric: str
+    """`mean_e2e_s`, `p50_e2e_s` or `p95_e2e_s`."""
+    within: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"{self.metric!r}: must be one of {', '.join(METRICS)}")
+        if not 0 < self.within < math.inf:
+            raise ValueError(f"within is {self.within:g}: must be above 0")
+
+    def __str__(self) -> str:
+        return f"{self.metric} within {self.within:.1%}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +168,12 @@ class Point:
     purpose: Purpose
     sweep: str
     concurrency: int = 0
-    """Requests in flight (closed loop); 0 for a memory point."""
+    """Requests in flight (closed loop); 0 for a memory point and for an open loop."""
     num_requests: int = 0
     prompt_tokens: Lengths = 0
     output_tokens: Lengths = 0
     warmup_requests: int = 0
-    """Sent at the level's own concurrency before the measured window, and discarded."""
+    """Of a round of the warm-up: sent at the level's own concurrency or rate, and discarded."""
     repeat: int = 0
     seed: int = 0
     estimate_s: float = 0.0
@@ -152,6 +181,12 @@ class Point:
     """Of a ladder whose end the engine decides: (fewest requests, requests a level) of levels that may follow."""
     api: Api = Api.COMPLETIONS
     shared_prefix: SharedPrefix | None = None
+    arrivals: Arrivals | None = None
+    """Of an open loop; None: closed loop."""
+    seconds: float | None = None
+    """Of a closed loop that is ended by time: until its last send."""
+    precision: Precision | None = None
+    """Ends it earlier, after `num_requests`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ Every `auto` of the configuration is resolved here. Called by `orchestrator.__ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from contract import kv, lengths
+from contract.arrivals import Arrivals
 from contract.specs import (
     WORKLOAD_VERSION,
     Api,
@@ -25,7 +27,15 @@ from contract.specs import (
 from orchestrator import estimate, sizing
 from orchestrator.fleet import Fleet, NoRoom
 from orchestrator.problems import ConfigError
-from orchestrator.schema import BatchingSweep, CapacitySweep, ConcurrencySweep, Experiment, KvSweep, NearFullContext
+from orchestrator.schema import (
+    BatchingSweep,
+    CapacitySweep,
+    ConcurrencySweep,
+    Experiment,
+    KvSweep,
+    NearFullContext,
+    RateSweep,
+)
 from workers.load.prompts import PromptFactory
 
 GPU_UTILIZATION = 0.90
@@ -35,6 +45,10 @@ CPU_UTILIZATION = 0.10
 COMMITTED_UTILIZATION = 0.05
 """vLLM checks at its start that this share is free, and sizes nothing by it once the pool's bytes are given."""
 NEAR_FULL_MARGIN_TOKENS = 8
+WARMUP_S = 3.0
+"""How long a round of an open loop's warm-up lasts."""
+OPEN_LOOP_GUESS = 16
+"""Requests in flight that an open loop's estimate takes for its drain."""
 NEAR_FULL_CPU_SEQUENCES = 4
 """On the CPU backend long prompts take minutes: a small pool is full at a low level."""
 
@@ -168,6 +182,8 @@ class _Planner:
                 return [self._fixed_server(self._batching(sweep, "batching"))]
             case ConcurrencySweep():
                 return [self._fixed_server(self._levels(sweep, "concurrency"))]
+            case RateSweep():
+                return [self._fixed_server(self._rates(sweep))]
             case CapacitySweep():
                 ladder = self._batching(sweep.batching, "capacity") + self._levels(sweep.concurrency, "capacity")
                 near_full = self._near_full(sweep.near_full_context)
@@ -241,6 +257,9 @@ class _Planner:
             for level in sweep.concurrency
         ]
 
+    def _rates(self, sweep: RateSweep) -> list[Point]:
+        return [self._open(sweep.at(rate), repeat) for repeat in range(sweep.repeats) for rate in sweep.request_rate]
+
     def _near_full(self, part: NearFullContext) -> SessionSpec:
         """The server as it is configured, or one whose pool holds a stated number of sequences.
 
@@ -274,20 +293,35 @@ class _Planner:
         requests: int | None = None,
         near_full_prompt: int | None = None,
     ) -> Point:
+        """A closed loop. One whose number of requests is given ends with them, whatever `load` says."""
         load = self.experiment.load
+        by_number = requests is not None
         requests = requests or load.requests(concurrency)
-        prompt, output = near_full_prompt or load.prompt_lengths, load.output_lengths
-        prefix = None if near_full_prompt else load.shared_prefix_spec
-        warmup = _warmup(concurrency, prefix) if load.warmup else 0
-        return Point(
-            "", PointKind.LOAD, purpose, name, concurrency, requests, prompt, output, warmup, repeat,
-            self.experiment.seed,
-            estimate_s=estimate.load_point_s(
-                self.on_cpu, concurrency, requests + warmup, lengths.expected(prompt), lengths.expected(output)
-            ),
+        point = Point(
+            "", PointKind.LOAD, purpose, name, concurrency, requests, near_full_prompt or load.prompt_lengths,
+            load.output_lengths, repeat=repeat, seed=self.experiment.seed,
             api=Api.COMPLETIONS if near_full_prompt else Api(load.api),
-            shared_prefix=prefix,
+            shared_prefix=None if near_full_prompt else load.shared_prefix_spec,
+            seconds=None if by_number else load.seconds,
+            precision=None if by_number else load.precision_spec,
         )  # fmt: skip
+        warmup = _warmup(concurrency, point.shared_prefix) if load.warmup else 0
+        return replace(point, warmup_requests=warmup, estimate_s=self._seconds(point, concurrency, requests + warmup))
+
+    def _open(self, arrivals: Arrivals, repeat: int) -> Point:
+        load = self.experiment.load
+        point = Point(
+            "", PointKind.LOAD, Purpose.RATE, "rate", 0, arrivals.requests, load.prompt_lengths, load.output_lengths,
+            repeat=repeat, seed=self.experiment.seed, api=Api(load.api), shared_prefix=load.shared_prefix_spec,
+            arrivals=arrivals,
+        )  # fmt: skip
+        warmup = _warmup(math.ceil(arrivals.rate * WARMUP_S), point.shared_prefix)
+        estimate_s = arrivals.seconds + self._seconds(point, OPEN_LOOP_GUESS, OPEN_LOOP_GUESS)
+        return replace(point, warmup_requests=warmup if load.warmup else 0, estimate_s=estimate_s)
+
+    def _seconds(self, point: Point, concurrency: int, requests: int) -> float:
+        prompt, output = lengths.expected(point.prompt_tokens), lengths.expected(point.output_tokens)
+        return point.seconds or estimate.load_point_s(self.on_cpu, concurrency, requests, prompt, output)
 
     # --- servers and ids ---
 
@@ -339,14 +373,9 @@ class _Planner:
         )
 
 
-_LATER = {field.name: field.default for field in fields(Point) if field.name in ("api", "shared_prefix")}
-"""Fields that came after points had ids: they count only where they are not as usual, so that old ids stay."""
+_NO_NUMBER_HANGS_ON = ("id", "sweep", "estimate_s", "growth")
+_HASHED = [field.name for field in fields(Point) if field.name not in _NO_NUMBER_HANGS_ON]
 
 
 def _identified(session_id: str, point: Point) -> Point:
-    content = [
-        session_id, point.kind, point.purpose, point.concurrency, point.num_requests, point.prompt_tokens,
-        point.output_tokens, point.warmup_requests, point.repeat, point.seed,
-    ]  # fmt: skip
-    later = {name: getattr(point, name) for name, usual in _LATER.items() if getattr(point, name) != usual}
-    return replace(point, id=content_id([*content, later] if later else content))
+    return replace(point, id=content_id([session_id, *(getattr(point, name) for name in _HASHED)]))

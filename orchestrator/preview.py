@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from contract.specs import PointKind, SessionSpec
+from contract.specs import Point, PointKind, SessionSpec
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan
 from orchestrator.progress import title
@@ -32,8 +32,12 @@ def _line(session: SessionSpec) -> str:
     memory = len(session.points) - len(loads)
     parts = [f"{memory} memory"] if memory else []
     for purpose in dict.fromkeys(point.purpose for point in loads):
-        levels = dict.fromkeys(point.concurrency for point in loads if point.purpose is purpose)
+        levels = dict.fromkeys(_level(point) for point in loads if point.purpose is purpose)
         count = sum(point.purpose is purpose for point in loads)
-        parts.append(f"{count} {purpose} at {','.join(map(str, levels))}")
+        parts.append(f"{count} {purpose} at {','.join(levels)}")
     gpus = f"{session.gpus} GPU" if session.gpus else "CPU"
     return f"  {session.id}  {title(session)}  {gpus}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"
+
+
+def _level(point: Point) -> str:
+    return f"{point.arrivals.rate:g}/s" if point.arrivals else str(point.concurrency)

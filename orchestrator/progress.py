@@ -103,7 +103,7 @@ def finding(row: PointRow) -> str:
         ready = (row.mem_ready_bytes or 0) / MIB
         return f"{simulated}{ready:.0f} MiB when ready, KV for {row.engine_kv_tokens} tokens"
     return (
-        f"{simulated}{row.purpose}, concurrency {row.concurrency}: {row.tok_s or 0:.1f} tok/s, "
+        f"{simulated}{row.purpose}, {_level(row)}: {row.tok_s or 0:.1f} tok/s, "
         f"p95 {row.p95_e2e_s or 0:.3f} s, {row.failed} of {(row.completed or 0) + (row.failed or 0)} failed"
     )
 
@@ -111,3 +111,7 @@ def finding(row: PointRow) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def _level(row: PointRow) -> str:
+    return f"concurrency {row.concurrency}" if row.arrivals is None else f"{row.request_rate:g} requests/s"

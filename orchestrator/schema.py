@@ -23,8 +23,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from contract.arrivals import Arrivals, Process, Stage
 from contract.lengths import Lengths, LogNormal, Normal, Uniform, lowest
-from contract.specs import SharedPrefix
+from contract.specs import Precision, SharedPrefix
 from orchestrator.problems import ConfigError
 
 Auto = Literal["auto"]
@@ -183,6 +184,11 @@ class SharedPrefixConfig(_Section):
     tokens: Count
 
 
+class PrecisionConfig(_Section):
+    metric: Literal["mean_e2e_s", "p50_e2e_s", "p95_e2e_s"]
+    within: Annotated[float, Field(gt=0, lt=1)]
+
+
 class LoadConfig(_Section):
     api: Literal["completions", "chat"] = "completions"
     prompt_tokens: LengthsConfig
@@ -190,6 +196,8 @@ class LoadConfig(_Section):
     shared_prefix: SharedPrefixConfig | None = None
     requests_min: Count
     requests_per_level: Count
+    seconds: Seconds | None = None
+    precision: PrecisionConfig | None = None
     warmup: bool
     processes: Auto | Count
     prefix_hit_limit: Annotated[float, Field(ge=0, le=1)]
@@ -214,6 +222,19 @@ class LoadConfig(_Section):
         """What prompts share, as a plan carries it."""
         return SharedPrefix(**self.shared_prefix.model_dump()) if self.shared_prefix else None
 
+    @property
+    def precision_spec(self) -> Precision | None:
+        """What ends a level early, as a plan carries it."""
+        return Precision(**self.precision.model_dump()) if self.precision else None
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.precision is not None and self.seconds is None:
+            raise ValueError("precision: needs load.seconds, the time after which a level ends in any case")
+        if self.seconds is not None and not self.warmup:
+            raise ValueError("seconds: needs load.warmup, which tells how many requests so many seconds take")
+        return self
+
     @model_validator(mode="after")
     def _prompts_are_long_enough(self) -> Self:
         shortest = lowest(self.prompt_lengths)
@@ -236,7 +257,7 @@ class TargetConfig(_Section):
     context_tokens: Count
 
 
-def _ascending(name: str, axis: tuple[int, ...] | None) -> None:
+def _ascending(name: str, axis: tuple[float, ...] | None) -> None:
     if axis is not None and list(axis) != sorted(set(axis)):
         raise ValueError(f"{name}: must ascend without repeats, got {list(axis)}")
 
@@ -283,6 +304,47 @@ class ConcurrencySweep(_Section):
         return self
 
 
+class StageConfig(_Section):
+    seconds: Seconds
+    share: Annotated[float, Field(ge=0)]
+    to: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def end(self) -> float:
+        """Share of the level's rate at its end."""
+        return self.share if self.to is None else self.to
+
+    @model_validator(mode="after")
+    def _sends(self) -> Self:
+        if not max(self.share, self.end) > 0:
+            raise ValueError("share: a stage needs a rate above 0 at one of its ends")
+        return self
+
+
+class RateSweep(_Section):
+    kind: Literal["rate"]
+    request_rate: Annotated[tuple[Annotated[float, Field(gt=0, le=1e5)], ...], Field(min_length=1, strict=False)]
+    seconds: Seconds
+    arrivals: Literal["poisson", "gamma", "constant"]
+    burstiness: Annotated[float, Field(gt=0, le=1e3)]
+    stages: Annotated[tuple[StageConfig, ...], Field(strict=False)] | None
+    repeats: Count
+
+    @model_validator(mode="after")
+    def _axes_ascend(self) -> Self:
+        _ascending("request_rate", self.request_rate)
+        if self.stages is not None and not (self.stages and self.stages[-1].end > 0):
+            raise ValueError("stages: the last one must end at a rate above 0")
+        if self.burstiness != 1 and self.arrivals != "gamma":
+            raise ValueError("burstiness: belongs to arrivals=gamma")
+        return self
+
+    def at(self, rate: float) -> Arrivals:
+        """Return the arrivals of the level of `rate` requests a second."""
+        stages = tuple(Stage(each.seconds, each.share, each.end) for each in self.stages or ())
+        return Arrivals(Process(self.arrivals), rate, stages or (Stage(self.seconds),), self.burstiness)
+
+
 class NearFullContext(_Section):
     sequences: Count | Auto
     concurrency: Axis | None
@@ -302,7 +364,7 @@ class CapacitySweep(_Section):
     near_full_context: NearFullContext
 
 
-Sweep = Annotated[KvSweep | BatchingSweep | ConcurrencySweep | CapacitySweep, Field(discriminator="kind")]
+Sweep = Annotated[KvSweep | BatchingSweep | ConcurrencySweep | RateSweep | CapacitySweep, Field(discriminator="kind")]
 
 
 class Experiment(_Section):
@@ -360,7 +422,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 _WISH = re.compile(r"^\w+ should ")
-_SWEEP_KINDS = ("kv", "batching", "concurrency", "capacity")
+_SWEEP_KINDS = ("kv", "batching", "concurrency", "rate", "capacity")
 _UNION_TAG = re.compile(r"literal\[|constrained-|nullable|int$|float$|bool$|str$|drawn$")
 
 
@@ -382,7 +444,8 @@ def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "kv": KvSweep, "batching": BatchingSweep,
-        "concurrency": ConcurrencySweep, "near_full_context": NearFullContext, "capacity": CapacitySweep,
+        "concurrency": ConcurrencySweep, "rate": RateSweep, "near_full_context": NearFullContext,
+        "capacity": CapacitySweep, "stages": StageConfig, "precision": PrecisionConfig,
         "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
         "shared_prefix": SharedPrefixConfig,
     }  # fmt: skip

@@ -34,6 +34,7 @@ CONSTANTS = {
     "rule.estimates_agree_pct": 1,
     "rule.headroom_pct": 90,
     "rule.plateau_within_pct": 5,
+    "rule.steady_in_flight_pct": 95,
     "rule.context_step_tokens": 1024,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
@@ -497,6 +498,7 @@ class Auditor:
         derived: dict[str, Callable[[], float]] = {
             "repeats": lambda: len(own),
             "requests": lambda: own.num_requests.sum(),
+            "completed_fewest": lambda: own.completed.min(),
             "failed_requests": lambda: own.failed.sum(),
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
             "client_wait_pct": lambda: 100 * own.client_wait_share.max(),

@@ -222,3 +222,24 @@ def test_interrupting_is_exit_130_without_a_traceback() -> None:
             out, err = client.communicate(timeout=20)
         assert server.hung_up.acquire(timeout=5)
     assert (client.returncode, out, err) == (130, "", "python -m workers.load: interrupted\n")
+
+
+def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI()) as server:
+        code, report, err = run(capsys, "--url", server.url, *SMALL, "--rate", "200")
+    assert (code, err) == (0, "")
+    assert list(report)[:8] == TUTORIAL_KEYS
+    assert (report["completed"], report["failed"], report["rate"]) == (12, 0, 200)
+    assert report["open_loop_qps"] > 0
+    assert report["open_loop_p99_ttft_s"] > 0
+    assert len({json.dumps(body["prompt"]) for body in server.bodies}) == 12
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_that_sends_nothing_is_refused_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], rate: str
+) -> None:
+    with serving(MockOpenAI()) as server:
+        code, report, err = run(capsys, "--url", server.url, "--rate", rate)
+    assert (code, report, server.bodies) == (2, {}, [])
+    assert f"must be a number of requests a second above 0, not {rate!r}" in err

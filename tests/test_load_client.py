@@ -14,9 +14,11 @@ from mock_openai import Fault, MockOpenAI, serving
 from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
 from contract.specs import Api, SharedPrefix
-from workers.load import client
-from workers.load.client import LoadPlan, LoadResult, generate, run_load
+from workers.load.bodies import prepare
+from workers.load.client import generate, run_load
+from workers.load.ending import Stop
 from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import PromptFactory, TextCost, WordPrompts
 from workers.load.tasks import split
 
@@ -80,7 +82,7 @@ def test_drawn_lengths_are_sent_and_each_request_is_held_to_its_own() -> None:
 
 
 def bodies(plan: LoadPlan) -> dict[int, bytes]:
-    return {each.ordinal: each.body for each in client._prepare(plan)}
+    return {each.ordinal: each.body for each in prepare(plan)}
 
 
 @pytest.mark.parametrize("api", Api)
@@ -310,3 +312,31 @@ def test_it_can_run_in_a_thread_of_its_own() -> None:
 def test_a_plan_that_cannot_be_carried_out_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         plan_for(MockOpenAI(url="http://h"), **changes)
+
+
+def test_an_open_loop_sends_when_requests_are_due_however_many_are_in_flight() -> None:
+    due_s = (0.0, 0.05, 0.05, 0.1, 0.2)
+    with serving(MockOpenAI(gate=4)) as server:  # nobody is answered until four are in flight
+        plan = LoadPlan(Endpoint(server.url, "mock"), 1, 5, 8, 3, 0, 256, 0, 0.5, due_s=due_s)
+        result = generate(plan)
+    assert [row.ok for row in result.requests] == [True] * 4 + [False]
+    assert server.max_in_flight == 4
+    assert [row.due_s for row in result.requests] == pytest.approx(list(due_s))
+    assert all(row.sent_s - (row.due_s or 0.0) >= 0 for row in result.requests)
+    assert result.requests[4].sent_s >= 0.2
+    assert (result.stopped_by, result.clients[0].streams) == ("requests", 4)
+
+
+def test_an_open_loop_needs_a_moment_for_every_request() -> None:
+    with pytest.raises(ValueError, match="one moment for each request"):
+        LoadPlan(Endpoint("http://h", "m"), 1, 5, 8, 3, 0, 256, 0, 0.5, due_s=(0.0,))
+
+
+def test_a_level_that_is_ended_by_time_sends_no_more_and_keeps_what_it_has_sent() -> None:
+    with serving(MockOpenAI()) as server:
+        plan = LoadPlan(Endpoint(server.url, "mock"), 2, 100_000 // 50, 8, 1, 0, 256, 0, 5.0, stop=Stop(0.15))
+        result = generate(plan)
+    assert result.stopped_by == "time"
+    assert 2 <= len(result.requests) < 2000
+    assert all(row.ok for row in result.requests)
+    assert max(row.sent_s for row in result.requests) <= 0.2

@@ -70,3 +70,12 @@ def test_a_stream_is_taken_until_its_last_byte() -> None:
     for row in rows:
         row.last_byte_s = 0.3199  # usage, [DONE] and the end of the body came late
     assert client_limits([CALM], rows, 8) == []
+
+
+@pytest.mark.parametrize(("delay_s", "limited"), [(0.001, False), (0.012, False), (0.03, True)])
+def test_an_open_loop_has_to_send_when_requests_are_due(delay_s: float, limited: bool) -> None:
+    """Late is what is above 10 ms and above 5 % of the median latency, here 15 ms."""
+    rows = [RequestRow(n, sent_s=n * 0.1 + delay_s, ok=True, due_s=n * 0.1, e2e_s=0.3) for n in range(50)]
+    limits = client_limits([CALM], rows, None)
+    assert bool(limits) == limited
+    assert not limited or limits == ["requests were sent 30 ms after they were due (p99)"]

@@ -13,8 +13,9 @@ from mock_openai import MockOpenAI, serving
 
 from contract.rows import ClientRow, RequestRow
 from workers.load import start_line
-from workers.load.client import LoadPlan, LoadResult, generate
+from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan, LoadResult
 from workers.load.start_line import StartLine
 from workers.load.summary import mean_in_flight
 from workers.load.tasks import STREAMS_PER_PROCESS, merge, processes_for, split

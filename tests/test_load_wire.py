@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from contract.failures import FailureClass
 from contract.rows import RequestRow
 from tests.raw_server import RawServer, Script, raw_server
-from workers.load import client, wire
-from workers.load.client import LoadPlan, generate
+from workers.load import sent as sent_module
+from workers.load import wire
+from workers.load.client import generate
 from workers.load.endpoint import Endpoint, open_session
+from workers.load.plan import LoadPlan
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
@@ -144,7 +146,7 @@ def test_each_bad_answer_has_its_class_and_words(script: Script, expected: Failu
 
 @pytest.mark.parametrize("head", [HEAD, b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_an_endless_line_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
-    for module in (wire, client):
+    for module in (wire, sent_module):
         monkeypatch.setattr(module, "MAX_BODY_BYTES", 2**20)
     long = b"data: " + b"x" * 2**18
     row = one(Script([head, *[chunk(long) if head is HEAD else long for _ in range(8)]], then="close"))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import kv
+from contract.arrivals import Arrivals, Process, Stage
 from contract.lengths import LogNormal, Normal, Uniform
-from contract.specs import Api, Mode, Point, PointKind, Purpose, SharedPrefix
+from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
 from orchestrator.fleet import NoRoom
 from orchestrator.plan import Plan, _identified, further_points, make_plan
 from orchestrator.problems import ConfigError
@@ -166,10 +167,53 @@ def test_what_does_not_move_a_number_keeps_the_id() -> None:
 
 
 LEVEL = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 8, 80, 12, 64, 8, 1, 7)
+FLAT = Arrivals(Process.POISSON, 2, (Stage(10),))
 
 
-def test_ids_of_fixed_lengths_are_what_they_were_before_lengths_could_be_drawn() -> None:
-    assert _identified("s", LEVEL).id == "5702bd1e16499de4"
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(LEVEL, arrivals=FLAT),
+        replace(LEVEL, seconds=30.0),
+        replace(LEVEL, precision=Precision("p95_e2e_s", 0.05)),
+        replace(LEVEL, warmup_requests=9),
+        replace(LEVEL, repeat=2),
+    ],
+)
+def test_how_a_level_is_sent_and_ended_moves_its_id(other: Point) -> None:
+    assert _identified("s", other).id != _identified("s", LEVEL).id
+
+
+def test_the_sweep_that_names_a_level_and_its_estimate_do_not() -> None:
+    assert _identified("s", replace(LEVEL, sweep="capacity", estimate_s=9.0)).id == _identified("s", LEVEL).id
+
+
+def test_a_rate_sweep_is_open_loop_levels_of_so_many_seconds() -> None:
+    made = plan(experiment("rate", sweep__request_rate=[0.5, 4], sweep__repeats=2, sweep__seconds=20.0))
+    (session,) = made.sessions
+    assert [(p.purpose, p.concurrency, p.num_requests, p.repeat) for p in session.points] == [
+        (Purpose.RATE, 0, 10, 0), (Purpose.RATE, 0, 80, 0), (Purpose.RATE, 0, 10, 1), (Purpose.RATE, 0, 80, 1)
+    ]  # fmt: skip
+    assert [p.warmup_requests for p in session.points[:2]] == [2, 12]
+    assert session.points[0].arrivals == Arrivals(Process.POISSON, 0.5, (Stage(20),))
+
+
+def test_stages_are_shares_of_the_levels_rate() -> None:
+    stages = [{"seconds": 10.0, "share": 0.5}, {"seconds": 20.0, "share": 0.5, "to": 1.0}]
+    made = plan(experiment("rate", sweep__request_rate=[4], sweep__stages=stages, sweep__arrivals="constant"))
+    (point,) = made.sessions[0].points
+    assert point.arrivals == Arrivals(Process.CONSTANT, 4, (Stage(10, 0.5, 0.5), Stage(20, 0.5, 1)))
+    assert point.num_requests == 80
+
+
+def test_levels_are_ended_by_time_where_that_is_asked_but_the_comparison_by_its_requests() -> None:
+    precision = {"metric": "p95_e2e_s", "within": 0.1}
+    made = plan(experiment("batching", load__seconds=9.0, load__precision=precision))
+    by_purpose = {p.purpose: (p.seconds, p.precision) for p in made.sessions[0].points}
+    assert by_purpose == {
+        Purpose.COMPARISON: (None, None),
+        Purpose.BATCHING: (9.0, Precision("p95_e2e_s", 0.1)),
+    }
 
 
 def test_points_that_are_asked_for_in_other_ways_have_other_ids() -> None:

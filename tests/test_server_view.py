@@ -13,8 +13,9 @@ from tests.mock_openai import Fault, MockOpenAI, serving
 from workers import metrics, probe, server_view
 from workers.devices.sim import SimDevice
 from workers.histogram import Histogram
-from workers.load.client import LoadPlan, generate
+from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan
 from workers.metrics import ServerMetrics
 from workers.sampler import METRICS_PERIOD_S, Observed, Sampler
 from workers.standstill import LIMIT_S, at_rest

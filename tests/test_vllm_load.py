@@ -22,7 +22,8 @@ from contract.specs import (
 )
 from tests.configs import load
 from workers.engines import vllm
-from workers.load.client import LoadPlan, LoadResult, generate
+from workers.load.client import generate
+from workers.load.plan import LoadPlan, LoadResult
 from workers.session import Session
 
 pytestmark = pytest.mark.vllm

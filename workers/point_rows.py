@@ -17,6 +17,10 @@ from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
 from workers.devices.nvml import throttle_reasons
 from workers.kv_figures import KvFigures
+from workers.load.limits import send_delay_s
+from workers.load.plan import LoadPlan, LoadResult
+from workers.load.steady import Steady, steady
+from workers.load.summary import LoadSummary, summarize
 from workers.sampler import Observed
 
 
@@ -76,7 +80,9 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         sequences=spec.sequences,
         vllm_version=session.vllm_version,
         mem_baseline_bytes=session.mem_baseline_bytes,
-        concurrency=point.concurrency if load else None,
+        concurrency=point.concurrency if load and not point.arrivals else None,
+        arrivals=str(point.arrivals) if point.arrivals else None,
+        request_rate=point.arrivals.rate if point.arrivals else None,
         num_requests=point.num_requests if load else None,
         prompt_tokens=round(lengths.expected(point.prompt_tokens)) if load else None,
         output_tokens=round(lengths.expected(point.output_tokens)) if load else None,
@@ -108,6 +114,25 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
     sampling = observed.sampling(started_s, duration_s)
     if sampling is not None:
         row.telemetry_hz, row.telemetry_cost_share = sampling
+
+
+def fill_load(row: PointRow, point: Point, plan: LoadPlan, result: LoadResult) -> None:
+    """Put what the clients saw of a level into `row`."""
+    concurrency = None if point.arrivals else point.concurrency
+    figures: list[LoadSummary | Steady | None] = [
+        summarize(result.requests, result.duration_s),
+        steady(result.requests, concurrency),
+    ]
+    for part in figures:
+        for name, value in dataclasses.asdict(part).items() if part else ():
+            setattr(row, name, value)
+    row.num_requests = len(result.requests)
+    row.stopped_by = result.stopped_by
+    row.clients = result.clients
+    row.client_wait_share = max((c.wait_share for c in result.clients if c.wait_share is not None), default=None)
+    if point.arrivals:
+        row.offered_qps = len(plan.due_s) / plan.due_s[-1] if plan.due_s[-1] > 0 else None
+        row.p99_send_delay_s = send_delay_s(result.requests)
 
 
 def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:

@@ -7,7 +7,6 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 import secrets
 import socket
@@ -41,11 +40,13 @@ from workers.launch import diagnosis, readiness
 from workers.launch.process import ServerProcess
 from workers.launch.workspace import Workspace
 from workers.load import tasks
-from workers.load.client import LoadPlan, LoadResult
+from workers.load.ending import Stop
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
+from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST, TextCost
-from workers.load.summary import summarize
+from workers.load.steady import stable
+from workers.load.summary import LoadSummary, summarize
 from workers.load.tokenizer import text_cost
 from workers.models import write_model_dir
 from workers.point_rows import Origin
@@ -58,6 +59,10 @@ SETTLED_BYTES = MIB
 SETTLED_READINGS = 3
 SETTLE_LIMIT_S = 5.0
 WARMUP_OUTPUT_TOKENS = 8
+WARMUP_ROUNDS = 4
+"""Of a level, at most."""
+MORE_THAN_EXPECTED = 1.5
+"""Requests made ready for a level that is ended by time, over those that the warm-up's rate would send."""
 DEFAULT_BATCHED_TOKENS = 2048
 FAILED_SHARE_LIMIT = 0.05
 """More failed requests than this and a load point is not a measurement."""
@@ -232,15 +237,16 @@ class Session:
 
     def _load_level(self, point: Point) -> PointRow:
         """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
-        most = min(len(self._client_cores), point.concurrency)
-        processes = self.spec.load_processes or tasks.processes_for(point.concurrency, most)
-        if point.warmup_requests:
-            self._run(self._plan_of(point, point.warmup_requests), processes)
+        warmup = self._warm_up(point)
+        lines = point.concurrency or max((result.most_in_flight for result in warmup), default=1)
+        most = min(len(self._client_cores), lines)
+        processes = self.spec.load_processes or tasks.processes_for(lines, most)
         limited_before: list[str] = []
         while True:
-            row, result = self._load_once(point, processes)
+            row, result = self._load_once(point, self._level(point, lines, warmup), processes)
+            row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.limited_before = limited_before
-            limits = limits_of(result.clients, result.requests, point.concurrency)
+            limits = limits_of(result.clients, result.requests, point.concurrency or None)
             if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
                 return row
             if self.spec.load_processes is not None or processes >= most:
@@ -250,19 +256,40 @@ class Session:
             limited_before = [f"{processes} processes: {'; '.join(limits)}"]
             processes = most  # at once: a long level must not be measured five times
 
-    def _load_once(self, point: Point, processes: int) -> tuple[PointRow, LoadResult]:
+    def _warm_up(self, point: Point) -> list[LoadSummary]:
+        """Send rounds of the level until two neighbours have the same throughput, or there have been enough.
+
+        An open loop's throughput is that of its arrivals: it has one round.
+        """
+        rounds: list[LoadSummary] = []
+        most = 0 if not point.warmup_requests else 1 if point.arrivals else WARMUP_ROUNDS
+        while len(rounds) < most and not stable([r.tok_s or 0.0 for r in rounds]):
+            lines = point.concurrency or 1
+            plan = self._plan_of(point, point.warmup_requests, lines, "warm-up")
+            processes = self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
+            result = self._run(plan, processes)
+            rounds.append(summarize(result.requests, result.duration_s))
+        return rounds
+
+    def _level(self, point: Point, lines: int, warmup: list[LoadSummary]) -> LoadPlan:
+        """The measured part. One that is ended by time has requests for more than it is expected to send."""
+        if point.seconds is None:
+            return self._plan_of(point, point.num_requests, lines, "")
+        expected = (warmup[-1].qps or 0.0) * point.seconds if warmup else 0.0
+        requests = max(point.num_requests, math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency)
+        stop = Stop(point.seconds, point.precision, point.num_requests)
+        return replace(self._plan_of(point, requests, lines, ""), stop=stop)
+
+    def _load_once(self, point: Point, plan: LoadPlan, processes: int) -> tuple[PointRow, LoadResult]:
         before = at_rest(self._scrape)
         with self._sampler() as sampler:
-            result = self._run(self._plan_of(point, point.num_requests), processes)
+            result = self._run(plan, processes)
         after = at_rest(self._scrape)
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
         self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
         samples = sampler.observed.server_window(result.started_monotonic_s, result.duration_s)
         server_view.fill(row, before, after, samples, result.requests)
-        for name, value in dataclasses.asdict(summarize(result.requests, result.duration_s)).items():
-            setattr(row, name, value)
-        row.clients = result.clients
-        row.client_wait_share = max((c.wait_share for c in result.clients if c.wait_share is not None), default=None)
+        point_rows.fill_load(row, point, plan, result)
         row = self._judged(row, result)
         shared = point.shared_prefix is not None or point.api is Api.CHAT  # a chat's template is the same in all
         hits = server_view.prefix_hit_failure(row.prefix_hit_ratio, self.spec.prefix_hit_limit, expected=shared)
@@ -292,9 +319,12 @@ class Session:
             row.log_tail = self._log_tail()
         return row
 
-    def _plan_of(self, point: Point, requests: int) -> LoadPlan:
-        plan = self._plan(point.concurrency, requests, point.prompt_tokens, point.output_tokens, point.seed)
-        return replace(plan, api=point.api, shared_prefix=point.shared_prefix, text_cost=self._cost_of_text(point.api))
+    def _plan_of(self, point: Point, requests: int, lines: int, part: str) -> LoadPlan:
+        """A part of a level; of an open loop each part and repeat has arrivals of its own."""
+        due_s = point.arrivals.times(requests, f"{point.seed}:{point.repeat}:{part}") if point.arrivals else ()
+        plan = self._plan(lines, requests, point.prompt_tokens, point.output_tokens, point.seed)
+        cost = self._cost_of_text(point.api)
+        return replace(plan, api=point.api, shared_prefix=point.shared_prefix, text_cost=cost, due_s=tuple(due_s))
 
     def _cost_of_text(self, api: Api) -> TextCost:
         """What a chat's words take on this server, asked once."""

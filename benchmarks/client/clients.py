@@ -23,8 +23,9 @@ PROMPT_TOKENS = 16
 
 def ours(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
     """Our client as the tool uses it."""
-    from workers.load.client import LoadPlan, generate
+    from workers.load.client import generate
     from workers.load.endpoint import Endpoint
+    from workers.load.plan import LoadPlan
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
     plan = LoadPlan(endpoint, streams, streams * rounds, PROMPT_TOKENS, tokens, 0, 32_000, 0, 60.0)

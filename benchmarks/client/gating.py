@@ -137,9 +137,10 @@ def client(run: Run, port: int) -> dict[str, Any]:
     """Send the load of one run, stalled where that is its situation."""
     import asyncio
 
-    from workers.load import client as load_client
+    from workers.load.client import run_load
     from workers.load.endpoint import Endpoint
     from workers.load.limits import achieved_share, client_limits
+    from workers.load.plan import LoadPlan, LoadResult
 
     async def stall() -> None:
         dice = random.Random(run.seed)
@@ -147,16 +148,16 @@ def client(run: Run, port: int) -> dict[str, Any]:
             await asyncio.sleep(dice.uniform(0.05, 0.3))
             time.sleep(0.03 + 0.2 * run.strength)  # noqa: ASYNC251 - that is the stall
 
-    async def load() -> load_client.LoadResult:
+    async def load() -> LoadResult:
         stalling = asyncio.ensure_future(stall()) if run.situation == "stalled client" else None
         try:
-            return await load_client.run_load(plan)
+            return await run_load(plan)
         finally:
             if stalling is not None:
                 stalling.cancel()
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
-    plan = load_client.LoadPlan(endpoint, run.streams, run.streams * 5, 16, TOKENS, 0, 32_000, run.seed, 60.0)
+    plan = LoadPlan(endpoint, run.streams, run.streams * 5, 16, TOKENS, 0, 32_000, run.seed, 60.0)
     result = asyncio.run(load())
     gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
     return {

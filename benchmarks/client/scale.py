@@ -24,8 +24,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.load.client import LoadPlan, generate
+from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan
 from workers.load.tasks import merge, split
 
 HERE = Path(__file__).parent

@@ -17,10 +17,12 @@ from typing import Any, NoReturn
 
 import uvloop
 
+from contract.arrivals import Arrivals, Process, Stage
 from contract.rows import RequestRow
 from contract.specs import Api
-from workers.load.client import LoadPlan, LoadResult, run_load
+from workers.load.client import run_load
 from workers.load.endpoint import Endpoint, EndpointError, served_models
+from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import GivenText
 from workers.load.summary import LoadSummary, percentile, summarize
 from workers.load.tokenizer import count_tokens
@@ -55,6 +57,16 @@ def _seconds(value: str) -> float:
     return number
 
 
+def _rate(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of requests a second above 0, not {value!r}")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROG,
@@ -73,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="server, with or without /v1, /v1/completions or /v1/chat/completions (default: %(default)s)",
     )
     add("--chat", action="store_true", help="ask for chat completions, --prompt as the message of a user")
-    add("--n", type=_count, default=32, metavar="REQUESTS", help="requests in each half (default: %(default)s)")
+    add("--n", type=_count, default=32, metavar="REQUESTS", help="requests in each part (default: %(default)s)")
     add(
         "--concurrency",
         type=_count,
@@ -88,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         default="Explain what a GPU is in one sentence.",
         metavar="TEXT",
         help="sent behind a short prefix that makes every request's prompt unique (default: %(default)r)",
+    )
+    add(
+        "--rate",
+        type=_rate,
+        metavar="REQUESTS_PER_SECOND",
+        help="a third part, open loop: so many arrive a second on average (Poisson), however many are in flight",
     )
     add(
         "--timeout",
@@ -136,7 +154,8 @@ async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | N
         raise EndpointError(f"{asked} do not fit {room}")
 
 
-async def _compare(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, LoadResult, LoadResult]:
+async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, dict[str, LoadResult]]:
+    """Send the parts, one after the other."""
     model, max_model_len = await _find_model(endpoint, args.model)
     sequential = LoadPlan(
         replace(endpoint, model=model),
@@ -154,36 +173,43 @@ async def _compare(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, L
         api=Api.CHAT if args.chat else Api.COMPLETIONS,
     )
     await _check_lengths(sequential, args.max_tokens, max_model_len)
-    concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
-    return model, await run_load(sequential), await run_load(concurrent)
+    plans = {"sequential": sequential}
+    plans["concurrent"] = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
+    if args.rate is not None:
+        due_s = Arrivals(Process.POISSON, args.rate, (Stage(args.n / args.rate),)).times(args.n, str(sequential.seed))
+        plans["open_loop"] = replace(sequential, first_ordinal=2 * args.n, due_s=tuple(due_s))
+    return model, {name: await run_load(plan) for name, plan in plans.items()}
 
 
-def _report(args: argparse.Namespace, model: str, sequential: LoadResult, concurrent: LoadResult) -> dict[str, Any]:
+def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) -> dict[str, Any]:
     """Return what is printed: the tutorial's eight keys first, then what it left out."""
-    halves = {"sequential": sequential, "concurrent": concurrent}
-    sums = {half: summarize(result.requests, result.duration_s) for half, result in halves.items()}
+    sums = {part: summarize(result.requests, result.duration_s) for part, result in parts.items()}
     report: dict[str, Any] = {"n": args.n, "concurrency": args.concurrency}
-    report |= {f"{half}_s": total.duration_s for half, total in sums.items()}
-    report |= {f"{half}_qps": total.qps for half, total in sums.items()}
-    report |= {f"{half}_tok_s": total.tok_s for half, total in sums.items()}
+    rates = {part: {"s": total.duration_s, "qps": total.qps, "tok_s": total.tok_s} for part, total in sums.items()}
+    for key in ("s", "qps", "tok_s"):
+        report |= {f"{part}_{key}": rates[part][key] for part in ("sequential", "concurrent")}
     report["completed"] = sum(total.completed for total in sums.values())
     report["failed"] = sum(total.failed for total in sums.values())
     report["model"] = model
-    for half, total in sums.items():
-        report |= _half(half, total, halves[half].requests)
+    if args.rate is not None:
+        report["rate"] = args.rate
+        report |= {f"open_loop_{key}": value for key, value in rates["open_loop"].items()}
+        report["open_loop_most_in_flight"] = sums["open_loop"].most_in_flight
+    for part, total in sums.items():
+        report |= _part(part, total, parts[part].requests)
     return report
 
 
-def _half(half: str, total: LoadSummary, requests: Sequence[RequestRow]) -> dict[str, Any]:
+def _part(part: str, total: LoadSummary, requests: Sequence[RequestRow]) -> dict[str, Any]:
     ttft = [row.ttft_s for row in requests if row.ok and row.ttft_s is not None]
     return {
-        f"{half}_failed": total.failed,
-        f"{half}_p50_e2e_s": total.p50_e2e_s,
-        f"{half}_p95_e2e_s": total.p95_e2e_s,
-        f"{half}_p99_e2e_s": total.p99_e2e_s,
-        f"{half}_p50_ttft_s": total.p50_ttft_s,
-        f"{half}_p95_ttft_s": total.p95_ttft_s,
-        f"{half}_p99_ttft_s": percentile(ttft, 99),
+        f"{part}_failed": total.failed,
+        f"{part}_p50_e2e_s": total.p50_e2e_s,
+        f"{part}_p95_e2e_s": total.p95_e2e_s,
+        f"{part}_p99_e2e_s": total.p99_e2e_s,
+        f"{part}_p50_ttft_s": total.p50_ttft_s,
+        f"{part}_p95_ttft_s": total.p95_ttft_s,
+        f"{part}_p99_ttft_s": percentile(ttft, 99),
     }
 
 
@@ -202,13 +228,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(str(error))
             return 2
         try:
-            model, sequential, concurrent = uvloop.run(_compare(args, endpoint))
+            model, parts = uvloop.run(_measure(args, endpoint))
         except EndpointError as error:
             _complain(str(error))
             return 2
-        report = _report(args, model, sequential, concurrent)
+        report = _report(args, model, parts)
         print(json.dumps(report, indent=2))
-        failures = [row for row in sequential.requests + concurrent.requests if not row.ok]
+        failures = [row for result in parts.values() for row in result.requests if not row.ok]
         if failures:
             first = failures[0]
             _complain(f"{len(failures)} requests failed, the first with {first.failure_class}: {first.failure_message}")

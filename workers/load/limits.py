@@ -21,8 +21,11 @@ ACHIEVED_SHARE = 0.95
 """Less than this of the asked concurrency, while there was something left to send, and the level was not offered."""
 
 
-def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], concurrency: int) -> list[str]:
-    """Return why the client, not the server, was the limit of a closed-loop level; empty where it was not."""
+def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], concurrency: int | None) -> list[str]:
+    """Return why the client, not the server, was the limit of a level; empty where it was not.
+
+    `concurrency` is what a closed loop was asked for, None for an open one, whose requests have to be sent when due.
+    """
     if max((row.sent_s + (row.e2e_s or 0.0) for row in requests), default=0.0) < JUDGED_FROM_S:
         return []
     found = []
@@ -34,10 +37,18 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
     lag_s = max(late, default=0.0)
     if latency_s is not None and lag_s > max(LAG_S, LAG_SHARE * latency_s):
         found.append(f"a load process woke up {lag_s * 1000:.0f} ms late (p99), median latency {latency_s:.3g} s")
-    achieved = achieved_share(requests, concurrency)
+    delay_s = send_delay_s(requests)
+    if delay_s is not None and latency_s is not None and delay_s > max(LAG_S, LAG_SHARE * latency_s):
+        found.append(f"requests were sent {delay_s * 1000:.0f} ms after they were due (p99)")
+    achieved = None if concurrency is None else achieved_share(requests, concurrency)
     if achieved is not None and achieved < ACHIEVED_SHARE:
         found.append(f"{achieved:.1%} of the asked concurrency was in flight while requests were left to send")
     return found
+
+
+def send_delay_s(requests: Sequence[RequestRow]) -> float | None:
+    """Return the 99th percentile of the seconds from due to sent; None for a closed loop."""
+    return percentile([row.sent_s - row.due_s for row in requests if row.due_s is not None], 99)
 
 
 def achieved_share(requests: Sequence[RequestRow], concurrency: int) -> float | None:

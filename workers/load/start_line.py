@@ -1,4 +1,4 @@
-"""Where the processes of one level wait for each other, so that they start together."""
+"""Where the processes of one level wait for each other, so that they start together and end together."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ class StartLine:
 
     async def wait(self) -> None:
         """Return at the moment that all parties share. Raises `TimeoutError` where one does not come."""
-        self._arrive()
+        self.agreed("ready")
         async with asyncio.timeout(GATHER_LIMIT_S):
             while (start_s := self._start_s()) is None:  # noqa: ASYNC110 - the others are other processes
                 await asyncio.sleep(POLL_S)
         await asyncio.sleep(max(0.0, start_s - time.monotonic()))
 
-    def _arrive(self) -> None:
-        (Path(self.directory) / f"ready.{self.index}").touch()
+    def agreed(self, word: str) -> bool:
+        """Say `word` for this process, and return whether all have said it."""
+        (Path(self.directory) / f"{word}.{self.index}").touch()
+        return len(list(Path(self.directory).glob(f"{word}.*"))) == self.parties
 
     def _start_s(self) -> float | None:
         """The moment, once it has been set; the first party sets it when all are there."""
         start = Path(self.directory) / "start"
         if start.exists():
             return float(start.read_text())
-        if self.index == 0 and len(list(start.parent.glob("ready.*"))) == self.parties:
+        if self.index == 0 and self.agreed("ready"):
             written = start.with_suffix(".tmp")
             written.write_text(repr(time.monotonic() + HEAD_START_S))
             written.replace(start)

@@ -35,6 +35,13 @@ class LoadSummary:
     """Over successes of more than one token."""
     p50_tpot_s: float | None
     p95_tpot_s: float | None
+    p99_ttft_s: float | None
+    p50_icl_s: float | None
+    """Inter-chunk latency, over the gaps of all successes together."""
+    p95_icl_s: float | None
+    p99_icl_s: float | None
+    tokens_per_chunk: float | None
+    """Over successes. From 1 on, gaps between chunks are no longer gaps between tokens."""
     qps: float | None
     """Successes / duration_s."""
     tok_s: float | None
@@ -46,6 +53,8 @@ class LoadSummary:
     mean_completion_tokens: float | None
     achieved_concurrency: float | None
     """Time-weighted mean of requests in flight over the window, failed ones included; None for an empty window."""
+    most_in_flight: int
+    """At one moment."""
 
 
 def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
@@ -63,6 +72,8 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
     prompt_tokens = _present(row.prompt_tokens for row in successes)
     completion_tokens = sum(row.completion_tokens or 0 for row in successes)
     total_tokens = completion_tokens + sum(prompt_tokens) if len(prompt_tokens) == len(successes) else None
+    gaps_us = sorted(gap for row in successes for gap in row.gaps_us)
+    chunks = sum(row.chunks for row in successes)
     rated = bool(successes) and duration_s > 0
     return LoadSummary(
         completed=len(successes),
@@ -78,12 +89,18 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
         mean_tpot_s=_mean(tpot),
         p50_tpot_s=percentile(tpot, 50),
         p95_tpot_s=percentile(tpot, 95),
+        p99_ttft_s=percentile(ttft, 99),
+        p50_icl_s=_seconds(percentile(gaps_us, 50)),
+        p95_icl_s=_seconds(percentile(gaps_us, 95)),
+        p99_icl_s=_seconds(percentile(gaps_us, 99)),
+        tokens_per_chunk=completion_tokens / chunks if chunks else None,
         qps=len(successes) / duration_s if rated else None,
         tok_s=completion_tokens / duration_s if rated else None,
         total_tok_s=total_tokens / duration_s if rated and total_tokens is not None else None,
         mean_prompt_tokens=_mean(prompt_tokens) if total_tokens is not None else None,
         mean_completion_tokens=completion_tokens / len(successes) if successes else None,
         achieved_concurrency=mean_in_flight(requests, duration_s),
+        most_in_flight=most_in_flight(requests),
     )
 
 
@@ -99,6 +116,16 @@ def mean_in_flight(requests: Iterable[RequestRow], duration_s: float) -> float |
     return math.fsum(max(each, 0.0) for each in held) / duration_s
 
 
+def most_in_flight(requests: Iterable[RequestRow]) -> int:
+    """Return the highest number of requests in flight at one moment; one that ends when another begins makes room."""
+    events = sorted(event for row in requests for event in ((row.sent_s, 1), (row.sent_s + (row.e2e_s or 0.0), -1)))
+    in_flight = most = 0
+    for _, change in events:
+        in_flight += change
+        most = max(most, in_flight)
+    return most
+
+
 def percentile(values: Sequence[float], q: float) -> float | None:
     """Return the `q`-th percentile (0 to 100) with linear interpolation between ranks; None for no values.
 
@@ -111,6 +138,10 @@ def percentile(values: Sequence[float], q: float) -> float | None:
     below = min(int(rank), len(ordered) - 1)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
+
+
+def _seconds(us: float | None) -> float | None:
+    return None if us is None else us / 1e6
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -9,7 +9,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from workers.load.client import LoadPlan, LoadResult
+from workers.load.ending import REQUESTS
+from workers.load.plan import LoadPlan, LoadResult
 from workers.load.start_line import StartLine
 
 STREAMS_PER_PROCESS = 256
@@ -24,6 +25,7 @@ def processes_for(concurrency: int, free_cores: int) -> int:
 
 def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list[LoadPlan]:
     """Return `processes` plans that together send what `plan` would: streams and requests divided, ordinals kept apart.
+    An open loop's arrivals are dealt out in turn.
 
     With several, each keeps to cores of its own where there are enough, and all start together, through `directory`
     (empty, on the node that they run on).
@@ -37,13 +39,17 @@ def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list
     if streams < processes or directory is None:
         raise ValueError(f"{streams} streams cannot be divided among {processes} processes")
     shares = [len(range(index, streams, processes)) for index in range(processes)]
+    stop = plan.stop and replace(plan.stop, least=math.ceil(plan.stop.least / processes))
     parts, ordinal, requests_left, streams_left = [], plan.first_ordinal, plan.num_requests, streams
     for index, share in enumerate(shares):
-        requests = round(requests_left * share / streams_left)
+        due_s = plan.due_s[index::processes]
+        requests = len(due_s) or round(requests_left * share / streams_left)
         cores = plan.cores[index::processes] if len(plan.cores) >= processes else plan.cores
         line = StartLine(str(directory), processes, index)
         ahead = plan.offset + ordinal - plan.first_ordinal
-        part = replace(plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, offset=ahead)
+        part = replace(
+            plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, offset=ahead, due_s=due_s, stop=stop
+        )
         parts.append(replace(part, cores=cores, start=line))
         ordinal, requests_left, streams_left = ordinal + requests, requests_left - requests, streams_left - share
     return parts
@@ -56,6 +62,7 @@ def merge(results: list[LoadResult]) -> LoadResult:
         late_s = result.started_monotonic_s - first.started_monotonic_s
         for row in result.requests:
             row.sent_s += late_s
+            row.due_s = None if row.due_s is None else row.due_s + late_s
     end_s = max(result.started_monotonic_s + result.duration_s for result in results)
     return LoadResult(
         sorted((row for result in results for row in result.requests), key=lambda row: row.ordinal),
@@ -63,4 +70,5 @@ def merge(results: list[LoadResult]) -> LoadResult:
         first.started_monotonic_s,
         first.started_wall_s,
         [client for result in results for client in result.clients],
+        next((result.stopped_by for result in results if result.stopped_by != REQUESTS), REQUESTS),
     )

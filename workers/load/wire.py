@@ -184,6 +184,10 @@ class Line:
         self._head = b""
         self._idle_since = 0.0
 
+    def another(self) -> Line:
+        """Return a further line of the same kind, not yet connected."""
+        return Line(self._wire, self._keepalive_s)
+
     async def open(self) -> None:
         """Connect, if there is no connection that can be used."""
         if self._connection is not None:

@@ -1,0 +1,93 @@
+"""When a level ends: by its requests, its time, or because its metric is known."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.specs import METRICS, Precision
+from workers.load import ending
+from workers.load.ending import PRECISION, REQUESTS, TIME, Ending, Stop, half_width
+from workers.load.start_line import StartLine
+
+QUANTILES = {"p50_e2e_s": 0.5, "p95_e2e_s": 0.95, "mean_e2e_s": None}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_interval_covers_the_truth_in_nineteen_of_twenty_samples(metric: str) -> None:
+    """Exponential latencies of mean 1, whose quantile at q is -ln(1 - q); the half width as a one-sample promise."""
+    dice = random.Random(metric)
+    truth = {"mean_e2e_s": 1.0, "p50_e2e_s": 0.6931, "p95_e2e_s": 2.9957}[metric]
+    hits = 0
+    for _ in range(400):
+        values = [dice.expovariate(1) for _ in range(400)]
+        width = half_width(values, metric)
+        assert width is not None
+        ordered = sorted(values)
+        share = QUANTILES[metric]
+        middle = sum(values) / len(values) if share is None else ordered[int(len(values) * share)]
+        hits += abs(middle - truth) <= width * middle
+    assert hits / 400 >= 0.9
+
+
+@given(st.lists(st.floats(0.001, 100), max_size=19), st.sampled_from(sorted(METRICS)))
+def test_few_values_have_no_interval(values: list[float], metric: str) -> None:
+    assert half_width(values, metric) is None
+
+
+@given(st.lists(st.floats(0.001, 100), min_size=20, max_size=200), st.sampled_from(sorted(METRICS)))
+def test_an_interval_has_a_width_that_is_not_negative(values: list[float], metric: str) -> None:
+    width = half_width(values, metric)
+    assert width is None or width >= 0
+
+
+def test_a_p95_needs_more_values_than_a_median() -> None:
+    values = [1.0 + n / 100 for n in range(40)]
+    assert half_width(values, "p50_e2e_s") is not None
+    assert half_width(values, "p95_e2e_s") is None
+
+
+def _ended(stop: Stop | None, latencies: list[float], together: StartLine | None = None, looks: int = 3) -> Ending:
+    import time
+
+    async def run() -> Ending:
+        made = Ending(stop, time.monotonic(), together)
+        for each in latencies:
+            made.note(each)
+        watching = asyncio.ensure_future(made.watch())
+        await asyncio.sleep(looks * ending.LOOK_S)
+        watching.cancel()
+        made.reached()
+        return made
+
+    return asyncio.run(run())
+
+
+def test_requests_time_and_precision_each_end_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "LOOK_S", 0.01)
+    exact = [1.0] * 100
+    precise = Precision("mean_e2e_s", 0.05)
+    assert _ended(None, exact).by == REQUESTS
+    assert _ended(Stop(0.001), exact).by == TIME
+    assert _ended(Stop(60, precise), exact).by == PRECISION
+    assert _ended(Stop(60, precise, least=101), exact).by == REQUESTS
+    assert _ended(Stop(60, precise), [0.1, 9.0] * 20).by == REQUESTS
+
+
+def test_several_processes_end_only_when_all_are_precise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ending, "LOOK_S", 0.01)
+    stop = Stop(60, Precision("mean_e2e_s", 0.05))
+    assert _ended(stop, [1.0] * 100, StartLine(str(tmp_path), 2, 0)).by == REQUESTS
+    assert _ended(stop, [1.0] * 100, StartLine(str(tmp_path), 2, 1)).by == PRECISION
+
+
+def test_other_metrics_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of mean_e2e_s"):
+        Precision("tok_s", 0.1)
+    with pytest.raises(ValueError, match="above 0"):
+        Precision("mean_e2e_s", 0)

@@ -1,0 +1,95 @@
+"""One request and all that came back, and its row: judged when the window has closed. Pure but for its imports.
+
+A failed request becomes a row, never an exception or a second try.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from contract.failures import FailureClass
+from contract.rows import Failure, RequestRow
+from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
+from workers.load.wire import MAX_BODY_BYTES, Answer
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request and all that came back; judged when the window has closed."""
+
+    ordinal: int
+    asked: Asked
+    answer: Answer
+    ended_s: float = 0.0
+    due_s: float | None = None
+    """Of an open loop: when it should have been sent."""
+    slip_s: float | None = None
+    """How much later than due, or than its stream had become free, it was sent."""
+    error: Exception | None = None
+
+
+def row_of(sent: Sent, timeout_s: float, started_s: float) -> RequestRow:
+    """Judge one request of a window that opened at `started_s`: digest what came back and turn it into its row."""
+    answer = sent.answer
+    record, failure = _judged(sent, timeout_s)
+    row = RequestRow(
+        sent.ordinal,
+        sent_s=answer.sent_s - started_s,
+        ok=failure is None,
+        due_s=_after(sent.due_s, started_s),
+        first_byte_s=_after(answer.first_byte_s, answer.sent_s),
+        last_byte_s=_after(answer.reads.at_s[-1], answer.sent_s) if answer.reads.at_s else None,
+        body_bytes=answer.reads.size,
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens,
+        chunks=len(record.chunk_at_s),
+        finish_reason=record.finish_reason,
+        http_status=answer.status,
+        e2e_s=sent.ended_s - answer.sent_s,
+    )
+    if record.chunk_at_s:
+        first_s, last_s = record.chunk_at_s[0], record.chunk_at_s[-1]
+        row.ttft_s = first_s - answer.sent_s
+        row.gaps_us = [round((later - earlier) * 1e6) for earlier, later in pairwise(record.chunk_at_s)]
+        if failure is None:
+            row.e2e_s = last_s - answer.sent_s
+            if record.completion_tokens is not None and record.completion_tokens > 1:
+                row.tpot_s = (last_s - first_s) / (record.completion_tokens - 1)
+    if failure is not None:
+        row.failure_class, row.failure_message = failure.failure_class, failure.message
+    return row
+
+
+def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]:
+    answer = sent.answer
+    if answer.status is not None and answer.status != 200:
+        words = b"".join(answer.reads.data)[: 4 * MESSAGE_CHARS].decode(errors="replace")[:MESSAGE_CHARS]
+        message = words or f"HTTP {answer.status} with an empty body"
+        return StreamRecord(), Failure(FailureClass.HTTP_ERROR, message)
+    record = digest(answer.reads)
+    if answer.reads.size > MAX_BODY_BYTES:
+        return record, Failure(FailureClass.MALFORMED_STREAM, f"the answer is longer than {MAX_BODY_BYTES} bytes")
+    if sent.error is not None and record.error is None:
+        return record, _broken(sent.error, timeout_s, len(record.chunk_at_s))
+    return record, judge(record, sent.asked)
+
+
+def _after(at_s: float | None, start_s: float) -> float | None:
+    return None if at_s is None else at_s - start_s
+
+
+def _broken(error: Exception, timeout_s: float, chunks: int) -> Failure:
+    """Map what ended a request from outside its stream to a failure; the one place that knows aiohttp's exceptions."""
+    after = f"after {chunks} chunks"
+    what = f"{error or type(error).__name__}"[:MESSAGE_CHARS]
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
+        return Failure(FailureClass.CONNECTION_FAILED, what)
+    if isinstance(error, TimeoutError):
+        return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {after}")
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+        return Failure(FailureClass.MALFORMED_STREAM, f"the answer is not HTTP: {what}")
+    return Failure(FailureClass.CONNECTION_LOST, f"{what}, {after}")

@@ -1,0 +1,114 @@
+"""The part of a level in which it was what it is called: all of its requests in flight, ramp and drain left out. Pure.
+
+Whole-run figures (`workers.load.summary`) stand beside these: they are what `vllm bench serve` reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from contract.rows import RequestRow
+from workers.load.summary import percentile
+
+IN_FLIGHT_SHARE = 0.95
+"""Of the level: what has to be in flight."""
+STABLE_WITHIN = 0.1
+"""A warm-up is over when its last round's tok/s differs from the one before by no more than this share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """Figures of the steady window, with the field names of `contract.rows.PointRow`.
+
+    Latencies are over successes that ended inside it, whenever they were sent: a stationary load has as many of each
+    kind end in any window as begin there, while those that also began inside are the shorter ones. None where no
+    success ended inside.
+    """
+
+    steady_from_s: float
+    """Since the window's opening."""
+    steady_to_s: float
+    steady_completed: int
+    steady_tok_s: float
+    """Tokens that arrived inside, by the stamps of their chunks, over its length; of successes."""
+    steady_mean_e2e_s: float | None
+    steady_p50_e2e_s: float | None
+    steady_p95_e2e_s: float | None
+    steady_p95_ttft_s: float | None
+    steady_p95_tpot_s: float | None
+
+
+def steady(requests: Sequence[RequestRow], concurrency: int | None) -> Steady | None:
+    """Return what a level gave in its steady window; None where it never had one as long as its median E2EL.
+
+    Of a closed loop the window is from the first to the last moment at which `IN_FLIGHT_SHARE` of `concurrency` was in
+    flight. An open loop (None) has no such number: there it is from the first answer's end to the last send.
+    """
+    window = _full(requests, concurrency) if concurrency is not None else _between(requests)
+    median_s = percentile([row.e2e_s for row in requests if row.ok and row.e2e_s is not None], 50)
+    if window is None or median_s is None or window[1] - window[0] < median_s:
+        return None
+    from_s, to_s = window
+    inside = [row for row in requests if row.ok and from_s <= row.sent_s + (row.e2e_s or 0.0) <= to_s]
+    tokens = sum(_tokens_between(row, from_s, to_s) for row in requests if row.ok)
+    e2e = [row.e2e_s for row in inside if row.e2e_s is not None]
+    return Steady(
+        from_s,
+        to_s,
+        len(inside),
+        tokens / (to_s - from_s),
+        fmean(e2e) if e2e else None,
+        percentile(e2e, 50),
+        percentile(e2e, 95),
+        percentile([row.ttft_s for row in inside if row.ttft_s is not None], 95),
+        percentile([row.tpot_s for row in inside if row.tpot_s is not None], 95),
+    )
+
+
+def stable(rates: Sequence[float]) -> bool:
+    """Return whether the last two rounds of a warm-up had the same throughput."""
+    return len(rates) > 1 and abs(rates[-1] - rates[-2]) <= STABLE_WITHIN * rates[-2]
+
+
+def _full(requests: Sequence[RequestRow], concurrency: int) -> tuple[float, float] | None:
+    """From the first to the last moment at which enough requests were in flight, by a sweep over sends and ends.
+
+    A stream whose request has ended and whose next one has not been sent counts as on its way: that gap is the
+    client's, some tens of microseconds, and has a verdict of its own (`workers.load.limits`).
+    """
+    events = sorted([(row.sent_s, 1) for row in requests] + [(_end_s(row), -1) for row in requests])
+    in_flight, first, last = 0, None, None
+    for at_s, change in events:
+        if in_flight >= IN_FLIGHT_SHARE * concurrency:
+            last = at_s
+        in_flight += change
+        if in_flight >= IN_FLIGHT_SHARE * concurrency and first is None:
+            first = at_s
+    return None if first is None or last is None else (first, last)
+
+
+def _between(requests: Sequence[RequestRow]) -> tuple[float, float] | None:
+    if not requests:
+        return None
+    first, last = min(_end_s(row) for row in requests), max(row.sent_s for row in requests)
+    return (first, last) if first < last else None
+
+
+def _end_s(row: RequestRow) -> float:
+    return row.sent_s + (row.e2e_s or 0.0)
+
+
+def _tokens_between(row: RequestRow, from_s: float, to_s: float) -> float:
+    """Tokens of a request that arrived inside; a chunk holds as many as the others of its request."""
+    if row.completion_tokens is None or not row.chunks or row.ttft_s is None:
+        return 0.0
+    at_s = row.sent_s + row.ttft_s
+    if from_s <= at_s and _end_s(row) <= to_s:
+        return row.completion_tokens
+    inside = int(from_s <= at_s <= to_s)
+    for gap_us in row.gaps_us:
+        at_s += gap_us / 1e6
+        inside += from_s <= at_s <= to_s
+    return row.completion_tokens * inside / row.chunks

@@ -1,0 +1,72 @@
+"""What a load process itself did in a window: its share of a core, how late its event loop woke up.
+
+Used by `workers.load.client`. By these figures `workers.load.limits` tells whether the client was the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from contract.rows import ClientRow
+from workers.load.summary import percentile
+
+TICK_S = 0.02
+
+
+class Watch:
+    """What the client itself did in a window, from its making to `stop`."""
+
+    def __init__(self) -> None:
+        self._lags: list[float] = []
+        self._ticking = asyncio.ensure_future(self._tick())
+        self._waited_s = _cpu_wait_s()
+        self._cpu_s = time.thread_time()
+        self.started_wall_s, self.started_s = time.time(), time.monotonic()
+
+    async def _tick(self) -> None:
+        while True:
+            due_s = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self._lags.append(max(time.monotonic() - due_s, 0.0))
+
+    def stop(self, streams: int, duration_s: float, slips: list[float]) -> ClientRow:
+        """Return the row of this process."""
+        self._ticking.cancel()
+        cpu_s, waited_s = time.thread_time() - self._cpu_s, _cpu_wait_s()
+        waited = None if waited_s is None or self._waited_s is None else waited_s - self._waited_s
+        return ClientRow(
+            streams,
+            cpu_share=cpu_s / duration_s,
+            wait_share=None if waited is None else waited / duration_s,
+            lag_p99_s=percentile(self._lags, 99),
+            lag_max_s=max(self._lags, default=None),
+            late_share=sum(self._lags) / duration_s,
+            slip_p99_s=percentile(slips, 99),
+            slip_max_s=max(slips, default=None),
+        )
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the garbage collector out of a measured window: a full collection stops every stream for its time."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def _cpu_wait_s() -> float | None:
+    """Time that this thread has waited on a run queue (second field of schedstat, in ns; Linux, sched-stats)."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return None
