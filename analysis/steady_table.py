@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.document import Document
-from analysis.figures import decimal, plain
+from analysis.figures import percent, plain
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
 
@@ -19,10 +19,10 @@ def add_steady_table(doc: Document, curve: LoadCurve) -> None:
     if not readings:
         return
     doc.say(
-        "The steady part alone, while at least {share} % of the level were in flight: ramp and drain are left out, "
+        "The steady part alone, while at least {share} of the level were in flight: ramp and drain are left out, "
         "latencies are those of the requests that ended in it. Inter-chunk latency (icl) is over the whole level; a "
         "chunk may hold several tokens.",
-        share=decimal("rule.steady_in_flight_pct", 95, 0),
+        share=percent("rule.steady_in_flight_pct", 0.95, 0),
     )
     doc.table(
         ["concurrency", *COLUMNS],

@@ -42,7 +42,7 @@ def rows(rates: dict[float, tuple[float, float]] = RATES, repeats: int = 2) -> l
                     steady_completed=round(30 * ended),
                     most_in_flight=round(rate) + repeat,
                     p99_send_delay_s=0.001,
-                )  # fmt: skip
+                )
             )
     return made
 
