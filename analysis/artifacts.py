@@ -10,6 +10,7 @@ from analysis.document import Document
 from analysis.errors import AnalysisError
 from analysis.figures import write_figures
 from analysis.files import write_text
+from analysis.goodput import with_goodput
 from analysis.kv_fit import kv_results
 from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
@@ -18,7 +19,7 @@ from analysis.load_tables import write_concurrency_sweep
 from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
 from analysis.tables import build_tables, read_tables
-from analysis.targets import Targets, read_targets
+from analysis.targets import Targets, read_slo, read_targets
 from analysis.timeline import read_utilization, write_timeline
 
 OWNED = (
@@ -61,7 +62,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     if (run_dir / "plots").is_symlink():
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
-    tables = read_tables(run_dir)
+    tables = with_goodput(run_dir, read_tables(run_dir), read_slo(run_dir))
     utilization = read_utilization(run_dir)
     pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables), rate_page(tables)]
     results = kv_results(tables.points)

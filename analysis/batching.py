@@ -9,7 +9,7 @@ from analysis.document import Document, Phrase, phrase
 from analysis.figures import Figure, count, percent, plain, times
 from analysis.ladder import add_ladder
 from analysis.load_curve import PLATEAU_WITHIN, LoadCurve, load_curves
-from analysis.load_tables import SWEEP_COLUMNS, cell, level_notes, server, sweep_cells, workload
+from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
 from analysis.rules import rules_of_thumb
 from analysis.series import Reading
 from analysis.steady_table import add_steady_table
@@ -134,9 +134,10 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
     """Write the tutorial's table, and a second one with what stands beside tok_s."""
     readings, simulated = curve.series.readings, curve.series.sample.simulated
     doc.table([*SWEEP_COLUMNS, "notes"], [[*sweep_cells(r), level_notes(curve, r)] for r in readings], simulated)
+    columns = [*MORE_COLUMNS, *goodput_column(readings)]
     doc.table(
-        ["concurrency", *MORE_COLUMNS],
-        [[plain(f"{r.name}.concurrency", r.at), *(cell(r, column, 4) for column in MORE_COLUMNS)] for r in readings],
+        ["concurrency", *columns],
+        [[plain(f"{r.name}.concurrency", r.at), *(cell(r, column, 4) for column in columns)] for r in readings],
         simulated,
     )
     add_steady_table(doc, curve)

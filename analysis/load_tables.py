@@ -55,6 +55,11 @@ def cell(reading: Reading, column: str, digits: int = 3) -> Figure:
     return Figure(f"{reading.name}.{column}", value, NOTHING if value is None else significant_text(value, digits))
 
 
+def goodput_column(readings: Sequence[Reading]) -> list[str]:
+    """Return the column of goodput where the run has objectives that tell it."""
+    return ["goodput_qps"] if any(reading.median("goodput_qps") is not None for reading in readings) else []
+
+
 def utilization_cell(reading: Reading) -> Part:
     """Return gpu_util_pct for a Markdown table: a number only where a real GPU was observed."""
     if (reading.measured or reading.unmeasured)[0].simulated:

@@ -16,7 +16,7 @@ from analysis.figures import Figure, percent, quote, significant
 from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, request_notes, server, unmeasured_notes, workload
+from analysis.load_tables import cell, goodput_column, request_notes, server, unmeasured_notes, workload
 from analysis.series import Reading, make_series
 from analysis.tables import RunPoint, Tables
 
@@ -41,8 +41,11 @@ def write_rate_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
     return [
         write_csv(
             run_dir / curve.series.group.file("rate_sweep", ".csv"),
-            ("request_rate", *COLUMNS),
-            [[f"{r.at:g}", *(_text(r.median(column)) for column in COLUMNS)] for r in curve.series.readings],
+            ("request_rate", *COLUMNS, "goodput_qps"),
+            [
+                [f"{r.at:g}", *(_text(r.median(column)) for column in (*COLUMNS, "goodput_qps"))]
+                for r in curve.series.readings
+            ],
         )
         for curve in curves
     ]
@@ -70,9 +73,10 @@ def rate_page(tables: Tables) -> Document | None:
             "Server: {server}. Load: {load}. Arrivals: {arrivals}.",
             server=server(curve), load=workload(curve), arrivals=arrivals,
         )  # fmt: skip
+        shown = [*SHOWN, *goodput_column(curve.series.readings)]
         doc.table(
-            ["request_rate", *SHOWN, "notes"],
-            [[_rate(r), *(_cell(r, column) for column in SHOWN), _notes(r)] for r in curve.series.readings],
+            ["request_rate", *shown, "notes"],
+            [[_rate(r), *(_cell(r, column) for column in shown), _notes(r)] for r in curve.series.readings],
             sample.simulated,
         )
         doc.bullets([_keeps_up(curve)])

@@ -46,10 +46,13 @@ class RunPoint(PointRow):
     stop_s: float | None = None
     memory_back_s: float | None = None
     mem_after_stop_bytes: int | None = None
+    goodput_qps: float | None = None
+    """Not in any file: it hangs on the objectives (`analysis.goodput`)."""
 
 
 FROM_SESSION = ("node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_bytes")
-POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in NESTED])
+DERIVED = ("goodput_qps",)
+POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in (*NESTED, *DERIVED)])
 
 
 def _absent(row_class: type) -> dict[str, Any]:

@@ -252,6 +252,12 @@ class ClusterConfig(_Section):
     cores_per_session: Count
 
 
+class SloConfig(_Section):
+    p95_e2e_s: Seconds | None
+    p95_ttft_s: Seconds | None
+    p95_tpot_s: Seconds | None
+
+
 class TargetConfig(_Section):
     concurrency: Count
     context_tokens: Count
@@ -377,6 +383,7 @@ class Experiment(_Section):
     cluster: ClusterConfig
     sweep: Sweep
     target: TargetConfig
+    slo: SloConfig
     output_root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     dry_run: bool
@@ -443,7 +450,7 @@ def _did_you_mean(location: list[str]) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
-        "cluster": ClusterConfig, "target": TargetConfig, "kv": KvSweep, "batching": BatchingSweep,
+        "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "kv": KvSweep, "batching": BatchingSweep,
         "concurrency": ConcurrencySweep, "rate": RateSweep, "near_full_context": NearFullContext,
         "capacity": CapacitySweep, "stages": StageConfig, "precision": PrecisionConfig,
         "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
