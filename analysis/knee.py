@@ -164,9 +164,35 @@ def find_blow_up(levels: tuple[Level, ...], noise: Noise | None) -> BlowUp | Non
 
 
 def smoothed(levels: Sequence[Level]) -> list[float]:
-    """Return tok/s of the nearest curve that rises up to some level and falls from there on."""
+    """Return tok/s of the nearest curve that rises up to some level and falls from there on, level by level."""
+    if not levels:
+        return []
     means, weights = [mean_log(level.tok_s) for level in levels], [float(level.repeats) for level in levels]
     return [math.exp(value) for value in _rising_and_falling(means, weights)]
+
+
+def read_off(levels: Sequence[Level]) -> int | None:
+    """Return the lowest level within the band of the smoothed values as they stand; None without levels.
+
+    Noise is left out: an observation about what was measured, not a knee.
+    """
+    values = smoothed(levels)
+    return next(
+        (level.at for level, v in zip(levels, values, strict=True) if v >= (1 - WITHIN_PEAK) * max(values)), None
+    )
+
+
+def marginal_tok_s_per_s(lower: Level, upper: Level, p95_noise: Noise | None) -> float | None:
+    """Return what each further second of p95 bought between two levels, in tok/s (geometric means of the repeats).
+
+    None where p95 did not rise, or by no more than its noise: a ratio to next to nothing says nothing.
+    """
+    low, high = mean_log(lower.p95_s), mean_log(upper.p95_s)
+    margin = 0.0 if p95_noise is None else p95_noise.margin(1 / lower.repeats + 1 / upper.repeats, 1 - CONFIDENCE)
+    if high - low <= margin:
+        return None
+    gain = math.exp(mean_log(upper.tok_s)) - math.exp(mean_log(lower.tok_s))
+    return gain / (math.exp(high) - math.exp(low))
 
 
 def rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:
@@ -238,12 +264,3 @@ def _lowest(function: Callable[[float], float], low: float, high: float) -> floa
             right = low + ratio * (high - low)
             at_right = function(right)
     return min(at_left, at_right)
-
-
-def marginal_tok_s_per_s(lower: Level, upper: Level) -> float | None:
-    """Return what each further second of p95 bought between two levels, in tok/s; None where p95 did not rise.
-
-    Geometric means of the repeats on both sides.
-    """
-    rise = math.exp(mean_log(upper.p95_s)) - math.exp(mean_log(lower.p95_s))
-    return (math.exp(mean_log(upper.tok_s)) - math.exp(mean_log(lower.tok_s))) / rise if rise > 0 else None

@@ -12,6 +12,7 @@ from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import NOTHING, Figure, count, decimal, percent, plain, quote, significant_text, times
 from analysis.files import write_csv
+from analysis.knee import KneeVerdict
 from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
 from analysis.series import Reading, outcome_figure
 from analysis.tables import RunPoint
@@ -19,8 +20,12 @@ from analysis.tables import RunPoint
 CLIENT_WAIT_SHARE = 0.05
 """From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
+FURTHER_COLUMNS = ("repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee")
+"""Behind the tutorial's: the bounds of the 95 % intervals, and whether the level could be the knee (`could be`, `no`;
+empty where that is not known)."""
 SIMULATED = "simulated"
-"""Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the columns leave no other place."""
+"""Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the tutorial's columns leave no other
+place."""
 
 
 def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
@@ -28,8 +33,8 @@ def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[
     return [
         write_csv(
             run_dir / curve.series.group.file("concurrency_sweep", ".csv"),
-            SWEEP_COLUMNS,
-            [_sweep_row(reading) for reading in curve.series.readings],
+            (*SWEEP_COLUMNS, *FURTHER_COLUMNS),
+            [[*_sweep_row(reading), *_further_cells(curve, reading)] for reading in curve.series.readings],
         )
         for curve in curves
     ]
@@ -41,6 +46,14 @@ def _sweep_row(reading: Reading) -> list[str]:
         return [str(reading.at), *cells, SIMULATED]
     utilization = reading.median("gpu_util_pct")
     return [str(reading.at), *cells, "" if utilization is None else f"{utilization:.1f}"]
+
+
+def _further_cells(curve: LoadCurve, reading: Reading) -> list[str]:
+    intervals = [curve.interval(reading, column) for column in ("tok_s", "p95_e2e_s")]
+    bounds = [bound for i in intervals for bound in ((None, None) if i is None else (i.low, i.high))]
+    known = bool(reading.measured) and curve.knee.verdict is not KneeVerdict.UNDECIDED
+    knee = ("could be" if reading.at in curve.knee.could_be else "no") if known else ""
+    return [str(len(reading.measured)), *(_text(bound, 6) for bound in bounds), knee]
 
 
 def _text(value: float | None, digits: int) -> str:

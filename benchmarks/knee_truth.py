@@ -196,7 +196,7 @@ def print_shares(what: str, made: list[Trial]) -> None:
     s = shares(made)
     print(
         f"{what}: {s.runs} runs\n"
-        f"  knee: {s.knees} runs, {s.knees_undecided} of them undecided, {s.knees_called_no_knee} called 'no knee yet'\n"
+        f"  knee: {s.knees} runs, {s.knees_undecided} of them undecided, {s.knees_called_no_knee} called no knee yet\n"
         f"  the set holds the truth in {s.set_holds_truth:.1%} and one or two levels in {s.set_holds_one_or_two:.1%} "
         f"({s.one_or_two_of_all_knees:.1%} with the undecided as sets too large), {s.mean_set:.2f} on average\n"
         f"  no knee: {s.without_a_knee} runs; given a number: {s.numbers_without_a_knee}\n"

@@ -224,8 +224,10 @@ def test_blow_up_without_noise_or_levels_is_not_known() -> None:
 
 def test_what_a_second_of_p95_bought() -> None:
     one, two = curve({1: 100.0, 2: 150.0}, {1: 0.5, 2: 0.7})
-    assert marginal_tok_s_per_s(one, two) == pytest.approx(250.0)
-    assert marginal_tok_s_per_s(two, one) is None
+    assert marginal_tok_s_per_s(one, two, QUIET) == pytest.approx(250.0)
+    assert marginal_tok_s_per_s(one, two, None) == pytest.approx(250.0)
+    assert marginal_tok_s_per_s(two, one, None) is None
+    assert marginal_tok_s_per_s(one, two, Noise(0.2, 12)) is None
 
 
 # --- all of it against a known truth ---

@@ -1,0 +1,232 @@
+"""What limits each level, as a section of batching_benchmark.md: the signs, the verdict, and its evidence in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from analysis.caveats import identity
+from analysis.document import Document, Part, Phrase, join, phrase
+from analysis.figures import Figure, decimal, percent, plain
+from analysis.intervals import CONFIDENCE, mean_log, pooled_noise
+from analysis.knee import STILL_GAINS, KneeVerdict
+from analysis.knee_sentences import REPEATS_TELL, knee_levels
+from analysis.ladder import highest, kv_usage, predicted
+from analysis.load_curve import LoadCurve, level_of
+from analysis.load_tables import workload
+from analysis.series import Reading
+from analysis.verdicts import NEAR_FULL, Limit, Signs, limit
+from contract.rows import CLIENT_LIMITED
+
+COLUMNS = ("concurrency", "verdict", "running_max", "waiting", "kv_usage_max", "preemptions", "notes")
+
+
+def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
+    """Write the section: a table and the run's verdict for every curve."""
+    doc.heading(2, "What limits each level")
+    if not curves:
+        doc.say("Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them.")
+        return
+    doc.say(
+        "*KV-bound*: preemptions, or requests waiting for capacity while the KV pool is full ({full} of its blocks, or "
+        "less free than one more request needs). *queue-bound*: as many run as max_num_seqs lets while others wait. "
+        "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
+        "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
+        "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "
+        "front end apart. *not saturated*: none of these, and more load gives more. The signs are the highest sampled "
+        "over the repeats; waiting counts those that wait for capacity where the metrics say why, else all.",
+        full=percent("rule.kv_near_full_pct", NEAR_FULL, 0),
+    )
+    for curve in curves:
+        doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))
+        doc.say("Load: {load}.", load=workload(curve))
+        rows = [_row(curve, reading) for reading in curve.series.readings]
+        doc.table(COLUMNS, rows, curve.series.sample.simulated)
+        doc.bullets([_verdict_on_the_run(curve), _prediction(curve), *_neighbours(curve)])
+
+
+def signs(curve: LoadCurve, reading: Reading) -> Signs:
+    """Return what the rows of a level show."""
+    sample = curve.series.sample
+    waiting = reading.highest("waiting_capacity_max")
+    tokens = (sample.prompt_tokens or 0) + (sample.output_tokens or 0)
+    pool = reading.median("engine_kv_tokens")
+    return Signs(
+        concurrency=reading.at,
+        measured=reading in curve.levels,
+        client_limited=any(point.status == CLIENT_LIMITED for point in reading.unmeasured),
+        preemptions=reading.highest("preemptions"),
+        waiting=reading.highest("waiting_max") if waiting is None else waiting,
+        running=reading.highest("running_max"),
+        kv_usage=reading.highest("kv_usage_max"),
+        request_share=tokens / pool if pool and tokens else None,
+        max_num_seqs=sample.max_num_seqs,
+        slowed_by_neighbour=_slowed(curve, reading),
+        flat=_flat(curve, reading),
+    )
+
+
+def _flat(curve: LoadCurve, reading: Reading) -> bool | None:
+    """Whether a level is at the knee or past it: beyond noise, or None."""
+    knee = curve.knee
+    if reading not in curve.levels or knee.verdict is KneeVerdict.UNDECIDED:
+        return None if not _clearly_below(curve, reading) else False
+    if knee.verdict is KneeVerdict.NO_KNEE_YET or reading.at < knee.could_be[0]:
+        return False
+    return True if reading.at >= knee.could_be[-1] else None
+
+
+def _clearly_below(curve: LoadCurve, reading: Reading) -> bool:
+    """Whether some higher level gives more than the rule's share more tok/s, beyond noise."""
+    here, noise = level_of(reading), curve.tok_s_noise
+    if here is None or noise is None:
+        return False
+    needed = math.log1p(STILL_GAINS)
+    return any(
+        mean_log(other.tok_s) - mean_log(here.tok_s)
+        > needed + noise.margin(1 / other.repeats + 1 / here.repeats, 1 - CONFIDENCE)
+        for other in curve.repeats
+        if other.at > here.at
+    )
+
+
+def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
+    """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level."""
+    alone, beside = _by_company(reading)
+    if not beside:
+        return False
+    noise = pooled_noise(values for other in curve.levels for values in _by_company(other))
+    if not alone or noise is None:
+        return None
+    margin = noise.margin(1 / len(alone) + 1 / len(beside), 1 - CONFIDENCE)
+    return mean_log(alone) - mean_log(beside) > margin
+
+
+def _by_company(reading: Reading) -> tuple[list[float], list[float]]:
+    """Return tok/s of the repeats alone on the host, and of those beside another session."""
+    alone = [p.tok_s for p in reading.measured if p.tok_s and not p.co_running_sessions]
+    beside = [p.tok_s for p in reading.measured if p.tok_s and p.co_running_sessions]
+    return alone, beside
+
+
+def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
+    seen = signs(curve, reading)
+    return [
+        plain(f"{reading.name}.concurrency", reading.at),
+        str(limit(seen)),
+        highest(reading, "running_max"),
+        _waiting(reading),
+        kv_usage(reading),
+        highest(reading, "preemptions"),
+        evidence(curve, reading),
+    ]
+
+
+def _waiting(reading: Reading) -> Figure:
+    """For capacity where the server's metrics tell why, else all that waited."""
+    known = reading.highest("waiting_capacity_max") is not None
+    return highest(reading, "waiting_capacity_max" if known else "waiting_max")
+
+
+def evidence(curve: LoadCurve, reading: Reading) -> Phrase:
+    """Return what the verdict on a level rests on, in words."""
+    seen = signs(curve, reading)
+    verdict = limit(seen)
+    if verdict is Limit.KV:
+        return _kv_evidence(reading, seen)
+    if verdict is Limit.QUEUE:
+        most = plain(f"{curve.name}.max_num_seqs", seen.max_num_seqs or 0)
+        return phrase("max_num_seqs is {most}, and {n} waited", most=most, n=_waiting(reading))
+    if verdict is Limit.CLIENT:
+        return phrase("the load client was the limit, also with all free cores")
+    if verdict is Limit.NEIGHBOUR:
+        return phrase("slower beside another session on the host than alone, beyond noise")
+    if verdict is Limit.COMPUTE:
+        return phrase("at the knee or past it; no preemption, no full pool, no full queue")
+    if verdict is Limit.NOTHING:
+        return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
+    return phrase(_why_unknown(curve, reading, seen) if verdict is Limit.UNKNOWN else "")
+
+
+def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
+    parts: list[Part] = []
+    if seen.preemptions:
+        parts.append(phrase("{n} preemptions", n=highest(reading, "preemptions")))
+    if seen.waiting and seen.pool_is_full:
+        parts.append(phrase("{n} waited with {share} of the pool in use", n=_waiting(reading), share=kv_usage(reading)))
+    return join(parts)
+
+
+def _why_unknown(curve: LoadCurve, reading: Reading, seen: Signs) -> str:
+    if curve.tok_s_noise is None:
+        return "no repeats, so whether tok_s is flat is not known"
+    if seen.flat is None:
+        return "within noise of the knee"
+    if seen.preemptions is None or seen.waiting is None:
+        return "tok_s is flat, but the server's metrics do not tell why"
+    return "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"
+
+
+def _verdict_on_the_run(curve: LoadCurve) -> Phrase:
+    """The verdict on the highest level that was tried, and from which level on it holds."""
+    tried = curve.series.readings
+    limits = [limit(signs(curve, reading)) for reading in tried]
+    last = limits[-1]
+    if last is Limit.UNKNOWN:
+        return phrase(
+            "What limits this server under this load is not known from this run ({why}); " + REPEATS_TELL + ".",
+            why=evidence(curve, tried[-1]),
+        )
+    if last is Limit.NOT_MEASURED:
+        return phrase(
+            "What limits this server under this load is not known from this run: its highest level was not measured; "
+            "`resume=` this run tells."
+        )
+    first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
+    where = phrase("concurrency {n}", n=plain(f"{tried[first].name}.concurrency", tried[first].at))
+    if last is Limit.NOTHING:
+        return phrase(
+            "This server is not saturated by this load up to {top}; `+sweep=concurrency` with higher levels tells what "
+            "will limit it.",
+            top=phrase("concurrency {n}", n=plain(f"{tried[-1].name}.concurrency", tried[-1].at)),
+        )
+    if last is Limit.CLIENT:
+        return phrase(
+            "From {where} on the load client was the limit: what limits the server there is not known from this run; "
+            "a host with more free cores tells.",
+            where=where,
+        )
+    return phrase("This server is **" + str(last) + "** under this load from {where} on.", where=where)
+
+
+def _prediction(curve: LoadCurve) -> Phrase:
+    """The KV concurrency that the engine predicts, beside the knee that was measured."""
+    capacity, sample = predicted(curve), curve.series.sample
+    if capacity is None:
+        return phrase("The engine's KV concurrency is not known, so there is nothing to hold the knee against.")
+    parts: dict[str, Part] = {
+        "said": decimal(f"{curve.name}.predicted_kv_concurrency", capacity, 2),
+        "length": plain(f"{curve.name}.max_model_len", sample.max_model_len),
+    }
+    said = "Predicted KV concurrency: {said} sequences of {length} tokens"
+    tokens = (sample.prompt_tokens or 0) + (sample.output_tokens or 0)
+    pool = next((v for r in curve.series.measured if (v := r.median("engine_kv_tokens")) is not None), None)
+    if pool and tokens:
+        said += ", or {requests} requests of this load"
+        parts["requests"] = decimal(f"{curve.name}.predicted_requests", pool / tokens, 1)
+    if curve.knee.verdict is KneeVerdict.KNEE:
+        return phrase(said + "; measured knee: concurrency {knee}.", knee=knee_levels(curve), **parts)
+    none = curve.knee.verdict is KneeVerdict.NO_KNEE_YET
+    return phrase(said + "; measured knee: " + ("none yet." if none else "not known from this run."), **parts)
+
+
+def _neighbours(curve: LoadCurve) -> list[Phrase]:
+    """Needs a level all of whose repeats ran beside another session."""
+    if not any(beside and not alone for alone, beside in map(_by_company, curve.levels)):
+        return []
+    return [
+        phrase(
+            "Other sessions ran on the host at levels of which no repeat ran alone: what they cost there is not known "
+            "from this run."
+        )
+    ]
