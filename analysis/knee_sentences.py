@@ -17,8 +17,21 @@ from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
 from analysis.series import Reading
 
-REPEATS_TELL = "`+sweep=concurrency` with `sweep.repeats` of three or more tells"
-LEVELS_TELL = "`+sweep=concurrency` with higher levels in `sweep.concurrency` tells"
+NO_REPEATS = "every level has one repeat, which says nothing about noise"
+SWEEPS = {"near_full_context": ("capacity", "sweep.near_full_context"), "batching": ("batching", "sweep")}
+"""What measures a purpose's levels, and the key of its settings; `concurrency` does unless told otherwise."""
+
+
+def repeats_tell(curve: LoadCurve) -> str:
+    """Return which sweep would tell what is noise."""
+    sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
+    return f"`+sweep={sweep}` with `{key}.repeats` of three or more tells"
+
+
+def levels_tell(curve: LoadCurve) -> str:
+    """Return which sweep would tell what lies beyond the levels."""
+    sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
+    return f"`+sweep={sweep}` with higher levels in `{key}.concurrency` tells"
 
 
 def add_rule(doc: Document) -> None:
@@ -98,11 +111,7 @@ def _knee_cell(curve: LoadCurve, reading: Reading) -> str:
 def _noise(curve: LoadCurve) -> Phrase:
     tok_s, p95 = curve.tok_s_noise, curve.p95_noise
     if tok_s is None or p95 is None:
-        return phrase(
-            "Means are geometric. No interval: every level has one repeat, which says nothing about its noise; "
-            + REPEATS_TELL
-            + "."
-        )
+        return phrase("Means are geometric. No interval: " + NO_REPEATS + "; " + repeats_tell(curve) + ".")
     where = (
         "the same server's repeats of the same load in another table, none of these levels having any"
         if curve.noise_from_twins
@@ -136,27 +145,18 @@ def knee_sentences(curve: LoadCurve) -> list[Phrase]:
 def _throughput(curve: LoadCurve) -> Phrase:
     knee, last = curve.knee, curve.levels[-1]
     if knee.doubling is None:
-        return phrase("Not known from this run: the levels do not span one doubling; " + LEVELS_TELL + ".")
+        return phrase("Not known from this run: the levels do not span one doubling; " + levels_tell(curve) + ".")
     if curve.tok_s_noise is None:
-        at = read_off(curve.repeats)
-        assert at is not None
         return phrase(
-            "Not known from this run: every level has one repeat, so nothing tells what is noise; "
-            + REPEATS_TELL
-            + ". "
-            "As they stand, the last doubling gained {gain} of tok_s, and the lowest level within {within} of the "
-            "highest is {at} ({tok_s} tok/s).",
-            gain=_gain(curve),
-            within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
-            at=Figure(f"{curve.name}.read_off", at, str(at)),
-            tok_s=cell(curve.at(at), "tok_s"),
+            "Not known from this run: " + NO_REPEATS + "; " + repeats_tell(curve) + ". As it stands, {seen}.",
+            seen=_as_it_stands(curve, knee.doubling.share),
         )
     gained = phrase("{gain} ({low} to {high})", gain=_gain(curve), low=_gain(curve, "low"), high=_gain(curve, "high"))
     rule = percent("rule.still_gains_pct", STILL_GAINS, 0)
     if knee.verdict is KneeVerdict.NO_KNEE_YET:
         return phrase(
             "Not within the levels tested: up to concurrency {last} ({tok_s} tok/s) the last doubling still gained "
-            "{gained}, more than {rule}; " + LEVELS_TELL + ".",
+            "{gained}, more than {rule}; " + levels_tell(curve) + ".",
             last=_at(last),
             tok_s=cell(last, "tok_s"),
             gained=gained,
@@ -165,7 +165,7 @@ def _throughput(curve: LoadCurve) -> Phrase:
     if knee.verdict is KneeVerdict.UNDECIDED:
         return phrase(
             "Undecided: the last doubling, up to concurrency {last}, gained {gained}, which is {rule} within noise; "
-            + REPEATS_TELL
+            + repeats_tell(curve)
             + ", or one with higher levels.",
             last=_at(last),
             gained=gained,
@@ -192,6 +192,22 @@ def _apart(levels: Sequence[int]) -> str:
 
 def _at_the_lowest(levels: Sequence[int]) -> str:
     return " at the lowest of these" if len(levels) > 1 else ""
+
+
+def _as_it_stands(curve: LoadCurve, doubling: float) -> Phrase:
+    """What was measured, noise left out; no level where it was still rising."""
+    if doubling > STILL_GAINS:
+        return phrase("the last doubling raised tok_s by {gain}", gain=_gain(curve))
+    at = read_off(curve.repeats)
+    assert at is not None
+    return phrase(
+        "the last doubling changed tok_s by {gain}, and the lowest level within {within} of the highest is {at} "
+        "({tok_s} tok/s)",
+        gain=_gain(curve),
+        within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
+        at=Figure(f"{curve.name}.read_off", at, str(at)),
+        tok_s=cell(curve.at(at), "tok_s"),
+    )
 
 
 def knee_levels(curve: LoadCurve) -> Figure:
@@ -221,7 +237,7 @@ def _latency(curve: LoadCurve) -> Phrase:
     if blow_up is None:
         lowest = min(curve.levels, key=lambda r: (r.median("p95_e2e_s") or 0) / (r.median("tok_s") or 1))
         return phrase(
-            "Not known from this run, for the same reason; " + REPEATS_TELL + ". As they stand, p95 over tok_s is "
+            "Not known from this run: " + NO_REPEATS + "; " + repeats_tell(curve) + ". As it stands, p95 over tok_s is "
             "lowest at concurrency {at}.",
             at=Figure(f"{curve.name}.read_off_blow_up", lowest.at, str(lowest.at)),
         )
@@ -236,7 +252,7 @@ def _latency(curve: LoadCurve) -> Phrase:
     if blow_up.seen is None:
         return phrase(
             "Undecided: p95 over tok_s is lowest at concurrency {levels}" + _apart(blow_up.last_before) + ", and the "
-            "last of these is the highest level; " + REPEATS_TELL + ", or one with higher levels.",
+            "last of these is the highest level; " + repeats_tell(curve) + ", or one with higher levels.",
             levels=levels,
         )
     before = curve.at(blow_up.last_before[0])
@@ -267,6 +283,8 @@ def terminal_words(curve: LoadCurve) -> str:
         stops = f"was still rising at the last level (by {gain} % in the last doubling)"
     else:
         stops = "stops scaling at a level not known from this run"
+        if knee.doubling is not None:
+            stops += f" (the last doubling gained {significant_text(100 * knee.doubling.share, 2)} %)"
     if blow_up is None or blow_up.seen is None:
         blows = "where it outgrows throughput is not known from this run"
     elif blow_up.seen:

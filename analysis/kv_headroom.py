@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import count, decimal, gib, percent, plain, quote, significant
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import REPEATS_TELL
+from analysis.knee_sentences import repeats_tell
 from analysis.kv_fit import KvResult, pool_bytes
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
@@ -213,7 +213,9 @@ def _for_latency(curve: LoadCurve) -> Phrase:
     """Needs the blow-up found, or seen not to lie within the levels."""
     blow_up = curve.blow_up
     if blow_up is None or blow_up.seen is None:
-        return phrase("Latency-focused: where latency blows up is not known from this run; " + REPEATS_TELL + ".")
+        return phrase(
+            "Latency-focused: where latency blows up is not known from this run; " + repeats_tell(curve) + "."
+        )
     quiet = curve.at(blow_up.last_before[0])
     if not blow_up.seen:
         why = "the highest level tested; latency never grew for good faster than throughput"
@@ -235,7 +237,9 @@ def _for_throughput(curve: LoadCurve) -> Phrase:
     """Needs a knee, or a throughput that was seen to rise up to the last level."""
     if curve.knee.verdict is KneeVerdict.UNDECIDED:
         return phrase(
-            "Throughput-focused: where throughput stops scaling is not known from this run; " + REPEATS_TELL + "."
+            "Throughput-focused: where throughput stops scaling is not known from this run; "
+            + repeats_tell(curve)
+            + "."
         )
     found = curve.knee.verdict is KneeVerdict.KNEE
     full = curve.at(curve.knee.could_be[-1]) if found else curve.levels[-1]

@@ -10,7 +10,7 @@ from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, decimal, percent, plain
 from analysis.intervals import CONFIDENCE, mean_log, pooled_noise
 from analysis.knee import STILL_GAINS, KneeVerdict
-from analysis.knee_sentences import REPEATS_TELL, knee_levels
+from analysis.knee_sentences import knee_levels, levels_tell, repeats_tell
 from analysis.ladder import highest, kv_usage, predicted
 from analysis.load_curve import LoadCurve, level_of
 from analysis.load_tables import workload
@@ -174,7 +174,7 @@ def _verdict_on_the_run(curve: LoadCurve) -> Phrase:
     last = limits[-1]
     if last is Limit.UNKNOWN:
         return phrase(
-            "What limits this server under this load is not known from this run ({why}); " + REPEATS_TELL + ".",
+            "What limits this server under this load is not known from this run ({why}); " + repeats_tell(curve) + ".",
             why=evidence(curve, tried[-1]),
         )
     if last is Limit.NOT_MEASURED:
@@ -186,8 +186,7 @@ def _verdict_on_the_run(curve: LoadCurve) -> Phrase:
     where = phrase("concurrency {n}", n=plain(f"{tried[first].name}.concurrency", tried[first].at))
     if last is Limit.NOTHING:
         return phrase(
-            "This server is not saturated by this load up to {top}; `+sweep=concurrency` with higher levels tells what "
-            "will limit it.",
+            "This server is not saturated by this load up to {top}; " + levels_tell(curve) + " what will limit it.",
             top=phrase("concurrency {n}", n=plain(f"{tried[-1].name}.concurrency", tried[-1].at)),
         )
     if last is Limit.CLIENT:

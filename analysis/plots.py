@@ -231,8 +231,8 @@ def _load(curve: LoadCurve, figure: Any) -> None:
     _mark_levels(top, curve.knee.could_be, "throughput stops scaling")
     if curve.blow_up is not None and curve.blow_up.seen:
         _mark_levels(bottom, curve.blow_up.last_before, "last level before p95 outgrows tok/s")
-    for axes in (top, bottom):
-        axes.legend(loc="upper left", fontsize=8.5)
+    for axes, corner in ((top, "lower right"), (bottom, "upper left")):
+        axes.legend(loc=corner, fontsize=8.5)
     _concurrency_axis(bottom, [reading.at for reading in curve.levels])
     what = f"Throughput and latency against concurrency ({lengths_words(curve.series.sample)})"
     _title(figure, what, curve.series.sample, curve.series.group.label)

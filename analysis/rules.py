@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from analysis.document import Part, Phrase, phrase
 from analysis.figures import GIB, Figure, count, decimal, mib, percent, plain, quote, signed_percent, times
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import REPEATS_TELL
+from analysis.knee_sentences import repeats_tell
 from analysis.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import cell, workload
@@ -53,7 +53,7 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
     if knee.verdict is KneeVerdict.UNDECIDED or blow_up is None or blow_up.seen is None:
         return phrase(
             "The sweet spot ({load}) is not known from this run: the levels and repeats leave open where throughput "
-            "stops scaling or where latency blows up; " + REPEATS_TELL + ".",
+            "stops scaling or where latency blows up; " + repeats_tell(curve) + ".",
             load=workload(curve),
         )
     bends = [*knee.could_be, *(blow_up.last_before if blow_up.seen else ())]

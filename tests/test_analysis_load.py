@@ -155,6 +155,8 @@ def test_one_repeat_leaves_knee_and_blow_up_unknown_and_names_the_sweep(tmp_path
     assert "the lowest level within 5 % of the highest is 256 (11,637 tok/s)" in text
     assert "Where does latency blow up? Not known from this run" in text
     assert "No interval: every level has one repeat" in text
+    rising = page(with_curve({c: 100.0 * c for c in (1, 2, 4)}, dict.fromkeys((1, 2, 4), 0.5), repeats=1))
+    assert "As it stands, the last doubling raised tok_s by 100.0 %." in rising
     assert "The sweet spot (prompts of 12 tokens, answers of 64, max_model_len 4096) is not known" in text
     assert text.count("`+sweep=concurrency` with `sweep.repeats` of three or more tells") >= 4
     assert "Beyond concurrency" not in text

@@ -75,7 +75,7 @@ def line(text: str, level: int) -> str:
 def test_rising_throughput_is_not_saturated() -> None:
     text = section(sweep())
     assert "| 32 | not saturated |" in line(text, 32)
-    assert "not saturated by this load up to concurrency 32; `+sweep=concurrency` with higher levels tells" in text
+    assert "not saturated by this load up to concurrency 32; `+sweep=concurrency` with higher levels" in text
     assert "or 2,274.7 requests of this load; measured knee: none yet." in text
 
 
@@ -127,6 +127,11 @@ def test_one_repeat_gives_no_verdict_on_the_computing() -> None:
     assert text.count("no repeats, so whether tok_s is flat is not known") == 7
     assert "`+sweep=concurrency` with `sweep.repeats` of three or more tells" in text
     assert "compute-bound |" not in text
+
+
+def test_near_full_levels_name_their_own_sweep() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose == "near_full_context" and (row.concurrency or 0) <= 8]
+    assert "`+sweep=capacity` with `sweep.near_full_context.repeats` of three or more tells" in section(rows)
 
 
 def test_all_failed_gives_no_verdict() -> None:
