@@ -45,7 +45,7 @@ def batching_page(tables: Tables) -> Document | None:
     )
     _comparison_section(doc, load_curves(rows, "comparison"))
     _levels_section(doc, load_curves(rows, "batching"))
-    _sweep_section(doc, load_curves(rows, "concurrency"))
+    _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"))
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
     add_under_use(doc, rows)
@@ -143,14 +143,21 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
     )
 
 
-def _sweep_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
+def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve]) -> None:
+    """Write the sweep and its knee; without a sweep, the knee as far as the few levels of the other table tell it."""
     doc.heading(2, "Concurrency sweep: the knee")
     if not curves:
         _absent(doc, "The shape of the curve from low to too high concurrency", "concurrency")
+    if not curves and not few_levels:
         return
     add_rule(doc)
     for curve in curves:
         _curve_heading(doc, curve)
         level_tables(doc, curve)
+        knee_table(doc, curve)
+        doc.bullets(knee_sentences(curve))
+    for curve in few_levels if not curves else ():
+        _curve_heading(doc, curve)
+        doc.say("As far as the few levels above tell it:")
         knee_table(doc, curve)
         doc.bullets(knee_sentences(curve))

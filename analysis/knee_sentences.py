@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from analysis.document import Document, Part, Phrase, phrase
-from analysis.figures import NOTHING, Figure, count, percent, plain, significant, significant_text, times
-from analysis.intervals import CONFIDENCE
+from analysis.figures import Figure, count, percent, plain, significant, significant_text, times
 from analysis.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, KneeVerdict, marginal_tok_s_per_s, read_off
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell
+from analysis.load_tables import cell, confidence, interval_words
 from analysis.series import Reading
 
 NO_REPEATS = "every level has one repeat, which says nothing about noise"
@@ -45,12 +44,8 @@ def add_rule(doc: Document) -> None:
         "within noise of a rule's border is undecided.",
         within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
         gains=percent("rule.still_gains_pct", STILL_GAINS, 0),
-        confidence=_confidence(),
+        confidence=confidence(),
     )
-
-
-def _confidence() -> Figure:
-    return percent("rule.confidence_pct", CONFIDENCE, 0)
 
 
 def knee_table(doc: Document, curve: LoadCurve) -> None:
@@ -58,7 +53,7 @@ def knee_table(doc: Document, curve: LoadCurve) -> None:
     knee; nothing for a curve of fewer than two levels."""
     if len(curve.levels) < 2:
         return
-    interval = phrase("{confidence} interval", confidence=_confidence())
+    interval = phrase("{confidence} interval", confidence=confidence())
     columns: list[str | Part] = ["concurrency", "repeats", "mean tok_s", interval, "mean p95_e2e_s", interval]
     columns += ["smoothed tok_s", "tok/s per further s of p95", "knee"]
     doc.table(columns, _rows(curve), curve.series.sample.simulated)
@@ -88,18 +83,6 @@ def _rows(curve: LoadCurve) -> list[list[str | Part]]:
 def _mean_and_interval(curve: LoadCurve, reading: Reading, column: str) -> list[Part]:
     mean = significant(f"{reading.name}.{column}_mean", curve.mean(reading, column), 4)
     return [mean, interval_words(curve, reading, column)]
-
-
-def interval_words(curve: LoadCurve, reading: Reading, column: str) -> Part:
-    """Return `LOW to HIGH` of `tok_s` or `p95_e2e_s`; a dash where there is no interval."""
-    interval = curve.interval(reading, column)
-    if interval is None:
-        return phrase(NOTHING)
-    return phrase(
-        "{low} to {high}",
-        low=significant(f"{reading.name}.{column}_low", interval.low, 4),
-        high=significant(f"{reading.name}.{column}_high", interval.high, 4),
-    )
 
 
 def _knee_cell(curve: LoadCurve, reading: Reading) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from analysis.caveats import identity
 from analysis.document import Document, Part, Phrase, join, phrase
@@ -112,7 +113,7 @@ def _by_company(reading: Reading) -> tuple[list[float], list[float]]:
 def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
     seen = signs(curve, reading)
     return [
-        plain(f"{reading.name}.concurrency", reading.at),
+        _at(reading),
         str(limit(seen)),
         highest(reading, "running_max"),
         _waiting(reading),
@@ -145,7 +146,7 @@ def evidence(curve: LoadCurve, reading: Reading) -> Phrase:
         return phrase("at the knee or past it; no preemption, no full pool, no full queue")
     if verdict is Limit.NOTHING:
         return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
-    return phrase(_why_unknown(curve, reading, seen) if verdict is Limit.UNKNOWN else "")
+    return phrase(_unknown(curve, seen).why if verdict is Limit.UNKNOWN else "")
 
 
 def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
@@ -157,45 +158,66 @@ def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
     return join(parts)
 
 
-def _why_unknown(curve: LoadCurve, reading: Reading, seen: Signs) -> str:
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Why there is no verdict, and what would tell."""
+
+    why: str
+    tells: str
+
+
+def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
     if curve.tok_s_noise is None:
-        return "no repeats, so whether tok_s is flat is not known"
+        return Unknown("no repeats, so whether tok_s is flat is not known", repeats_tell(curve))
+    if curve.knee.doubling is None:
+        return Unknown("the levels do not span one doubling, so whether tok_s is flat is not known", levels_tell(curve))
     if seen.flat is None:
-        return "within noise of the knee"
+        return Unknown("within noise of the knee", repeats_tell(curve))
     if seen.preemptions is None or seen.waiting is None:
-        return "tok_s is flat, but the server's metrics do not tell why"
-    return "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"
+        return Unknown("tok_s is flat, and the server's metrics do not say why", "a server with these metrics tells")
+    why = "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"
+    return Unknown(why, "the same sweep with `server.max_num_seqs` set tells")
 
 
 def _verdict_on_the_run(curve: LoadCurve) -> Phrase:
-    """The verdict on the highest level that was tried, and from which level on it holds."""
-    tried = curve.series.readings
-    limits = [limit(signs(curve, reading)) for reading in tried]
-    last = limits[-1]
+    """The verdict on the highest level that has one, and from which level on it holds."""
+    every = [(reading, signs(curve, reading)) for reading in curve.series.readings]
+    tried = [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]
+    if not tried:
+        return phrase("What limits this server under this load is not known from this run: no level was measured.")
+    verdict = _verdict_on(curve, tried)
+    if tried[-1][0] is every[-1][0]:
+        return verdict
+    return phrase("{verdict} Higher levels were tried and not measured.", verdict=verdict)
+
+
+def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phrase:
+    limits = [limit(seen) for _, seen in tried]
+    highest_level, last = tried[-1][0], limits[-1]
     if last is Limit.UNKNOWN:
+        unknown = _unknown(curve, tried[-1][1])
         return phrase(
-            "What limits this server under this load is not known from this run ({why}); " + repeats_tell(curve) + ".",
-            why=evidence(curve, tried[-1]),
-        )
-    if last is Limit.NOT_MEASURED:
-        return phrase(
-            "What limits this server under this load is not known from this run: its highest level was not measured; "
-            "`resume=` this run tells."
+            "What limits this server under this load is not known from this run ("
+            + unknown.why
+            + "); "
+            + unknown.tells
+            + "."
         )
     first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
-    where = phrase("concurrency {n}", n=plain(f"{tried[first].name}.concurrency", tried[first].at))
+    where = _at(tried[first][0])
     if last is Limit.NOTHING:
         return phrase(
-            "This server is not saturated by this load up to {top}; " + levels_tell(curve) + " what will limit it.",
-            top=phrase("concurrency {n}", n=plain(f"{tried[-1].name}.concurrency", tried[-1].at)),
+            "This server is not saturated by this load up to concurrency {top}; " + levels_tell(curve) + " what will "
+            "limit it.",
+            top=_at(highest_level),
         )
     if last is Limit.CLIENT:
         return phrase(
-            "From {where} on the load client was the limit: what limits the server there is not known from this run; "
-            "a host with more free cores tells.",
+            "From concurrency {where} on the load client was the limit: what limits the server there is not "
+            "known from this run; a host with more free cores tells.",
             where=where,
         )
-    return phrase("This server is **" + str(last) + "** under this load from {where} on.", where=where)
+    return phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
 
 
 def _prediction(curve: LoadCurve) -> Phrase:
@@ -229,3 +251,7 @@ def _neighbours(curve: LoadCurve) -> list[Phrase]:
             "from this run."
         )
     ]
+
+
+def _at(reading: Reading) -> Figure:
+    return plain(f"{reading.name}.concurrency", reading.at)

@@ -10,8 +10,20 @@ from pathlib import Path
 
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import NOTHING, Figure, count, decimal, percent, plain, quote, significant_text, times
+from analysis.figures import (
+    NOTHING,
+    Figure,
+    count,
+    decimal,
+    percent,
+    plain,
+    quote,
+    significant,
+    significant_text,
+    times,
+)
 from analysis.files import write_csv
+from analysis.intervals import CONFIDENCE
 from analysis.knee import KneeVerdict
 from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
 from analysis.series import Reading, outcome_figure
@@ -66,6 +78,23 @@ def cell(reading: Reading, column: str, digits: int = 3) -> Figure:
     return Figure(f"{reading.name}.{column}", value, NOTHING if value is None else significant_text(value, digits))
 
 
+def interval_words(curve: LoadCurve, reading: Reading, column: str) -> Part:
+    """Return `LOW to HIGH` of `tok_s` or `p95_e2e_s`; a dash where there is no interval."""
+    interval = curve.interval(reading, column)
+    if interval is None:
+        return phrase(NOTHING)
+    return phrase(
+        "{low} to {high}",
+        low=significant(f"{reading.name}.{column}_low", interval.low, 4),
+        high=significant(f"{reading.name}.{column}_high", interval.high, 4),
+    )
+
+
+def confidence() -> Figure:
+    """Return the confidence of every interval as a figure."""
+    return percent("rule.confidence_pct", CONFIDENCE, 0)
+
+
 def utilization_cell(reading: Reading) -> Part:
     """Return gpu_util_pct for a Markdown table: a number only where a real GPU was observed."""
     if (reading.measured or reading.unmeasured)[0].simulated:
@@ -90,10 +119,13 @@ def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
     if jump is not None and jump >= P95_JUMP:
         notes.append(phrase("p95 {ratio} the previous level", ratio=times(f"{name}.p95_ratio", jump)))
     if len(reading.measured) > 1:
-        spread = percent(f"{name}.tok_s_spread_pct", reading.spread("tok_s"))
         notes.append(
             phrase(
-                "median of {n}, tok/s spread {spread}", n=count(f"{name}.repeats", len(reading.measured)), spread=spread
+                "median of {n}, tok/s spread {spread}, mean {interval} at {confidence}",
+                n=count(f"{name}.repeats", len(reading.measured)),
+                spread=percent(f"{name}.tok_s_spread_pct", reading.spread("tok_s")),
+                interval=interval_words(curve, reading, "tok_s"),
+                confidence=confidence(),
             )
         )
     elif reading.measured:

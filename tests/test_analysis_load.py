@@ -83,7 +83,7 @@ def test_level_is_the_median_of_its_repeats(tmp_path: Path) -> None:
 
 def test_one_repeat_is_called_one() -> None:
     rows = [row for row in synthetic.rows() if row.purpose == "batching" and row.repeat == 0]
-    assert page(rows).count("one repeat") == 4
+    assert page(rows).count("| one repeat |") == 4
 
 
 def test_failed_level_stays_in_table_and_csv(tmp_path: Path) -> None:
@@ -277,14 +277,17 @@ KNEE, COMPUTE, BEYOND = "stop scaling? At concurrency 256", "is **compute-bound*
             [synthetic.failed(row, "engine_dead") for row in SATURATED],
             [
                 "latency blows up is not known from this run",
-                "its highest level was not measured",
+                "no level was measured",
                 "None: too few levels",
             ],
             [KNEE, COMPUTE, "sweet spot", "tok/s at"],
         ),
         (
             [synthetic.failed(row, "timeout") if row.concurrency == 512 else row for row in SATURATED],
-            ["up to concurrency 256 (11,637 tok/s) the last doubling still gained 18.4 %", "| 512 | not measured |"],
+            [
+                "up to concurrency 256 (11,637 tok/s) the last doubling still gained 18.4 %",
+                "Higher levels were tried and not measured",
+            ],
             [KNEE, COMPUTE, "Beyond concurrency"],
         ),
         (
@@ -471,6 +474,8 @@ def test_missing_parts_name_their_sweep() -> None:
     assert "`+sweep=capacity`" in text
     only_batching = page([row for row in synthetic.rows() if row.purpose == "batching"])
     assert "`+sweep=concurrency`" in only_batching
+    assert "As far as the few levels above tell it:" in only_batching
+    assert "up to concurrency 16 (5,042 tok/s) the last doubling still gained 42.8 %" in only_batching
 
 
 def test_lengths_are_part_of_every_rule() -> None:
