@@ -110,6 +110,10 @@ def test_knee_is_the_lowest_level_within_the_band() -> None:
     assert find_knee(curve({1: 100.0, 2: 200.0, 4: 375.0, 8: 398.0, 16: 400.0}), QUIET).could_be == (8,)
 
 
+def test_repeats_without_any_noise_leave_one_level() -> None:
+    assert find_knee(curve({1: 100.0, 2: 200.0, 4: 400.0, 8: 400.0, 16: 400.0}), Noise(0.0, 8)).could_be == (4,)
+
+
 def test_more_noise_allows_more_levels() -> None:
     levels = curve({1: 100.0, 2: 200.0, 4: 370.0, 8: 400.0, 16: 402.0})
     sets = [set(find_knee(levels, Noise(sd, 12)).could_be) for sd in (0.002, 0.01, 0.02)]
