@@ -58,7 +58,7 @@ def pooled_noise(levels: Iterable[Sequence[float]]) -> Noise | None:
     """Return the noise pooled over levels, each given by its repeats (> 0); None where no level has two repeats.
 
     Pooled variance: the squared deviations of all logarithms from their level's mean, over repeats - levels (Student,
-    Biometrika 6, 1908; Snedecor and Cochran, Statistical Methods, 12.2). A level without repeats adds nothing and
+    Biometrika 6, 1908; Snedecor and Cochran, Statistical Methods). A level without repeats adds nothing and
     borrows the others'. It takes noise for the same at every level.
     """
     repeated = [values for values in levels if len(values) > 1]
