@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.caveats import lengths_words, silent_sessions, title
 from analysis.figures import clean, significant_text
+from analysis.knee_sentences import terminal_words
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
@@ -70,8 +71,5 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
         f"p95 {significant_text(best.median('p95_e2e_s') or 0)} s "
         f"({lengths_words(sample)})"
     )
-    flat, before = curve.plateau, curve.before_overtake
-    if flat is not None and len(curve.levels) > 1:
-        stops = "was still rising at the last level" if curve.still_rising else f"stops scaling at {flat.at}"
-        blows = "nowhere outgrows it" if before is None else f"outgrows it after {before.at}"
-        yield f"  throughput {stops}; p95 latency {blows}"
+    if len(curve.levels) > 1:
+        yield f"  {terminal_words(curve)}"

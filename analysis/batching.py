@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Document, Phrase, phrase
-from analysis.figures import Figure, count, percent, plain, times
+from analysis.document import Document, phrase
+from analysis.figures import Figure, count, plain, times
+from analysis.knee_sentences import add_rule, knee_sentences, knee_table
 from analysis.ladder import add_ladder
-from analysis.load_curve import PLATEAU_WITHIN, LoadCurve, load_curves
+from analysis.limits import add_limits
+from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
-from analysis.rules import rules_of_thumb
+from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
@@ -44,8 +46,9 @@ def batching_page(tables: Tables) -> Document | None:
     )
     _comparison_section(doc, load_curves(rows, "comparison"))
     _levels_section(doc, load_curves(rows, "batching"))
-    _sweep_section(doc, load_curves(rows, "concurrency"))
+    _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"))
     add_ladder(doc, load_curves(rows, "near_full_context"))
+    add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
     add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
     rules = rules_of_thumb(tables.points)
@@ -143,79 +146,21 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
     add_steady_table(doc, curve)
 
 
-def _sweep_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
+def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve]) -> None:
+    """Write the sweep and its knee; without a sweep, the knee as far as the few levels of the other table tell it."""
     doc.heading(2, "Concurrency sweep: the knee")
     if not curves:
         _absent(doc, "The shape of the curve from low to too high concurrency", "concurrency")
+    if not curves and not few_levels:
         return
-    doc.say(
-        "Two rules, the same for every curve. Throughput stops scaling at the lowest level whose tok_s is within "
-        "{within} of the highest. Latency blows up at the first level where p95_e2e_s grew by a larger factor over the "
-        "previous level than tok_s did and stayed there, a level's p95 counting as the lowest of its own and of all "
-        "higher levels, so that one which rises and falls again is noise: from there on more load buys more waiting "
-        "than work.",
-        within=percent("rule.plateau_within_pct", PLATEAU_WITHIN, 0),
-    )
+    add_rule(doc)
     for curve in curves:
         _curve_heading(doc, curve)
         level_tables(doc, curve)
+        knee_table(doc, curve)
         doc.bullets(knee_sentences(curve))
-
-
-def knee_sentences(curve: LoadCurve) -> list[Phrase]:
-    """Return the answers to the tutorial's two questions for one curve."""
-    levels = curve.levels
-    if len(levels) < 2:
-        return [
-            phrase(
-                "Where throughput stops scaling and latency blows up is not known: fewer than two levels were measured."
-            )
-        ]
-    best, flat = curve.best, curve.plateau
-    assert best is not None
-    assert flat is not None
-    last = levels[-1]
-    if curve.still_rising:
-        first = phrase(
-            "Where does throughput stop scaling? Not within the levels tested: tok_s was still rising at concurrency "
-            "{last} ({tok_s} tok/s).",
-            last=_at(last),
-            tok_s=cell(last, "tok_s"),
-        )
-    else:
-        first = phrase(
-            "Where does throughput stop scaling? At concurrency {flat}: {tok_s} tok/s, the highest of all levels being "
-            "{best_tok_s} at {best}.",
-            flat=_at(flat),
-            tok_s=cell(flat, "tok_s"),
-            best_tok_s=cell(best, "tok_s"),
-            best=_at(best),
-        )
-    return [first, _blow_up(curve)]
-
-
-def _blow_up(curve: LoadCurve) -> Phrase:
-    bend, before = curve.overtake, curve.before_overtake
-    if bend is None or before is None:
-        last = curve.levels[-1]
-        return phrase(
-            "Where does latency blow up? Not within the levels tested: up to concurrency {last} p95 never grew for "
-            "good by a larger factor than tok_s; p95 there is {p95} s.",
-            last=_at(last),
-            p95=cell(last, "p95_e2e_s"),
-        )
-    unconfirmed = " No higher level was measured that could confirm it." if bend is curve.levels[-1] else ""
-    return phrase(
-        "Where does latency blow up? From concurrency {before} to {bend}: p95 went from {p95_before} to {p95} s "
-        "({p95_ratio}) while tok_s went {tok_ratio}." + unconfirmed,
-        before=_at(before),
-        bend=_at(bend),
-        p95_before=cell(before, "p95_e2e_s"),
-        p95=cell(bend, "p95_e2e_s"),
-        p95_ratio=times(f"{bend.name}.bend_p95_ratio", curve.ratio(bend, before, "p95_e2e_s")),
-        tok_ratio=times(f"{bend.name}.bend_tok_s_ratio", curve.ratio(bend, before, "tok_s")),
-    )
-
-
-def _at(reading: Reading) -> Figure:
-    return plain(f"{reading.name}.concurrency", reading.at)
+    for curve in few_levels if not curves else ():
+        _curve_heading(doc, curve)
+        doc.say("As far as the few levels above tell it:")
+        knee_table(doc, curve)
+        doc.bullets(knee_sentences(curve))

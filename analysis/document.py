@@ -116,7 +116,7 @@ class Document:
         body = [[self._cell(cell) for cell in row] for row in rows]
         header = [self._cell(column) for column in columns]
         rule = [
-            "---" if header[i] in ("notes", "estimate", "what", "model", "purpose") else "---:"
+            "---" if header[i] in ("notes", "estimate", "what", "model", "purpose", "verdict", "knee") else "---:"
             for i in range(len(header))
         ]
         self._blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *body]))

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import count, decimal, gib, percent, plain, quote, significant
+from analysis.knee import KneeVerdict
+from analysis.knee_sentences import repeats_tell
 from analysis.kv_fit import KvResult, pool_bytes
+from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
 from analysis.rules import knee_curves
 from analysis.series import Reading
@@ -197,34 +200,58 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
         )
         return
     for curve in curves:
-        flat, calm = curve.plateau, curve.before_overtake
-        assert flat is not None
-        quiet = calm or curve.levels[-1]
-        why_quiet = (
-            "the last level before latency grows for good, and faster than throughput"
-            if calm
-            else "the highest level tested; latency never grew for good faster than throughput"
-        )
-        why_flat = "the highest level tested, still rising" if curve.still_rising else "where throughput stops scaling"
-        items = [
-            phrase(
-                "Latency-focused: concurrency up to {at}, " + why_quiet + ": p95 {p95} s, {tok_s} tok/s.",
-                at=plain(f"{quiet.name}.concurrency", quiet.at),
-                p95=cell(quiet, "p95_e2e_s"),
-                tok_s=cell(quiet, "tok_s"),
-            ),
-            phrase(
-                "Throughput-focused: concurrency {at}, " + why_flat + ": {tok_s} tok/s, p95 {p95} s.",
-                at=plain(f"{flat.name}.concurrency", flat.at),
-                p95=cell(flat, "p95_e2e_s"),
-                tok_s=cell(flat, "tok_s"),
-            ),
-        ]
+        items = [_for_latency(curve), _for_throughput(curve)]
         doc.say("From the levels measured in this run ({load}):", load=workload(curve))
         doc.bullets(items)
     doc.say(
         "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
         "the envelope lets fit."
+    )
+
+
+def _for_latency(curve: LoadCurve) -> Phrase:
+    """Needs the blow-up found, or seen not to lie within the levels."""
+    blow_up = curve.blow_up
+    if blow_up is None or blow_up.seen is None:
+        return phrase(
+            "Latency-focused: where latency blows up is not known from this run; " + repeats_tell(curve) + "."
+        )
+    quiet = curve.at(blow_up.last_before[0])
+    if not blow_up.seen:
+        why = "the highest level tested; latency never grew for good faster than throughput"
+    elif len(blow_up.last_before) == 1:
+        why = "the last level before latency grows for good, and faster than throughput"
+    else:
+        why = (
+            "the lowest that the noise allows to be the last before latency grows for good, and faster than throughput"
+        )
+    return phrase(
+        "Latency-focused: concurrency up to {at}, " + why + ": p95 {p95} s, {tok_s} tok/s.",
+        at=plain(f"{quiet.name}.concurrency", quiet.at),
+        p95=cell(quiet, "p95_e2e_s"),
+        tok_s=cell(quiet, "tok_s"),
+    )
+
+
+def _for_throughput(curve: LoadCurve) -> Phrase:
+    """Needs a knee, or a throughput that was seen to rise up to the last level."""
+    if curve.knee.verdict is KneeVerdict.UNDECIDED:
+        return phrase(
+            "Throughput-focused: where throughput stops scaling is not known from this run; "
+            + repeats_tell(curve)
+            + "."
+        )
+    found = curve.knee.verdict is KneeVerdict.KNEE
+    full = curve.at(curve.knee.could_be[-1]) if found else curve.levels[-1]
+    why = "the highest level tested, still rising"
+    if found:
+        several = len(curve.knee.could_be) > 1
+        why = ("the highest that the noise allows to be " if several else "") + "where throughput stops scaling"
+    return phrase(
+        "Throughput-focused: concurrency {at}, " + why + ": {tok_s} tok/s, p95 {p95} s.",
+        at=plain(f"{full.name}.concurrency", full.at),
+        p95=cell(full, "p95_e2e_s"),
+        tok_s=cell(full, "tok_s"),
     )
 
 

@@ -57,20 +57,22 @@ def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
     return [
         plain(f"{reading.name}.concurrency", reading.at),
         engine,
-        *(_highest(reading, column) for column in ("running_max", "waiting_max")),
-        _usage(reading),
-        _highest(reading, "preemptions"),
+        *(highest(reading, column) for column in ("running_max", "waiting_max")),
+        kv_usage(reading),
+        highest(reading, "preemptions"),
         *(cell(reading, column, 4) for column in ("mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "total_tok_s")),
         level_notes(curve, reading),
     ]
 
 
-def _highest(reading: Reading, column: str) -> Figure:
+def highest(reading: Reading, column: str) -> Figure:
+    """Return the largest value over the repeats as a figure: of requests or preemptions."""
     value = reading.highest(column)
     return Figure(f"{reading.name}.{column}_highest", value, NOTHING if value is None else f"{value:,.0f}")
 
 
-def _usage(reading: Reading) -> Figure:
+def kv_usage(reading: Reading) -> Figure:
+    """Return the highest share of the KV pool in use."""
     return percent(f"{reading.name}.kv_usage_max_pct", reading.highest("kv_usage_max"))
 
 
@@ -98,7 +100,7 @@ def _sentences(curve: LoadCurve) -> list[Phrase]:
         sentences.append(
             phrase(
                 "The most requests seen running at once were {running}, at concurrency {at}" + why,
-                running=_highest(most, "running_max"),
+                running=highest(most, "running_max"),
                 at=plain(f"{most.name}.concurrency", most.at),
             )
         )
@@ -132,4 +134,4 @@ def _first_level(measured: Sequence[Reading], column: str, words: str, never: st
         if column == "waiting_max"
         else "."
     )
-    return phrase(words + reason, at=plain(f"{first.name}.concurrency", first.at), n=_highest(first, column))
+    return phrase(words + reason, at=plain(f"{first.name}.concurrency", first.at), n=highest(first, column))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from analysis.groups import LOAD
+from analysis.intervals import Interval, Noise, mean_log, pooled_noise
+from analysis.knee import BlowUp, Knee, Level, find_blow_up, find_knee, smoothed
 from analysis.series import Reading, Series, make_series
-from analysis.statistics import overtake, plateau
 from analysis.tables import RunPoint
 
-PLATEAU_WITHIN = 0.05
-"""Throughput has stopped scaling at the lowest level within this share of the highest tok/s (tutorial: 5 to 10 %)."""
 P95_JUMP = 2.0
 """A level's p95 is called a jump from this factor over the previous level on."""
 NEAR_TARGET = 0.9
 """An achieved concurrency below this share of the level is mentioned: ramp and drain, or a client that lags."""
+SAME_WINDOW = ("batching", "concurrency")
+"""Purposes whose levels are measured alike: on the same server with the same load their repeats have the same noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class LoadCurve:
     """The levels of one purpose on one server with one workload."""
 
     series: Series
+    twins: tuple[Reading, ...] = ()
+    """Readings of the same server and load under the other purpose of `SAME_WINDOW`: used for their noise alone."""
 
     @property
     def name(self) -> str:
@@ -33,9 +37,7 @@ class LoadCurve:
     @property
     def levels(self) -> tuple[Reading, ...]:
         """Levels with a measured tok/s and p95, ascending."""
-        return tuple(
-            r for r in self.series.measured if r.median("tok_s") is not None and r.median("p95_e2e_s") is not None
-        )
+        return tuple(reading for reading in self.series.measured if level_of(reading) is not None)
 
     @property
     def best(self) -> Reading | None:
@@ -43,41 +45,98 @@ class LoadCurve:
         return max(self.levels, key=lambda r: r.median("tok_s") or 0.0, default=None)
 
     @property
-    def plateau(self) -> Reading | None:
-        """The lowest level within `PLATEAU_WITHIN` of the best tok/s."""
-        return self._level(plateau([(r.at, r.median("tok_s") or 0.0) for r in self.levels], PLATEAU_WITHIN))
+    def repeats(self) -> tuple[Level, ...]:
+        """The same levels with the repeats that knee, blow-up and intervals are computed from."""
+        return _levels(self.series.measured)
 
     @property
-    def still_rising(self) -> bool:
-        """Whether the plateau is the last level, so that where throughput stops scaling was not seen."""
-        return bool(self.levels) and self.plateau is self.levels[-1]
+    def tok_s_noise(self) -> Noise | None:
+        """Noise of tok/s, pooled over the levels; None where no level has repeats."""
+        return self._noise(lambda level: level.tok_s)
 
     @property
-    def overtake(self) -> Reading | None:
-        """The first level at which p95 grew by a larger factor than tok/s, and did not fall again."""
-        return self._level(
-            overtake([(r.at, r.median("tok_s") or 0.0, r.median("p95_e2e_s") or 0.0) for r in self.levels])
-        )
+    def p95_noise(self) -> Noise | None:
+        """The same of p95."""
+        return self._noise(lambda level: level.p95_s)
 
     @property
-    def before_overtake(self) -> Reading | None:
-        """The last level before `overtake`; None when it was never reached or is the first comparison's base."""
-        return next((a for a, b in pairwise(self.levels) if b is self.overtake), None)
+    def noise_from_twins(self) -> bool:
+        """Whether no level of the curve has repeats, so that all its noise was read under the other purpose."""
+        return not any(level.repeats > 1 for level in self.repeats)
+
+    @property
+    def knee(self) -> Knee:
+        """Where throughput stops scaling; undecided with no level at all."""
+        return find_knee(self.repeats, self.tok_s_noise)
+
+    @property
+    def blow_up(self) -> BlowUp | None:
+        """From where p95 outgrows throughput; None where that cannot be known."""
+        return find_blow_up(self.repeats, self._noise(lambda level: level.waiting_per_work))
+
+    @property
+    def smoothed(self) -> dict[int, float]:
+        """tok/s of the nearest curve that rises and then falls, by level."""
+        return {level.at: value for level, value in zip(self.repeats, smoothed(self.repeats), strict=True)}
+
+    def interval(self, reading: Reading, of: str) -> Interval | None:
+        """Return the interval of `tok_s` or `p95_e2e_s` at a level; None where there is no noise to pool."""
+        level, noise = level_of(reading), self.tok_s_noise if of == "tok_s" else self.p95_noise
+        if level is None or noise is None:
+            return None
+        return noise.interval(level.tok_s if of == "tok_s" else level.p95_s)
+
+    def mean(self, reading: Reading, of: str) -> float | None:
+        """Return the geometric mean of `tok_s` or `p95_e2e_s` at a level, the middle of its interval."""
+        level = level_of(reading)
+        return None if level is None else math.exp(mean_log(level.tok_s if of == "tok_s" else level.p95_s))
+
+    def at(self, concurrency: int) -> Reading:
+        """Return the measured level of a concurrency."""
+        return next(reading for reading in self.levels if reading.at == concurrency)
 
     def previous(self, reading: Reading) -> Reading | None:
         """Return the next lower measured level."""
         return next((a for a, b in pairwise(self.levels) if b is reading), None)
+
+    def following(self, reading: Reading) -> Reading | None:
+        """Return the next higher measured level."""
+        return next((b for a, b in pairwise(self.levels) if a is reading), None)
 
     def ratio(self, reading: Reading, base: Reading, column: str) -> float | None:
         """Return the column's median at `reading` over that at `base`."""
         above, below = reading.median(column), base.median(column)
         return above / below if above is not None and below else None
 
-    def _level(self, at: float | None) -> Reading | None:
-        return next((r for r in self.levels if r.at == at), None)
+    def _noise(self, values: Callable[[Level], Sequence[float]]) -> Noise | None:
+        return pooled_noise(values(level) for level in (*self.repeats, *_levels(self.twins)))
+
+
+def _levels(readings: Sequence[Reading]) -> tuple[Level, ...]:
+    return tuple(level for level in map(level_of, readings) if level is not None)
+
+
+def level_of(reading: Reading) -> Level | None:
+    """Return the repeats of a reading that have both tok/s and p95; None without any."""
+    pairs = [(p.tok_s, p.p95_e2e_s) for p in reading.measured if p.tok_s and p.p95_e2e_s]
+    return Level(int(reading.at), tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
 
 
 def load_curves(points: Sequence[RunPoint], purpose: str) -> list[LoadCurve]:
     """Return one curve per server and workload for the points of a purpose."""
-    rows = [point for point in points if point.purpose == purpose]
-    return [LoadCurve(series) for series in make_series(rows, LOAD, "concurrency", purpose)]
+    alike = [other for other in SAME_WINDOW if other != purpose] if purpose in SAME_WINDOW else []
+    others = [series for other in alike for series in _series(points, other)]
+    return [LoadCurve(series, _twins(series, others)) for series in _series(points, purpose)]
+
+
+def _series(points: Sequence[RunPoint], purpose: str) -> list[Series]:
+    return make_series([point for point in points if point.purpose == purpose], LOAD, "concurrency", purpose)
+
+
+def _twins(series: Series, others: Sequence[Series]) -> tuple[Reading, ...]:
+    same = [other for other in others if _key(other) == _key(series)]
+    return tuple(reading for other in same for reading in other.measured)
+
+
+def _key(series: Series) -> tuple[object, ...]:
+    return tuple(getattr(series.sample, column) for column in LOAD)

@@ -10,8 +10,21 @@ from pathlib import Path
 
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import NOTHING, Figure, count, decimal, percent, plain, quote, significant_text, times
+from analysis.figures import (
+    NOTHING,
+    Figure,
+    count,
+    decimal,
+    percent,
+    plain,
+    quote,
+    significant,
+    significant_text,
+    times,
+)
 from analysis.files import write_csv
+from analysis.intervals import CONFIDENCE
+from analysis.knee import KneeVerdict
 from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
 from analysis.series import Reading, outcome_figure
 from analysis.tables import RunPoint
@@ -21,8 +34,12 @@ CLIENT_WAIT_SHARE = 0.05
 P95_NEEDS = 21
 """With fewer values a p95 lies between the two highest: it says little of the tail."""
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
+FURTHER_COLUMNS = ("repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee")
+"""Behind the tutorial's: the bounds of the 95 % intervals, and whether the level could be the knee (`could be`, `no`;
+empty where that is not known)."""
 SIMULATED = "simulated"
-"""Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the columns leave no other place."""
+"""Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the tutorial's columns leave no other
+place."""
 
 
 def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
@@ -30,8 +47,8 @@ def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[
     return [
         write_csv(
             run_dir / curve.series.group.file("concurrency_sweep", ".csv"),
-            SWEEP_COLUMNS,
-            [_sweep_row(reading) for reading in curve.series.readings],
+            (*SWEEP_COLUMNS, *FURTHER_COLUMNS),
+            [[*_sweep_row(reading), *_further_cells(curve, reading)] for reading in curve.series.readings],
         )
         for curve in curves
     ]
@@ -43,6 +60,14 @@ def _sweep_row(reading: Reading) -> list[str]:
         return [str(reading.at), *cells, SIMULATED]
     utilization = reading.median("gpu_util_pct")
     return [str(reading.at), *cells, "" if utilization is None else f"{utilization:.1f}"]
+
+
+def _further_cells(curve: LoadCurve, reading: Reading) -> list[str]:
+    intervals = [curve.interval(reading, column) for column in ("tok_s", "p95_e2e_s")]
+    bounds = [bound for i in intervals for bound in ((None, None) if i is None else (i.low, i.high))]
+    known = bool(reading.measured) and curve.knee.verdict is not KneeVerdict.UNDECIDED
+    knee = ("could be" if reading.at in curve.knee.could_be else "no") if known else ""
+    return [str(len(reading.measured)), *(_text(bound, 6) for bound in bounds), knee]
 
 
 def _text(value: float | None, digits: int) -> str:
@@ -58,6 +83,23 @@ def cell(reading: Reading, column: str, digits: int = 3) -> Figure:
 def goodput_column(readings: Sequence[Reading]) -> list[str]:
     """Return the column of goodput where the run has objectives that tell it."""
     return ["goodput_qps"] if any(reading.median("goodput_qps") is not None for reading in readings) else []
+
+
+def interval_words(curve: LoadCurve, reading: Reading, column: str) -> Part:
+    """Return `LOW to HIGH` of `tok_s` or `p95_e2e_s`; a dash where there is no interval."""
+    interval = curve.interval(reading, column)
+    if interval is None:
+        return phrase(NOTHING)
+    return phrase(
+        "{low} to {high}",
+        low=significant(f"{reading.name}.{column}_low", interval.low, 4),
+        high=significant(f"{reading.name}.{column}_high", interval.high, 4),
+    )
+
+
+def confidence() -> Figure:
+    """Return the confidence of every interval as a figure."""
+    return percent("rule.confidence_pct", CONFIDENCE, 0)
 
 
 def utilization_cell(reading: Reading) -> Part:
@@ -84,10 +126,13 @@ def level_notes(curve: LoadCurve, reading: Reading) -> Phrase:
     if jump is not None and jump >= P95_JUMP:
         notes.append(phrase("p95 {ratio} the previous level", ratio=times(f"{name}.p95_ratio", jump)))
     if len(reading.measured) > 1:
-        spread = percent(f"{name}.tok_s_spread_pct", reading.spread("tok_s"))
         notes.append(
             phrase(
-                "median of {n}, tok/s spread {spread}", n=count(f"{name}.repeats", len(reading.measured)), spread=spread
+                "median of {n}, tok/s spread {spread}, mean {interval} at {confidence}",
+                n=count(f"{name}.repeats", len(reading.measured)),
+                spread=percent(f"{name}.tok_s_spread_pct", reading.spread("tok_s")),
+                interval=interval_words(curve, reading, "tok_s"),
+                confidence=confidence(),
             )
         )
     elif reading.measured:

@@ -14,6 +14,7 @@ from analysis.account_plot import draw_account, has_account
 from analysis.caveats import lengths_words, title
 from analysis.figures import GIB, clean
 from analysis.files import write_with
+from analysis.intervals import CONFIDENCE
 from analysis.kv_account import Accounts
 from analysis.kv_fit import Committed, KvResult, kv_results
 from analysis.ladder import predicted
@@ -231,13 +232,11 @@ def _load(curve: LoadCurve, figure: Any) -> None:
     top.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     _level_line(bottom, curve, "p95_e2e_s", ORANGE)
     bottom.set_ylabel("p95 e2e (s)")
-    flat, before = curve.plateau, curve.before_overtake
-    if flat is not None and not curve.still_rising:
-        _mark(top, flat.at, f"throughput stops scaling ({flat.at})")
-    if before is not None:
-        _mark(bottom, before.at, f"last level before p95 outgrows tok/s ({before.at})")
-    for axes in (top, bottom):
-        axes.legend(loc="upper left", fontsize=8.5)
+    _mark_levels(top, curve.knee.could_be, "throughput stops scaling")
+    if curve.blow_up is not None and curve.blow_up.seen:
+        _mark_levels(bottom, curve.blow_up.last_before, "last level before p95 outgrows tok/s")
+    for axes, corner in ((top, "lower right"), (bottom, "upper left")):
+        axes.legend(loc=corner, fontsize=8.5)
     _concurrency_axis(bottom, [reading.at for reading in curve.levels])
     what = f"Throughput and latency against concurrency ({lengths_words(curve.series.sample)})"
     _title(figure, what, curve.series.sample, curve.series.group.label)
@@ -276,8 +275,22 @@ def _level_line(axes: Any, curve: LoadCurve, column: str, colour: str) -> None:
     repeats = [(r.at, value) for r in curve.levels if len(r.measured) > 1 for value in r.values(column)]
     if repeats:
         axes.plot(*zip(*repeats, strict=True), color=colour, marker=".", linestyle="none", alpha=0.6, label="repeats")
+    spans = [(r.at, interval) for r in curve.levels if (interval := curve.interval(r, column)) is not None]
+    if spans:
+        at, lows, highs = [x for x, _ in spans], [i.low for _, i in spans], [i.high for _, i in spans]
+        words = f"{CONFIDENCE:.0%} interval of the mean"
+        axes.vlines(at, lows, highs, color=colour, linewidth=5, alpha=0.25, label=words)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
+
+
+def _mark_levels(axes: Any, levels: Sequence[int], words: str) -> None:
+    """Mark the levels among which something lies: a line for one, a band for several; nothing for none."""
+    if len(levels) == 1:
+        _mark(axes, levels[0], f"{words} ({levels[0]})")
+    elif levels:
+        label = f"{words} (one of {', '.join(map(str, levels))})"
+        axes.axvspan(levels[0], levels[-1], color=GREY, alpha=0.2, linewidth=0, label=label)
 
 
 def _mark(axes: Any, at: float, words: str) -> None:

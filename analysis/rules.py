@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from analysis.document import Part, Phrase, phrase
 from analysis.figures import GIB, Figure, count, decimal, mib, percent, plain, quote, signed_percent, times
+from analysis.knee import KneeVerdict
+from analysis.knee_sentences import repeats_tell
 from analysis.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import cell, workload
@@ -44,13 +46,18 @@ def _at(reading: Reading) -> Figure:
 
 
 def _sweet_spot(curve: LoadCurve) -> Phrase | None:
-    """Needs three levels, and the plateau or the bend within them."""
+    """Needs three levels, and knee and blow-up each decided: found, or seen not to lie within the levels."""
     if len(curve.levels) < 3:
         return None
-    flat, before = curve.plateau, curve.before_overtake
-    assert flat is not None
-    if curve.still_rising and before is None:
-        last = curve.levels[-1]
+    knee, blow_up, last = curve.knee, curve.blow_up, curve.levels[-1]
+    if knee.verdict is KneeVerdict.UNDECIDED or blow_up is None or blow_up.seen is None:
+        return phrase(
+            "The sweet spot ({load}) is not known from this run: the levels and repeats leave open where throughput "
+            "stops scaling or where latency blows up; " + repeats_tell(curve) + ".",
+            load=workload(curve),
+        )
+    bends = [*knee.could_be, *(blow_up.last_before if blow_up.seen else ())]
+    if not bends:
         return phrase(
             "No knee up to concurrency {last} ({load}): it still paid there, {tok_s} tok/s at p95 {p95} s. "
             "The sweet spot lies at or above it.",
@@ -59,26 +66,23 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
             tok_s=cell(last, "tok_s"),
             p95=cell(last, "p95_e2e_s"),
         )
-    low, high = sorted((before or flat, flat), key=lambda reading: reading.at)
-    if curve.still_rising:
-        return phrase(
-            "The sweet spot begins at concurrency {low} ({load}): {tok_low} tok/s at p95 {p95_low} s. Its upper end "
-            "was not found within the levels tested: throughput was still rising at {last}, {tok_last} tok/s at p95 "
-            "{p95_last} s.",
-            low=_at(low),
-            load=workload(curve),
-            tok_low=cell(low, "tok_s"),
-            p95_low=cell(low, "p95_e2e_s"),
-            last=_at(high),
-            tok_last=cell(high, "tok_s"),
-            p95_last=cell(high, "p95_e2e_s"),
-        )
+    low, high = curve.at(min(bends)), curve.at(max(bends))
     numbers: dict[str, Part] = {
         "load": workload(curve),
         "low": _at(low),
         "tok_low": cell(low, "tok_s"),
         "p95_low": cell(low, "p95_e2e_s"),
     }
+    if knee.verdict is KneeVerdict.NO_KNEE_YET:
+        return phrase(
+            "The sweet spot begins at concurrency {low} ({load}): {tok_low} tok/s at p95 {p95_low} s. Its upper end "
+            "was not found within the levels tested: throughput was still rising at {last}, {tok_last} tok/s at p95 "
+            "{p95_last} s.",
+            last=_at(last),
+            tok_last=cell(last, "tok_s"),
+            p95_last=cell(last, "p95_e2e_s"),
+            **numbers,
+        )
     if low is high:
         return phrase("Concurrency {low} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s.", **numbers)
     return phrase(
@@ -92,21 +96,20 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
 
 
 def _beyond(curve: LoadCurve) -> Phrase | None:
-    """Needs a level past the plateau."""
-    if len(curve.levels) < 2 or curve.still_rising:
+    """Needs a level past every level that could be the knee, and there a p95 that rose."""
+    if curve.knee.verdict is not KneeVerdict.KNEE:
         return None
-    flat, last = curve.plateau, curve.levels[-1]
-    assert flat is not None
+    flat, last = curve.at(curve.knee.could_be[-1]), curve.levels[-1]
     tok, p95 = curve.ratio(last, flat, "tok_s"), curve.ratio(last, flat, "p95_e2e_s")
-    if tok is None or p95 is None or p95 <= 1:
+    if flat is last or tok is None or p95 is None or p95 <= 1:
         return None
     return phrase(
         "Beyond concurrency {flat} more requests mostly wait ({load}): at {last} p95 is {p95} and tok/s {tok}.",
         flat=_at(flat),
         last=_at(last),
         load=workload(curve),
-        p95=times(f"{last.name}.p95_past_plateau", p95),
-        tok=signed_percent(f"{last.name}.tok_s_past_plateau_pct", tok - 1),
+        p95=times(f"{last.name}.p95_past_knee", p95),
+        tok=signed_percent(f"{last.name}.tok_s_past_knee_pct", tok - 1),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +58,6 @@ def linear_fit(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
 def relative_error(value: float, reference: float) -> float | None:
     """Return value / reference - 1, or None for a reference of zero."""
     return value / reference - 1 if reference else None
-
-
-def plateau(levels: Sequence[tuple[float, float]], within: float) -> float | None:
-    """Return the lowest level whose throughput is within the share `within` of the highest; None without levels."""
-    if not levels:
-        return None
-    peak = max(throughput for _, throughput in levels)
-    return next(level for level, throughput in sorted(levels) if throughput >= peak * (1 - within))
-
-
-def overtake(levels: Sequence[tuple[float, float, float]]) -> float | None:
-    """Return the first level at which latency grew for good, and by a larger factor than throughput; None if it never
-    did.
-
-    `levels` holds (level, throughput, latency), compared with the next lower level. Latency counts as the lowest of the
-    level and all higher ones: more load cannot make a server faster, so what falls again was noise. In a closed loop
-    the two factors multiply to about the factor of the load (Little's law), so this is where more load begins to buy
-    more waiting than work.
-    """
-    ordered = sorted(levels)
-    lasting = list(accumulate((latency for _, _, latency in reversed(ordered)), min))[::-1]
-    for (lower, upper), latency in zip(pairwise(ordered), lasting[1:], strict=True):
-        _, throughput, before = lower
-        level, next_throughput, _ = upper
-        if throughput > 0 and before > 0 and latency / before > max(next_throughput / throughput, 1):
-            return level
-    return None
 
 
 def interpolate(known: Sequence[tuple[float, float]], x: float, slope_beyond: float) -> float:

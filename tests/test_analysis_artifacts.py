@@ -96,7 +96,8 @@ def test_run_of_a_dummy_mixture_of_experts_disowns_its_speed_everywhere(tmp_path
     assert marks in (run / "batching_benchmark.md").read_text()
     assert "".join(marks.split()) in "".join("".join(ET.parse(plot).getroot().itertext()).split())  # titles are wrapped
     assert (run / "concurrency_sweep.csv").read_text().splitlines()[0] == (
-        "concurrency,mean_e2e_s,p95_e2e_s,qps,tok_s,gpu_util_pct"
+        "concurrency,mean_e2e_s,p95_e2e_s,qps,tok_s,gpu_util_pct,"
+        "repeats,tok_s_low,tok_s_high,p95_e2e_s_low,p95_e2e_s_high,knee"
     )
 
 
@@ -130,6 +131,8 @@ def test_answer_holds_the_main_results(gpu: Path) -> None:
     assert "memory slope (ready) 393,216, memory slope (loaded) 393,216, formula 393,216, engine 393,264" in text
     assert "337.66 x 512, 168.83 x 1024, 84.41 x 2048, 42.21 x 4096 tokens" in text
     assert "6,481 tok/s at concurrency 32, p95 0.344 s (12 + 64 tokens)" in text
+    assert "throughput was still rising at the last level (by 27 % in the last doubling)" in text
+    assert "p95 latency: outgrows it after 8 or 16" in text
     assert text.splitlines()[-1] == f"Files: {gpu}"
     assert len(text.splitlines()) < 10
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,8 +34,11 @@ CONSTANTS = {
     "rule.step_share_pct": 1,
     "rule.estimates_agree_pct": 1,
     "rule.headroom_pct": 90,
-    "rule.plateau_within_pct": 5,
     "rule.steady_in_flight_pct": 95,
+    "rule.within_peak_pct": 5,
+    "rule.still_gains_pct": 10,
+    "rule.confidence_pct": 95,
+    "rule.kv_near_full_pct": 95,
     "rule.context_step_tokens": 1024,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
@@ -75,6 +79,14 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
     return made
 
 
+def repeated(saturation: float, **at_32: object) -> list[synthetic.PointRow]:
+    """Return a sweep of three repeats a level, and what the server showed at its highest level."""
+    shape = replace(synthetic.GPU, saturation=saturation)
+    made = [synthetic.load_row(shape, "concurrency", c, r) for c in shape.sweep_levels for r in range(3)]
+    made = synthetic.changed(made, lambda row: True, max_num_seqs=at_32.get("max_num_seqs"))
+    return synthetic.changed(made, lambda row: row.concurrency == 32, **at_32)
+
+
 RUNS = {
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
@@ -85,6 +97,9 @@ RUNS = {
     "cpu, few": synthetic.short_cpu_rows(),
     "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
+    "sweep alone": [r for r in synthetic.rows(replace(synthetic.GPU, saturation=0.3)) if r.purpose == "concurrency"],
+    "repeated": repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9),
+    "repeated, border": repeated(3.5, preemptions=2, waiting_capacity_max=3, kv_usage_max=0.97),
     "host too slow": synthetic.rows(replace(synthetic.GPU, gpu_util_pct=27.0)),
     "drawn": synthetic.changed(
         synthetic.rows(),
@@ -493,7 +508,6 @@ class Auditor:
         lower = medians[medians.index < at]
         first, here = medians.iloc[0], medians.loc[at]
         tok_s = medians.tok_s
-        plateau = medians.loc[tok_s[tok_s >= 0.95 * tok_s.max()].index[0]]
         previous = lower.iloc[-1] if len(lower) else None
         derived: dict[str, Callable[[], float]] = {
             "repeats": lambda: len(own),
@@ -506,8 +520,6 @@ class Auditor:
             "token_count_difference": lambda: own.token_count_difference.abs().max(),
             "kv_usage_max_pct": lambda: 100 * own.kv_usage_max.max(),
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
-            "bend_p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
-            "bend_tok_s_ratio": lambda: here.tok_s / previous.tok_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
             "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
@@ -515,9 +527,11 @@ class Auditor:
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
             "speedup_tok_s": lambda: here.tok_s / first.tok_s,
             "slowdown_mean_e2e": lambda: here.mean_e2e_s / first.mean_e2e_s,
-            "p95_past_plateau": lambda: here.p95_e2e_s / plateau.p95_e2e_s,
-            "tok_s_past_plateau_pct": lambda: 100 * (here.tok_s / plateau.tok_s - 1),
+            "p95_past_knee": lambda: here.p95_e2e_s / medians.p95_e2e_s[self.knee(purpose).highest],
+            "tok_s_past_knee_pct": lambda: 100 * (here.tok_s / medians.tok_s[self.knee(purpose).highest] - 1),
         }
+        if what in KneeAudit.OF_A_LEVEL:
+            return self.knee(purpose).of_level(at, what)
         if ratio:
             return float(here[what] / first[what])
         if what.endswith("_highest"):
@@ -534,8 +548,161 @@ class Auditor:
             return float(row.engine_max_concurrency)
         if what == "gpu_memory_utilization":
             return f"{row.gpu_memory_utilization:g}"
+        if what == "predicted_requests":
+            return float(row.engine_kv_tokens / (row.prompt_tokens + row.output_tokens))
+        if what in ("bend_p95_ratio", "bend_tok_s_ratio"):
+            at = self.knee(purpose).blow_up()
+            after = min(level for level in self.medians(purpose).index if level > at[-1])
+            of = self.medians(purpose)["p95_e2e_s" if what == "bend_p95_ratio" else "tok_s"]
+            return float(of[after] / of[at[0]])
+        if what in KneeAudit.OF_A_CURVE:
+            return self.knee(purpose).of_curve(what)
         value = row[what]
         return value if isinstance(value, str) else float(value)
+
+    @functools.cache  # noqa: B019
+    def knee(self, purpose: str) -> KneeAudit:
+        twins = [other for other in ("batching", "concurrency") if purpose in ("batching", "concurrency")]
+        return KneeAudit(self.levels(purpose), pd.concat([self.levels(name) for name in twins or [purpose]]))
+
+
+class KneeAudit:
+    """The knee again: t by integration, smoothing by the max-min formula, the set by trying heights of the peak."""
+
+    OF_A_LEVEL = (
+        *(f"{column}_{what}" for column in ("tok_s", "p95_e2e_s") for what in ("mean", "low", "high")),
+        "tok_s_smoothed",
+        "marginal_tok_s_per_s",
+    )
+    OF_A_CURVE = (
+        *("tok_s_noise_pct", "p95_noise_pct", "noise_df", "knee_levels", "blow_up_levels", "read_off"),
+        *("read_off_blow_up", "doubling_share_pct", "doubling_low_pct", "doubling_high_pct"),
+    )
+
+    def __init__(self, rows: pd.DataFrame, with_twins: pd.DataFrame) -> None:
+        logs = rows[["concurrency"]].assign(tok_s=np.log(rows.tok_s), p95_e2e_s=np.log(rows.p95_e2e_s))
+        logs["ratio"] = logs.p95_e2e_s - logs.tok_s
+        self.medians = rows.groupby("concurrency").median(numeric_only=True)
+        self.means, self.n = logs.groupby("concurrency").mean(), logs.groupby("concurrency").size()
+        every = np.log(with_twins[["tok_s", "p95_e2e_s"]]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
+        cells = every.groupby([with_twins.purpose, with_twins.concurrency])
+        self.df = int(cells.size().sum() - len(cells))
+        self.sd = (
+            np.sqrt(((every - cells.transform("mean")) ** 2).sum() / self.df) if self.df else every.iloc[0] * np.nan
+        )
+
+    def t(self, probability: float) -> float:
+        x = np.linspace(0, 400, 2_000_001)
+        density = (1 + x**2 / self.df) ** (-(self.df + 1) / 2)
+        scale = math.gamma((self.df + 1) / 2) / math.gamma(self.df / 2) / math.sqrt(self.df * math.pi)
+        area = np.cumsum(density) - (density + density[0]) / 2  # trapezoids
+        return float(np.interp(probability - 0.5, area * scale * (x[1] - x[0]), x))
+
+    @functools.cached_property
+    def t_two_sided(self) -> float:
+        return self.t(0.975)
+
+    @functools.cached_property
+    def t_one_sided(self) -> float:
+        return self.t(0.95)
+
+    def of_level(self, at: int, what: str) -> float:
+        column, _, bound = what.rpartition("_")
+        if what == "tok_s_smoothed":
+            return float(np.exp(self.smoothed()[list(self.means.index).index(at)]))
+        if what == "marginal_tok_s_per_s":
+            return self.marginal(at)
+        half = 0.0 if bound == "mean" else self.t_two_sided * self.sd[column] / math.sqrt(self.n[at])
+        return float(np.exp(self.means[column][at] + (half if bound == "high" else -half)))
+
+    def marginal(self, at: int) -> float:
+        lower = self.means.index[self.means.index < at]
+        if not len(lower):
+            return math.nan
+        before = self.means.loc[lower[-1]]
+        here = self.means.loc[at]
+        noise = self.sd.p95_e2e_s * math.sqrt(1 / self.n[at] + 1 / self.n[lower[-1]]) if self.df else 0.0
+        if here.p95_e2e_s - before.p95_e2e_s <= (self.t_one_sided * noise if self.df else 0):
+            return math.nan
+        return float((np.exp(here.tok_s) - np.exp(before.tok_s)) / (np.exp(here.p95_e2e_s) - np.exp(before.p95_e2e_s)))
+
+    def of_curve(self, what: str) -> float | str:
+        if what == "knee_levels":
+            return self.listed(self.knees())
+        if what == "blow_up_levels":
+            return self.listed(self.blow_up())
+        if what == "read_off":
+            smooth = np.exp(self.smoothed())
+            return float(self.means.index[smooth >= 0.95 * smooth.max()][0])
+        if what == "read_off_blow_up":
+            return float((self.medians.p95_e2e_s / self.medians.tok_s).idxmin())
+        if what.startswith("doubling"):
+            return self.doubling(what.split("_")[1])
+        if what == "noise_df":
+            return self.df
+        return float(100 * self.sd["tok_s" if what == "tok_s_noise_pct" else "p95_e2e_s"])
+
+    @staticmethod
+    def listed(levels: list[int]) -> str:
+        words = [str(level) for level in levels]
+        return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+    def doubling(self, which: str) -> float:
+        logs, top = self.means.tok_s, self.means.index[-1]
+        half = float(np.interp(np.log(top / 2), np.log(logs.index), logs))
+        factors = (logs.index == top) - np.array(
+            [np.interp(np.log(top / 2), np.log(logs.index), row) for row in np.eye(len(logs))]
+        )
+        error = math.sqrt(float(factors**2 @ (1 / self.n)))
+        margin = self.t_two_sided * self.sd.tok_s * error if self.df else 0.0
+        return float(100 * np.expm1(logs[top] - half + {"share": 0, "low": -margin, "high": margin}[which]))
+
+    def monotone(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        def mean(a: int, b: int) -> float:
+            return float(np.average(x[a : b + 1], weights=w[a : b + 1]))
+
+        n = len(x)
+        return np.array([max(min(mean(a, b) for b in range(i, n)) for a in range(i + 1)) for i in range(n)])
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.means.tok_s.to_numpy(), self.n.to_numpy(float)
+
+    def smoothed(self) -> np.ndarray:
+        x, w = self.arrays()
+        fits = []
+        for cut in range(1, len(x) + 1):
+            down = self.monotone(x[cut:][::-1], w[cut:][::-1])[::-1]
+            fits.append(np.concatenate([self.monotone(x[:cut], w[:cut]), down]))
+        return min(fits, key=lambda fit: float(w @ (x - fit) ** 2))
+
+    def knees(self) -> list[int]:
+        x, w = self.arrays()
+        nearest = float(w @ (x - self.smoothed()) ** 2)
+        tops = np.linspace(x.min(), x.max() + 0.06, 20_001)[:, None]
+        floors, found = tops + math.log(0.95), []
+        for i, level in enumerate(self.means.index):
+            distances = []
+            for peak in range(i, len(x)):
+                below = np.minimum(self.monotone(x[:i], w[:i]), floors)
+                shoulder = np.clip(self.monotone(x[i:peak], w[i:peak]), floors, tops)
+                beyond = np.minimum(self.monotone(x[peak + 1 :][::-1], w[peak + 1 :][::-1])[::-1], tops)
+                fit = np.concatenate([below, shoulder, tops, beyond], axis=1)
+                distances.append(((fit - x) ** 2 @ w).min())
+            if min(distances) - nearest <= (self.t_one_sided * self.sd.tok_s) ** 2:
+                found.append(int(level))
+        return found
+
+    @property
+    def highest(self) -> int:
+        return self.knees()[-1]
+
+    def blow_up(self) -> list[int]:
+        u, n = self.means.ratio, self.n
+        return [
+            int(i)
+            for i in u.index
+            if all(u[i] - u[j] <= self.t_two_sided * self.sd.ratio * math.sqrt(1 / n[i] + 1 / n[j]) for j in u.index)
+        ]
 
 
 def test_typed_number_in_prose_is_refused() -> None:

@@ -204,7 +204,14 @@ def test_envelope_says_which_pool_it_stands_on() -> None:
 
 def test_trade_offs_are_not_known_without_load() -> None:
     assert "`+sweep=concurrency` measures them" in notes(memory())
-    assert "Latency-focused: concurrency up to 16" in notes(synthetic.rows())
+    assert "Latency-focused: concurrency up to 8, the lowest that the noise allows" in notes(synthetic.rows())
+    assert "Throughput-focused: concurrency 32, the highest level tested, still rising" in notes(synthetic.rows())
+
+
+def test_trade_offs_of_one_repeat_are_not_known() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose in ("kv_scaling", "concurrency")]
+    assert "Latency-focused: where latency blows up is not known from this run; `+sweep=concurrency`" in notes(rows)
+    assert "Throughput-focused: where throughput stops scaling is not known from this run" in notes(rows)
 
 
 def test_dummy_mixture_of_experts_is_cautioned() -> None:

@@ -32,12 +32,16 @@ def sweep(tmp_path: Path, rows: Iterable[PointRow]) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(paths[0].read_text())))
 
 
-def with_curve(tok_s: dict[int, float], p95: dict[int, float]) -> list[PointRow]:
-    """Return sweep rows whose throughput and latency are given by level."""
+def with_curve(
+    tok_s: dict[int, float], p95: dict[int, float], repeats: int = 3, noise: float = 0.005
+) -> list[PointRow]:
+    """Return sweep rows whose throughput and latency are given by level, repeats apart by the factor 1 + `noise`."""
     rows = []
     for level, value in tok_s.items():
-        row = synthetic.load_row(synthetic.GPU, "concurrency", level, 0)
-        rows.append(replace(row, tok_s=value, p95_e2e_s=p95[level]))
+        for repeat in range(repeats):
+            row = synthetic.load_row(synthetic.GPU, "concurrency", level, repeat)
+            factor = (1 + noise) ** (repeat - repeats // 2)
+            rows.append(replace(row, tok_s=value * factor, p95_e2e_s=p95[level] / factor))
     return rows
 
 
@@ -47,7 +51,8 @@ H200_P95 = {1: 0.238, 8: 0.288, 32: 0.402, 128: 0.883, 256: 1.412, 512: 3.872}
 
 def test_sweep_csv_has_the_tutorials_columns(tmp_path: Path) -> None:
     rows = sweep(tmp_path, synthetic.rows())
-    assert list(rows[0]) == ["concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct"]
+    assert list(rows[0])[:6] == ["concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct"]
+    assert list(rows[0])[6:] == ["repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee"]
     assert [row["concurrency"] for row in rows] == ["1", "2", "4", "8", "16", "32"]
     assert rows[0]["gpu_util_pct"] == "93.1"
 
@@ -78,7 +83,7 @@ def test_level_is_the_median_of_its_repeats(tmp_path: Path) -> None:
 
 def test_one_repeat_is_called_one() -> None:
     rows = [row for row in synthetic.rows() if row.purpose == "batching" and row.repeat == 0]
-    assert page(rows).count("one repeat") == 4
+    assert page(rows).count("| one repeat |") == 4
 
 
 def test_failed_level_stays_in_table_and_csv(tmp_path: Path) -> None:
@@ -94,6 +99,12 @@ def test_failed_level_stays_in_table_and_csv(tmp_path: Path) -> None:
         "qps": "",
         "tok_s": "",
         "gpu_util_pct": "",
+        "repeats": "0",
+        "tok_s_low": "",
+        "tok_s_high": "",
+        "p95_e2e_s_low": "",
+        "p95_e2e_s_high": "",
+        "knee": "",
     }
     assert "| 16 | – | – | – | – |  | 1 not measured (failed: load_error_rate)" in page(rows)
 
@@ -123,31 +134,91 @@ def test_comparison_without_its_sequential_half_compares_nothing() -> None:
     assert "one by one and" not in page(rows)
 
 
-def test_knee_of_a_curve_that_saturates() -> None:
+def test_knee_of_a_curve_that_saturates(tmp_path: Path) -> None:
     text = page(with_curve(H200_TOK_S, H200_P95))
     assert "Where does throughput stop scaling? At concurrency 256: 11,637 tok/s" in text
-    assert "From concurrency 32 to 128: p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
+    assert "the last doubling changed tok_s by -24.7 % (-25.3 % to -24.0 %)" in text
+    assert "Past concurrency 32: from 32 to 128 p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
     assert "Concurrency 32 to 256 is the sweet spot" in text
     assert "Beyond concurrency 256 more requests mostly wait" in text
     assert "at 512 p95 is 2.7x and tok/s -24.7 %" in text
     assert "p95 2.2x the previous level" in text
+    rows = sweep(tmp_path, with_curve(H200_TOK_S, H200_P95))
+    assert [row["knee"] for row in rows] == ["no", "no", "no", "no", "could be", "no"]
+    assert float(rows[4]["tok_s_low"]) < 11637 < float(rows[4]["tok_s_high"])
+
+
+def test_one_repeat_leaves_knee_and_blow_up_unknown_and_names_the_sweep(tmp_path: Path) -> None:
+    rows = with_curve(H200_TOK_S, H200_P95, repeats=1)
+    text = page(rows)
+    assert "Where does throughput stop scaling? Not known from this run: every level has one repeat" in text
+    assert "the lowest level within 5 % of the highest is 256 (11,637 tok/s)" in text
+    assert "Where does latency blow up? Not known from this run" in text
+    assert "No interval: every level has one repeat" in text
+    rising = page(with_curve({c: 100.0 * c for c in (1, 2, 4)}, dict.fromkeys((1, 2, 4), 0.5), repeats=1))
+    assert "As it stands, the last doubling raised tok_s by 100.0 %." in rising
+    assert "The sweet spot (prompts of 12 tokens, answers of 64, max_model_len 4096) is not known" in text
+    assert text.count("`+sweep=concurrency` with `sweep.repeats` of three or more tells") >= 4
+    assert "Beyond concurrency" not in text
+    assert {(row["tok_s_low"], row["knee"]) for row in sweep(tmp_path, rows)} == {("", "")}
+
+
+def test_repeats_of_the_same_load_in_another_table_serve_the_sweep(tmp_path: Path) -> None:
+    text = page(synthetic.rows())
+    assert "known from the same server's repeats of the same load in another table" in text
+    assert "the last doubling still gained 27.3 % (23.2 % to 31.4 %), more than 10 %" in text
+    other = synthetic.changed(synthetic.rows(), lambda row: row.purpose == "batching", prompt_tokens=2000)
+    assert "No interval: every level has one repeat" in page(other).split("## Concurrency sweep")[1]
+
+
+def test_more_noise_widens_the_knee_to_the_levels_it_allows() -> None:
+    tok_s = {1: 100.0, 2: 200.0, 4: 380.0, 8: 398.0, 16: 402.0}
+    p95 = dict(zip(tok_s, (1.0, 1.0, 1.05, 2.0, 4.0), strict=True))
+    assert "At concurrency 4 or 8, which the noise does not tell apart: 380 tok/s at the lowest" in page(
+        with_curve(tok_s, p95, noise=0.01)
+    )
+    steeper = tok_s | {8: 460.0, 16: 464.0}
+    assert "At concurrency 8: 460 tok/s" in page(with_curve(steeper, p95, noise=0.01))
+
+
+def test_gain_at_the_rules_border_is_undecided() -> None:
+    tok_s = {1: 100.0, 2: 200.0, 4: 400.0, 8: 440.0}
+    text = page(with_curve(tok_s, dict.fromkeys(tok_s, 0.5)))
+    assert "stop scaling? Undecided: the last doubling, up to concurrency 8, gained 10.0 %" in text
+    assert "which is 10 % within noise" in text
+    assert "The sweet spot (prompts" in text
+    assert "Beyond concurrency" not in text
 
 
 def test_no_knee_in_range_is_an_answer() -> None:
     levels = (1, 2, 4, 8)
     text = page(with_curve({c: 100.0 * c for c in levels}, dict.fromkeys(levels, 0.5)))
-    assert "Not within the levels tested: tok_s was still rising at concurrency 8" in text
+    assert (
+        "Not within the levels tested: up to concurrency 8 (800 tok/s) the last doubling still gained 100.0 %" in text
+    )
     assert "Where does latency blow up? Not within the levels tested" in text
     assert "No knee up to concurrency 8" in text
     assert "Beyond concurrency" not in text
+
+
+def test_knee_at_the_lowest_level_may_begin_below_it() -> None:
+    tok_s = {16: 400.0, 32: 402.0, 64: 401.0}
+    assert "No lower level was measured, so it may begin below that." in page(
+        with_curve(tok_s, {16: 0.5, 32: 1.0, 64: 2.0})
+    )
+
+
+def test_levels_that_span_no_doubling_say_so() -> None:
+    text = page(with_curve({16: 400.0, 24: 402.0}, {16: 0.5, 24: 0.8}))
+    assert "stop scaling? Not known from this run: the levels do not span one doubling" in text
 
 
 def test_sweet_spot_has_no_upper_end_while_throughput_rises() -> None:
     levels = (1, 2, 4, 8)
     tok_s, p95 = (100.0, 130.0, 200.0, 300.0), (0.5, 0.9, 1.3, 1.8)
     text = page(with_curve(dict(zip(levels, tok_s, strict=True)), dict(zip(levels, p95, strict=True))))
-    assert "tok_s was still rising at concurrency 8" in text
-    assert "From concurrency 1 to 2: p95 went from 0.500 to 0.900 s" in text
+    assert "up to concurrency 8 (300 tok/s) the last doubling still gained 50.0 %" in text
+    assert "Past concurrency 1: from 1 to 2 p95 went from 0.500 to 0.900 s" in text
     assert "The sweet spot begins at concurrency 1 (" in text
     assert "upper end was not found within the levels tested: throughput was still rising at 8, 300 tok/s" in text
     assert "1 to 8" not in text
@@ -159,13 +230,12 @@ def test_p95_that_falls_again_at_the_next_level_is_no_blow_up() -> None:
     assert "Where does latency blow up? Not within the levels tested" in text
     assert "No knee up to concurrency 8" in text
     assert "p95 5.0x the previous level" in text
-    assert "one which rises and falls again is noise" in text
 
 
 def test_p95_that_jumps_at_the_last_level_is_not_confirmed() -> None:
     tok_s = {c: 90.0 * c for c in (1, 2, 4, 8)}
     text = page(with_curve(tok_s, {1: 0.5, 2: 0.5, 4: 0.6, 8: 2.7}))
-    assert "From concurrency 4 to 8: p95 went from 0.600 to 2.70 s" in text
+    assert "from 4 to 8 p95 went from 0.600 to 2.70 s" in text
     assert "No higher level was measured that could confirm it." in text
     assert "could confirm it" not in page(with_curve(H200_TOK_S, H200_P95))
 
@@ -174,6 +244,71 @@ def test_missing_level_moves_the_knee_to_what_was_measured() -> None:
     fewer = {c: t for c, t in H200_TOK_S.items() if c != 256}
     text = page(with_curve(fewer, H200_P95))
     assert "stop scaling? At concurrency 128: 9,827 tok/s" in text
+
+
+SATURATED = with_curve(H200_TOK_S, H200_P95)
+KNEE, COMPUTE, BEYOND = "stop scaling? At concurrency 256", "is **compute-bound**", "Beyond concurrency 256"
+
+
+@pytest.mark.parametrize(
+    ("rows", "stands", "stands_not"),
+    [
+        (
+            SATURATED,
+            [KNEE, COMPUTE, BEYOND, "measured knee: concurrency 256"],
+            ["not known from this run", "simulated"],
+        ),
+        (
+            with_curve(H200_TOK_S | {512: 14_000.0}, H200_P95),
+            ["Not within the levels tested: up to concurrency 512", "still gained 20.3 %", "measured knee: none yet"],
+            [KNEE, COMPUTE, "Beyond concurrency"],
+        ),
+        (
+            [row for row in SATURATED if row.concurrency != 256],
+            ["stop scaling? At concurrency 128", "from concurrency 128 on", "measured knee: concurrency 128"],
+            ["| 256 |", KNEE, BEYOND],
+        ),
+        (
+            [row for row in SATURATED if row.repeat == 0],
+            ["stop scaling? Not known from this run", "measured knee: not known from this run"],
+            [KNEE, COMPUTE, "Beyond concurrency", "is the sweet spot"],
+        ),
+        (
+            [synthetic.failed(row, "engine_dead") for row in SATURATED],
+            [
+                "latency blows up is not known from this run",
+                "no level was measured",
+                "None: too few levels",
+            ],
+            [KNEE, COMPUTE, "sweet spot", "tok/s at"],
+        ),
+        (
+            [synthetic.failed(row, "timeout") if row.concurrency == 512 else row for row in SATURATED],
+            [
+                "up to concurrency 256 (11,637 tok/s) the last doubling still gained 18.4 %",
+                "Higher levels were tried and not measured",
+            ],
+            [KNEE, COMPUTE, "Beyond concurrency"],
+        ),
+        (
+            synthetic.changed(SATURATED, lambda row: row.concurrency == 512, preemptions=40),
+            [KNEE, "is **KV-bound** under this load from concurrency 512 on", "40 preemptions"],
+            [COMPUTE],
+        ),
+        (
+            synthetic.changed(SATURATED, lambda row: True, simulated=True, engine="sim", device="sim"),
+            [KNEE, "**simulated**: Every number"],
+            ["vLLM 0."],
+        ),
+    ],
+    ids=["as it is", "steeper", "missing level", "one repeat", "all failed", "last failed", "preempted", "simulated"],
+)
+def test_sentences_follow_the_data(rows: list[PointRow], stands: list[str], stands_not: list[str]) -> None:
+    text = page(rows)
+    about_curves = text.split("## Concurrency sweep")[1]
+    about_curves = about_curves.split("## Near-full context")[0] + about_curves.split("## What limits each level")[1]
+    assert [words for words in stands if words not in text] == []
+    assert [words for words in stands_not if words in about_curves] == []
 
 
 def test_odd_levels_are_noted() -> None:
@@ -339,6 +474,8 @@ def test_missing_parts_name_their_sweep() -> None:
     assert "`+sweep=capacity`" in text
     only_batching = page([row for row in synthetic.rows() if row.purpose == "batching"])
     assert "`+sweep=concurrency`" in only_batching
+    assert "As far as the few levels above tell it:" in only_batching
+    assert "up to concurrency 16 (5,042 tok/s) the last doubling still gained 42.8 %" in only_batching
 
 
 def test_lengths_are_part_of_every_rule() -> None:

@@ -1,4 +1,4 @@
-"""The statistics behind every table: lines, medians, knees."""
+"""The statistics behind every table: lines and medians."""
 
 import math
 
@@ -48,44 +48,6 @@ def test_r_squared_of_flat_memory_is_unknown() -> None:
 @given(st.lists(numbers, min_size=1))
 def test_median_agrees_with_numpy(values: list[float]) -> None:
     assert math.isclose(stats.median(values), float(np.median(values)), rel_tol=1e-12, abs_tol=1e-3)
-
-
-@given(st.lists(st.tuples(st.integers(1, 512), positive), min_size=1, unique_by=lambda level: level[0]))
-def test_plateau_is_the_lowest_level_near_the_peak(levels: list[tuple[int, float]]) -> None:
-    found = stats.plateau(levels, 0.05)
-    peak = max(value for _, value in levels)
-    assert dict(levels)[found or 0] >= 0.95 * peak
-    assert all(value < 0.95 * peak for level, value in levels if level < (found or 0))
-
-
-def test_plateau_of_nothing_is_unknown() -> None:
-    assert stats.plateau([], 0.05) is None
-
-
-@given(st.lists(st.integers(1, 512), min_size=2, unique=True), positive)
-def test_latency_never_overtakes_perfect_scaling(levels: list[int], latency: float) -> None:
-    assert stats.overtake([(level, 10.0 * level, latency) for level in levels]) is None
-
-
-@given(st.lists(st.integers(1, 512), min_size=2, unique=True), positive)
-def test_latency_overtakes_at_once_when_throughput_is_flat(levels: list[int], latency: float) -> None:
-    assert stats.overtake([(level, 10.0, latency * level) for level in levels]) == sorted(levels)[1]
-
-
-@given(st.lists(st.integers(1, 512), min_size=3, unique=True), st.data())
-def test_latency_that_falls_again_has_not_overtaken(levels: list[int], data: st.DataObject) -> None:
-    spike = data.draw(st.sampled_from(sorted(levels)[:-1]))
-    noisy = [(level, 10.0 * level, 50.0 if level == spike else 0.5) for level in levels]
-    assert stats.overtake(noisy) is None
-
-
-def test_latency_that_stays_up_overtakes_where_it_rose_for_good() -> None:
-    latency = {1: 0.5, 2: 3.0, 4: 0.6, 8: 2.0, 16: 1.9, 32: 4.0}
-    assert stats.overtake([(level, 100.0 * level, value) for level, value in latency.items()]) == 8
-
-
-def test_throughput_that_dips_is_no_latency_that_grows() -> None:
-    assert stats.overtake([(1, 100.0, 0.5), (2, 90.0, 0.5), (4, 300.0, 0.4)]) is None
 
 
 @given(st.lists(positive, min_size=2, max_size=6))

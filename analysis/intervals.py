@@ -1,0 +1,96 @@
+"""Intervals from few repeats: relative noise is pooled over the levels of a curve, and t does the rest. Pure.
+
+Noise is relative, so everything is done on the natural logarithm: a level that is ten times as fast scatters ten times
+as far, but by the same factor. Three repeats alone say little about their own noise; those of all levels together do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from operator import mul
+
+CONFIDENCE = 0.95
+"""Of every interval, and of every one-sided comparison of levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A level's value in the unit of its repeats: their geometric mean, and between what it lies."""
+
+    centre: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How much one repeat scatters about its level."""
+
+    sd: float
+    """Standard deviation of the natural logarithm of one repeat: 0.02 is about 2 %."""
+    df: int
+    """Degrees of freedom it was estimated from: repeats - levels, over the levels with several repeats."""
+
+    def margin(self, variance_of_one: float, tail: float) -> float:
+        """Return t * standard error of a contrast of logarithms, which it exceeds by chance with probability `tail`.
+
+        `variance_of_one`: the contrast's variance where one repeat has a variance of one, sum of a_i ** 2 / n_i.
+        """
+        return t_quantile(1 - tail, self.df) * self.sd * math.sqrt(variance_of_one)
+
+    def interval(self, values: Sequence[float]) -> Interval:
+        """Return the `CONFIDENCE` interval of a level's geometric mean from its repeats (one is enough), each > 0."""
+        centre = mean_log(values)
+        margin = self.margin(1 / len(values), (1 - CONFIDENCE) / 2)
+        return Interval(math.exp(centre), math.exp(centre - margin), math.exp(centre + margin))
+
+
+def mean_log(values: Sequence[float]) -> float:
+    """Return the mean of the natural logarithms of values > 0; `values` must not be empty."""
+    return math.fsum(map(math.log, values)) / len(values)
+
+
+def pooled_noise(levels: Iterable[Sequence[float]]) -> Noise | None:
+    """Return the noise pooled over levels, each given by its repeats (> 0); None where no level has two repeats.
+
+    Pooled variance: the squared deviations of all logarithms from their level's mean, over repeats - levels (Student,
+    Biometrika 6, 1908; Snedecor and Cochran, Statistical Methods). A level without repeats adds nothing and
+    borrows the others'. It takes noise for the same at every level.
+    """
+    repeated = [values for values in levels if len(values) > 1]
+    df = sum(len(values) - 1 for values in repeated)
+    if not df:
+        return None
+    squares = math.fsum((math.log(v) - mean_log(values)) ** 2 for values in repeated for v in values)
+    return Noise(math.sqrt(squares / df), df)
+
+
+@cache
+def t_quantile(probability: float, df: int) -> float:
+    """Return Student's t below which `probability` (0.5 to 1) of the distribution with `df` >= 1 degrees lies."""
+    if not 0.5 <= probability < 1 or df < 1:
+        raise ValueError(f"no t quantile at probability {probability} and {df} degrees of freedom")
+    low, high = 0.0, 1.0
+    while _t_between(high, df) < 2 * probability - 1:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_between(middle, df) < 2 * probability - 1 else (low, middle)
+    return high
+
+
+def _t_between(t: float, df: int) -> float:
+    """Return the probability between -t and t (Abramowitz and Stegun, 26.7.3 and 26.7.4: finite sums for whole df)."""
+    angle = math.atan(t / math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    if df % 2 == 0:
+        factors = ((2 * k - 1) / (2 * k) * cosine**2 for k in range(1, df // 2))
+        return sine * math.fsum(accumulate(factors, mul, initial=1.0))
+    if df == 1:
+        return 2 * angle / math.pi
+    factors = (2 * k / (2 * k + 1) * cosine**2 for k in range(1, (df - 1) // 2))
+    return 2 / math.pi * (angle + sine * math.fsum(accumulate(factors, mul, initial=cosine)))

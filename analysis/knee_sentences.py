@@ -1,0 +1,281 @@
+"""The knee in words: its rule, its table, answers to the tutorial's two questions. Parts of batching_benchmark.md.
+
+Every sentence has a condition on the data under which it may stand. Where none is met, the line says what is not known
+and which sweep would tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from analysis.document import Document, Part, Phrase, phrase
+from analysis.figures import Figure, count, percent, plain, significant, significant_text, times
+from analysis.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, KneeVerdict, marginal_tok_s_per_s, read_off
+from analysis.load_curve import LoadCurve
+from analysis.load_tables import cell, confidence, interval_words
+from analysis.series import Reading
+
+NO_REPEATS = "every level has one repeat, which says nothing about noise"
+SWEEPS = {"near_full_context": ("capacity", "sweep.near_full_context"), "batching": ("batching", "sweep")}
+"""What measures a purpose's levels, and the key of its settings; `concurrency` does unless told otherwise."""
+
+
+def repeats_tell(curve: LoadCurve) -> str:
+    """Return which sweep would tell what is noise."""
+    sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
+    return f"`+sweep={sweep}` with `{key}.repeats` of three or more tells"
+
+
+def levels_tell(curve: LoadCurve) -> str:
+    """Return which sweep would tell what lies beyond the levels."""
+    sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
+    return f"`+sweep={sweep}` with higher levels in `{key}.concurrency` tells"
+
+
+def add_rule(doc: Document) -> None:
+    """Write the rule and its parameters, once for all curves."""
+    doc.say(
+        "The rules, the same for every curve. tok_s is smoothed to the nearest curve that rises up to some level and "
+        "falls from there on. The knee is the lowest level whose smoothed tok_s is within {within} of the highest; "
+        "there is none yet where the last doubling of the load still gains more than {gains}. Latency blows up past "
+        "the level with the lowest p95_e2e_s over tok_s: from there on p95 has grown by a larger factor than tok_s. "
+        "Both are given as all levels that the noise of the repeats allows, at {confidence} confidence; what lies "
+        "within noise of a rule's border is undecided.",
+        within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
+        gains=percent("rule.still_gains_pct", STILL_GAINS, 0),
+        confidence=confidence(),
+    )
+
+
+def knee_table(doc: Document, curve: LoadCurve) -> None:
+    """Write each level's mean with its interval, its smoothed value, what its p95 bought, and whether it could be the
+    knee; nothing for a curve of fewer than two levels."""
+    if len(curve.levels) < 2:
+        return
+    interval = phrase("{confidence} interval", confidence=confidence())
+    columns: list[str | Part] = ["concurrency", "repeats", "mean tok_s", interval, "mean p95_e2e_s", interval]
+    columns += ["smoothed tok_s", "tok/s per further s of p95", "knee"]
+    doc.table(columns, _rows(curve), curve.series.sample.simulated)
+    doc.say("{noise}", noise=_noise(curve))
+
+
+def _rows(curve: LoadCurve) -> list[list[str | Part]]:
+    rows: list[list[str | Part]] = []
+    bought: dict[int, float | None] = {}
+    for lower, upper in pairwise(curve.repeats):
+        bought[upper.at] = marginal_tok_s_per_s(lower, upper, curve.p95_noise)
+    for reading, level in zip(curve.levels, curve.repeats, strict=True):
+        rows.append(
+            [
+                _at(reading),
+                count(f"{reading.name}.repeats", level.repeats),
+                *_mean_and_interval(curve, reading, "tok_s"),
+                *_mean_and_interval(curve, reading, "p95_e2e_s"),
+                significant(f"{reading.name}.tok_s_smoothed", curve.smoothed[level.at], 4),
+                significant(f"{reading.name}.marginal_tok_s_per_s", bought.get(level.at)),
+                _knee_cell(curve, reading),
+            ]
+        )
+    return rows
+
+
+def _mean_and_interval(curve: LoadCurve, reading: Reading, column: str) -> list[Part]:
+    mean = significant(f"{reading.name}.{column}_mean", curve.mean(reading, column), 4)
+    return [mean, interval_words(curve, reading, column)]
+
+
+def _knee_cell(curve: LoadCurve, reading: Reading) -> str:
+    if curve.knee.verdict is KneeVerdict.UNDECIDED:
+        return "not known"
+    return "could be" if reading.at in curve.knee.could_be else "no"
+
+
+def _noise(curve: LoadCurve) -> Phrase:
+    tok_s, p95 = curve.tok_s_noise, curve.p95_noise
+    if tok_s is None or p95 is None:
+        return phrase("Means are geometric. No interval: " + NO_REPEATS + "; " + repeats_tell(curve) + ".")
+    where = (
+        "the same server's repeats of the same load in another table, none of these levels having any"
+        if curve.noise_from_twins
+        else "the repeats of this server under this load"
+    )
+    return phrase(
+        "Means are geometric, intervals pooled t: one repeat scatters by {tok_s} in tok_s and by {p95} in p95 "
+        "(standard deviation; {df} degrees of freedom), known from " + where + ". What differs from one start of a "
+        "server to the next is not in it.",
+        tok_s=percent(f"{curve.name}.tok_s_noise_pct", tok_s.sd),
+        p95=percent(f"{curve.name}.p95_noise_pct", p95.sd),
+        df=count(f"{curve.name}.noise_df", tok_s.df),
+    )
+
+
+def knee_sentences(curve: LoadCurve) -> list[Phrase]:
+    """Return the answers to the tutorial's two questions for one curve."""
+    if len(curve.levels) < 2:
+        return [
+            phrase(
+                "Where throughput stops scaling and latency blows up is not known from this run: fewer than two levels "
+                "were measured; `+sweep=concurrency` tells."
+            )
+        ]
+    return [
+        phrase("Where does throughput stop scaling? {answer}", answer=_throughput(curve)),
+        phrase("Where does latency blow up? {answer}", answer=_latency(curve)),
+    ]
+
+
+def _throughput(curve: LoadCurve) -> Phrase:
+    knee, last = curve.knee, curve.levels[-1]
+    if knee.doubling is None:
+        return phrase("Not known from this run: the levels do not span one doubling; " + levels_tell(curve) + ".")
+    if curve.tok_s_noise is None:
+        return phrase(
+            "Not known from this run: " + NO_REPEATS + "; " + repeats_tell(curve) + ". As it stands, {seen}.",
+            seen=_as_it_stands(curve, knee.doubling.share),
+        )
+    gained = phrase("{gain} ({low} to {high})", gain=_gain(curve), low=_gain(curve, "low"), high=_gain(curve, "high"))
+    rule = percent("rule.still_gains_pct", STILL_GAINS, 0)
+    if knee.verdict is KneeVerdict.NO_KNEE_YET:
+        return phrase(
+            "Not within the levels tested: up to concurrency {last} ({tok_s} tok/s) the last doubling still gained "
+            "{gained}, more than {rule}; " + levels_tell(curve) + ".",
+            last=_at(last),
+            tok_s=cell(last, "tok_s"),
+            gained=gained,
+            rule=rule,
+        )
+    if knee.verdict is KneeVerdict.UNDECIDED:
+        return phrase(
+            "Undecided: the last doubling, up to concurrency {last}, gained {gained}, which is {rule} within noise; "
+            + repeats_tell(curve)
+            + ", or one with higher levels.",
+            last=_at(last),
+            gained=gained,
+            rule=rule,
+        )
+    first, best = curve.at(knee.could_be[0]), curve.best
+    assert best is not None
+    lowest = first is curve.levels[0]
+    below = " No lower level was measured, so it may begin below that." if lowest else ""
+    return phrase(
+        "At concurrency {levels}" + _apart(knee.could_be) + ": {tok_s} tok/s" + _at_the_lowest(knee.could_be) + ", the "
+        "highest of all levels being {best_tok_s} at {best}; the last doubling changed tok_s by {gained}." + below,
+        levels=knee_levels(curve),
+        tok_s=cell(first, "tok_s"),
+        best=_at(best),
+        best_tok_s=cell(best, "tok_s"),
+        gained=gained,
+    )
+
+
+def _apart(levels: Sequence[int]) -> str:
+    return ", which the noise does not tell apart" if len(levels) > 1 else ""
+
+
+def _at_the_lowest(levels: Sequence[int]) -> str:
+    return " at the lowest of these" if len(levels) > 1 else ""
+
+
+def _as_it_stands(curve: LoadCurve, doubling: float) -> Phrase:
+    """What was measured, noise left out; no level where it was still rising."""
+    if doubling > STILL_GAINS:
+        return phrase("the last doubling raised tok_s by {gain}", gain=_gain(curve))
+    at = read_off(curve.repeats)
+    assert at is not None
+    return phrase(
+        "the last doubling changed tok_s by {gain}, and the lowest level within {within} of the highest is {at} "
+        "({tok_s} tok/s)",
+        gain=_gain(curve),
+        within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
+        at=Figure(f"{curve.name}.read_off", at, str(at)),
+        tok_s=cell(curve.at(at), "tok_s"),
+    )
+
+
+def knee_levels(curve: LoadCurve) -> Figure:
+    """Return the levels that could be the knee as one figure: `8`, `8 or 16`."""
+    return _levels(f"{curve.name}.knee_levels", curve.knee.could_be)
+
+
+def blow_up_levels(curve: LoadCurve, blow_up: BlowUp) -> Figure:
+    """Return the levels that could be the last before the blow-up."""
+    return _levels(f"{curve.name}.blow_up_levels", blow_up.last_before)
+
+
+def _levels(name: str, levels: Sequence[int]) -> Figure:
+    words = [str(level) for level in levels]
+    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return Figure(name, listed, listed)
+
+
+def _gain(curve: LoadCurve, which: str = "share") -> Figure:
+    doubling = curve.knee.doubling
+    value = None if doubling is None else getattr(doubling, which)
+    return percent(f"{curve.name}.doubling_{which}_pct", value)
+
+
+def _latency(curve: LoadCurve) -> Phrase:
+    blow_up, last = curve.blow_up, curve.levels[-1]
+    if blow_up is None:
+        lowest = min(curve.levels, key=lambda r: (r.median("p95_e2e_s") or 0) / (r.median("tok_s") or 1))
+        return phrase(
+            "Not known from this run: " + NO_REPEATS + "; " + repeats_tell(curve) + ". As it stands, p95 over tok_s is "
+            "lowest at concurrency {at}.",
+            at=Figure(f"{curve.name}.read_off_blow_up", lowest.at, str(lowest.at)),
+        )
+    if blow_up.seen is False:
+        return phrase(
+            "Not within the levels tested: up to concurrency {last} p95 never grew for good by a larger factor than "
+            "tok_s; p95 there is {p95} s.",
+            last=_at(last),
+            p95=cell(last, "p95_e2e_s"),
+        )
+    levels = blow_up_levels(curve, blow_up)
+    if blow_up.seen is None:
+        return phrase(
+            "Undecided: p95 over tok_s is lowest at concurrency {levels}" + _apart(blow_up.last_before) + ", and the "
+            "last of these is the highest level; " + repeats_tell(curve) + ", or one with higher levels.",
+            levels=levels,
+        )
+    before = curve.at(blow_up.last_before[0])
+    bend = curve.following(curve.at(blow_up.last_before[-1]))
+    assert bend is not None
+    unconfirmed = " No higher level was measured that could confirm it." if bend is last else ""
+    return phrase(
+        "Past concurrency {levels}" + _apart(blow_up.last_before) + ": from {before} to {bend} p95 went from "
+        "{p95_before} to {p95} s ({p95_ratio}) while tok_s went {tok_ratio}." + unconfirmed,
+        levels=levels,
+        before=_at(before),
+        bend=_at(bend),
+        p95_before=cell(before, "p95_e2e_s"),
+        p95=cell(bend, "p95_e2e_s"),
+        p95_ratio=times(f"{curve.name}.bend_p95_ratio", curve.ratio(bend, before, "p95_e2e_s")),
+        tok_ratio=times(f"{curve.name}.bend_tok_s_ratio", curve.ratio(bend, before, "tok_s")),
+    )
+
+
+def terminal_words(curve: LoadCurve) -> str:
+    """Return both answers in one line for the terminal."""
+    knee, blow_up = curve.knee, curve.blow_up
+    if knee.verdict is KneeVerdict.KNEE:
+        stops = f"stops scaling at {knee_levels(curve).text}"
+    elif knee.verdict is KneeVerdict.NO_KNEE_YET:
+        assert knee.doubling is not None
+        gain = significant_text(100 * knee.doubling.share, 2)
+        stops = f"was still rising at the last level (by {gain} % in the last doubling)"
+    else:
+        stops = "stops scaling at a level not known from this run"
+        if knee.doubling is not None:
+            stops += f" (the last doubling gained {significant_text(100 * knee.doubling.share, 2)} %)"
+    if blow_up is None or blow_up.seen is None:
+        blows = "where it outgrows throughput is not known from this run"
+    elif blow_up.seen:
+        blows = f"outgrows it after {blow_up_levels(curve, blow_up).text}"
+    else:
+        blows = "nowhere outgrows it"
+    return f"throughput {stops}; p95 latency: {blows}"
+
+
+def _at(reading: Reading) -> Figure:
+    return plain(f"{reading.name}.concurrency", reading.at)

@@ -1,0 +1,191 @@
+"""What limits each level, as a section of batching_benchmark.md: the signs, the verdict, and its evidence in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.caveats import identity
+from analysis.document import Document, Part, Phrase, join, phrase
+from analysis.figures import Figure, decimal, percent, plain
+from analysis.knee import KneeVerdict
+from analysis.knee_sentences import knee_levels, levels_tell, repeats_tell
+from analysis.ladder import highest, kv_usage, predicted
+from analysis.load_curve import LoadCurve
+from analysis.load_tables import workload
+from analysis.series import Reading
+from analysis.signs import by_company, signs
+from analysis.verdicts import NEAR_FULL, Limit, Signs, limit
+
+COLUMNS = ("concurrency", "verdict", "running_max", "waiting", "kv_usage_max", "preemptions", "notes")
+
+
+def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
+    """Write the section: a table and the run's verdict for every curve."""
+    doc.heading(2, "What limits each level")
+    if not curves:
+        doc.say("Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them.")
+        return
+    doc.say(
+        "*KV-bound*: preemptions, or requests waiting for capacity while the KV pool is full ({full} of its blocks, or "
+        "less free than one more request needs). *queue-bound*: as many run as max_num_seqs lets while others wait. "
+        "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
+        "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
+        "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "
+        "front end apart. *not saturated*: none of these, and more load gives more. The signs are the highest sampled "
+        "over the repeats; waiting counts those that wait for capacity where the metrics say why, else all.",
+        full=percent("rule.kv_near_full_pct", NEAR_FULL, 0),
+    )
+    for curve in curves:
+        doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))
+        doc.say("Load: {load}.", load=workload(curve))
+        rows = [_row(curve, reading) for reading in curve.series.readings]
+        doc.table(COLUMNS, rows, curve.series.sample.simulated)
+        doc.bullets([_verdict_on_the_run(curve), _prediction(curve), *_neighbours(curve)])
+
+
+def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
+    seen = signs(curve, reading)
+    return [
+        _at(reading),
+        str(limit(seen)),
+        highest(reading, "running_max"),
+        _waiting(reading),
+        kv_usage(reading),
+        highest(reading, "preemptions"),
+        evidence(curve, reading),
+    ]
+
+
+def _waiting(reading: Reading) -> Figure:
+    """For capacity where the server's metrics tell why, else all that waited."""
+    known = reading.highest("waiting_capacity_max") is not None
+    return highest(reading, "waiting_capacity_max" if known else "waiting_max")
+
+
+def evidence(curve: LoadCurve, reading: Reading) -> Phrase:
+    """Return what the verdict on a level rests on, in words."""
+    seen = signs(curve, reading)
+    verdict = limit(seen)
+    if verdict is Limit.KV:
+        return _kv_evidence(reading, seen)
+    if verdict is Limit.QUEUE:
+        most = plain(f"{curve.name}.max_num_seqs", seen.max_num_seqs or 0)
+        return phrase("max_num_seqs is {most}, and {n} waited", most=most, n=_waiting(reading))
+    if verdict is Limit.CLIENT:
+        return phrase("the load client was the limit, also with all free cores")
+    if verdict is Limit.NEIGHBOUR:
+        return phrase("slower beside another session on the host than alone, beyond noise")
+    if verdict is Limit.COMPUTE:
+        return phrase("at the knee or past it; no preemption, no full pool, no full queue")
+    if verdict is Limit.NOTHING:
+        return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
+    return phrase(_unknown(curve, seen).why if verdict is Limit.UNKNOWN else "")
+
+
+def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
+    parts: list[Part] = []
+    if seen.preemptions:
+        parts.append(phrase("{n} preemptions", n=highest(reading, "preemptions")))
+    if seen.waiting and seen.pool_is_full:
+        parts.append(phrase("{n} waited with {share} of the pool in use", n=_waiting(reading), share=kv_usage(reading)))
+    return join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Why there is no verdict, and what would tell."""
+
+    why: str
+    tells: str
+
+
+def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
+    if curve.tok_s_noise is None:
+        return Unknown("no repeats, so whether tok_s is flat is not known", repeats_tell(curve))
+    if curve.knee.doubling is None:
+        return Unknown("the levels do not span one doubling, so whether tok_s is flat is not known", levels_tell(curve))
+    if seen.flat is None:
+        return Unknown("within noise of the knee", repeats_tell(curve))
+    if seen.preemptions is None or seen.waiting is None:
+        return Unknown("tok_s is flat, and the server's metrics do not say why", "a server with these metrics tells")
+    why = "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"
+    return Unknown(why, "the same sweep with `server.max_num_seqs` set tells")
+
+
+def _verdict_on_the_run(curve: LoadCurve) -> Phrase:
+    """The verdict on the highest level that has one, and from which level on it holds."""
+    every = [(reading, signs(curve, reading)) for reading in curve.series.readings]
+    tried = [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]
+    if not tried:
+        return phrase("What limits this server under this load is not known from this run: no level was measured.")
+    verdict = _verdict_on(curve, tried)
+    if tried[-1][0] is every[-1][0]:
+        return verdict
+    return phrase("{verdict} Higher levels were tried and not measured.", verdict=verdict)
+
+
+def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phrase:
+    limits = [limit(seen) for _, seen in tried]
+    highest_level, last = tried[-1][0], limits[-1]
+    if last is Limit.UNKNOWN:
+        unknown = _unknown(curve, tried[-1][1])
+        return phrase(
+            "What limits this server under this load is not known from this run ("
+            + unknown.why
+            + "); "
+            + unknown.tells
+            + "."
+        )
+    first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
+    where = _at(tried[first][0])
+    if last is Limit.NOTHING:
+        return phrase(
+            "This server is not saturated by this load up to concurrency {top}; " + levels_tell(curve) + " what will "
+            "limit it.",
+            top=_at(highest_level),
+        )
+    if last is Limit.CLIENT:
+        return phrase(
+            "From concurrency {where} on the load client was the limit: what limits the server there is not "
+            "known from this run; a host with more free cores tells.",
+            where=where,
+        )
+    return phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
+
+
+def _prediction(curve: LoadCurve) -> Phrase:
+    """The KV concurrency that the engine predicts, beside the knee that was measured."""
+    capacity, sample = predicted(curve), curve.series.sample
+    if capacity is None:
+        return phrase("The engine's KV concurrency is not known, so there is nothing to hold the knee against.")
+    parts: dict[str, Part] = {
+        "said": decimal(f"{curve.name}.predicted_kv_concurrency", capacity, 2),
+        "length": plain(f"{curve.name}.max_model_len", sample.max_model_len),
+    }
+    said = "Predicted KV concurrency: {said} sequences of {length} tokens"
+    tokens = (sample.prompt_tokens or 0) + (sample.output_tokens or 0)
+    pool = next((v for r in curve.series.measured if (v := r.median("engine_kv_tokens")) is not None), None)
+    if pool and tokens:
+        said += ", or {requests} requests of this load"
+        parts["requests"] = decimal(f"{curve.name}.predicted_requests", pool / tokens, 1)
+    if curve.knee.verdict is KneeVerdict.KNEE:
+        return phrase(said + "; measured knee: concurrency {knee}.", knee=knee_levels(curve), **parts)
+    none = curve.knee.verdict is KneeVerdict.NO_KNEE_YET
+    return phrase(said + "; measured knee: " + ("none yet." if none else "not known from this run."), **parts)
+
+
+def _neighbours(curve: LoadCurve) -> list[Phrase]:
+    """Needs a level all of whose repeats ran beside another session."""
+    if not any(beside and not alone for alone, beside in map(by_company, curve.levels)):
+        return []
+    return [
+        phrase(
+            "Other sessions ran on the host at levels of which no repeat ran alone: what they cost there is not known "
+            "from this run."
+        )
+    ]
+
+
+def _at(reading: Reading) -> Figure:
+    return plain(f"{reading.name}.concurrency", reading.at)

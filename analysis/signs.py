@@ -1,0 +1,76 @@
+"""What the rows of a level show of its limit: from a curve to the `Signs` that `verdicts` judges. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from analysis.intervals import CONFIDENCE, mean_log, pooled_noise
+from analysis.knee import STILL_GAINS, KneeVerdict
+from analysis.load_curve import LoadCurve, level_of
+from analysis.series import Reading
+from analysis.verdicts import Signs
+from contract.rows import CLIENT_LIMITED
+
+
+def signs(curve: LoadCurve, reading: Reading) -> Signs:
+    """Return what the rows of a level show, the highest of its repeats."""
+    sample = curve.series.sample
+    waiting = reading.highest("waiting_capacity_max")
+    tokens = (sample.prompt_tokens or 0) + (sample.output_tokens or 0)
+    pool = reading.median("engine_kv_tokens")
+    return Signs(
+        concurrency=int(reading.at),
+        measured=reading in curve.levels,
+        client_limited=any(point.status == CLIENT_LIMITED for point in reading.unmeasured),
+        preemptions=reading.highest("preemptions"),
+        waiting=reading.highest("waiting_max") if waiting is None else waiting,
+        running=reading.highest("running_max"),
+        kv_usage=reading.highest("kv_usage_max"),
+        request_share=tokens / pool if pool and tokens else None,
+        max_num_seqs=sample.max_num_seqs,
+        slowed_by_neighbour=_slowed(curve, reading),
+        flat=_flat(curve, reading),
+    )
+
+
+def _flat(curve: LoadCurve, reading: Reading) -> bool | None:
+    """Whether a level is at the knee or past it: beyond noise, or None."""
+    knee = curve.knee
+    if reading not in curve.levels or knee.verdict is KneeVerdict.UNDECIDED:
+        return None if not _clearly_below(curve, reading) else False
+    if knee.verdict is KneeVerdict.NO_KNEE_YET or reading.at < knee.could_be[0]:
+        return False
+    return True if reading.at >= knee.could_be[-1] else None
+
+
+def _clearly_below(curve: LoadCurve, reading: Reading) -> bool:
+    """Whether some higher level gives more than the rule's share more tok/s, beyond noise."""
+    here, noise = level_of(reading), curve.tok_s_noise
+    if here is None or noise is None:
+        return False
+    needed = math.log1p(STILL_GAINS)
+    return any(
+        mean_log(other.tok_s) - mean_log(here.tok_s)
+        > needed + noise.margin(1 / other.repeats + 1 / here.repeats, 1 - CONFIDENCE)
+        for other in curve.repeats
+        if other.at > here.at
+    )
+
+
+def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
+    """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level."""
+    alone, beside = by_company(reading)
+    if not beside:
+        return False
+    noise = pooled_noise(values for other in curve.levels for values in by_company(other))
+    if not alone or noise is None:
+        return None
+    margin = noise.margin(1 / len(alone) + 1 / len(beside), 1 - CONFIDENCE)
+    return mean_log(alone) - mean_log(beside) > margin
+
+
+def by_company(reading: Reading) -> tuple[list[float], list[float]]:
+    """Return tok/s of the repeats alone on the host, and of those beside another session."""
+    alone = [p.tok_s for p in reading.measured if p.tok_s and not p.co_running_sessions]
+    beside = [p.tok_s for p in reading.measured if p.tok_s and p.co_running_sessions]
+    return alone, beside

@@ -1,0 +1,152 @@
+"""What limits a level: each verdict from its own signs, and none from signs that the rows do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from analysis.batching import batching_page
+from analysis.verdicts import Limit, Signs, limit
+from contract.rows import PointRow
+from tests import synthetic_run as synthetic
+
+QUIET = Signs(32, preemptions=0, waiting=0, running=32, kv_usage=0.4, request_share=0.02, flat=False)
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict"),
+    [
+        ({}, Limit.NOTHING),
+        ({"flat": True}, Limit.COMPUTE),
+        ({"flat": None}, Limit.UNKNOWN),
+        ({"preemptions": 1}, Limit.KV),
+        ({"waiting": 3, "kv_usage": 0.96}, Limit.KV),
+        ({"waiting": 3, "kv_usage": 0.8, "request_share": 0.25}, Limit.KV),
+        ({"waiting": 3, "kv_usage": 0.8, "request_share": None}, Limit.NOTHING),
+        ({"waiting": 0, "kv_usage": 0.99}, Limit.NOTHING),
+        ({"waiting": 3, "kv_usage": 0.8, "flat": True}, Limit.COMPUTE),
+        ({"waiting": 16, "running": 16, "max_num_seqs": 16}, Limit.QUEUE),
+        ({"waiting": 0, "running": 16, "max_num_seqs": 16}, Limit.NOTHING),
+        ({"waiting": 16, "running": 16, "flat": True}, Limit.UNKNOWN),
+        ({"waiting": 16, "running": 16, "max_num_seqs": 64, "flat": True}, Limit.COMPUTE),
+        ({"waiting": 16, "running": 16, "max_num_seqs": 16, "preemptions": 2}, Limit.KV),
+        ({"slowed_by_neighbour": True, "flat": True}, Limit.NEIGHBOUR),
+        ({"slowed_by_neighbour": True, "preemptions": 2}, Limit.KV),
+        ({"flat": True, "preemptions": None}, Limit.UNKNOWN),
+        ({"flat": True, "waiting": None}, Limit.UNKNOWN),
+        ({"measured": False}, Limit.NOT_MEASURED),
+        ({"measured": False, "client_limited": True, "preemptions": 9}, Limit.CLIENT),
+        ({"client_limited": True}, Limit.NOTHING),
+    ],
+)
+def test_verdict_follows_its_signs(seen: dict[str, object], verdict: Limit) -> None:
+    assert limit(replace(QUIET, **seen)) is verdict
+
+
+def sweep(flat_from: int = 64, repeats: int = 3) -> list[PointRow]:
+    """Return a sweep whose tok/s is flat from a level on, repeats half a percent apart."""
+    rows = []
+    for level in (1, 2, 4, 8, 16, 32):
+        for repeat in range(repeats):
+            row, factor = synthetic.load_row(synthetic.GPU, "concurrency", level, repeat), 1.005 ** (repeat - 1)
+            rows.append(
+                replace(row, tok_s=100.0 * min(level, flat_from) * factor, p95_e2e_s=0.1 * max(level, flat_from))
+            )
+    return rows
+
+
+def at(level: int, **columns: object) -> Callable[[list[PointRow]], list[PointRow]]:
+    return lambda rows: synthetic.changed(rows, lambda row: row.concurrency == level, **columns)
+
+
+def section(rows: list[PointRow]) -> str:
+    made = batching_page(synthetic.tables_of(rows))
+    assert made is not None
+    return made.text().split("## What limits each level")[1].split("\n## ")[0]
+
+
+def line(text: str, level: int) -> str:
+    (found,) = [line for line in text.splitlines() if line.startswith(f"| {level} |")]
+    return found
+
+
+def test_rising_throughput_is_not_saturated() -> None:
+    text = section(sweep())
+    assert "| 32 | not saturated |" in line(text, 32)
+    assert "not saturated by this load up to concurrency 32; `+sweep=concurrency` with higher levels" in text
+    assert "or 2,274.7 requests of this load; measured knee: none yet." in text
+
+
+def test_flat_throughput_with_nothing_waiting_is_compute_bound() -> None:
+    text = section(sweep(flat_from=8))
+    assert "| 4 | not saturated |" in line(text, 4)
+    assert "| 8 | compute-bound |" in line(text, 8)
+    assert "This server is **compute-bound** under this load from concurrency 8 on." in text
+    assert "measured knee: concurrency 8." in text
+
+
+def test_full_pool_is_kv_bound_with_its_evidence() -> None:
+    rows = at(32, preemptions=5, waiting_capacity_max=7, kv_usage_max=0.97)(sweep(flat_from=8))
+    text = section(rows)
+    assert "| 32 | KV-bound | 32 | 7 | 97.0 % | 5 | 5 preemptions; 7 waited with 97.0 % of the pool in use |" in text
+    assert "This server is **KV-bound** under this load from concurrency 32 on." in text
+
+
+def test_full_queue_needs_max_num_seqs() -> None:
+    stuck = at(32, running_max=8, waiting_max=24)(sweep(flat_from=8))
+    known = synthetic.changed(stuck, lambda row: True, max_num_seqs=8)
+    assert "| 32 | queue-bound | 8 | 24 | 1.0 % | 0 | max_num_seqs is 8, and 24 waited |" in section(known)
+    left = section(stuck)
+    assert "| 32 | not known |" in left
+    assert "requests were held back and max_num_seqs was left to vLLM: the queue or the computing" in left
+    assert "What limits this server under this load is not known from this run" in left
+
+
+def test_limited_client_is_no_verdict_on_the_server() -> None:
+    rows = at(32, status="client_limited", failure_class="client_limited")(sweep())
+    text = section(rows)
+    assert "| 32 | client-bound |" in line(text, 32)
+    assert "From concurrency 32 on the load client was the limit: what limits the server there is not known" in text
+
+
+def test_neighbour_is_blamed_only_where_a_repeat_ran_without_it() -> None:
+    beside = ["other-session"]
+    rows = synthetic.changed(sweep(), lambda r: (r.concurrency, r.repeat) == (16, 2), co_running_sessions=beside)
+    slower = synthetic.changed(rows, lambda r: bool(r.co_running_sessions), tok_s=1300.0)
+    assert "| 16 | neighbour-bound |" in line(section(slower), 16)
+    assert "neighbour-bound |" not in section(rows)
+    always = at(16, co_running_sessions=beside)(sweep())
+    assert "Other sessions ran on the host at levels of which no repeat ran alone" in section(always)
+    assert "neighbour-bound |" not in section(always)
+
+
+def test_one_repeat_gives_no_verdict_on_the_computing() -> None:
+    text = section(sweep(flat_from=8, repeats=1))
+    assert text.count("no repeats, so whether tok_s is flat is not known") == 7
+    assert "`+sweep=concurrency` with `sweep.repeats` of three or more tells" in text
+    assert "compute-bound |" not in text
+
+
+def test_near_full_levels_name_their_own_sweep() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose == "near_full_context" and (row.concurrency or 0) <= 8]
+    assert "`+sweep=capacity` with `sweep.near_full_context.repeats` of three or more tells" in section(rows)
+
+
+def test_all_failed_gives_no_verdict() -> None:
+    text = section([synthetic.failed(row, "engine_dead") for row in sweep()])
+    assert text.count("| not measured |") == 6
+    assert "not known from this run: no level was measured" in text
+
+
+def test_simulated_verdicts_say_so() -> None:
+    rows = synthetic.changed(sweep(), lambda row: True, simulated=True, engine="sim", device="sim", device_name="SIM")
+    made = batching_page(synthetic.tables_of(rows))
+    assert made is not None
+    synthetic.assert_every_table_row_says_simulated(made.text())
+
+
+def test_run_without_load_names_the_sweep() -> None:
+    rows = [row for row in synthetic.rows() if row.purpose == "comparison"]
+    assert "Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them." in section(rows)
