@@ -1,8 +1,9 @@
 """One run of one client against the truth server, as a process of its own on one core; prints its figures as JSON.
 
-    clients.py ours|floor|bench PORT CORE STREAMS ROUNDS TOKENS MODEL_DIR
+    clients.py ours|floor|bench PORT CORE STREAMS ROUNDS TOKENS MODEL_DIR RATE
 
-`floor` is what Python can do at all: raw sockets, every read stamped and kept, nothing parsed.
+A RATE above 0 (requests a second) makes it a Poisson open loop; else STREAMS requests are in flight. `floor` is what
+Python can do at all: raw sockets, every read stamped and kept, nothing parsed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ import numpy as np
 PROMPT_TOKENS = 16
 
 
-def ours(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
+def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict[str, Any]:
     """Our client as the tool uses it."""
+    from contract.arrivals import Arrivals, Process, Stage
     from workers.load.client import generate
     from workers.load.endpoint import Endpoint
     from workers.load.plan import LoadPlan
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
-    plan = LoadPlan(endpoint, streams, streams * rounds, PROMPT_TOKENS, tokens, 0, 32_000, 0, 60.0)
+    requests = streams * rounds
+    due_s = Arrivals(Process.POISSON, rate, (Stage(1),)).times(requests, "truth") if rate else []
+    plan = LoadPlan(endpoint, streams, requests, PROMPT_TOKENS, tokens, 0, 32_000, 0, 60.0, due_s=tuple(due_s))
     result = generate(plan)
     failed = [row for row in result.requests if not row.ok]
     assert not failed, failed[0]
@@ -37,6 +41,7 @@ def ours(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
     gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
     return {
         "tok_s": streamed / result.duration_s,
+        "arrivals_s": due_s[-1] if rate else 0,
         "us_window": cpu_s / streamed * 1e6,
         "us_all": (cpu_s + result.judging_cpu_s) / streamed * 1e6,
         "ttft_ms": float(np.median([row.ttft_s or 0 for row in result.requests])) * 1000,
@@ -45,8 +50,9 @@ def ours(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def floor(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
-    """Raw non-blocking sockets on epoll."""
+def floor(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict[str, Any]:
+    """Raw non-blocking sockets on epoll; a closed loop only."""
+    assert not rate
     body = json.dumps({"prompt": list(range(PROMPT_TOKENS)), "max_tokens": tokens}).encode()
     request = b"POST /v1/completions HTTP/1.1\r\nhost: l\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     poll, open_sockets = select.epoll(), {}
@@ -95,7 +101,7 @@ def floor(port: int, streams: int, rounds: int, tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bench(port: int, streams: int, rounds: int, tokens: int, model: str) -> dict[str, Any]:
+def bench(port: int, streams: int, rounds: int, tokens: int, rate: float, model: str) -> dict[str, Any]:
     """`vllm bench serve`, its CPU time taken from its first send to its last answer."""
     import argparse
     import contextlib
@@ -122,7 +128,8 @@ def bench(port: int, streams: int, rounds: int, tokens: int, model: str) -> dict
     options = {
         "backend": "openai", "base-url": f"http://127.0.0.1:{port}", "model": model, "served-model-name": "truth",
         "dataset-name": "random", "random-input-len": PROMPT_TOKENS, "random-output-len": tokens,
-        "num-prompts": streams * rounds, "max-concurrency": streams, "percentile-metrics": "ttft,itl",
+        "num-prompts": streams * rounds, **({"request-rate": rate} if rate else {"max-concurrency": streams}),
+        "percentile-metrics": "ttft,itl",
         "metric-percentiles": "50,99",
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -131,16 +138,17 @@ def bench(port: int, streams: int, rounds: int, tokens: int, model: str) -> dict
     streamed = done["total_output_tokens"]
     cpu = (marks[1] - marks[0]) / streamed * 1e6
     return {
-        "tok_s": done["output_throughput"], "us_window": cpu, "us_all": cpu, "ttft_ms": done["median_ttft_ms"],
+        "tok_s": done["output_throughput"], "arrivals_s": streams * rounds / rate if rate else 0,
+        "us_window": cpu, "us_all": cpu, "ttft_ms": done["median_ttft_ms"],
         "gap_p50_ms": done["median_itl_ms"], "gap_p99_ms": done["p99_itl_ms"],
     }  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the process."""
-    name, port, core, streams, rounds, tokens, model = arguments
+    name, port, core, streams, rounds, tokens, model, rate = arguments
     os.sched_setaffinity(0, {int(core)})
-    numbers = int(port), int(streams), int(rounds), int(tokens)
+    numbers = int(port), int(streams), int(rounds), int(tokens), float(rate)
     figures = bench(*numbers, model) if name == "bench" else {"ours": ours, "floor": floor}[name](*numbers)
     print(json.dumps(figures))
 

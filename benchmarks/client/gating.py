@@ -2,11 +2,12 @@
 
     python benchmarks/client/gating.py [--runs 200]
 
-Two cores: the truth server on the first, our client on the second. A run draws streams, interval and one of five
-situations: nothing wrong; a slow server (four times the interval, or one that stops writing for a while), where the
-client is innocent; a client whose event loop is stalled again and again; and one that shares its core with busy
-processes. The truth of the last two is known from the server's log: the client was the limit where the gaps it reports,
-or the concurrency it reached, are not the server's own.
+Two cores: the truth server on the first, our client on the second. A run is a closed loop or a Poisson open one, draws
+streams, interval and one of five situations: nothing wrong; a slow server (four times the interval, or one that stops
+writing for a while), where the client is innocent; a client whose event loop is stalled again and again; and one that
+shares its core with busy processes. The truth of the last two is known from the server's log: the client was the limit
+where the gaps it reports, or the concurrency it reached, are not the server's own, or where its open loop's requests
+came late.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ import numpy as np
 HERE = Path(__file__).parent
 TOKENS = 32
 SITUATIONS = ("nothing", "slow server", "server pauses", "stalled client", "crowded core")
-GAP_ERROR_MS, SHARE = 10.0, 0.95
-"""The client is to blame where its p99 gap is off by more than the first, or where by the server's own log less than
-the second was in flight."""
+GAP_ERROR_MS, SHARE, LATE_SHARE = 10.0, 0.95, 0.05
+"""The client is to blame where its p99 gap is off by more than the first, where by the server's own log less than the
+second was in flight, or where an open loop's requests came there later (p99) than the first and than the third of the
+median latency."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,19 @@ class Run:
     interval_ms: float
     strength: float
     """Of what is wrong, 0 to 1."""
+    poisson: bool
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that keep the streams busy where nothing is wrong."""
+        return self.streams / (TOKENS * self.interval_ms / 1000)
 
 
 def draw(seed: int) -> Run:
     """Return run `seed`."""
     dice = random.Random(seed)
-    return Run(
-        seed, SITUATIONS[seed % len(SITUATIONS)], dice.choice([4, 16, 64]), dice.choice([5.0, 10.0]), dice.random()
-    )
+    situation, poisson = SITUATIONS[seed % len(SITUATIONS)], bool(seed // len(SITUATIONS) % 2)
+    return Run(seed, situation, dice.choice([4, 16, 64]), dice.choice([5.0, 10.0]), dice.random(), poisson)
 
 
 def main() -> None:
@@ -70,13 +77,17 @@ def main() -> None:
         run = draw(seed)
         seen = one(run, options.cores)
         verdict = ("limited" if seen["limits"] else "fine", "limited" if seen["to_blame"] else "fine")
-        outcomes[run.situation, "right" if verdict[0] == verdict[1] else f"called {verdict[0]}, was {verdict[1]}"] += 1
+        loop = "Poisson" if run.poisson else "closed"
+        outcomes[
+            f"{run.situation}, {loop}",
+            "right" if verdict[0] == verdict[1] else f"called {verdict[0]}, was {verdict[1]}",
+        ] += 1
         if verdict[0] != verdict[1]:
             wrong.append((run, seen))
     for (situation, outcome), count in sorted(outcomes.items()):
-        print(f"{situation:16} {outcome:28} {count}")
+        print(f"{situation:24} {outcome:28} {count}")
     for run, seen in wrong:
-        print(run, {key: value for key, value in seen.items() if key != "gaps"})
+        print(run, {key: value for key, value in seen.items() if key not in ("gaps", "due_s")})
     print(f"right: {1 - len(wrong) / options.runs:.1%} of {options.runs}")
 
 
@@ -120,6 +131,14 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
     true = np.concatenate([np.diff(writes) for _, writes in requests if len(writes) == TOKENS]) * 1000
     seen["true_p99_ms"] = float(np.percentile(true, 99))
     late = abs(seen["gap_p99_ms"] - seen["true_p99_ms"]) > GAP_ERROR_MS
+    if run.poisson:
+        reads = sorted(read for read, _ in requests)
+        lags = np.array(reads) - np.array(seen.pop("due_s"))
+        seen["true_delay_ms"] = float(np.percentile(lags, 99)) * 1000
+        own = run.situation not in ("slow server", "server pauses")  # a server that stands still also reads late
+        limit_ms = max(GAP_ERROR_MS, LATE_SHARE * 1000 * seen["p50_e2e_s"])
+        seen["to_blame"] = bool(late or (own and seen["true_delay_ms"] > limit_ms))
+        return seen
     seen["true_share"] = _in_flight(requests, run.streams)
     seen["to_blame"] = bool(late or seen["true_share"] < SHARE)
     return seen
@@ -137,9 +156,10 @@ def client(run: Run, port: int) -> dict[str, Any]:
     """Send the load of one run, stalled where that is its situation."""
     import asyncio
 
+    from contract.arrivals import Arrivals, Process, Stage
     from workers.load.client import run_load
     from workers.load.endpoint import Endpoint
-    from workers.load.limits import achieved_share, client_limits
+    from workers.load.limits import achieved_share, client_limits, send_delay_s
     from workers.load.plan import LoadPlan, LoadResult
 
     async def stall() -> None:
@@ -157,11 +177,16 @@ def client(run: Run, port: int) -> dict[str, Any]:
                 stalling.cancel()
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
-    plan = LoadPlan(endpoint, run.streams, run.streams * 5, 16, TOKENS, 0, 32_000, run.seed, 60.0)
+    number = run.streams * (15 if run.streams == 4 and run.poisson else 5)
+    due_s = Arrivals(Process.POISSON, run.rate, (Stage(1),)).times(number, str(run.seed)) if run.poisson else []
+    plan = LoadPlan(endpoint, run.streams, number, 16, TOKENS, 0, 32_000, run.seed, 60.0, due_s=tuple(due_s))
     result = asyncio.run(load())
     gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
     return {
-        "limits": client_limits(result.clients, result.requests, run.streams),
+        "limits": client_limits(result.clients, result.requests, None if run.poisson else run.streams),
+        "due_s": [result.started_monotonic_s + due for due in due_s],
+        "p50_e2e_s": float(np.median([row.e2e_s or 0 for row in result.requests])),
+        "delay_p99_ms": (send_delay_s(result.requests) or 0) * 1000,
         "gap_p99_ms": float(np.percentile(gaps, 99)),
         "share": achieved_share(result.requests, run.streams),
         "lag_p99_ms": (result.clients[0].lag_p99_s or 0) * 1000,

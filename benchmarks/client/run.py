@@ -1,7 +1,8 @@
 """Our client, the floor of raw sockets and `vllm bench serve` against one server whose truth is known, in turns.
 
-    python benchmarks/client/run.py [--streams 256 512] [--runs 5] [--clients floor ours bench]
+    python benchmarks/client/run.py [--streams 256 512] [--runs 5] [--clients floor ours bench] [--poisson]
 
+With --poisson requests arrive at random, at the rate that keeps as many in flight on average (and `floor` stays out).
 Two cores: the server on the first, the client of the moment on the second. 64 tokens a request, 10 ms apart. Prints
 medians over the runs and their ratios; truth is what the server logged in the same run.
 """
@@ -50,8 +51,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=6, help="requests of every stream, one after the other")
     parser.add_argument("--clients", nargs="+", default=["floor", "ours", "bench"])
+    parser.add_argument("--poisson", action="store_true", help="an open loop")
     parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2])
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.poisson:
+        options.clients = [name for name in options.clients if name != "floor"]
+    return options
 
 
 def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, model: Path) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, 
             time.sleep(0.02)
         done = subprocess.run(
             [sys.executable, str(HERE / "clients.py"), name, port_file.read_text(), str(options.cores[1]), str(streams),
-             str(options.rounds), str(TOKENS), str(model)],
+             str(options.rounds), str(TOKENS), str(model), str(_rate(streams) if options.poisson else 0)],
             capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     finally:
@@ -80,15 +85,23 @@ def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, 
     gaps = np.concatenate([np.diff(writes) for _, writes in requests]) * 1000
     figures["true_p99_ms"] = float(np.percentile(gaps, 99))
     figures["true_ttft_ms"] = float(np.median([writes[0] - read for read, writes in requests])) * 1000
-    figures["share"] = figures["tok_s"] / (streams * 1000 / INTERVAL_MS)
+    ideal = streams * 1000 / INTERVAL_MS
+    if options.poisson:  # as many tokens, from the first arrival to the end of the last answer
+        ideal = streams * options.rounds * TOKENS / (figures["arrivals_s"] + TOKENS * INTERVAL_MS / 1000)
+    figures["share"] = figures["tok_s"] / ideal
     return figures
+
+
+def _rate(streams: int) -> float:
+    """Requests a second that keep `streams` in flight, by Little's law: each takes its tokens' time."""
+    return streams / (TOKENS * INTERVAL_MS / 1000)
 
 
 def _print(streams: int, found: dict[str, list[dict[str, Any]]]) -> None:
     def median(name: str, key: str) -> float:
         return statistics.median(run[key] for run in found[name])
 
-    print(f"\n{streams} streams, median of {len(next(iter(found.values())))} runs")
+    print(f"\n{streams} streams, medians of {len(next(iter(found.values())))} runs")
     print(
         "| client | us/token in the window | with parsing | share of ideal | p50 gap | p99 gap | true | TTFT | true |"
     )
