@@ -82,6 +82,9 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
         if not problems:
             for session in _Planner(experiment, model, fleet).sessions():
                 sessions[session.id] = _merged(sessions.get(session.id), session)
+                large = sizing.too_large(model, session.server, fleet)
+                if large is not None:
+                    problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
     return Plan(tuple(sessions.values()))

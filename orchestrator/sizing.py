@@ -10,7 +10,9 @@ from contract.specs import ModelSpec, ServerSpec
 from orchestrator.fleet import Fleet
 from orchestrator.problems import ConfigError
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+WEIGHTS_SURE_SHARE = 0.9
+"""Of estimated weights: so much of them is there even where the estimate is too high."""
 CPU_STEP_BYTES = 128 * MIB
 """A step of the curve on the CPU backend: far above what a process tree's memory wavers by."""
 FEWEST_SEQUENCES = 32
@@ -31,6 +33,24 @@ def layout(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> kv.KVLayout:
     except kv.UnknownKV as error:
         problem = f"model {model.name}: its KV cache cannot be computed ({error}), so no pool can be sized for it"
         raise ConfigError([problem]) from None
+
+
+def too_large(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> str | None:
+    """Return why a stated pool cannot be held by a card (the host, for the CPU backend), or None where it may be."""
+    holder, size = ("host", fleet.ram_bytes) if fleet.device == "cpu" else ("GPU", fleet.gpu_memory_bytes or 0)
+    pool = server.kv_cache_memory_bytes
+    if pool is None or not size:
+        return None
+    try:
+        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)
+    except kv.UnknownKV:
+        weights = 0
+    if pool + WEIGHTS_SURE_SHARE * weights <= size:
+        return None
+    return (
+        f"a KV pool of {pool / GIB:.1f} GiB beside about {weights / GIB:.1f} GiB of weights does not fit a {holder} of "
+        f"{size / GIB:.1f} GiB: lower server.kv_cache_memory_bytes, or the sequences of the sweep"
+    )
 
 
 def sequences(lengths: tuple[int, ...], server: ServerSpec, model: ModelSpec, fleet: Fleet) -> int:

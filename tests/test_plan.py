@@ -286,3 +286,10 @@ def test_any_axis_gives_one_committed_server_a_length(lengths: list[int], sequen
     )
     assert [s.server.max_model_len for s in made.sessions] == sorted(lengths)
     assert len({s.id for s in made.sessions}) == len(lengths)
+
+
+def test_a_pool_that_no_card_can_hold_is_refused_with_its_sizes() -> None:
+    with pytest.raises(ConfigError, match=r"KV pool of 139.7 GiB beside about 7.1 GiB of weights .* GPU of 80.0 GiB"):
+        plan(experiment("concurrency", model="phi-3-mini-4k", server__kv_cache_memory_bytes=150_000_000_000))
+    with pytest.raises(ConfigError, match="max_model_len 4096: a KV pool of 96"):
+        plan(experiment("kv", model="phi-3-mini-4k", sweep__sequences=64))
