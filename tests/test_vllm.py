@@ -60,7 +60,7 @@ def test_memory_follows_the_formula_and_the_engine_agrees_exactly(run: Path) -> 
 
 def test_load_is_exact_in_tokens_and_misses_the_prefix_cache(run: Path) -> None:
     rows = points(run, kind="load")
-    assert [row["concurrency"] for row in rows] == [1, 4]
+    assert sorted(row["concurrency"] for row in rows) == [1, 4]  # type: ignore[type-var]
     for row in rows:
         assert (row["completed"], row["failed"], row["prefix_hit_ratio"]) == (row["num_requests"], 0, 0)
         assert row["server_generation_tokens"] == row["num_requests"] * row["output_tokens"]  # type: ignore[operator]
