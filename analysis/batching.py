@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, phrase
-from analysis.figures import Figure, count, plain, times
+from analysis.figures import Figure, count, times
 from analysis.knee_sentences import add_rule, knee_sentences, knee_table
 from analysis.ladder import add_ladder
 from analysis.limits import add_limits
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
 from analysis.rules import knee_curves, rules_of_thumb
-from analysis.series import Reading
+from analysis.series import Reading, concurrency_figure
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
 from analysis.under_use import add_under_use
@@ -81,17 +81,14 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
             doc.say("Fewer than two levels were measured, so there is nothing to compare.")
             doc.table(
                 ["concurrency", "tok_s", "notes"],
-                [
-                    [plain(f"{r.name}.concurrency", r.at), cell(r, "tok_s"), level_notes(curve, r)]
-                    for r in curve.series.readings
-                ],
+                [[concurrency_figure(r), cell(r, "tok_s"), level_notes(curve, r)] for r in curve.series.readings],
                 curve.series.sample.simulated,
             )
             continue
         one, many = levels[0], levels[-1]
-        at = plain(f"{many.name}.concurrency", many.at)
+        at = concurrency_figure(many)
         first = "sequential" if one.at == 1 else "concurrency {n}"
-        head = phrase(first) if one.at == 1 else phrase(first, n=plain(f"{one.name}.concurrency", one.at))
+        head = phrase(first) if one.at == 1 else phrase(first, n=concurrency_figure(one))
         doc.table(
             ["what", head, phrase("concurrent ({n})", n=at), "ratio"],
             [
@@ -114,7 +111,7 @@ def _comparison_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
             latency=times(f"{many.name}.slowdown_mean_e2e", curve.ratio(many, one, "mean_e2e_s")),
         )
         doc.bullets(
-            phrase("concurrency {n}: {notes}", n=plain(f"{r.name}.concurrency", r.at), notes=notes)
+            phrase("concurrency {n}: {notes}", n=concurrency_figure(r), notes=notes)
             for r in curve.series.readings
             if (notes := level_notes(curve, r)).text
         )
@@ -140,7 +137,7 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
     columns = [*MORE_COLUMNS, *goodput_column(readings)]
     doc.table(
         ["concurrency", *columns],
-        [[plain(f"{r.name}.concurrency", r.at), *(cell(r, column, 4) for column in columns)] for r in readings],
+        [[concurrency_figure(r), *(cell(r, column, 4) for column in columns)] for r in readings],
         simulated,
     )
     add_steady_table(doc, curve)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from analysis.document import Document, Part, Phrase, phrase
-from analysis.figures import Figure, count, percent, plain, significant, significant_text, times
+from analysis.figures import Figure, count, percent, significant, significant_text, times
 from analysis.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, KneeVerdict, marginal_tok_s_per_s, read_off
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, confidence, interval_words
-from analysis.series import Reading
+from analysis.series import Reading, concurrency_figure
 
 NO_REPEATS = "every level has one repeat, which says nothing about noise"
 SWEEPS = {"near_full_context": ("capacity", "sweep.near_full_context"), "batching": ("batching", "sweep")}
@@ -68,7 +68,7 @@ def _rows(curve: LoadCurve) -> list[list[str | Part]]:
     for reading, level in zip(curve.levels, curve.repeats, strict=True):
         rows.append(
             [
-                _at(reading),
+                concurrency_figure(reading),
                 count(f"{reading.name}.repeats", level.repeats),
                 *_mean_and_interval(curve, reading, "tok_s"),
                 *_mean_and_interval(curve, reading, "p95_e2e_s"),
@@ -140,7 +140,7 @@ def _throughput(curve: LoadCurve) -> Phrase:
         return phrase(
             "Not within the levels tested: up to concurrency {last} ({tok_s} tok/s) the last doubling still gained "
             "{gained}, more than {rule}; " + levels_tell(curve) + ".",
-            last=_at(last),
+            last=concurrency_figure(last),
             tok_s=cell(last, "tok_s"),
             gained=gained,
             rule=rule,
@@ -150,7 +150,7 @@ def _throughput(curve: LoadCurve) -> Phrase:
             "Undecided: the last doubling, up to concurrency {last}, gained {gained}, which is {rule} within noise; "
             + repeats_tell(curve)
             + ", or one with higher levels.",
-            last=_at(last),
+            last=concurrency_figure(last),
             gained=gained,
             rule=rule,
         )
@@ -163,7 +163,7 @@ def _throughput(curve: LoadCurve) -> Phrase:
         "highest of all levels being {best_tok_s} at {best}; the last doubling changed tok_s by {gained}." + below,
         levels=knee_levels(curve),
         tok_s=cell(first, "tok_s"),
-        best=_at(best),
+        best=concurrency_figure(best),
         best_tok_s=cell(best, "tok_s"),
         gained=gained,
     )
@@ -228,7 +228,7 @@ def _latency(curve: LoadCurve) -> Phrase:
         return phrase(
             "Not within the levels tested: up to concurrency {last} p95 never grew for good by a larger factor than "
             "tok_s; p95 there is {p95} s.",
-            last=_at(last),
+            last=concurrency_figure(last),
             p95=cell(last, "p95_e2e_s"),
         )
     levels = blow_up_levels(curve, blow_up)
@@ -246,8 +246,8 @@ def _latency(curve: LoadCurve) -> Phrase:
         "Past concurrency {levels}" + _apart(blow_up.last_before) + ": from {before} to {bend} p95 went from "
         "{p95_before} to {p95} s ({p95_ratio}) while tok_s went {tok_ratio}." + unconfirmed,
         levels=levels,
-        before=_at(before),
-        bend=_at(bend),
+        before=concurrency_figure(before),
+        bend=concurrency_figure(bend),
         p95_before=cell(before, "p95_e2e_s"),
         p95=cell(bend, "p95_e2e_s"),
         p95_ratio=times(f"{curve.name}.bend_p95_ratio", curve.ratio(bend, before, "p95_e2e_s")),
@@ -275,7 +275,3 @@ def terminal_words(curve: LoadCurve) -> str:
     else:
         blows = "nowhere outgrows it"
     return f"throughput {stops}; p95 latency: {blows}"
-
-
-def _at(reading: Reading) -> Figure:
-    return plain(f"{reading.name}.concurrency", reading.at)

@@ -13,7 +13,7 @@ from analysis.kv_fit import KvResult, pool_bytes
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
 from analysis.rules import knee_curves
-from analysis.series import Reading
+from analysis.series import Reading, concurrency_figure
 from analysis.statistics import interpolate
 from analysis.tables import RunPoint
 from analysis.targets import Targets
@@ -227,7 +227,7 @@ def _for_latency(curve: LoadCurve) -> Phrase:
         )
     return phrase(
         "Latency-focused: concurrency up to {at}, " + why + ": p95 {p95} s, {tok_s} tok/s.",
-        at=plain(f"{quiet.name}.concurrency", quiet.at),
+        at=concurrency_figure(quiet),
         p95=cell(quiet, "p95_e2e_s"),
         tok_s=cell(quiet, "tok_s"),
     )
@@ -249,7 +249,7 @@ def _for_throughput(curve: LoadCurve) -> Phrase:
         why = ("the highest that the noise allows to be " if several else "") + "where throughput stops scaling"
     return phrase(
         "Throughput-focused: concurrency {at}, " + why + ": {tok_s} tok/s, p95 {p95} s.",
-        at=plain(f"{full.name}.concurrency", full.at),
+        at=concurrency_figure(full),
         p95=cell(full, "p95_e2e_s"),
         tok_s=cell(full, "tok_s"),
     )

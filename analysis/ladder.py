@@ -9,7 +9,7 @@ from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import NOTHING, Figure, decimal, percent, plain
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, level_notes, server, workload
-from analysis.series import Reading
+from analysis.series import Reading, concurrency_figure
 
 COLUMNS = (
     "concurrency",
@@ -55,7 +55,7 @@ def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
 def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
     engine = decimal(f"{reading.name}.engine_max_concurrency", reading.median("engine_max_concurrency"), 2)
     return [
-        plain(f"{reading.name}.concurrency", reading.at),
+        concurrency_figure(reading),
         engine,
         *(highest(reading, column) for column in ("running_max", "waiting_max")),
         kv_usage(reading),
@@ -101,7 +101,7 @@ def _sentences(curve: LoadCurve) -> list[Phrase]:
             phrase(
                 "The most requests seen running at once were {running}, at concurrency {at}" + why,
                 running=highest(most, "running_max"),
-                at=plain(f"{most.name}.concurrency", most.at),
+                at=concurrency_figure(most),
             )
         )
     sentences.append(
@@ -134,4 +134,4 @@ def _first_level(measured: Sequence[Reading], column: str, words: str, never: st
         if column == "waiting_max"
         else "."
     )
-    return phrase(words + reason, at=plain(f"{first.name}.concurrency", first.at), n=highest(first, column))
+    return phrase(words + reason, at=concurrency_figure(first), n=highest(first, column))

@@ -13,7 +13,7 @@ from analysis.knee_sentences import knee_levels, levels_tell, repeats_tell
 from analysis.ladder import highest, kv_usage, predicted
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import workload
-from analysis.series import Reading
+from analysis.series import Reading, concurrency_figure
 from analysis.signs import by_company, signs
 from analysis.verdicts import NEAR_FULL, Limit, Signs, limit
 
@@ -47,7 +47,7 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
 def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
     seen = signs(curve, reading)
     return [
-        _at(reading),
+        concurrency_figure(reading),
         str(limit(seen)),
         highest(reading, "running_max"),
         _waiting(reading),
@@ -138,12 +138,12 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
             + "."
         )
     first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
-    where = _at(tried[first][0])
+    where = concurrency_figure(tried[first][0])
     if last is Limit.NOTHING:
         return phrase(
             "This server is not saturated by this load up to concurrency {top}; " + levels_tell(curve) + " what will "
             "limit it.",
-            top=_at(highest_level),
+            top=concurrency_figure(highest_level),
         )
     if last is Limit.CLIENT:
         return phrase(
@@ -185,7 +185,3 @@ def _neighbours(curve: LoadCurve) -> list[Phrase]:
             "from this run."
         )
     ]
-
-
-def _at(reading: Reading) -> Figure:
-    return plain(f"{reading.name}.concurrency", reading.at)

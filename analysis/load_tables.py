@@ -26,7 +26,7 @@ from analysis.files import write_csv
 from analysis.intervals import CONFIDENCE
 from analysis.knee import KneeVerdict
 from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
-from analysis.series import Reading, outcome_figure
+from analysis.series import Reading, concurrency_figure, outcome_figure
 from analysis.tables import RunPoint
 
 CLIENT_WAIT_SHARE = 0.05
@@ -112,7 +112,7 @@ def utilization_cell(reading: Reading) -> Part:
 
 def sweep_cells(reading: Reading) -> list[Part]:
     """Return a level's cells in the order of `SWEEP_COLUMNS`."""
-    at = plain(f"{reading.name}.concurrency", reading.at)
+    at = concurrency_figure(reading)
     return [at, *(cell(reading, column, 4) for column in SWEEP_COLUMNS[1:5]), utilization_cell(reading)]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.document import Part, Phrase, phrase
-from analysis.figures import GIB, Figure, count, decimal, mib, percent, plain, quote, signed_percent, times
+from analysis.figures import GIB, count, decimal, mib, percent, plain, quote, signed_percent, times
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import repeats_tell
 from analysis.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import cell, workload
-from analysis.series import Reading
+from analysis.series import concurrency_figure
 from analysis.tables import RunPoint
 
 AT_MOST = 5
@@ -41,10 +41,6 @@ def rules_of_thumb(points: Sequence[RunPoint]) -> list[Phrase]:
     return rules
 
 
-def _at(reading: Reading) -> Figure:
-    return plain(f"{reading.name}.concurrency", reading.at)
-
-
 def _sweet_spot(curve: LoadCurve) -> Phrase | None:
     """Needs three levels, and knee and blow-up each decided: found, or seen not to lie within the levels."""
     if len(curve.levels) < 3:
@@ -61,7 +57,7 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
         return phrase(
             "No knee up to concurrency {last} ({load}): it still paid there, {tok_s} tok/s at p95 {p95} s. "
             "The sweet spot lies at or above it.",
-            last=_at(last),
+            last=concurrency_figure(last),
             load=workload(curve),
             tok_s=cell(last, "tok_s"),
             p95=cell(last, "p95_e2e_s"),
@@ -69,7 +65,7 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
     low, high = curve.at(min(bends)), curve.at(max(bends))
     numbers: dict[str, Part] = {
         "load": workload(curve),
-        "low": _at(low),
+        "low": concurrency_figure(low),
         "tok_low": cell(low, "tok_s"),
         "p95_low": cell(low, "p95_e2e_s"),
     }
@@ -78,7 +74,7 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
             "The sweet spot begins at concurrency {low} ({load}): {tok_low} tok/s at p95 {p95_low} s. Its upper end "
             "was not found within the levels tested: throughput was still rising at {last}, {tok_last} tok/s at p95 "
             "{p95_last} s.",
-            last=_at(last),
+            last=concurrency_figure(last),
             tok_last=cell(last, "tok_s"),
             p95_last=cell(last, "p95_e2e_s"),
             **numbers,
@@ -88,7 +84,7 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
     return phrase(
         "Concurrency {low} to {high} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s for latency, "
         "{tok_high} at {p95_high} s for throughput.",
-        high=_at(high),
+        high=concurrency_figure(high),
         tok_high=cell(high, "tok_s"),
         p95_high=cell(high, "p95_e2e_s"),
         **numbers,
@@ -105,8 +101,8 @@ def _beyond(curve: LoadCurve) -> Phrase | None:
         return None
     return phrase(
         "Beyond concurrency {flat} more requests mostly wait ({load}): at {last} p95 is {p95} and tok/s {tok}.",
-        flat=_at(flat),
-        last=_at(last),
+        flat=concurrency_figure(flat),
+        last=concurrency_figure(last),
         load=workload(curve),
         p95=times(f"{last.name}.p95_past_knee", p95),
         tok=signed_percent(f"{last.name}.tok_s_past_knee_pct", tok - 1),
@@ -127,7 +123,7 @@ def _sequential(curve: LoadCurve) -> Phrase | None:
         "tok/s, p95 going from {p95_one} to {p95_best} s.",
         share=percent(f"{best.name}.sequential_share_pct", 1 / gain),
         load=workload(curve),
-        best=_at(best),
+        best=concurrency_figure(best),
         gain=times(f"{best.name}.gain_over_one", gain),
         p95_one=cell(one, "p95_e2e_s"),
         p95_best=cell(best, "p95_e2e_s"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.figures import Figure, quote
+from analysis.figures import Figure, plain, quote
 from analysis.groups import Group, grouped
 from analysis.statistics import median, spread
 from analysis.tables import RunPoint
@@ -61,6 +61,11 @@ class Series:
     def sample(self) -> RunPoint:
         """A point that stands for the group where only its configuration matters; a measured one if there is one."""
         return next((reading.measured[0] for reading in self.measured), self.group.points[0])
+
+
+def concurrency_figure(reading: Reading) -> Figure:
+    """Return the concurrency of a reading as a figure."""
+    return plain(f"{reading.name}.concurrency", reading.at)
 
 
 def outcome(point: RunPoint) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from analysis.document import Document
-from analysis.figures import percent, plain
+from analysis.figures import percent
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
+from analysis.series import concurrency_figure
 
 COLUMNS = (
     "steady_completed", "steady_tok_s", "steady_mean_e2e_s", "steady_p95_e2e_s", "steady_p95_ttft_s",
@@ -26,6 +27,6 @@ def add_steady_table(doc: Document, curve: LoadCurve) -> None:
     )
     doc.table(
         ["concurrency", *COLUMNS],
-        [[plain(f"{r.name}.concurrency", r.at), *(cell(r, column, 4) for column in COLUMNS)] for r in readings],
+        [[concurrency_figure(r), *(cell(r, column, 4) for column in COLUMNS)] for r in readings],
         curve.series.sample.simulated,
     )

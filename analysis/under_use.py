@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 from analysis.caveats import identity
 from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import Figure, decimal, percent, plain, significant
+from analysis.figures import Figure, decimal, percent, significant
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
 from analysis.rules import knee_curves
-from analysis.series import Reading
+from analysis.series import Reading, concurrency_figure
 from analysis.statistics import median
 from analysis.tables import RunPoint
 
@@ -81,7 +81,7 @@ def _curve(doc: Document, curve: LoadCurve) -> bool:
 
 def _row(curve: LoadCurve, reading: Reading) -> list[Part]:
     return [
-        _at(reading),
+        concurrency_figure(reading),
         _utilization(reading),
         _power(reading),
         _power_share(reading),
@@ -101,7 +101,11 @@ def _lowest_level(curve: LoadCurve) -> Phrase | None:
     if utilization is None or share is None or lowest.median("power_w") is None:
         return None
     low, far = utilization < 100 * HALF, share < HALF
-    numbers: dict[str, Part] = {"at": _at(lowest), "busy": _utilization(lowest), "share": _best_share(curve, lowest)}
+    numbers: dict[str, Part] = {
+        "at": concurrency_figure(lowest),
+        "busy": _utilization(lowest),
+        "share": _best_share(curve, lowest),
+    }
     if low:
         head = "is low, {busy} %: most of the time no kernel ran. It reaches {share} of the best throughput."
     elif far:
@@ -118,7 +122,7 @@ def _lowest_level(curve: LoadCurve) -> Phrase | None:
 def _draws(lowest: Reading, best: Reading) -> Phrase:
     if lowest is best or best.median("power_w") is None:
         return phrase("It draws {drawn}.", drawn=_drawn(lowest))
-    numbers: dict[str, Part] = {"drawn": _drawn(lowest), "best": _at(best), "drawn_best": _drawn(best)}
+    numbers: dict[str, Part] = {"drawn": _drawn(lowest), "best": concurrency_figure(best), "drawn_best": _drawn(best)}
     words = "It draws {drawn}; the best level, concurrency {best}, draws {drawn_best}"
     if any(_joules(reading).value is None for reading in (lowest, best)):
         return phrase(words + ".", **numbers)
@@ -160,10 +164,6 @@ def _drawn(reading: Reading) -> Part:
     if share.value is None:
         return phrase("{power} W", power=_power(reading))
     return phrase("{share} of the power limit", share=share)
-
-
-def _at(reading: Reading) -> Figure:
-    return plain(f"{reading.name}.concurrency", reading.at)
 
 
 def _utilization(reading: Reading) -> Figure:
