@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, first_line
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
 
@@ -28,7 +28,7 @@ def with_goodput(run_dir: Path, tables: Tables, slo: Slo) -> Tables:
     try:
         requests = pq.read_table(path, columns=["session_id", "point_id", "ok", *limits])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise AnalysisError(f"{path}: not a readable table of requests ({str(error).splitlines()[0][:200]})") from error
+        raise AnalysisError(f"{path}: not a readable table of requests ({first_line(error)})") from error
     good = requests.column("ok")
     for column, limit in limits.items():
         met = pc.less_equal(requests.column(column), limit)

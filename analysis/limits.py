@@ -53,7 +53,7 @@ def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
         _waiting(reading),
         kv_usage(reading),
         highest(reading, "preemptions"),
-        evidence(curve, reading),
+        _evidence(curve, reading, seen),
     ]
 
 
@@ -63,9 +63,8 @@ def _waiting(reading: Reading) -> Figure:
     return highest(reading, "waiting_capacity_max" if known else "waiting_max")
 
 
-def evidence(curve: LoadCurve, reading: Reading) -> Phrase:
-    """Return what the verdict on a level rests on, in words."""
-    seen = signs(curve, reading)
+def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
+    """What the verdict on a level rests on, in words."""
     verdict = limit(seen)
     if verdict is Limit.KV:
         return _kv_evidence(reading, seen)

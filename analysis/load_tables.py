@@ -55,7 +55,7 @@ def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[
 
 
 def _sweep_row(reading: Reading) -> list[str]:
-    cells = [_text(reading.median(column), 6) for column in SWEEP_COLUMNS[1:5]]
+    cells = [csv_number(reading.median(column)) for column in SWEEP_COLUMNS[1:5]]
     if (reading.measured or reading.unmeasured)[0].simulated:
         return [str(reading.at), *cells, SIMULATED]
     utilization = reading.median("gpu_util_pct")
@@ -67,11 +67,12 @@ def _further_cells(curve: LoadCurve, reading: Reading) -> list[str]:
     bounds = [bound for i in intervals for bound in ((None, None) if i is None else (i.low, i.high))]
     known = bool(reading.measured) and curve.knee.verdict is not KneeVerdict.UNDECIDED
     knee = ("could be" if reading.at in curve.knee.could_be else "no") if known else ""
-    return [str(len(reading.measured)), *(_text(bound, 6) for bound in bounds), knee]
+    return [str(len(reading.measured)), *(csv_number(bound) for bound in bounds), knee]
 
 
-def _text(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}g}" if value < 10 ** (digits - 1) else f"{value:.0f}"
+def csv_number(value: float | None) -> str:
+    """Return a cell of a CSV: six significant digits, more where a whole number has them; empty for None."""
+    return "" if value is None else f"{value:.6g}" if value < 10**5 else f"{value:.0f}"
 
 
 def cell(reading: Reading, column: str, digits: int = 3) -> Figure:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, Part, Phrase, join, phrase
@@ -16,14 +15,15 @@ from analysis.figures import Figure, percent, quote, significant
 from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, goodput_column, request_notes, server, unmeasured_notes, workload
+from analysis.load_tables import cell, csv_number, goodput_column, request_notes, server, unmeasured_notes, workload
 from analysis.series import Reading, make_series
+from analysis.statistics import median
 from analysis.tables import RunPoint, Tables
 
 FILE = "rate_sweep.md"
 COLUMNS = (
     "offered_qps", "qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p50_ttft_s", "p95_ttft_s", "p95_tpot_s",
-    "achieved_concurrency", "most_in_flight", "p99_send_delay_s",
+    "achieved_concurrency", "most_in_flight", "p99_send_delay_s", "goodput_qps",
 )  # fmt: skip
 SHOWN = ("offered_qps", "steady_qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s", "most_in_flight")
 KEEPS_UP = 0.9
@@ -41,11 +41,8 @@ def write_rate_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
     return [
         write_csv(
             run_dir / curve.series.group.file("rate_sweep", ".csv"),
-            ("request_rate", *COLUMNS, "goodput_qps"),
-            [
-                [f"{r.at:g}", *(_text(r.median(column)) for column in (*COLUMNS, "goodput_qps"))]
-                for r in curve.series.readings
-            ],
+            ("request_rate", *COLUMNS),
+            [[f"{r.at:g}", *(csv_number(r.median(column)) for column in COLUMNS)] for r in curve.series.readings],
         )
         for curve in curves
     ]
@@ -86,9 +83,8 @@ def rate_page(tables: Tables) -> Document | None:
 
 def steady_qps(reading: Reading) -> float | None:
     """Return the median of successes a second in the steady part."""
-    rates = [_steady_qps(point) for point in reading.measured]
-    known = sorted(rate for rate in rates if rate is not None)
-    return (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if known else None
+    rates = [rate for point in reading.measured if (rate := _steady_qps(point)) is not None]
+    return median(rates) if rates else None
 
 
 def keeps_up(reading: Reading) -> bool | None:
@@ -143,10 +139,6 @@ def _cell(reading: Reading, column: str) -> Part:
     return cell(reading, column, 4)
 
 
-def _steady_qps(point: Any) -> float | None:
+def _steady_qps(point: RunPoint) -> float | None:
     from_s, to_s, completed = point.steady_from_s, point.steady_to_s, point.steady_completed
     return None if from_s is None or to_s is None or completed is None else completed / (to_s - from_s)
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"

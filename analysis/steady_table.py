@@ -7,6 +7,7 @@ from analysis.figures import percent
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
 from analysis.series import concurrency_figure
+from contract.rows import STEADY_SHARE
 
 COLUMNS = (
     "steady_completed", "steady_tok_s", "steady_mean_e2e_s", "steady_p95_e2e_s", "steady_p95_ttft_s",
@@ -23,7 +24,7 @@ def add_steady_table(doc: Document, curve: LoadCurve) -> None:
         "The steady part alone, while at least {share} of the level were in flight: ramp and drain are left out, "
         "latencies are those of the requests that ended in it. Inter-chunk latency (icl) is over the whole level; a "
         "chunk may hold several tokens.",
-        share=percent("rule.steady_in_flight_pct", 0.95, 0),
+        share=percent("rule.steady_in_flight_pct", STEADY_SHARE, 0),
     )
     doc.table(
         ["concurrency", *COLUMNS],

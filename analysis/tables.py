@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, first_line
 from analysis.files import write_with
 from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, arrow_schema
 
@@ -180,7 +180,7 @@ def _checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise AnalysisError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+        raise AnalysisError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
     versions = set(table.column("schema_version").to_pylist()) if "schema_version" in table.column_names else {None}
     if not all(isinstance(version, int) and version <= SCHEMA_VERSION for version in versions):
         found = ", ".join(sorted("none" if version is None else str(version) for version in versions))
@@ -197,7 +197,7 @@ def _checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
     try:
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise AnalysisError(f"{path}: a column has another type ({_first_line(error)})") from error
+        raise AnalysisError(f"{path}: a column has another type ({first_line(error)})") from error
     for column in REQUIRED[row_class]:
         if table.column(column).null_count:
             raise AnalysisError(f"{path}: {column} is empty")
@@ -209,10 +209,6 @@ def _with_later_columns(table: pa.Table, schema: pa.Schema, absent: dict[str, An
         if column.name in absent and column.name not in table.column_names:
             table = table.append_column(column, pa.array([absent[column.name]] * table.num_rows, column.type))
     return table
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _with_session(point: pa.Table, session: pa.Table | None) -> pa.Table:

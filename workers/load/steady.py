@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from contract.rows import RequestRow
+from contract.rows import STEADY_SHARE, RequestRow
 from workers.load.summary import percentile
 
-IN_FLIGHT_SHARE = 0.95
-"""Of the level: what has to be in flight."""
 STABLE_WITHIN = 0.1
 """A warm-up is over when its last round's tok/s differs from the one before by no more than this share."""
 
@@ -43,7 +41,7 @@ class Steady:
 def steady(requests: Sequence[RequestRow], concurrency: int | None) -> Steady | None:
     """Return what a level gave in its steady window; None where it never had one as long as its median E2EL.
 
-    Of a closed loop the window is from the first to the last moment at which `IN_FLIGHT_SHARE` of `concurrency` was in
+    Of a closed loop the window is from the first to the last moment at which `STEADY_SHARE` of `concurrency` was in
     flight. An open loop (None) has no such number: there it is from the first answer's end to the last send.
     """
     window = _full(requests, concurrency) if concurrency is not None else _between(requests)
@@ -81,10 +79,10 @@ def _full(requests: Sequence[RequestRow], concurrency: int) -> tuple[float, floa
     events = sorted([(row.sent_s, 1) for row in requests] + [(_end_s(row), -1) for row in requests])
     in_flight, first, last = 0, None, None
     for at_s, change in events:
-        if in_flight >= IN_FLIGHT_SHARE * concurrency:
+        if in_flight >= STEADY_SHARE * concurrency:
             last = at_s
         in_flight += change
-        if in_flight >= IN_FLIGHT_SHARE * concurrency and first is None:
+        if in_flight >= STEADY_SHARE * concurrency and first is None:
             first = at_s
     return None if first is None or last is None else (first, last)
 
