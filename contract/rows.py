@@ -74,7 +74,7 @@ class ClientRow:
     """One load process during a level: what says whether the client, and not the server, was the limit."""
 
     streams: int
-    """Requests that it kept in flight; of an open loop, the most that were at once."""
+    """Requests that it kept in flight; of an open loop, the connections it had."""
     cpu_share: float
     """Of one core, in the window."""
     wait_share: float | None = None

@@ -42,7 +42,7 @@ def too_large(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> str | None:
     if pool is None or not size:
         return None
     try:
-        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)
+        weights = _weight_bytes(model, server)
     except kv.UnknownKV:
         weights = 0
     if pool + WEIGHTS_SURE_SHARE * weights <= size:
@@ -71,7 +71,7 @@ def sequences(lengths: tuple[int, ...], server: ServerSpec, model: ModelSpec, fl
         layers = sum(group.layers for group in cache.groups)
         tensor = cache.bytes_per_sequence(lengths[0]) / layers
         wanted = max(FEWEST_SEQUENCES, _power_of_two(SEGMENT_MARGIN * _freed_segment_bytes(model, server) / tensor))
-        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)
+        weights = _weight_bytes(model, server)
         room = (fleet.gpu_memory_bytes or 0) - weights - GPU_RESERVE_BYTES
     while wanted > 1 and cache.pool_bytes(wanted, lengths[-1]) > room:
         wanted //= 2
@@ -92,7 +92,7 @@ def expected_concurrency(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> 
     pool = server.kv_cache_memory_bytes
     if pool is None:
         total = fleet.ram_bytes if fleet.device == "cpu" else fleet.gpu_memory_bytes or 0
-        weights = kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)
+        weights = _weight_bytes(model, server)
         pool = int((server.gpu_memory_utilization or 0) * total) - weights - GPU_RESERVE_BYTES // 2
     return max(1, int(cache.max_concurrency(max(pool, 0), server.max_model_len)))
 
@@ -110,3 +110,7 @@ def _power_of_two(at_least: float) -> int:
     while power < at_least:
         power *= 2
     return power
+
+
+def _weight_bytes(model: ModelSpec, server: ServerSpec) -> int:
+    return kv.weight_bytes(model.config, server.tensor_parallel_size, server.dtype, server.quantization)

@@ -240,7 +240,7 @@ class Session:
         warmup = self._warm_up(point)
         lines = point.concurrency or max((result.most_in_flight for result in warmup), default=1)
         most = min(len(self._client_cores), lines)
-        processes = self.spec.load_processes or tasks.processes_for(lines, most)
+        processes = self._processes_for(lines)
         limited_before: list[str] = []
         while True:
             row, result = self._load_once(point, self._level(point, lines, warmup), processes)
@@ -262,14 +262,16 @@ class Session:
         An open loop's throughput is that of its arrivals: it has one round.
         """
         rounds: list[LoadSummary] = []
+        lines = point.concurrency or 1
         most = 0 if not point.warmup_requests else 1 if point.arrivals else WARMUP_ROUNDS
         while len(rounds) < most and not stable([r.tok_s or 0.0 for r in rounds]):
-            lines = point.concurrency or 1
             plan = self._plan_of(point, point.warmup_requests, lines, "warm-up")
-            processes = self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
-            result = self._run(plan, processes)
+            result = self._run(plan, self._processes_for(lines))
             rounds.append(summarize(result.requests, result.duration_s))
         return rounds
+
+    def _processes_for(self, lines: int) -> int:
+        return self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
 
     def _level(self, point: Point, lines: int, warmup: list[LoadSummary]) -> LoadPlan:
         """The measured part. One that is ended by time has requests for more than it is expected to send."""

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -47,24 +47,17 @@ def _count(value: str) -> int:
     return number
 
 
-def _seconds(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {value!r}")
-    return number
+def _above_zero(unit: str) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be a number of {unit} above 0, not {value!r}")
+        return number
 
-
-def _rate(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of requests a second above 0, not {value!r}")
-    return number
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,13 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--rate",
-        type=_rate,
+        type=_above_zero("requests a second"),
         metavar="REQUESTS_PER_SECOND",
         help="a third part, open loop: so many arrive a second on average (Poisson), however many are in flight",
     )
     add(
         "--timeout",
-        type=_seconds,
+        type=_above_zero("seconds"),
         default=300.0,
         metavar="SECONDS",
         help="time limit of one request (default: %(default)g)",
@@ -138,15 +131,14 @@ async def _find_model(endpoint: Endpoint, wanted: str | None) -> tuple[str, int 
 
 
 async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
-    """Refuse what the server would refuse of every request. Text is counted where the server does so (vLLM)."""
+    """Refuse what the server would refuse. `plan` is the last part; text is counted where the server does so (vLLM)."""
     if max_model_len is None:
         return
     room = f"max_model_len {max_model_len} of {plan.endpoint.model}"
     if max_tokens >= max_model_len:
         raise EndpointError(f"--max-tokens {max_tokens} leaves no room for a prompt in {room}")
-    text = GivenText(plan.text or "", plan.seed).prompt(
-        2 * plan.num_requests - 1, 0, 0
-    )  # the last one's is the longest
+    longest = plan.first_ordinal + plan.num_requests - 1  # the last one's number has the most digits
+    text = GivenText(plan.text or "", plan.seed).prompt(longest, 0, 0)
     chat = {"messages": [{"role": "user", "content": text}]}
     prompt_tokens = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
     if prompt_tokens is not None and prompt_tokens + max_tokens > max_model_len:
@@ -172,12 +164,12 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, d
         text=args.prompt,
         api=Api.CHAT if args.chat else Api.COMPLETIONS,
     )
-    await _check_lengths(sequential, args.max_tokens, max_model_len)
     plans = {"sequential": sequential}
     plans["concurrent"] = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
     if args.rate is not None:
         due_s = Arrivals(Process.POISSON, args.rate, (Stage(args.n / args.rate),)).times(args.n, str(sequential.seed))
         plans["open_loop"] = replace(sequential, first_ordinal=2 * args.n, due_s=tuple(due_s))
+    await _check_lengths(list(plans.values())[-1], args.max_tokens, max_model_len)
     return model, {name: await run_load(plan) for name, plan in plans.items()}
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from contract.rows import ClientRow, RequestRow
-from workers.load.summary import percentile
+from workers.load.summary import end_s, percentile
 
 BUSY_SHARE = 0.9
 """A process that ran or waited for a core for so much of the window had no time left to be on time."""
@@ -26,7 +26,7 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
 
     `concurrency` is what a closed loop was asked for, None for an open one, whose requests have to be sent when due.
     """
-    if max((row.sent_s + (row.e2e_s or 0.0) for row in requests), default=0.0) < JUDGED_FROM_S:
+    if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
         return []
     found = []
     busiest = max((client.cpu_share + (client.wait_share or 0.0) for client in clients), default=0.0)

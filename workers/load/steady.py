@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from contract.rows import STEADY_SHARE, RequestRow
-from workers.load.summary import percentile
+from workers.load.summary import end_s, in_flight_from, percentile
 
 STABLE_WITHIN = 0.1
 """A warm-up is over when its last round's tok/s differs from the one before by no more than this share."""
@@ -49,7 +49,7 @@ def steady(requests: Sequence[RequestRow], concurrency: int | None) -> Steady | 
     if window is None or median_s is None or window[1] - window[0] < median_s:
         return None
     from_s, to_s = window
-    inside = [row for row in requests if row.ok and from_s <= row.sent_s + (row.e2e_s or 0.0) <= to_s]
+    inside = [row for row in requests if row.ok and from_s <= end_s(row) <= to_s]
     tokens = sum(_tokens_between(row, from_s, to_s) for row in requests if row.ok)
     e2e = [row.e2e_s for row in inside if row.e2e_s is not None]
     return Steady(
@@ -71,18 +71,17 @@ def stable(rates: Sequence[float]) -> bool:
 
 
 def _full(requests: Sequence[RequestRow], concurrency: int) -> tuple[float, float] | None:
-    """From the first to the last moment at which enough requests were in flight, by a sweep over sends and ends.
+    """From the first to the last moment at which enough requests were in flight.
 
-    A stream whose request has ended and whose next one has not been sent counts as on its way: that gap is the
-    client's, some tens of microseconds, and has a verdict of its own (`workers.load.limits`).
+    Dips in between are in it: from an answer's end to the next send they are the client's, some tens of microseconds,
+    and have a verdict of their own (`workers.load.limits`).
     """
-    events = sorted([(row.sent_s, 1) for row in requests] + [(_end_s(row), -1) for row in requests])
-    in_flight, first, last = 0, None, None
-    for at_s, change in events:
-        if in_flight >= STEADY_SHARE * concurrency:
+    first, last, enough = None, None, False
+    for at_s, count in in_flight_from(requests):
+        if enough:
             last = at_s
-        in_flight += change
-        if in_flight >= STEADY_SHARE * concurrency and first is None:
+        enough = count >= STEADY_SHARE * concurrency
+        if enough and first is None:
             first = at_s
     return None if first is None or last is None else (first, last)
 
@@ -90,12 +89,8 @@ def _full(requests: Sequence[RequestRow], concurrency: int) -> tuple[float, floa
 def _between(requests: Sequence[RequestRow]) -> tuple[float, float] | None:
     if not requests:
         return None
-    first, last = min(_end_s(row) for row in requests), max(row.sent_s for row in requests)
+    first, last = min(end_s(row) for row in requests), max(row.sent_s for row in requests)
     return (first, last) if first < last else None
-
-
-def _end_s(row: RequestRow) -> float:
-    return row.sent_s + (row.e2e_s or 0.0)
 
 
 def _tokens_between(row: RequestRow, from_s: float, to_s: float) -> float:
@@ -103,7 +98,7 @@ def _tokens_between(row: RequestRow, from_s: float, to_s: float) -> float:
     if row.completion_tokens is None or not row.chunks or row.ttft_s is None:
         return 0.0
     at_s = row.sent_s + row.ttft_s
-    if from_s <= at_s and _end_s(row) <= to_s:
+    if from_s <= at_s and end_s(row) <= to_s:
         return row.completion_tokens
     inside = int(from_s <= at_s <= to_s)
     for gap_us in row.gaps_us:

@@ -7,7 +7,7 @@ latency or a throughput, nor show 0 where nothing was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
@@ -112,18 +112,26 @@ def mean_in_flight(requests: Iterable[RequestRow], duration_s: float) -> float |
     """
     if duration_s <= 0:
         return None
-    held = (min(row.sent_s + (row.e2e_s or 0.0), duration_s) - max(row.sent_s, 0.0) for row in requests)
+    held = (min(end_s(row), duration_s) - max(row.sent_s, 0.0) for row in requests)
     return math.fsum(max(each, 0.0) for each in held) / duration_s
 
 
 def most_in_flight(requests: Iterable[RequestRow]) -> int:
     """Return the highest number of requests in flight at one moment; one that ends when another begins makes room."""
-    events = sorted(event for row in requests for event in ((row.sent_s, 1), (row.sent_s + (row.e2e_s or 0.0), -1)))
-    in_flight = most = 0
-    for _, change in events:
-        in_flight += change
-        most = max(most, in_flight)
-    return most
+    return max((count for _, count in in_flight_from(requests)), default=0)
+
+
+def in_flight_from(requests: Iterable[RequestRow]) -> Iterator[tuple[float, int]]:
+    """Yield (moment, requests in flight from it on) at every send and end, by time: an event sweep."""
+    count = 0
+    for at_s, change in sorted(event for row in requests for event in ((row.sent_s, 1), (end_s(row), -1))):
+        count += change
+        yield at_s, count
+
+
+def end_s(row: RequestRow) -> float:
+    """Return when a request ended, in seconds since the window's opening; a failed one when it was given up."""
+    return row.sent_s + (row.e2e_s or 0.0)
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:

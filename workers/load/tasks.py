@@ -47,10 +47,12 @@ def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list
         cores = plan.cores[index::processes] if len(plan.cores) >= processes else plan.cores
         line = StartLine(str(directory), processes, index)
         ahead = plan.offset + ordinal - plan.first_ordinal
-        part = replace(
-            plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, offset=ahead, due_s=due_s, stop=stop
-        )
-        parts.append(replace(part, cores=cores, start=line))
+        parts.append(
+            replace(
+                plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, offset=ahead, due_s=due_s,
+                stop=stop, cores=cores, start=line,
+            )
+        )  # fmt: skip
         ordinal, requests_left, streams_left = ordinal + requests, requests_left - requests, streams_left - share
     return parts
 
