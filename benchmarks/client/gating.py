@@ -13,6 +13,7 @@ came late.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,13 +23,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from truth import truth_server
 
-HERE = Path(__file__).parent
 TOKENS = 32
 SITUATIONS = ("nothing", "slow server", "server pauses", "stalled client", "crowded core")
 GAP_ERROR_MS, SHARE, LATE_SHARE = 10.0, 0.95, 0.05
@@ -93,41 +95,23 @@ def main() -> None:
 
 def one(run: Run, cores: list[int]) -> dict[str, Any]:
     """Do one run; return what the client said and whether it was to blame by the server's log."""
+    interval_ms = run.interval_ms * (4 if run.situation == "slow server" else 1)
     with tempfile.TemporaryDirectory() as made:
-        port, truth = Path(made) / "port", Path(made) / "truth"
-        slow = run.situation == "slow server"
-        server = subprocess.Popen(
-            [sys.executable, str(HERE / "truth_server.py"), str(port), str(truth), str(cores[0]),
-             str(run.interval_ms * (4 if slow else 1)), "1"],
-        )  # fmt: skip
-        crowd: list[subprocess.Popen[bytes]] = []
-        try:
-            while not port.exists() or not port.read_text():
-                time.sleep(0.01)
-            if run.situation == "crowded core":
-                busy = f"import os\nos.sched_setaffinity(0, {{{cores[1]}}})\nwhile True: pass"
-                crowd = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(1 + round(3 * run.strength))]
+        with truth_server(Path(made), cores[0], interval_ms) as server, _crowd(run, cores[1]):
             process = subprocess.Popen(
-                [sys.executable, __file__, "client", json.dumps(run.__dict__), port.read_text()],
+                [sys.executable, __file__, "client", json.dumps(run.__dict__), str(server.port)],
                 stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cores[1]}),
             )  # fmt: skip
             if run.situation == "server pauses":
                 time.sleep(0.6)
                 for _ in range(2):
-                    server.send_signal(signal.SIGSTOP)
+                    server.process.send_signal(signal.SIGSTOP)
                     time.sleep(0.1 + 0.2 * run.strength)
-                    server.send_signal(signal.SIGCONT)
+                    server.process.send_signal(signal.SIGCONT)
                     time.sleep(0.3)
             said, _ = process.communicate(timeout=120)
-        finally:
-            for other in crowd:
-                other.kill()
-                other.wait()
-            server.send_signal(signal.SIGCONT)
-            server.send_signal(signal.SIGTERM)
-            server.wait(30)
         seen: dict[str, Any] = json.loads(said)
-        requests = json.loads(truth.read_text())["requests"]
+        requests = server.requests()
     true = np.concatenate([np.diff(writes) for _, writes in requests if len(writes) == TOKENS]) * 1000
     seen["true_p99_ms"] = float(np.percentile(true, 99))
     late = abs(seen["gap_p99_ms"] - seen["true_p99_ms"]) > GAP_ERROR_MS
@@ -142,6 +126,20 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
     seen["true_share"] = _in_flight(requests, run.streams)
     seen["to_blame"] = bool(late or seen["true_share"] < SHARE)
     return seen
+
+
+@contextlib.contextmanager
+def _crowd(run: Run, core: int) -> Iterator[None]:
+    """Processes that keep the client's core busy, where that is the situation."""
+    busy = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    number = 1 + round(3 * run.strength) if run.situation == "crowded core" else 0
+    crowd = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for other in crowd:
+            other.kill()
+            other.wait()
 
 
 def _in_flight(requests: list[tuple[float, list[float]]], streams: int) -> float:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from truth import truth_server
 
 from orchestrator.compose import compose
 from orchestrator.models import resolve
@@ -60,28 +59,17 @@ def _options() -> argparse.Namespace:
 
 
 def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, model: Path) -> dict[str, Any]:
-    port_file, truth_file = directory / "port", directory / "truth"
-    port_file.unlink(missing_ok=True)
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "truth_server.py"), str(port_file), str(truth_file), str(options.cores[0]),
-         str(INTERVAL_MS), "1"],
-    )  # fmt: skip
-    try:
-        while not port_file.exists() or not port_file.read_text():
-            time.sleep(0.02)
+    with truth_server(directory, options.cores[0], INTERVAL_MS) as server:
         done = subprocess.run(
-            [sys.executable, str(HERE / "clients.py"), name, port_file.read_text(), str(options.cores[1]), str(streams),
+            [sys.executable, str(HERE / "clients.py"), name, str(server.port), str(options.cores[1]), str(streams),
              str(options.rounds), str(TOKENS), str(model), str(_rate(streams) if options.poisson else 0)],
             capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
     try:
         figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-    requests = json.loads(truth_file.read_text())["requests"]
+    requests = server.requests()
     gaps = np.concatenate([np.diff(writes) for _, writes in requests]) * 1000
     figures["true_p99_ms"] = float(np.percentile(gaps, 99))
     figures["true_ttft_ms"] = float(np.median([writes[0] - read for read, writes in requests])) * 1000

@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from truth import TruthServer, truth_server
 
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan
 from workers.load.tasks import merge, split
 
-HERE = Path(__file__).parent
 TOKENS, INTERVAL_MS, PROMPT_TOKENS = 64, 10.0, 16
 
 
@@ -84,41 +80,24 @@ def _level(
 ) -> Carried:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with _servers(directory, server_cores) as port:
+        with contextlib.ExitStack() as running:
+            servers: list[TruthServer] = []
+            for core in server_cores:
+                port = servers[0].port if servers else 0
+                servers.append(running.enter_context(truth_server(directory, core, INTERVAL_MS, port)))
+            endpoint = Endpoint(f"http://127.0.0.1:{servers[0].port}", "truth")
             plan = LoadPlan(
-                Endpoint(f"http://127.0.0.1:{port}", "truth"), streams, streams * options.rounds, PROMPT_TOKENS, TOKENS,
-                first_ordinal=0, vocab_size=32_000, seed=0, timeout_s=60.0, cores=tuple(client_cores[:processes]),
+                endpoint, streams, streams * options.rounds, PROMPT_TOKENS, TOKENS, first_ordinal=0,
+                vocab_size=32_000, seed=0, timeout_s=60.0, cores=tuple(client_cores[:processes]),
             )  # fmt: skip
             with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
                 result = merge(list(pool.map(generate, split(plan, processes, directory))))
-        truths = [json.loads(path.read_text()) for path in directory.glob("truth.*")]
-    written = sum(len(writes) for truth in truths for _, writes in truth["requests"])
+        written = sum(len(writes) for server in servers for _, writes in server.requests())
     tokens = sum(row.completion_tokens or 0 for row in result.requests if row.ok)
     whole = [row.ordinal for row in result.requests if row.ok] == list(range(plan.num_requests))
     tok_s = tokens / result.duration_s
     busiest = max(client.cpu_share for client in result.clients)
     return Carried(tok_s, tok_s / (streams * 1000 / INTERVAL_MS), busiest, whole and tokens == written)
-
-
-@contextlib.contextmanager
-def _servers(directory: Path, cores: list[int]) -> Iterator[int]:
-    """Truth servers, one a core, on one port; when they have stopped their truth is in `truth.*`."""
-    port, started = 0, []
-    try:
-        for core in cores:
-            port_file = directory / f"port.{core}"
-            command = [sys.executable, str(HERE / "truth_server.py"), port_file, directory / f"truth.{core}", core]
-            command += [INTERVAL_MS, 1, port]
-            started.append(subprocess.Popen([str(word) for word in command]))
-            while not port_file.exists() or not port_file.read_text():
-                time.sleep(0.02)
-            port = int(port_file.read_text())
-        yield port
-    finally:
-        for server in started:
-            server.send_signal(signal.SIGTERM)
-        for server in started:
-            server.wait(30)
 
 
 if __name__ == "__main__":
