@@ -36,6 +36,7 @@ def make_manifest(run_id: str, experiments: list[Experiment], plan: Plan, fleet:
         "experiments": [experiment.model_dump(mode="json") for experiment in experiments],
         "sessions": [asdict(session) for session in plan.sessions],
         "servers": [],
+        "earlier": [],
         "status": "running",
     }
 
