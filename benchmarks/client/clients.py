@@ -24,8 +24,9 @@ from contract.arrivals import Arrivals, Process, Stage
 PROMPT_TOKENS = 16
 
 
-def _due_s(rate: float, requests: int) -> list[float]:
-    return list(Arrivals(Process.POISSON, rate, (Stage(1),)).times(requests, "truth"))
+def poisson_s(rate: float, requests: int, seed: str) -> list[float]:
+    """Return when so many requests are due, from the first on."""
+    return list(Arrivals(Process.POISSON, rate, (Stage(1),)).times(requests, seed))
 
 
 def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
     requests = streams * rounds
-    due_s = _due_s(rate, requests) if rate else []
+    due_s = poisson_s(rate, requests, "truth") if rate else []
     plan = LoadPlan(endpoint, streams, requests, PROMPT_TOKENS, tokens, 0, 32_000, 0, 60.0, due_s=tuple(due_s))
     result = generate(plan)
     failed = [row for row in result.requests if not row.ok]
@@ -67,7 +68,7 @@ def floor(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dic
         one.setblocking(False)
         poll.register(one, select.EPOLLIN)
         open_sockets[one.fileno()] = one
-    due = _due_s(rate, streams * rounds)[::-1] if rate else [0.0] * streams * rounds
+    due = poisson_s(rate, streams * rounds, "truth")[::-1] if rate else [0.0] * streams * rounds
     arrivals_s = due[0]
     left, idle = len(due), list(open_sockets)
     kept: list[tuple[int, float, bytes | None]] = []
@@ -110,7 +111,10 @@ def floor(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dic
 
 
 def bench(port: int, streams: int, rounds: int, tokens: int, rate: float, model: str) -> dict[str, Any]:
-    """`vllm bench serve`, its CPU time taken from its first send to its last answer."""
+    """`vllm bench serve`, its CPU time taken from its first send to its last answer.
+
+    A round of warm-up makes its connections first, as ours and the floor's are made before the window.
+    """
     import argparse
     import contextlib
     import io
@@ -118,16 +122,18 @@ def bench(port: int, streams: int, rounds: int, tokens: int, rate: float, model:
     from vllm.benchmarks import serve
     from vllm.benchmarks.lib import endpoint_request_func
 
-    marks: list[float] = []
+    calls, marks = 0, [0.0, 0.0]
     asked = endpoint_request_func.ASYNC_REQUEST_FUNCS["openai"]
 
     async def timed(*arguments: Any, **named: Any) -> Any:
-        if not marks:
-            marks.append(time.process_time())
+        nonlocal calls
+        calls += 1
+        if calls == streams + 1:
+            marks[0] = time.process_time()
         try:
             return await asked(*arguments, **named)
         finally:
-            marks[1:] = [time.process_time()]
+            marks[1] = time.process_time()
 
     for module in (serve, endpoint_request_func):
         module.ASYNC_REQUEST_FUNCS["openai"] = timed
@@ -136,19 +142,20 @@ def bench(port: int, streams: int, rounds: int, tokens: int, rate: float, model:
     options = {
         "backend": "openai", "base-url": f"http://127.0.0.1:{port}", "model": model, "served-model-name": "truth",
         "dataset-name": "random", "random-input-len": PROMPT_TOKENS, "random-output-len": tokens,
-        "num-prompts": streams * rounds, **({"request-rate": rate} if rate else {"max-concurrency": streams}),
-        "percentile-metrics": "ttft,itl",
-        "metric-percentiles": "50,99",
+        "num-prompts": streams * rounds, "num-warmups": streams,
+        **({"request-rate": rate} if rate else {"max-concurrency": streams}),
+        "percentile-metrics": "ttft,itl", "metric-percentiles": "50,99",
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with contextlib.redirect_stdout(io.StringIO()):
         done = asyncio.run(serve.main_async(parser.parse_args([*words, "--ignore-eos", "--disable-tqdm"])))
+    assert done["completed"] == streams * rounds, done
     streamed = done["total_output_tokens"]
     cpu = (marks[1] - marks[0]) / streamed * 1e6
     return {
         "tok_s": done["output_throughput"], "arrivals_s": streams * rounds / rate if rate else 0,
         "us_window": cpu, "us_all": cpu, "ttft_ms": done["median_ttft_ms"],
-        "gap_p50_ms": done["median_itl_ms"], "gap_p99_ms": done["p99_itl_ms"],
+        "gap_p50_ms": done["median_itl_ms"], "gap_p99_ms": done["p99_itl_ms"], "warmups": streams,
     }  # fmt: skip
 
 
