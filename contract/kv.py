@@ -79,8 +79,20 @@ class KVLayout:
         ceil(L / block); sliding window ceil(min(window - 1 + in flight, L) / block) + 1, as the window need not start
         at a block's start; linear attention `state_blocks`.
         """
-        tokens = self._length(length)
-        return sum(_ceil(group.layers, self.layers_per_block) * self._pages(group, tokens) for group in self.groups)
+        return sum(self.blocks_of(group, length) for group in self.groups)
+
+    def blocks_of(self, group: LayerGroup, length: int | None = None) -> int:
+        """Return the blocks of one sequence of `length` tokens that are for the layers of `group`."""
+        return _ceil(group.layers, self.layers_per_block) * self._pages(group, self._length(length))
+
+    def grows_until(self, group: LayerGroup) -> int | None:
+        """Return the length, in tokens, past which `group` takes no further block; None where it always grows.
+
+        window - 1 + in flight for a sliding window, 0 for linear attention.
+        """
+        if group.kind == LINEAR_ATTENTION:
+            return 0
+        return None if group.window is None else group.window - 1 + self.in_flight_tokens
 
     def bytes_per_sequence(self, length: int | None = None) -> int:
         """Return bytes of one sequence of `length` tokens, in whole blocks."""
@@ -114,9 +126,8 @@ class KVLayout:
     def _pages(self, group: LayerGroup, tokens: int) -> int:
         if group.kind == LINEAR_ATTENTION:
             return self.state_blocks
-        if group.window is None:
-            return _ceil(tokens, self.block_size)
-        return _ceil(min(group.window - 1 + self.in_flight_tokens, tokens), self.block_size) + 1
+        until = self.grows_until(group)
+        return _ceil(tokens, self.block_size) if until is None else _ceil(min(until, tokens), self.block_size) + 1
 
     def _length(self, length: int | None) -> int:
         tokens = self.max_model_len if length is None else length

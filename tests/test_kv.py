@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,27 @@ def test_a_window_keeps_its_tokens_those_in_flight_and_one_block() -> None:
     assert layout.blocks_per_sequence(512) == 512 // 16 + 1
     assert layout.blocks_per_sequence(8192) == (1023 + 1024 + 15) // 16 + 1
     assert layout.marginal_bytes_per_token(8192) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "until"),
+    [
+        ("tiny-sliding", SLIDING_WINDOW, 511 + 768),
+        ("tiny-sliding", FULL, None),
+        ("tiny-mla", MLA, None),
+        ("tiny-linear", LINEAR_ATTENTION, 0),
+    ],
+)
+def test_a_group_stops_growing_where_its_kind_says(name: str, kind: str, until: int | None) -> None:
+    layout = kv_layout(published(name), device="cpu", max_num_batched_tokens=768)
+    (group,) = [group for group in layout.groups if group.kind == kind]
+    assert layout.grows_until(group) == until
+    grown = [layout.blocks_of(group, length) for length in range(1, 4000)]
+    last = max((at for at, (a, b) in enumerate(pairwise(grown), start=1) if a != b), default=0)
+    if until is None:
+        assert last >= 4000 - layout.block_size
+    else:
+        assert last <= until <= last + layout.block_size
 
 
 def test_layers_are_cut_into_groups_of_the_rarest_kind() -> None:
