@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from contract.kv import (
     FULL,
@@ -23,18 +20,9 @@ from contract.kv import (
     model_limit,
     weight_bytes,
 )
+from tests.model_files import published
 
-MODELS = Path(__file__).parent.parent / "conf" / "model"
 MIB = 1 << 20
-
-
-@functools.cache
-def published(name: str) -> dict[str, Any]:
-    """Return the config of one of our model files."""
-    content = OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml"))
-    assert isinstance(content, dict)
-    config: dict[str, Any] = content["config"]
-    return config
 
 
 def llama(**changes: Any) -> dict[str, Any]:

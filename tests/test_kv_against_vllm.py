@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kv import gemma_like, published
+from test_kv import gemma_like
 
 from contract.kv import kv_layout, model_limit
 from contract.specs import ModelSpec
+from tests.model_files import published
 from workers.models import write_model_dir
 
 pytestmark = [
