@@ -9,11 +9,13 @@ import math
 from typing import Any
 
 from analysis.figures import GIB, MIB
-from analysis.kv_envelope import HEADROOM, Envelope, Outcome
+from analysis.kv_envelope import HEADROOM, Envelope, Fit, Outcome
 from analysis.kv_envelope_table import LEVELS, in_mib
 from analysis.targets import Targets
 
-REGIONS = {"fits": "#D3E6F3", "tight": "#FBE3A6", "waits or preempts": "#F4CDBB", "does not fit": "#DDDDDD"}
+REGIONS = {Fit.FITS: "#D3E6F3", Fit.TIGHT: "#FBE3A6", Fit.PREEMPTS: "#F4CDBB", Fit.NEVER: "#DDDDDD"}
+LOWEST = 0.8
+"""Lower end of the axis of requests."""
 CONTOURS = (0.1, 0.25, 0.5)
 """Shares of the pool drawn as thin lines below the border."""
 MARKS: dict[Outcome, dict[str, Any]] = {
@@ -38,13 +40,13 @@ def draw_envelope(envelope: Envelope, targets: Targets, figure: Any) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xlim(at[0], at[-1])
-    axes.set_ylim(0.8, top)
+    axes.set_ylim(LOWEST, top)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel("context held by each request (tokens, prompt and answer)")
     axes.set_ylabel("requests at once")
     axes.grid(visible=False)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8.5)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5)
 
 
 def size_words(envelope: Envelope) -> str:
@@ -53,11 +55,19 @@ def size_words(envelope: Envelope) -> str:
 
 
 def _lengths(envelope: Envelope, targets: Targets) -> list[int]:
-    """Return lengths of the axis, close together on a log scale: a little past all that are known or asked for."""
+    """Return lengths of the axis, close together on a log scale: a little past all that are known or asked for.
+
+    Both sides of every step are among them where the steps are few enough to be seen.
+    """
     known = [*dict(envelope.known), *(level.tokens for level in envelope.levels)]
     known += [targets.context_tokens] if targets.context_tokens else []
     low, high = math.log2(0.8 * min(known)), math.log2(1.25 * max(known))
-    return sorted({max(1, round(2 ** (low + (high - low) * i / LENGTHS))) for i in range(LENGTHS + 1)})
+    found = {max(1, round(2 ** (low + (high - low) * i / LENGTHS))) for i in range(LENGTHS + 1)}
+    block = envelope.pages.layout.block_size if envelope.pages else max(found)
+    ends = range(block, max(found), block)
+    if len(ends) <= LENGTHS:
+        found |= {end + side for end in ends for side in (0, 1) if min(found) < end}
+    return sorted(found)
 
 
 def _top(envelope: Envelope, targets: Targets, whole: list[float]) -> float:
@@ -69,15 +79,14 @@ def _top(envelope: Envelope, targets: Targets, whole: list[float]) -> float:
 def _regions(axes: Any, at: list[int], whole: list[float], top: float) -> None:
     """Below and above the border; where not one sequence fits, the whole height."""
     fits = [HEADROOM * most for most in whole]
-    bottom = [0.5] * len(at)
-    style: dict[str, Any] = {"linewidth": 0}
-    axes.fill_between(at, bottom, fits, color=REGIONS["fits"], label=f"fits (up to {HEADROOM:.0%})", **style)
-    axes.fill_between(at, fits, whole, color=REGIONS["tight"], label="tight", **style)
-    ceiling = [max(top, most) for most in whole]
-    axes.fill_between(at, whole, ceiling, color=REGIONS["waits or preempts"], label="waits or preempts", **style)
+    borders = [[0.5] * len(at), fits, whole, [max(top, most) for most in whole]]
+    words = [f"fits (up to {HEADROOM:.0%})", "tight", "waits or preempts"]
+    for lower, upper, colour, word in zip(borders, borders[1:], REGIONS.values(), words, strict=False):
+        axes.fill_between(at, lower, upper, color=colour, linewidth=0, label=f"arithmetic: {word}")
     never = [tokens for tokens, most in zip(at, whole, strict=True) if most < 1]
     if never:
-        axes.axvspan(never[0], at[-1], color=REGIONS["does not fit"], linewidth=0, label="not even one fits")
+        grey = REGIONS[Fit.NEVER]
+        axes.axvspan(never[0], at[-1], color=grey, linewidth=0, label="arithmetic: not even one fits")
 
 
 def _contours(axes: Any, at: list[int], whole: list[float], top: float) -> None:
@@ -86,35 +95,26 @@ def _contours(axes: Any, at: list[int], whole: list[float], top: float) -> None:
         border = share == 1
         axes.plot(
             at, line, color="#222222" if border else "#7A7A7A", linewidth=1.6 if border else 0.8,
-            linestyle="-" if border else (0, (4, 3)), label="the whole pool" if border else None,
+            linestyle="-" if border else (0, (4, 3)), label="arithmetic: the whole pool" if border else None,
         )  # fmt: skip
-        place = _label_place(at, line, top)
-        if place is not None:
+        inside = [(tokens, most) for tokens, most in zip(at, line, strict=True) if LOWEST < most < top]
+        if inside:
+            leaves = inside[-1][0] == at[-1]  # to the right; else it meets the lower edge
             axes.annotate(
-                f"{share:.0%}",
-                place,
-                xytext=(-3, 3),
-                textcoords="offset points",
-                fontsize=8,
-                color="#444444",
-                ha="right",
-            )
-
-
-def _label_place(at: list[int], line: list[float], top: float) -> tuple[int, float] | None:
-    """Return where a contour leaves the plot to the right, or meets its lower edge."""
-    inside = [(tokens, most) for tokens, most in zip(at, line, strict=True) if 1 <= most < top]
-    return inside[-1] if inside else None
+                f"{share:.0%}", inside[-1], xytext=(4, -3) if leaves else (-2, 8), textcoords="offset points",
+                fontsize=8, color="#444444", ha="left" if leaves else "right", annotation_clip=False,
+            )  # fmt: skip
 
 
 def _marks(axes: Any, envelope: Envelope, targets: Targets) -> None:
+    seen = "simulated" if envelope.sample.simulated else "measured"
     for outcome, style in MARKS.items():
         own = [level for level in envelope.levels if level.outcome is outcome]
         if own:
             axes.plot(
                 [level.tokens for level in own], [level.at_once for level in own],
                 **{"linestyle": "none", "markersize": 7, "markeredgewidth": 1.4, "zorder": 5, **style},
-                label=f"measured: {outcome}",
+                label=f"{seen}: {outcome}",
             )  # fmt: skip
     if targets.concurrency and targets.context_tokens:
         axes.plot(

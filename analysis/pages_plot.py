@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from analysis.figures import MIB
@@ -23,7 +24,7 @@ DASHES: dict[str, Any] = {
     LINEAR_ATTENTION: (0, (1, 1)),
 }
 MOST_STEPS = 400
-"""Of a line: finer steps are narrower than the line is wide, so every k-th is drawn."""
+"""Of a line: finer steps are narrower than the line is wide."""
 PAST = 1.1
 """The axis reaches to this factor past the longest length or the last kink."""
 
@@ -34,6 +35,8 @@ def draw_pages(functions: Sequence[PageFunction], figure: Any) -> None:
     for axes, function in zip(panels, functions, strict=True):
         _panel(axes, function, alone=len(functions) == 1)
     panels[0].set_ylabel("KV of one sequence (MiB)")
+    panels[0].margins(y=0.1)
+    panels[0].set_ylim(bottom=0)
     named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize=8.5)
 
@@ -57,29 +60,31 @@ def _panel(axes: Any, function: PageFunction, alone: bool) -> None:
             markerfacecolor="none", markeredgewidth=1.4, color="#009E73",
             label="memory when ready, from the shortest length",
         )  # fmt: skip
-    held = function.held
-    axes.plot(
-        [one.reading.at for one in held], [one.engine_bytes / MIB for one in held], linestyle="none", marker="x",
-        markersize=7, markeredgewidth=1.8, color="#D55E00", label="engine: pool / its KV concurrency",
-    )  # fmt: skip
+    said = "simulator" if function.sample.simulated else "engine"
+    held = [(one.reading.at, one.engine_bytes / MIB) for one in function.held]
+    if held:
+        axes.plot(
+            *zip(*held, strict=True), linestyle="none", marker="x", markersize=7, markeredgewidth=1.8, color="#D55E00",
+            label=f"{said}: pool / its KV concurrency",
+        )  # fmt: skip
     axes.set_xlim(0, end * 1.02)
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.1)
     axes.xaxis.get_major_locator().set_params(nbins=6 if alone else 4, integer=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("tokens of the sequence" + ("" if alone else f"\n{_servers(function)}"))
 
 
 def stairs(end: int, block: int, size: Callable[[int], int]) -> tuple[list[int], list[float]]:
-    """Return the corners of a line of stairs, MiB over tokens from 1 to `end`: a step lies where a block is full."""
-    every = max(1, -(-end // block) // MOST_STEPS)
-    x: list[int] = []
-    y: list[float] = []
-    for start in range(0, end, block * every):
-        last = min(start + block * every, end)
-        x += [start, last]
-        y += [size(last) / MIB] * 2
-    return x, y
+    """Return the corners of a line of stairs up to `end` tokens, in MiB: a step lies where a block is full.
+
+    Of more than `MOST_STEPS` steps, a point at the end of every k-th.
+    """
+    every = -(-end // block) // MOST_STEPS + 1
+    ends = [*range(block * every, end, block * every), end]
+    if every > 1:
+        return ends, [size(tokens) / MIB for tokens in ends]
+    heights = [size(tokens) / MIB for tokens in ends]
+    corners = [corner for start, last in pairwise([0, *ends]) for corner in (start, last)]
+    return corners, [height for height in heights for _ in range(2)]
 
 
 def _servers(function: PageFunction) -> str:

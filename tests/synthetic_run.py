@@ -120,7 +120,13 @@ def short_cpu_rows() -> list[PointRow]:
     shape = replace(CPU, lengths=(512, 1024))
     unknown = {"engine_bytes_per_token": None, "formula_max_concurrency": None}
     loads = [
-        replace(load_row(shape, "concurrency", level, 0), max_model_len=512, client_wait_share=waited, **unknown)
+        replace(
+            load_row(shape, "concurrency", level, 0),
+            max_model_len=512,
+            formula_bytes_per_sequence=512 * shape.bytes_per_token,
+            client_wait_share=waited,
+            **unknown,
+        )
         for level, waited in ((1, 0.01), (4, 0.08))
     ]
     made = [committed_row(shape, 512), committed_row(shape, 1024), replace(utilization_row(shape, 512), **unknown)]
