@@ -32,10 +32,10 @@ def draw_envelope(envelope: Envelope, targets: Targets, figure: Any) -> None:
     """Draw the regions of the arithmetic, contours of its need, the measured levels and the target."""
     axes = figure.add_subplot()
     at = _lengths(envelope, targets)
-    whole = [envelope.size_bytes / envelope.sequence_bytes(tokens) for tokens in at]
+    whole = [envelope.most(tokens) for tokens in at]
     top = _top(envelope, targets, whole)
-    _regions(axes, at, whole, top)
-    _contours(axes, at, whole, top)
+    _regions(axes, envelope, at, top)
+    _contours(axes, envelope, at, top)
     _marks(axes, envelope, targets)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
@@ -76,9 +76,9 @@ def _top(envelope: Envelope, targets: Targets, whole: list[float]) -> float:
     return 2.0 * max([*shown, min(4 * max(shown), whole[-1])])
 
 
-def _regions(axes: Any, at: list[int], whole: list[float], top: float) -> None:
+def _regions(axes: Any, envelope: Envelope, at: list[int], top: float) -> None:
     """Below and above the border; where not one sequence fits, the whole height."""
-    fits = [HEADROOM * most for most in whole]
+    fits, whole = ([envelope.most(tokens, share) for tokens in at] for share in (HEADROOM, 1.0))
     borders = [[0.5] * len(at), fits, whole, [max(top, most) for most in whole]]
     words = [f"fits (up to {HEADROOM:.0%})", "tight", "waits or preempts"]
     for lower, upper, colour, word in zip(borders, borders[1:], REGIONS.values(), words, strict=False):
@@ -89,9 +89,9 @@ def _regions(axes: Any, at: list[int], whole: list[float], top: float) -> None:
         axes.axvspan(never[0], at[-1], color=grey, linewidth=0, label="arithmetic: not even one fits")
 
 
-def _contours(axes: Any, at: list[int], whole: list[float], top: float) -> None:
+def _contours(axes: Any, envelope: Envelope, at: list[int], top: float) -> None:
     for share in (*CONTOURS, 1.0):
-        line = [share * most for most in whole]
+        line = [envelope.most(tokens, share) for tokens in at]
         border = share == 1
         axes.plot(
             at, line, color="#222222" if border else "#7A7A7A", linewidth=1.6 if border else 0.8,

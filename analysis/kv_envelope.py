@@ -79,18 +79,24 @@ class Envelope:
         """Whether it is a pool that vLLM took at a utilization, not one of a stated size."""
         return self.sample.mode == "utilization"
 
-    def sequence_bytes(self, tokens: int) -> float:
-        """Return the KV bytes of one sequence of `tokens` tokens.
+    def need_bytes(self, tokens: int, at_once: int) -> float:
+        """Return the KV bytes of so many requests at once, all at their full length.
 
         Exact where the page function is known or the length is a row's; else on straight lines between the rows'.
         """
         if self.pages is not None:
-            return self.pages.sequence_bytes(tokens)
-        return interpolate(self.known, tokens, self.marginal)
+            return self.pages.at_once_bytes(at_once, tokens)
+        return at_once * interpolate(self.known, tokens, self.marginal)
 
     def share(self, tokens: int, at_once: int) -> float:
-        """Return the share of the pool that the requests need, all at their full length."""
-        return at_once * self.sequence_bytes(tokens) / self.size_bytes
+        """Return the share of the pool that the requests need."""
+        return self.need_bytes(tokens, at_once) / self.size_bytes
+
+    def most(self, tokens: int, share: float = 1.0) -> float:
+        """Return how many requests need that share of the pool, not rounded."""
+        if self.pages is not None:
+            return self.pages.requests(share * self.size_bytes, tokens)
+        return share * self.size_bytes / self.need_bytes(tokens, 1)
 
     def fit(self, tokens: int, at_once: int) -> Fit:
         """Return the verdict of the arithmetic."""
@@ -99,16 +105,20 @@ class Envelope:
             return Fit.FITS
         if share <= 1:
             return Fit.TIGHT
-        return Fit.NEVER if self.sequence_bytes(tokens) > self.size_bytes else Fit.PREEMPTS
+        return Fit.NEVER if self.share(tokens, 1) > 1 else Fit.PREEMPTS
 
-    def longest(self, at_once: int) -> int | None:
-        """Return the longest length at which so many requests fit; None without a page function, 0 for none at all."""
+    def longest(self, sequences: int) -> int | None:
+        """Return the longest length, in tokens, of which so many sequences fit as the engine counts them.
+
+        Its KV concurrency counts tokens in flight for every sequence. None without a page function, 0 for none at all.
+        """
         if self.pages is None:
             return None
         low, high = 0, self.pages.limit or 2**24
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.fit(middle, at_once) is Fit.FITS else (low, middle - 1)
+            fits = sequences * self.pages.sequence_bytes(middle) <= HEADROOM * self.size_bytes
+            low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
 

@@ -64,8 +64,9 @@ def add_envelopes(doc: Document, found: Sequence[Envelope], targets: Targets) ->
     )
     if any(envelope.pages is not None and envelope.pages.has_windows for envelope in found):
         doc.say(
-            "Layers of a sliding window are counted with all tokens that may be in flight, as vLLM counts them for its "
-            "KV concurrency. While a request only decodes they hold the window alone, so more may run than this says."
+            "Layers of a sliding window hold the window alone while a request decodes; the tokens that may be in "
+            "flight are counted once, for all requests together. vLLM's KV concurrency counts them for every request, "
+            "and so lets fewer in than this table."
         )
     for envelope in found:
         if len(found) > 1:
@@ -124,7 +125,7 @@ def _table(doc: Document, envelope: Envelope, targets: Targets) -> None:
 
 
 def _cell(envelope: Envelope, tokens: int, at_once: int) -> Part:
-    need = at_once * envelope.sequence_bytes(tokens)
+    need = envelope.need_bytes(tokens, at_once)
     unit, word = (MIB, "mib") if in_mib(envelope) else (GIB, "gib")
     size = significant(f"{envelope.name}.len{tokens}.c{at_once}_{word}", need / unit, 3)
     outcome = gravest(level for level in envelope.levels if (level.tokens, level.at_once) == (tokens, at_once))

@@ -82,7 +82,8 @@ def _longest(doc: Document, envelope: Envelope, n: int, measured: Sequence[float
     }
     limit = envelope.pages.limit if envelope.pages else None
     doc.say(
-        "By arithmetic {n} full-length sequences stay within that share of {size} GiB up to {longest} tokens"
+        "By arithmetic {n} full-length sequences, as the engine counts them, stay within that share of {size} GiB up "
+        "to {longest} tokens"
         + (", the longest that the model takes" if longest == limit else "")
         + "; this length was not measured.",
         **parts,
@@ -114,7 +115,7 @@ def _target_sentence(doc: Document, envelope: Envelope | None, n: int, tokens: i
         "request take that much more.",
         n=count("target.concurrency", n),
         tokens=plain("target.context_tokens", tokens),
-        need=gib(f"{envelope.name}.target_need_gib", n * envelope.sequence_bytes(tokens)),
+        need=gib(f"{envelope.name}.target_need_gib", envelope.need_bytes(tokens, n)),
         share=percent(f"{envelope.name}.target_share_pct", envelope.share(tokens, n)),
     )
 

@@ -39,6 +39,17 @@ class Pages:
         """Return the bytes of a sequence of `tokens` tokens, in whole blocks."""
         return self.ranks * self.layout.bytes_per_sequence(tokens)
 
+    def at_once_bytes(self, requests: int, tokens: int) -> int:
+        """Return the bytes that so many requests hold at once at most, each grown to `tokens` tokens."""
+        return self.block_bytes * self.layout.blocks_at_once(requests, tokens)
+
+    def requests(self, size_bytes: float, tokens: int) -> float:
+        """Return how many requests `at_once_bytes` lets into a size: its inverse, not rounded."""
+        blocks, layout = size_bytes / self.block_bytes, self.layout
+        held = sum(layout.blocks_held(group, tokens) for group in layout.groups)
+        shared = layout.in_flight_blocks(tokens)
+        return max(blocks / layout.blocks_per_sequence(tokens), (blocks - shared) / held)
+
     def group_bytes(self, group: LayerGroup, tokens: int) -> int:
         """Return those that are for the layers of one group."""
         return self.layout.blocks_of(group, tokens) * self.block_bytes

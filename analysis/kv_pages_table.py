@@ -168,7 +168,8 @@ def _growth(function: PageFunction) -> Iterator[Phrase]:
             yield phrase(
                 "Sliding window: {window} tokens less one, and {flight} that may be in flight, make {until}; past them "
                 "a longer sequence costs these layers nothing. They hold one block more, since a window need not start "
-                "where a block does.",
+                "where a block does. While a request only decodes they keep {held} blocks of it at most.",
+                held=count(f"{name}.window_blocks", layout.blocks_held(group, layout.grows_until(group))),
                 window=count(f"{name}.window_tokens", group.window),
                 flight=count(f"{name}.in_flight_tokens", layout.in_flight_tokens),
                 until=plain(f"{name}.kink", layout.grows_until(group) or 0),

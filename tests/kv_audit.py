@@ -81,6 +81,18 @@ class Layout:
     def sequence(self, tokens: float) -> float:
         return float(self.block_bytes * sum(self.blocks(layers, tokens) for layers in self.layers))
 
+    def at_once(self, requests: int, tokens: int) -> float:
+        """Tokens in flight are shared: in windowed layers those outside of windows are counted once."""
+        held, shared = 0, 0
+        for layers in self.layers:
+            tables = math.ceil(layers.n / self.per_block)
+            if layers.kind != "sliding_window":
+                held += self.blocks(layers, tokens)
+                continue
+            held += tables * (math.ceil(min(self.window, tokens) / self.block) + 1)
+            shared += tables * math.ceil(self.flight * max(tokens - self.window, 0) / tokens / self.block)
+        return min(requests * self.sequence(tokens), self.block_bytes * (requests * held + shared))
+
     def figure(self, what: str) -> float:
         """A figure of the section that has no length in its name."""
         kind, _, of = what.rpartition(".")
@@ -94,6 +106,9 @@ class Layout:
                 "block_tokens": lambda: self.block,
                 "layers_per_block": lambda: self.per_block,
                 "window_tokens": lambda: self.window,
+                "window_blocks": lambda: (
+                    math.ceil(self.of("sliding_window").n / self.per_block) * (math.ceil(self.window / self.block) + 1)
+                ),
                 "in_flight_tokens": lambda: self.flight,
                 "state_blocks": lambda: self.blocks(self.of("linear_attention"), 1),
                 "bytes_per_token": lambda: self.sequence(self.block) / self.block,
@@ -160,9 +175,10 @@ class EnvelopeAudit:
         full = usage >= 0.95 or usage + tokens / rows.engine_kv_tokens.median() > 1
         return "waited" if waiting and full and rows.running_max.max() < at_once else "quiet"
 
+    def need(self, tokens: int, at_once: int) -> float:
+        return at_once * self.sequence(tokens) if self.layout is None else self.layout.at_once(at_once, tokens)
+
     def sequence(self, tokens: int) -> float:
-        if self.layout is not None:
-            return self.layout.sequence(tokens)
         both = pd.concat([self.memory, self.loads]).sort_values("max_model_len", kind="stable")
         known = both.groupby("max_model_len").formula_bytes_per_sequence.first()
         marginal = self.memory.sort_values("max_model_len", kind="stable").formula_bytes_per_token.iloc[-1]
@@ -172,7 +188,7 @@ class EnvelopeAudit:
         return float(np.interp(tokens, known.index, known.to_numpy()) + beyond)
 
     def cell(self, tokens: int, at_once: int, what: str) -> float:
-        need = at_once * self.sequence(tokens)
+        need = self.need(tokens, at_once)
         if what in ("gib", "mib"):
             return need / (GIB if what == "gib" else MIB)
         if what == "share_pct":
@@ -186,8 +202,8 @@ class EnvelopeAudit:
         told = [level for level in self.levels if level[2] != "unknown"]
         inside, beyond = [], []
         for level in told:
-            (inside if level[1] * self.sequence(level[0]) <= self.size else beyond).append(level)
-        need = target["concurrency"] * self.sequence(target["context_tokens"])
+            (inside if self.need(*level[:2]) <= self.size else beyond).append(level)
+        need = self.need(target["context_tokens"], target["concurrency"])
         return float(
             {
                 "pool_gib": self.size / GIB,

@@ -159,6 +159,19 @@ def test_phi_3_without_its_window_as_measured() -> None:
     assert kv_layout(config, tensor_parallel_size=2).kv_tokens(pool, 4096) == 2 * 32_768
 
 
+@pytest.mark.parametrize(("requests", "in_use"), [(4, 0.059), (8, 0.109), (16, 0.202), (32, 0.393), (64, 0.787)])
+def test_requests_at_once_hold_what_was_measured_on_an_h100_with_0_25_1(requests: int, in_use: float) -> None:
+    """Phi-3-mini's window at 4,088 tokens in a pool of 10,806 blocks; the highest use sampled twice a second.
+
+    vLLM's KV concurrency counts 42 such sequences at most; 64 ran, without a preemption.
+    """
+    layout = kv_layout(published("phi-3-mini-4k"), max_num_batched_tokens=8192, vllm_version="0.25.1")
+    share = layout.blocks_at_once(requests, 4088) / 10_806
+    one_prompt = (layout.blocks_per_sequence(4088) - layout.blocks_held(layout.groups[0], 4088)) / 10_806
+    assert in_use - 0.0005 <= share <= in_use + 1.1 * one_prompt
+    assert requests * layout.blocks_per_sequence(4088) / 10_806 > 1.4 * share or requests < 8
+
+
 # --- how vLLM lays blocks out ---
 
 
@@ -188,6 +201,12 @@ def test_a_group_stops_growing_where_its_kind_says(name: str, kind: str, until: 
         assert last >= 4000 - layout.block_size
     else:
         assert last <= until <= last + layout.block_size
+
+
+def test_without_windows_requests_hold_what_vllm_counts() -> None:
+    for name in ("tiny", "tiny-mla", "tiny-linear"):
+        layout = kv_layout(published(name), device="cpu")
+        assert layout.blocks_at_once(7, 3000) == 7 * layout.blocks_per_sequence(3000)
 
 
 def test_layers_are_cut_into_groups_of_the_rarest_kind() -> None:
@@ -239,6 +258,16 @@ def test_a_longer_sequence_never_needs_less(name: str, short: int, more: int, de
     layout = kv_layout(published(name), device=device)
     assert layout.bytes_per_sequence(short) <= layout.bytes_per_sequence(short + more)
     assert layout.marginal_bytes_per_token(short) >= layout.marginal_bytes_per_token(short + more) >= 0
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(NAMES), requests=st.integers(1, 500), length=LENGTHS, more=st.integers(0, 5_000))
+def test_more_or_longer_requests_never_need_less(name: str, requests: int, length: int, more: int) -> None:
+    layout = kv_layout(published(name))
+    need = layout.blocks_at_once(requests, length)
+    assert layout.blocks_at_once(1, length) <= need <= requests * layout.blocks_per_sequence(length)
+    assert need <= layout.blocks_at_once(requests + 1, length)
+    assert need <= layout.blocks_at_once(requests, length + more)
 
 
 @settings(deadline=None)
