@@ -41,6 +41,8 @@ OWNED = (
             "kv_memory",
             "kv_capacity",
             "memory_account",
+            "kv_pages",
+            "kv_envelope",
             "concurrency_sweep",
             "batching_levels",
             "near_full_context",
@@ -64,14 +66,15 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written = build_tables(run_dir)
     tables = with_goodput(run_dir, read_tables(run_dir), read_slo(run_dir))
     utilization = read_utilization(run_dir)
-    pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables), rate_page(tables)]
+    targets = targets or read_targets(run_dir)
+    pages = [kv_page(tables, targets), batching_page(tables), rate_page(tables)]
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
     written += _write_pages(run_dir, [page for page in pages if page is not None])
-    written += write_plots(run_dir, tables)
+    written += write_plots(run_dir, tables, targets)
     written += write_timeline(run_dir, tables, utilization)
     _remove_stale(run_dir, written)
     return written

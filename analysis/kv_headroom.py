@@ -1,76 +1,35 @@
-"""Which max_model_len is safe, the headroom envelope, latency against throughput: as far as the rows carry."""
+"""Which max_model_len is safe, and latency against throughput, with the envelope between: as far as the rows carry."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from analysis.document import Document, Part, Phrase, phrase
-from analysis.figures import count, decimal, gib, percent, plain, quote, significant
+from analysis.figures import count, decimal, gib, percent, plain
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import repeats_tell
-from analysis.kv_fit import KvResult, pool_bytes
+from analysis.kv_envelope import HEADROOM, Envelope, envelopes
+from analysis.kv_envelope_table import add_envelopes
+from analysis.kv_fit import KvResult
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
-from analysis.statistics import interpolate
-from analysis.tables import RunPoint
+from analysis.tables import RunPoint, Tables
 from analysis.targets import Targets
 
-HEADROOM = 0.9
-"""A need is said to fit up to this share of the pool; the rest is for what moves (fragmentation, longer answers)."""
-ENVELOPE_LEVELS = (1, 4, 16, 64, 256)
 
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The pool that needs are held against."""
-
-    reading: Reading
-    size_bytes: float
-
-    @property
-    def whole_card(self) -> bool:
-        """Whether it is the pool vLLM took at a utilization (else: the largest one this run committed)."""
-        return self.reading.measured[0].mode == "utilization"
-
-
-def measured_pool(result: KvResult) -> Pool | None:
-    """Return the smallest pool of the highest utilization over its lengths, else the largest committed pool."""
-    if result.pool is not None:
-        known = [Pool(r, size) for r in result.pool.measured if (size := pool_bytes(r)) is not None]
-        if known:
-            return min(known, key=lambda pool: pool.size_bytes)
-    committed = [
-        Pool(r, size) for c in result.committed for r in c.series.measured if (size := pool_bytes(r)) is not None
-    ]
-    return max(committed, key=lambda pool: pool.size_bytes, default=None)
-
-
-def sequence_bytes(result: KvResult, length: int) -> float | None:
-    """Return the KV bytes of one sequence of `length` tokens by the formula.
-
-    Exact at lengths that were measured; between them on straight lines, past the longest at its marginal cost.
-    """
-    known = result.per_sequence()
-    if not known or result.formula_marginal is None:
-        return None
-    return interpolate(list(known.items()), length, result.formula_marginal)
-
-
-def add_headroom(doc: Document, result: KvResult, points: Sequence[RunPoint], targets: Targets) -> None:
+def add_headroom(doc: Document, result: KvResult, tables: Tables, targets: Targets) -> None:
     """Write the three sections."""
-    pool = measured_pool(result)
+    found = envelopes(result, tables.points, tables.configs)
     doc.heading(3, "Which max_model_len is safe with room for concurrency?")
-    _safe(doc, result, pool, targets)
-    doc.heading(3, "Headroom envelope")
-    _envelope(doc, result, pool, targets)
+    _safe(doc, result, next((envelope for envelope in found if not envelope.slug), None), targets)
+    add_envelopes(doc, found, targets)
     doc.heading(3, "Latency-focused or throughput-focused")
-    _trade_offs(doc, result, points)
+    _trade_offs(doc, result, tables.points)
 
 
-def _safe(doc: Document, result: KvResult, pool: Pool | None, targets: Targets) -> None:
+def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: Targets) -> None:
     if result.pool is None:
         doc.say(
             "Not known from this run: no server took its pool by gpu_memory_utilization, so what the card can hold was "
@@ -105,8 +64,30 @@ def _safe(doc: Document, result: KvResult, pool: Pool | None, targets: Targets) 
             n=target,
             rule=rule,
         )
+    if envelope is not None:
+        _longest(doc, envelope, targets.concurrency, [reading.at for reading in readings])
     if targets.context_tokens is not None:
-        _target_sentence(doc, result, pool, targets.concurrency, targets.context_tokens)
+        _target_sentence(doc, envelope, targets.concurrency, targets.context_tokens)
+
+
+def _longest(doc: Document, envelope: Envelope, n: int, measured: Sequence[float]) -> None:
+    """Needs the page function, and a length at which so many fit that was not measured itself."""
+    longest = envelope.longest(n)
+    if not longest or longest in measured:
+        return
+    parts: dict[str, Part] = {
+        "n": count("target.concurrency", n),
+        "size": gib(f"{envelope.name}.pool_gib", envelope.size_bytes),
+        "longest": plain(f"{envelope.name}.longest_tokens", longest),
+    }
+    limit = envelope.pages.limit if envelope.pages else None
+    doc.say(
+        "By arithmetic {n} full-length sequences, as the engine counts them, stay within that share of {size} GiB up "
+        "to {longest} tokens"
+        + (", the longest that the model takes" if longest == limit else "")
+        + "; this length was not measured.",
+        **parts,
+    )
 
 
 def _capacities(readings: Sequence[Reading]) -> Phrase:
@@ -120,74 +101,23 @@ def _capacities(readings: Sequence[Reading]) -> Phrase:
     return phrase(", ".join(words), **parts)
 
 
-def _target_sentence(doc: Document, result: KvResult, pool: Pool | None, n: int, tokens: int) -> None:
-    one = sequence_bytes(result, tokens)
-    if one is None or pool is None:
+def _target_sentence(doc: Document, envelope: Envelope | None, n: int, tokens: int) -> None:
+    if envelope is None:
         doc.say(
             "Whether the target's contexts fit is not known: no formula for this model or no pool size from the engine."
         )
         return
-    need, share = n * one, n * one / pool.size_bytes
     doc.say(
         "The target, {n} requests at once of {tokens} tokens each, needs {need} GiB of KV, {share} of the pool: **"
-        + _verdict(share)
-        + "**. Set max_model_len no lower than {tokens}; a higher one does not take memory from these requests, since "
-        "blocks are handed out as tokens come, but it lets a single request take that much more.",
+        + envelope.fit(tokens, n)
+        + "** (arithmetic, against the pool that was measured). Set max_model_len no lower than {tokens}; a higher one "
+        "does not take memory from these requests, since blocks are handed out as tokens come, but it lets a single "
+        "request take that much more.",
         n=count("target.concurrency", n),
         tokens=plain("target.context_tokens", tokens),
-        need=gib(f"{result.name}.target_need_gib", need),
-        share=percent(f"{result.name}.target_share_pct", share),
+        need=gib(f"{envelope.name}.target_need_gib", envelope.need_bytes(tokens, n)),
+        share=percent(f"{envelope.name}.target_share_pct", envelope.share(tokens, n)),
     )
-
-
-def _verdict(share: float) -> str:
-    if share <= HEADROOM:
-        return "fits"
-    return "tight" if share <= 1 else "does not fit"
-
-
-def _envelope(doc: Document, result: KvResult, pool: Pool | None, targets: Targets) -> None:
-    lengths = sorted({*result.per_sequence(), *([targets.context_tokens] if targets.context_tokens else [])})
-    levels = sorted({*ENVELOPE_LEVELS, *([targets.concurrency] if targets.concurrency else [])})
-    if pool is None or result.formula_marginal is None or not lengths:
-        doc.say("Not known from this run: the engine gave no pool size or the model's KV formula is unknown.")
-        return
-    which = (
-        "the pool that vLLM took at gpu_memory_utilization {share}"
-        if pool.whole_card
-        else "the largest pool this run committed, which is not all that the device can hold"
-    )
-    point = pool.reading.measured[0]
-    parts: dict[str, Part] = {"size": gib(f"{result.name}.envelope_pool_gib", pool.size_bytes)}
-    if pool.whole_card:
-        parts["share"] = quote(f"{result.name}.envelope_utilization", f"{point.gpu_memory_utilization or 0:g}")
-    doc.say(
-        "GiB of KV for context length (rows, tokens really held) and concurrency (columns), against {size} GiB: "
-        + which
-        + ". *fits*: up to {rule} of it; *tight*: up to all of it.",
-        rule=percent("rule.headroom_pct", HEADROOM, 0),
-        **parts,
-    )
-    rows = []
-    for length in lengths:
-        one = sequence_bytes(result, length)
-        row: list[str | Part] = [plain(f"envelope.len{length}", length)]
-        row += [_envelope_cell(result, pool, length, level, one) for level in levels]
-        rows.append(row)
-    doc.table(["tokens", *(plain(f"envelope.c{level}", level) for level in levels)], rows, point.simulated)
-    if targets.context_tokens and targets.context_tokens not in result.per_sequence():
-        doc.say(
-            "{tokens} tokens were not measured: that row lies on the formula between or beyond the measured lengths.",
-            tokens=plain("target.context_tokens", targets.context_tokens),
-        )
-
-
-def _envelope_cell(result: KvResult, pool: Pool, length: int, level: int, one: float | None) -> Part:
-    if one is None:
-        return phrase("–")
-    need = level * one
-    size = significant(f"{result.name}.envelope.len{length}.c{level}_gib", need / 2**30, 3)
-    return phrase("{size} " + _verdict(need / pool.size_bytes), size=size)
 
 
 def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> None:

@@ -1,11 +1,12 @@
-"""What the user wants to serve, when the run's manifest says so. Nothing else of the manifest is read here."""
+"""What the user wants to serve, when the run's manifest says so."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from analysis.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,5 @@ def _seconds(value: Any) -> float | None:
 
 
 def _section(run_dir: Path, key: str) -> dict[str, Any]:
-    try:
-        manifest: Any = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    section = manifest.get(key) if isinstance(manifest, dict) else None
+    section = read_manifest(run_dir).get(key)
     return section if isinstance(section, dict) else {}

@@ -15,8 +15,9 @@ from analysis.__main__ import main
 from tests import synthetic_run as synthetic
 
 TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "server_samples.parquet", "sessions.parquet"]
-MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg"]
+MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg", "kv_envelope.svg"]
 PLOTS = [*MEMORY_PLOTS, "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
+PLOTS += ["kv_envelope.pool-24-gib.svg"]
 
 
 @pytest.fixture(scope="module")

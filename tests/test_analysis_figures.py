@@ -24,6 +24,8 @@ from analysis import reduce
 from analysis.document import Document, phrase
 from analysis.figures import count, quote, write_figures
 from tests import synthetic_run as synthetic
+from tests.kv_audit import EnvelopeAudit, Layout
+from tests.model_files import published
 
 MIB, GIB = 2**20, 2**30
 NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
@@ -40,6 +42,8 @@ CONSTANTS = {
     "rule.confidence_pct": 95,
     "rule.kv_near_full_pct": 95,
     "rule.context_step_tokens": 1024,
+    "rule.cuda_segment_mib": 2,
+    "rule.host_scatter_mib": 8,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
     "unit.mib_bytes": 2**20,
@@ -87,7 +91,47 @@ def repeated(saturation: float, **at_32: object) -> list[synthetic.PointRow]:
     return synthetic.changed(made, lambda row: row.concurrency == 32, **at_32)
 
 
+SLIDING = synthetic.family("tiny-sliding", synthetic.CPU, lengths=(512, 1024, 2048, 4096, 8192))
+GEMMA = synthetic.family(
+    "gemma-3-4b", synthetic.GPU, lengths=(512, 2048, 4096, 16384), batched={"committed": 2048, "utilization": 8192}
+)
+MLA = synthetic.family("deepseek-v2-lite", synthetic.GPU, gpus=2)
+LINEAR = synthetic.family(
+    "qwen3-next-cut", synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM"
+)
+
+
+def about_kv(shape: synthetic.Shape) -> list[synthetic.PointRow]:
+    """Return memory points, near-full levels and a sweep: what the notes on KV read."""
+    return [row for row in synthetic.rows(shape) if row.purpose not in ("comparison", "batching")]
+
+
+def surprising(shape: synthetic.Shape) -> list[synthetic.PointRow]:
+    """Return rows whose near-full levels do not do what the arithmetic says, at lengths that the server counted."""
+    changes: dict[int, dict[str, object]] = {
+        4: {"preemptions": 2, "kv_usage_max": 0.41},
+        8: {"preemptions": None},
+        16: {"waiting_capacity_max": 2, "kv_usage_max": 0.99, "running_max": 15},
+        32: {"preemptions": 0, "waiting_max": 0, "kv_usage_max": 0.7, "running_max": 32},
+    }
+    made = []
+    for row in about_kv(shape):
+        if row.purpose == "near_full_context":
+            row = replace(row, mean_prompt_tokens=3999.4 + (row.concurrency or 0) / 100, mean_completion_tokens=63.9)
+            row = replace(row, **changes.get(row.concurrency or 0, {}))
+        elif row.purpose == "concurrency":
+            row = replace(row, max_num_seqs=16)
+        made.append(row)
+    return made
+
+
 RUNS = {
+    "sliding": about_kv(SLIDING),
+    "sliding, two batches": surprising(GEMMA),
+    "mla, two cards": about_kv(MLA),
+    "linear, simulated": about_kv(LINEAR),
+    "linear, cpu": about_kv(synthetic.family("tiny-linear", synthetic.CPU)),
+    "window of every layer": about_kv(synthetic.family("phi-3-mini-4k", synthetic.GPU)),
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
     "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
@@ -113,6 +157,17 @@ RUNS = {
 }
 
 
+CONFIGS = {
+    "sliding": SLIDING.config,
+    "sliding, two batches": GEMMA.config,
+    "mla, two cards": MLA.config,
+    "linear, simulated": LINEAR.config,
+    "linear, cpu": published("tiny-linear"),
+    "window of every layer": published("phi-3-mini-4k"),
+}
+"""What the manifest holds of the models whose layers differ."""
+
+
 @pytest.fixture(scope="module", params=sorted(RUNS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_behind = {"session-c1024": 700 * MIB, "session-u2048": 90 * MIB} if request.param == "spoiled" else None
@@ -122,7 +177,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if request.param == "spoiled"
         else {"concurrency": 16, "context_tokens": 4096}
     )
-    (run_dir / "manifest.json").write_text(json.dumps({"target": target}))
+    sessions = synthetic.planned(RUNS[request.param], CONFIGS.get(request.param))
+    (run_dir / "manifest.json").write_text(json.dumps({"target": target, "sessions": sessions}))
     with patch("analysis.artifacts.write_plots", return_value=[]):  # no figures in them, and they take the time
         reduce(run_dir)
     return run_dir
@@ -177,7 +233,9 @@ class Auditor:
         self.points = pd.read_parquet(run / "points.parquet")
         self.requests = pd.read_parquet(run / "requests.parquet")
         self.sessions = pd.read_parquet(run / "sessions.parquet").set_index("session_id")
-        self.target = json.loads((run / "manifest.json").read_text())["target"]
+        manifest = json.loads((run / "manifest.json").read_text())
+        self.target = manifest["target"]
+        self.config = next((session["model"]["config"] for session in manifest["sessions"]), None)
         self.ranks = max(int(self.points.gpus.iloc[0]), 1)
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
             (r"target\.(\w+)", lambda key: self.target[key]),
@@ -187,14 +245,19 @@ class Auditor:
             (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
             (r"load\.telemetry_cost_pct", lambda: 100 * self.watched().telemetry_cost_share.max()),
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
-            (r"kv\.[^.]+\.envelope\.len(\d+)\.c(\d+)_gib", lambda n, c: int(c) * self.sequence(int(n)) / GIB),
+            (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.len(\d+)\.c(\d+)[._](\w+)", self.envelope_cell),
+            (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.(\w+)", lambda p, w: self.envelope(p).value(w, self.target)),
             (r"kv\.[^.]+\.(\w+)(\.error_pct)?", self.kv),
+            (r"(committed|utilization)\.[^.]+\.pages\.len(\d+)\.(\w+)", self.page),
+            (r"(committed|utilization)\.[^.]+\.pages\.([\w.]+)", self.pages),
+            (r"(committed|utilization)\.[^.]+\.len(\d+)\.engine_(sequence_mib|difference_pct)", self.held),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|peak)\.(\w+)", self.account),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.(foreign_process\w*)", self.on_the_card),
             (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
             (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
             (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),
             (r"committed\.[^.]+\.len(\d+)\.(?:(ready|loaded)\.)?(\w+)", self.committed),
+            (r"committed\.[^.]+\.(stairs|formula_intervals|formula_mean_bytes_per_token|block_tokens)", self.stairs),
             (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
             (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
             (r"utilization\.[^.]+\.(\w+)", self.flat),
@@ -274,23 +337,50 @@ class Auditor:
             return float((same.failure_class == row.failure_class).sum())
         return row[what] if isinstance(row[what], str) else float(row[what])
 
-    def sequence(self, length: int) -> float:
-        both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index()
-        known = both.formula_bytes_per_sequence.groupby(level=0).first()
-        beyond = max(length - known.index[-1], 0) * both.formula_bytes_per_token.iloc[-1]
-        return float(np.interp(length, known.index, known.values) + beyond)
+    @functools.cache  # noqa: B019
+    def envelope(self, pool: str | None) -> EnvelopeAudit:
+        return EnvelopeAudit(self.points, pool, self.config)
 
-    def pool(self) -> float:
-        utilization = self.memory("utilization").engine_kv_bytes
-        return self.ranks * float(
-            utilization.min() if len(utilization) else self.memory("committed").engine_kv_bytes.max()
-        )
+    def envelope_cell(self, pool: str | None, tokens: str, at_once: str, what: str) -> float:
+        return self.envelope(pool).cell(int(tokens), int(at_once), what)
+
+    def layout(self, mode: str) -> Layout:
+        assert self.config is not None
+        return Layout(self.config, self.memory(mode).iloc[0])
+
+    def page(self, mode: str, tokens: str, what: str) -> float:
+        return self.layout(mode).at(int(tokens), what)
+
+    def pages(self, mode: str, what: str) -> float:
+        if what == "max_num_batched_tokens":
+            return float(self.memory(mode).max_num_batched_tokens.iloc[0])
+        if what == "held":
+            alike = self.layout("committed").flight == self.layout("utilization").flight
+            return float(sum(len(self.memory(each)) for each in (("committed", "utilization") if alike else (mode,))))
+        return self.layout(mode).figure(what)
+
+    def held(self, mode: str, length: str, what: str) -> float:
+        row = self.memory(mode).loc[int(length)]
+        size = self.ranks * row.engine_kv_bytes / row.engine_max_concurrency
+        return float(size / MIB if what == "sequence_mib" else 100 * (size / row.formula_bytes_per_sequence - 1))
+
+    def stairs(self, what: str) -> float:
+        rows = self.memory("committed")
+        if what == "block_tokens":
+            return self.layout("committed").block if self.config else float(rows.engine_block_size.iloc[0])
+        size, block = rows.formula_bytes_per_sequence, self.ranks * rows.engine_kv_bytes / rows.engine_num_blocks
+        mean = np.polyfit(size.index, size.to_numpy(), 1)[0]
+        line = (mean * size.index.to_series().diff() * rows.sequences).iloc[1:]
+        departs = (size.diff() * rows.sequences).iloc[1:] - line
+        found = departs.abs() > np.maximum(0.01 * line.abs(), block.iloc[1:])
+        return float({"stairs": found.sum(), "formula_intervals": len(line)}.get(what, mean))
 
     def kv(self, what: str, error: str | None) -> float | str | None:
         both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index(kind="stable")
         known = both.formula_bytes_per_sequence.groupby(level=0).first()
+        own = self.memory("committed").formula_bytes_per_sequence
+        known = own if len(own) > 1 else known
         formula = np.polyfit(known.index, known.values, 1)[0]
-        need = self.target["concurrency"] * self.sequence(self.target["context_tokens"])
         told = both[both.engine_bytes_per_token.notna()]
         longest = told[told.index == told.index.max()]
         exact = longest[longest["mode"] == "committed"]
@@ -300,10 +390,7 @@ class Auditor:
             "formula_bytes_per_token": formula,
             "engine_bytes_per_token": engine,
             "context_step_mib": 1024 * both.formula_bytes_per_token.iloc[-1] / MIB,
-            "envelope_pool_gib": self.pool() / GIB,
-            "envelope_utilization": f"{self.memory('utilization').gpu_memory_utilization.max():g}",
-            "target_need_gib": need / GIB,
-            "target_share_pct": 100 * need / self.pool(),
+            "formula_marginal_bytes_per_token": both.formula_bytes_per_token.iloc[-1],
             "estimates": 2 + 2 * (len(self.memory("committed")) > 1),
             "estimates_apart": self.apart(formula, engine),
             "label": model,
@@ -410,6 +497,9 @@ class Auditor:
             return float(
                 self.ranks * row.engine_kv_bytes / row.engine_num_blocks / MIB if what == "block_mib" else row[what]
             )
+        if what == "formula_bytes_per_token":
+            sizes = rows.formula_bytes_per_sequence
+            return float((sizes.diff() / sizes.index.to_series().diff()).loc[at])
         change = self.deltas(word or "ready").loc[at]
         return float(
             {
@@ -479,8 +569,13 @@ class Auditor:
         ready = self.memory("utilization").mem_ready_bytes / MIB
         if what == "gpu_memory_utilization":
             return f"{self.memory('utilization').gpu_memory_utilization.max():g}"
+        slope, intercept = np.polyfit(ready.index, ready.to_numpy(), 1)
+        residuals = ready - (intercept + slope * ready.index)
         return float(
             {
+                "slope_bytes_per_token": slope * MIB,
+                "r_squared": 1 - (residuals**2).sum() / ((ready - ready.mean()) ** 2).sum(),
+                "max_residual_mib": residuals.abs().max(),
                 "lengths": len(ready),
                 "mem_ready_lowest_mib": ready.min(),
                 "mem_ready_highest_mib": ready.max(),
