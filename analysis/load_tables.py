@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.caveats import lengths_words
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import (
@@ -211,6 +212,11 @@ def workload(curve: LoadCurve) -> Phrase:
         length=plain(f"{name}.max_model_len", point.max_model_len),
     )
     return join([load, *shared], ", ")
+
+
+def lengths(curve: LoadCurve) -> Figure:
+    """Return a load's lengths as a figure, in short: `12 + 64 tokens`."""
+    return quote(f"{curve.name}.lengths", lengths_words(curve.series.sample))
 
 
 def _length(name: str, of: str, point: RunPoint, unit: str) -> Phrase:
