@@ -9,9 +9,9 @@ from pathlib import Path
 from analysis.caveats import silent_sessions, title
 from analysis.document import Phrase, join, phrase
 from analysis.figures import count, decimal, plain, quote
+from analysis.knee_sentences import both_answers
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
-from analysis.knee_sentences import both_answers
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, lengths
 from analysis.rules import knee_curves

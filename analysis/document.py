@@ -18,7 +18,7 @@ DIGITS_IN_NAMES = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9]
 """Names that are written with digits; everything else with a digit must be a figure."""
 
 
-COLUMNS_OF_WORDS = ("notes", "estimate", "what", "model", "purpose", "verdict", "knee")
+COLUMNS_OF_WORDS = ("notes", "estimate", "what", "value", "device", "model", "purpose", "verdict", "knee")
 
 
 @dataclass(frozen=True, slots=True)
