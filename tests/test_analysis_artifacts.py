@@ -55,12 +55,12 @@ def test_load_rows_alone_give_no_kv_files(tmp_path: Path) -> None:
 
 def test_artifact_of_an_earlier_state_does_not_stay(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, synthetic.rows()[:8])
-    for stale in ("concurrency_sweep.gone.csv", "batching_benchmark.md", "report.html"):
+    for stale in ("concurrency_sweep.gone.csv", "batching_benchmark.md", "other.html"):
         (run / stale).write_text("old")
     reduce(run)
     assert not (run / "concurrency_sweep.gone.csv").exists()
     assert not (run / "batching_benchmark.md").exists()
-    assert (run / "report.html").read_text() == "old"
+    assert (run / "other.html").read_text() == "old"
 
 
 def test_run_where_everything_failed_is_reduced(tmp_path: Path) -> None:

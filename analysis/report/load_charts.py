@@ -44,7 +44,9 @@ def comparable(curves: Sequence[LoadCurve]) -> list[list[LoadCurve]]:
 
 
 def concurrency_charts(curves: Sequence[LoadCurve]) -> list[Chart]:
-    """Return tok/s and p95 against concurrency for curves that may share axes."""
+    """Return tok/s and p95 against concurrency for curves that may share axes; nothing where no level has numbers."""
+    if not any(curve.levels or _limited(curve) for curve in curves):
+        return []
     known = [
         (RINGED, any(_knees(curve) or _bends(curve) for curve in curves)),
         (REPEATS, any(len(level.measured) > 1 for curve in curves for level in curve.levels)),
@@ -69,9 +71,9 @@ def pareto_chart(curves: Sequence[LoadCurve]) -> Chart | None:
     y = number("gpu", f"output tok/s per {per}", scale={"zero": True})
     about = tooltip(who="", concurrency="concurrency", user="tok/s per user", gpu=f"tok/s per {per}", status="status")
     by_level = {"field": "concurrency", "type": "quantitative"}
-    under = {"type": "line", "color": MUTED, "strokeWidth": 9, "opacity": 0.25}
+    halo = {"type": "point", "filled": True, "color": MUTED, "size": 420, "opacity": 0.3}
     layers = [
-        layer(_frontier(measured), under, x=x, y=y, order=number("user", "")),
+        layer(frontier(measured), halo, x=x, y=y),
         layer(measured, {"type": "line", "strokeWidth": 1.5}, x=x, y=y, color=colour(), order=by_level),
         layer(measured, _point(), x=x, y=y, color=colour(), shape=shape(), tooltip=about),
         layer(
@@ -80,7 +82,7 @@ def pareto_chart(curves: Sequence[LoadCurve]) -> Chart | None:
         ),
     ]  # fmt: skip
     lost = [row for row in rows if not row["measured"]]
-    legend = [*_legend(curves), Key("▬", MUTED, "frontier: no measured level of this chart is better in both")]
+    legend = [*_legend(curves), Key("⬤", MUTED, "with a halo: no measured level of this chart is better in both")]
     legend.append(Key("#", INK, "numbers are concurrency"))
     if lost:
         layers.append(layer(lost, _cross(), x=x, y=y, tooltip=about))
@@ -111,8 +113,8 @@ def _trade(index: int, curve: LoadCurve) -> Rows:
     return rows
 
 
-def _frontier(rows: Rows) -> Rows:
-    """Return the rows that no other beats in both coordinates, by tok/s per user."""
+def frontier(rows: Rows) -> Rows:
+    """Return tok/s per user and per GPU of the rows that no other beats in both, the fastest for a user first."""
     found: Rows = []
     for row in sorted(rows, key=lambda row: (-row["user"], -row["gpu"])):
         if not found or row["gpu"] > found[-1]["gpu"]:
@@ -180,6 +182,11 @@ def _repeats(index: int, curve: LoadCurve, column: str) -> Rows:
         if len(reading.measured) > 1
         for value in reading.values(column)
     ]
+
+
+def _limited(curve: LoadCurve) -> bool:
+    every = [point for reading in curve.series.readings for point in reading.unmeasured]
+    return any(point.status == CLIENT_LIMITED and point.tok_s for point in every)
 
 
 def _unmeasured(curves: Sequence[LoadCurve], column: str) -> Rows:

@@ -38,10 +38,10 @@ class _Line:
 
 
 def memory_chart(result: KvResult) -> Chart | None:
-    """Return the chart of one model on one kind of card; None without a length, measured or failed."""
+    """Return the chart of one model on one kind of card; None where no length was measured."""
     lines = [line for line in _lines(result) if line.points]
     lost = _lost(result)
-    if not lines and not lost:
+    if not lines:
         return None
     x = number("at", "max_model_len (tokens)", scale={"zero": True}, axis={"format": ",d", "grid": False})
     y = number("gib", "memory (GiB)", scale={"zero": True})

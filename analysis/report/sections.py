@@ -14,7 +14,7 @@ from typing import Any
 from analysis.answer import findings, losses
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Part, phrase
-from analysis.figures import GIB, Figure, clean, count, quote, significant
+from analysis.figures import GIB, NOTHING, Figure, clean, count, quote, significant
 from analysis.knee_sentences import knee_sentences
 from analysis.kv_fit import kv_results
 from analysis.limits import verdict_on_the_run
@@ -105,7 +105,10 @@ def _load(doc: Page, tables: Tables) -> None:
     doc.say("A closed loop: so many requests are in flight all the time. Curves share axes where their lengths agree.")
     for same in comparable(curves):
         doc.heading(3, "{lengths}", lengths=lengths(same[0]))
-        doc.charts(concurrency_charts(same))
+        charts = concurrency_charts(same)
+        if not charts:
+            doc.say("None of these levels was measured, so there is nothing to draw.")
+        doc.charts(charts)
         for curve in same:
             if len(same) > 1:
                 doc.say("{who}:", who=identity(curve.series.sample, curve.name, curve.series.group.label))
@@ -123,8 +126,9 @@ def _trade(doc: Page, tables: Tables) -> None:
         return
     doc.say(
         "*tok/s per user* is what one stream gets once its first token is there: one over the median TPOT, medians of "
-        "repeats; TTFT is not in it. *tok/s per GPU* is the level's output tok/s over the GPUs of its server. Up and "
-        "to the right is better. A level that failed has no place in this chart."
+        "repeats; TTFT is not in it. *tok/s per GPU* is the level's output tok/s over the GPUs of its server (of "
+        "the whole server where it has none). Up and to the right is better. A level that failed has no place in this "
+        "chart."
     )
     for same, chart in drawn:
         doc.heading(3, "{lengths}", lengths=lengths(same[0]))
@@ -135,7 +139,7 @@ def _memory(doc: Page, tables: Tables) -> None:
     doc.heading(2, "Memory against max_model_len")
     drawn = [(result, chart) for result in kv_results(tables.points) if (chart := memory_chart(result)) is not None]
     if not drawn:
-        doc.say("Not known from this run: it holds no readings of memory; `+sweep=kv` measures them.")
+        doc.say("Not known from this run: no reading of memory at any length was measured; `+sweep=kv` measures them.")
         return
     doc.say("Of all cards of a server together. What the numbers say is in kv_cache_scaling_notes.md.")
     for result, chart in drawn:
@@ -215,7 +219,7 @@ def _logs(doc: Page, points: Sequence[RunPoint]) -> None:
             first.setdefault(outcome(point), point)
     for point in list(first.values())[:MOST_LOGS]:
         words = "\n".join(filter(None, [point.failure_message, (point.log_tail or "")[-LOG_END:]]))
-        doc.code(words, phrase("The first of {why}", why=outcome_figure(point)))
+        doc.code(words, phrase("{why}: words and log of the first such point", why=outcome_figure(point)))
 
 
 def _provenance(doc: Page, manifest: dict[str, Any], tables: Tables) -> None:
@@ -235,7 +239,8 @@ def _provenance(doc: Page, manifest: dict[str, Any], tables: Tables) -> None:
         doc.say("Seeds of the points: {seeds}.", seeds=quote("run.seeds", ", ".join(map(str, seeds))))
     cards = sorted({(s.node or "", device) for s in tables.sessions for device in s.device_ids or ()})
     if cards:
-        doc.code("\n".join(clean(f"{node}  {device}") for node, device in cards), phrase("Cards: node and device id"))
+        doc.say("Cards, by node and device id:")
+        doc.code("\n".join(clean(f"{node}  {device}") for node, device in cards))
     configuration = manifest.get("experiments")
     if configuration:
         doc.code(json.dumps(configuration, indent=1), phrase("Configuration of the experiments, from manifest.json"))
@@ -265,7 +270,10 @@ def _servers_of(sessions: Sequence[SessionRow]) -> list[list[str | Part]]:
         some = alike[kind]
         name = f"server.{some[0].session_id}"
         columns = ("device_name", "vllm_version", "torch_version", "driver_version", "python_version")
-        words: list[Figure] = [quote(f"{name}.{column}", word) for column, word in zip(columns, kind, strict=True)]
+        words: list[Figure] = [
+            quote(f"{name}.{column}", word) if word else Figure(f"{name}.{column}", None, NOTHING)
+            for column, word in zip(columns, kind, strict=True)
+        ]
         held = count(f"{name}.cards", len({(s.node, device) for s in some for device in s.device_ids or ()}))
         rows.append([words[0], held, *words[1:], count(f"{name}.servers", len(some))])
     return rows
