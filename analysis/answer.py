@@ -1,95 +1,154 @@
-"""The few lines a user reads in the terminal when a run ends; the same numbers as on the pages."""
+"""What a run found, in a few lines: printed in the terminal when it ends, and the first section of report.html."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.caveats import lengths_words, silent_sessions, title
-from analysis.figures import clean, significant_text
-from analysis.knee_sentences import terminal_words
+from analysis.caveats import silent_sessions, title
+from analysis.document import Phrase, join, phrase
+from analysis.figures import count, decimal, plain, quote
+from analysis.knee_sentences import both_answers
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
+from analysis.load_tables import cell, lengths
 from analysis.operating_point import Basis, Choice, Standing, choices
+from analysis.operating_sentences import gives
 from analysis.rates import level_words
 from analysis.rules import knee_curves
-from analysis.series import outcome
-from analysis.tables import read_tables
-from analysis.targets import read_slo
+from analysis.series import Reading, concurrency_figure, outcome, outcome_figure, point_name
+from analysis.tables import RunPoint, Tables, read_tables
+from analysis.targets import Slo, read_slo
 from contract.rows import MEASURED
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the run says about one model on one kind of card, or one server under one load."""
+
+    about: Phrase
+    lines: tuple[Phrase, ...]
 
 
 def answer(run_dir: Path) -> str:
     """Return the main results of a reduced run: bytes per token, capacity, throughput, failures, where files are."""
     tables = read_tables(run_dir)
     lines: list[str] = []
-    for result in kv_results(tables.points):
-        lines += _kv_lines(result)
-    for curve in knee_curves(tables.points):
-        lines += _load_lines(curve)
-    slo = read_slo(run_dir)
-    if slo.percentiles():
-        lines += [_operating_line(choice) for choice in choices(tables.points, slo, None)]
-    lost = Counter(outcome(point) for point in tables.points if point.status != MEASURED)
+    for finding in findings(tables, read_slo(run_dir)):
+        lines += [finding.about.plain, *(f"  {line.plain}" for line in finding.lines)]
+    return "\n".join([*lines, *(line.plain for line in losses(tables)), f"Files: {run_dir}"])
+
+
+def findings(tables: Tables, slo: Slo) -> list[Finding]:
+    """Return what the memory points, the levels of load and the objectives say, in this order."""
+    memory = [Finding(_title(_sample(result), result.name, result.group.label), tuple(_kv_lines(result)))
+              for result in kv_results(tables.points)]  # fmt: skip
+    load = [Finding(_title(curve.series.sample, curve.name, curve.series.group.label), tuple(_load_lines(curve)))
+            for curve in knee_curves(tables.points)]  # fmt: skip
+    return [*memory, *load, *_operating(tables, slo)]
+
+
+def losses(tables: Tables) -> list[Phrase]:
+    """Return what was not measured; nothing where all was."""
+    lines = []
+    lost: dict[str, list[RunPoint]] = {}
+    for point in tables.points:
+        if point.status != MEASURED:
+            lost.setdefault(outcome(point), []).append(point)
     if lost:
-        classes = ", ".join(f"{words} x{number}" for words, number in sorted(lost.items()))
-        lines.append(f"Not measured: {sum(lost.values())} of {len(tables.points)} points ({classes})")
+        lines.append(
+            phrase(
+                "Not measured: {n} of {all} points ({classes})",
+                n=count("lost.points", sum(map(len, lost.values()))),
+                all=count("run.points", len(tables.points)),
+                classes=join((_lost(lost[words]) for words in sorted(lost)), ", "),
+            )
+        )
     if silent := silent_sessions(tables):
-        lines.append(f"Sessions that failed before any of their points had a row: {silent}")
+        lines.append(
+            phrase("Sessions that failed before any of their points had a row: {n}", n=count("lost.sessions", silent))
+        )
     if not tables.points:
-        lines.append("No point was measured.")
-    lines.append(f"Files: {run_dir}")
-    return "\n".join([*map(_one_line, lines[:-1]), lines[-1]])
+        lines.append(phrase("No point was measured."))
+    return lines
 
 
-def _one_line(words: str) -> str:
-    """Rows may come from elsewhere: nothing in them may move the cursor of a terminal."""
-    return " " * (len(words) - len(words.lstrip(" "))) + clean(words)
+def _lost(points: Sequence[RunPoint]) -> Phrase:
+    first = points[0]
+    return phrase("{why} x{n}", why=outcome_figure(first), n=count(f"{point_name(first)}.alike", len(points)))
 
 
-def _kv_lines(result: KvResult) -> Iterator[str]:
-    sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
-    yield title(sample, result.group.label)
-    found = [f"{estimate.short} {estimate.bytes_per_token:,.0f}" for estimate in estimates(result)]
+def _sample(result: KvResult) -> RunPoint:
+    return result.readings[0].measured[0] if result.readings else result.group.points[0]
+
+
+def _title(sample: RunPoint, name: str, label: str) -> Phrase:
+    return phrase("{who}", who=quote(f"{name}.title", title(sample, label)))
+
+
+def _kv_lines(result: KvResult) -> Iterator[Phrase]:
+    found = [
+        phrase(estimate.short + " {n}", n=count(estimate.name, estimate.bytes_per_token))
+        for estimate in estimates(result)
+    ]
     if found:
-        yield f"  bytes per KV token: {', '.join(found)}"
+        yield phrase("bytes per KV token: {found}", found=join(found, ", "))
     for series in result.capacity:
-        fits = [
-            f"{concurrency:,.2f} x {reading.at}"
-            for reading in series.measured
-            if (concurrency := reading.median("engine_max_concurrency")) is not None
-        ]
+        fits = [_capacity(reading) for reading in series.measured if reading.values("engine_max_concurrency")]
         if fits:
-            share = series.sample.gpu_memory_utilization or 0
-            yield f"  full-length sequences at gpu_memory_utilization {share:g}: {', '.join(fits)} tokens"
+            share = f"{series.sample.gpu_memory_utilization or 0:g}"
+            yield phrase(
+                "full-length sequences at gpu_memory_utilization {share}: {fits} tokens",
+                share=quote(f"{series.name}.gpu_memory_utilization", share),
+                fits=join(fits, ", "),
+            )
 
 
-def _operating_line(choice: Choice) -> str:
+def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:
+    """The operating point of every load, where there is an objective."""
+    if slo.percentiles():
+        for choice in choices(tables.points, slo, None):
+            curve = choice.curves[0]
+            about = _title(curve.series.sample, curve.name, curve.series.group.label)
+            yield Finding(about, (_operating_line(choice),))
+
+
+def _operating_line(choice: Choice) -> Phrase:
     """The operating point of one load, or that it is not known; what its verdict is about stands on the page."""
-    kind = ", by arrival rate" if choice.open_loop else ""
-    head = f"  operating point ({lengths_words(choice.sample)}{kind}): "
+    load = lengths(choice.curves[0])
+    kind = "operating point ({load}" + (", by arrival rate" if choice.open_loop else "") + "): "
     if choice.point is None:
         measured = [candidate.standing for candidate in choice.candidates if candidate.measured]
         none = measured and all(standing is Standing.MISSES for standing in measured)
-        return head + ("no measured level meets the objectives" if none else "not known from this run")
+        return phrase(
+            kind + ("no measured level meets the objectives" if none else "not known from this run"), load=load
+        )
     certain = "" if choice.basis is Basis.OBJECTIVES else "beyond noise not known from this run; as it stands "
-    level = level_words(choice.point.reading).plain
-    tok_s, p95 = significant_text(choice.point.tok_s), significant_text(choice.point.p95_e2e_s)
-    return f"{head}{certain}{level}, {tok_s} tok/s at p95 {p95} s"
+    reading = choice.point.reading
+    return phrase(kind + certain + "{level}, {gives}", load=load, level=level_words(reading), gives=gives(reading))
 
 
-def _load_lines(curve: LoadCurve) -> Iterator[str]:
-    best, sample = curve.best, curve.series.sample
-    yield title(sample, curve.series.group.label)
+def _capacity(reading: Reading) -> Phrase:
+    return phrase(
+        "{n} x {length}",
+        n=reading.figure(decimal, "engine_max_concurrency"),
+        length=plain(f"{reading.name}.max_model_len", reading.at),
+    )
+
+
+def _load_lines(curve: LoadCurve) -> Iterator[Phrase]:
+    best = curve.best
     if best is None:
-        yield "  no level of load was measured"
+        yield phrase("no level of load was measured")
         return
-    yield (
-        f"  best throughput: {significant_text(best.median('tok_s') or 0)} tok/s at concurrency {best.at}, "
-        f"p95 {significant_text(best.median('p95_e2e_s') or 0)} s "
-        f"({lengths_words(sample)})"
+    yield phrase(
+        "best throughput: {tok_s} tok/s at concurrency {at}, p95 {p95} s ({lengths})",
+        tok_s=cell(best, "tok_s"),
+        at=concurrency_figure(best),
+        p95=cell(best, "p95_e2e_s"),
+        lengths=lengths(curve),
     )
     if len(curve.levels) > 1:
-        yield f"  {terminal_words(curve)}"
+        yield both_answers(curve)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from analysis.batching import batching_page
@@ -19,6 +19,8 @@ from analysis.load_tables import write_concurrency_sweep
 from analysis.operating_page import operating_page
 from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
+from analysis.report.page import Page
+from analysis.report.sections import report_page, title
 from analysis.tables import build_tables, read_tables
 from analysis.targets import Targets, read_gpu_hour, read_slo, read_targets
 from analysis.timeline import read_utilization, write_timeline
@@ -36,6 +38,7 @@ OWNED = (
     "rate_sweep.*.csv",
     "rate_sweep.md",
     "operating_point.md",
+    "report.html",
     "figures.csv",
     *(
         f"plots/{stem}{rest}.svg"
@@ -75,23 +78,23 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
         rate_page(tables),
         operating_page(tables, slo, targets, read_gpu_hour(run_dir)),
     ]
+    report = report_page(run_dir, tables)
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
-    written += _write_pages(run_dir, [page for page in pages if page is not None])
+    written += _write_pages(run_dir, [page for page in pages if page is not None], report, title(tables))
     written += write_plots(run_dir, tables, targets)
     written += write_timeline(run_dir, tables, utilization)
     _remove_stale(run_dir, written)
     return written
 
 
-def _write_pages(run_dir: Path, pages: list[Document]) -> list[Path]:
-    if not pages:
-        return []
+def _write_pages(run_dir: Path, pages: Sequence[Document], report: Page, title: str) -> list[Path]:
     paths = [write_text(run_dir / page.file, page.text()) for page in pages]
-    return [*paths, write_figures(run_dir / "figures.csv", [(page.file, page.figures) for page in pages])]
+    paths.append(write_text(run_dir / report.file, report.html(title)))
+    return [*paths, write_figures(run_dir / "figures.csv", [(page.file, page.figures) for page in (*pages, report)])]
 
 
 def _remove_stale(run_dir: Path, written: Iterable[Path]) -> None:

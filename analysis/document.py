@@ -1,4 +1,8 @@
-"""A small Markdown builder whose prose cannot hold a typed number: digits come from figures, words from templates."""
+"""A small builder of pages whose prose cannot hold a typed number: digits come from figures, words from templates.
+
+A page is a list of blocks whose words carry a little Markdown. `Document.text` is the Markdown of it; `analysis.report`
+makes HTML of the same blocks.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from analysis.figures import Figure
 
 DIGITS_IN_NAMES = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
 """Names that are written with digits; everything else with a digit must be a figure."""
+
+
+COLUMNS_OF_WORDS = ("notes", "estimate", "what", "value", "device", "model", "purpose", "verdict", "knee")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +85,71 @@ def _with_marks(
     return list(columns), marked
 
 
+class Block:
+    """A part of a page, its words in Markdown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heading(Block):
+    """A heading; level 1 is the page's."""
+
+    level: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph(Block):
+    """A paragraph; a caution is set apart."""
+
+    words: str
+    caution: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets(Block):
+    """A list."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Block):
+    """A table; columns of words stand to the left, those of numbers to the right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def of_words(self) -> tuple[bool, ...]:
+        """Whether each column holds words."""
+        return tuple(column in COLUMNS_OF_WORDS for column in self.columns)
+
+
 class Document:
-    """One Markdown page and the figures that stand on it."""
+    """One page and the figures that stand on it."""
 
     def __init__(self, file: str) -> None:
         self.file = file
         self.figures: list[Figure] = []
-        self._blocks: list[str] = []
+        self.blocks: list[Block] = []
 
     def heading(self, level: int, template: str, **parts: Part) -> None:
         """Add a heading."""
-        self._blocks.append(f"{'#' * level} {self._take(phrase(template, **parts))}")
+        self.blocks.append(Heading(level, self._take(phrase(template, **parts))))
 
     def say(self, template: str, **parts: Part) -> None:
         """Add a paragraph."""
-        self._blocks.append(self._take(phrase(template, **parts)))
+        self.blocks.append(Paragraph(self._take(phrase(template, **parts))))
 
     def caution(self, template: str, **parts: Part) -> None:
         """Add a paragraph set apart, for what a reader must know before any number."""
-        self._blocks.append(f"> {self._take(phrase(template, **parts))}")
+        self.blocks.append(Paragraph(self._take(phrase(template, **parts)), caution=True))
 
     def bullets(self, items: Iterable[Phrase]) -> None:
         """Add a list; nothing when there are no items."""
-        lines = [f"- {self._take(item)}" for item in items]
-        if lines:
-            self._blocks.append("\n".join(lines))
+        words = tuple(self._take(item) for item in items)
+        if words:
+            self.blocks.append(Bullets(words))
 
     def table(
         self, columns: Sequence[str | Part], rows: Iterable[Sequence[str | Part]], simulated: bool = False
@@ -113,17 +160,12 @@ class Document:
         """
         if simulated:
             columns, rows = _with_marks(columns, rows)
-        body = [[self._cell(cell) for cell in row] for row in rows]
-        header = [self._cell(column) for column in columns]
-        rule = [
-            "---" if header[i] in ("notes", "estimate", "what", "model", "purpose", "verdict", "knee") else "---:"
-            for i in range(len(header))
-        ]
-        self._blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *body]))
+        body = tuple(tuple(map(self._cell, row)) for row in rows)
+        self.blocks.append(Table(tuple(map(self._cell, columns)), body))
 
     def text(self) -> str:
-        """Return the page."""
-        return "\n\n".join(self._blocks) + "\n"
+        """Return the page in Markdown."""
+        return "\n\n".join(map(_markdown, self.blocks)) + "\n"
 
     def _cell(self, cell: str | Part) -> str:
         return self._take(phrase(cell) if isinstance(cell, str) else cell)
@@ -131,3 +173,17 @@ class Document:
     def _take(self, part: Part) -> str:
         self.figures.extend(_figures(part))
         return part.text
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(level, words):
+            return f"{'#' * level} {words}"
+        case Paragraph(words, caution):
+            return f"> {words}" if caution else words
+        case Bullets(items):
+            return "\n".join(f"- {item}" for item in items)
+        case Table(columns, rows):
+            rule = ["---" if words else "---:" for words in block.of_words]
+            return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, rule, *rows])
+    raise TypeError(f"no Markdown for {block!r}")

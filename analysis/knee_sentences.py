@@ -260,23 +260,28 @@ def _latency(curve: LoadCurve) -> Phrase:
     )
 
 
-def terminal_words(curve: LoadCurve) -> str:
-    """Return both answers in one line for the terminal."""
-    knee, blow_up = curve.knee, curve.blow_up
+def both_answers(curve: LoadCurve) -> Phrase:
+    """Return both answers in one line."""
+    return phrase("throughput {stops}; p95 latency: {blows}", stops=_stops(curve), blows=_blows(curve))
+
+
+def _stops(curve: LoadCurve) -> Phrase:
+    knee = curve.knee
     if knee.verdict is KneeVerdict.KNEE:
-        stops = f"stops scaling at {knee_levels(curve).text}"
-    elif knee.verdict is KneeVerdict.NO_KNEE_YET:
-        assert knee.doubling is not None
-        gain = significant_text(100 * knee.doubling.share, 2)
-        stops = f"was still rising at the last level (by {gain} % in the last doubling)"
-    else:
-        stops = "stops scaling at a level not known from this run"
-        if knee.doubling is not None:
-            stops += f" (the last doubling gained {significant_text(100 * knee.doubling.share, 2)} %)"
+        return phrase("stops scaling at {levels}", levels=knee_levels(curve))
+    if knee.doubling is None:
+        return phrase("stops scaling at a level not known from this run")
+    share = 100 * knee.doubling.share
+    gain = Figure(f"{curve.name}.doubling_share_pct", share, f"{significant_text(share, 2)} %")
+    if knee.verdict is KneeVerdict.NO_KNEE_YET:
+        return phrase("was still rising at the last level (by {gain} in the last doubling)", gain=gain)
+    return phrase("stops scaling at a level not known from this run (the last doubling gained {gain})", gain=gain)
+
+
+def _blows(curve: LoadCurve) -> Phrase:
+    blow_up = curve.blow_up
     if blow_up is None or blow_up.seen is None:
-        blows = "where it outgrows throughput is not known from this run"
-    elif blow_up.seen:
-        blows = f"outgrows it after {blow_up_levels(curve, blow_up).text}"
-    else:
-        blows = "nowhere outgrows it"
-    return f"throughput {stops}; p95 latency: {blows}"
+        return phrase("where it outgrows throughput is not known from this run")
+    if not blow_up.seen:
+        return phrase("nowhere outgrows it")
+    return phrase("outgrows it after {levels}", levels=blow_up_levels(curve, blow_up))

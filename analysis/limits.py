@@ -41,7 +41,7 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
         doc.say("Load: {load}.", load=workload(curve))
         rows = [_row(curve, reading) for reading in curve.series.readings]
         doc.table(COLUMNS, rows, curve.series.sample.simulated)
-        doc.bullets([_verdict_on_the_run(curve), _prediction(curve), *_neighbours(curve)])
+        doc.bullets([verdict_on_the_run(curve), _prediction(curve), *_neighbours(curve)])
 
 
 def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
@@ -112,7 +112,7 @@ def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
     return Unknown(why, "the same sweep with `server.max_num_seqs` set tells")
 
 
-def _verdict_on_the_run(curve: LoadCurve) -> Phrase:
+def verdict_on_the_run(curve: LoadCurve) -> Phrase:
     """The verdict on the highest level that has one, and from which level on it holds."""
     every = [(reading, signs(curve, reading)) for reading in curve.series.readings]
     tried = [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.caveats import lengths_words
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import (
@@ -215,6 +216,11 @@ def lengths_sent(curve: LoadCurve) -> Phrase:
         prompt=_length(name, "prompt", point, " tokens"),
         output=_length(name, "output", point, ""),
     )
+
+
+def lengths(curve: LoadCurve) -> Figure:
+    """Return a load's lengths as a figure, in short: `12 + 64 tokens`."""
+    return quote(f"{curve.name}.lengths", lengths_words(curve.series.sample))
 
 
 def _length(name: str, of: str, point: RunPoint, unit: str) -> Phrase:

@@ -60,7 +60,7 @@ class Bar:
 
 def bars_of(tables: Tables) -> tuple[float, list[Bar]]:
     """Return the first start (since the epoch) and a bar for every session that has a start and an end, in order."""
-    spans = [(session, _moment(session.started_at), _moment(session.ended_at)) for session in tables.sessions]
+    spans = [(session, moment(session.started_at), moment(session.ended_at)) for session in tables.sessions]
     known = [(session, start, end) for session, start, end in spans if start is not None and end is not None]
     origin = min((start for _, start, _ in known), default=0.0)
     points: dict[str, list[RunPoint]] = {}
@@ -73,12 +73,13 @@ def bars_of(tables: Tables) -> tuple[float, list[Bar]]:
     return origin, sorted(bars, key=lambda bar: (bar.start_s, bar.session.session_id))
 
 
-def _moment(stamp: str | None) -> float | None:
+def moment(stamp: str | None) -> float | None:
+    """Return a row's time stamp as seconds since the epoch; None for one that is missing or none."""
     try:
-        moment = datetime.fromisoformat(stamp or "")
+        read = datetime.fromisoformat(stamp or "")
     except ValueError:
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
 def _words(session: SessionRow, points: Sequence[RunPoint]) -> str:
@@ -144,7 +145,7 @@ def utilization_lines(
     samples: Iterable[Sample], points: Iterable[RunPoint], origin: float, bin_s: float
 ) -> dict[Card, Line]:
     """Return each card's utilisation (mean of each bin) over seconds since `origin`, broken by NaN between points."""
-    known = {(p.session_id, p.point_id): (p.node or "", _moment(p.started_at)) for p in points}
+    known = {(p.session_id, p.point_id): (p.node or "", moment(p.started_at)) for p in points}
     bins: dict[Card, dict[tuple[float, str, int], Line]] = {}
     for session_id, point_id, device_id, t_s, percent in samples:
         node, start = known.get((session_id, point_id), ("", None))
@@ -176,7 +177,7 @@ def _draw(bars: Sequence[Bar], origin: float, tables: Tables, samples: Sequence[
     found = utilization_lines(samples, tables.points, origin, bin_s)
     lines = {label: found[card] for card, label in labels.items() if card in found}
     columns = max(1, 110 // (8 + max(map(len, labels.values()))))
-    places, floors = _places(bars, list(labels))
+    places, floors = rows_of(bars, list(labels))
     heights = [0.3 * floors[-1] + 0.1, *([1.7] if lines else [])]
     figure.set_size_inches(9.6, sum(heights) + 1.3 + (0.3 + 0.17 * math.ceil(len(lines) / columns) if lines else 0))
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -192,11 +193,11 @@ def _draw(bars: Sequence[Bar], origin: float, tables: Tables, samples: Sequence[
     panels[-1].set_xlim(0, span)
     panels[-1].set_xlabel(f"seconds since the first server was started ({first:%Y-%m-%d %H:%M:%S} UTC)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    set_title(figure, "What ran when", _subtitle(tables))
+    set_title(figure, "What ran when", subtitle(tables))
     _fit_words(figure, panels[0], places)
 
 
-def _places(bars: Sequence[Bar], cards: Sequence[Card]) -> tuple[list[tuple[Bar, int]], list[int]]:
+def rows_of(bars: Sequence[Bar], cards: Sequence[Card]) -> tuple[list[tuple[Bar, int]], list[int]]:
     """Return a row for each bar of each card, and the row at which each card begins (and the last one ends)."""
     places: list[tuple[Bar, int]] = []
     floors = [0]
@@ -249,7 +250,7 @@ def _utilization(axes: Any, lines: dict[str, Line], columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8, borderaxespad=0.2)
 
 
-def _subtitle(tables: Tables) -> str:
+def subtitle(tables: Tables) -> str:
     """Return the title of the point with the most marks, standing for all models and cards of the run."""
     if not tables.points:
         return "no point has a row" + (", simulated" if any(s.simulated for s in tables.sessions) else "")

@@ -27,6 +27,7 @@ from analysis.figures import count, quote, write_figures
 from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout
 from tests.model_files import published
+from tests.page_reader import prose
 
 MIB, GIB = 2**20, 2**30
 NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
@@ -205,6 +206,15 @@ CONFIGS = {
 }
 """What the manifest holds of the models whose layers differ."""
 
+MANIFEST = {
+    "argv": ["python", "-m", "orchestrator", "+sweep=capacity", "seed=7"],
+    "created_at": "2026-01-02T03:04:04+00:00",
+    "schema_version": 4,
+    "python": "3.12.3",
+    "versions": {"vllm": "0.25.1", "torch": "2.11.0"},
+    "experiments": [{"seed": 7}],
+}
+
 
 @pytest.fixture(scope="module", params=sorted(RUNS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -216,7 +226,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         else {"concurrency": 16, "context_tokens": 4096}
     )
     sessions = synthetic.planned(RUNS[request.param], CONFIGS.get(request.param))
-    manifest = {"target": target, "sessions": sessions} | MANIFESTS.get(request.param, {})
+    manifest = MANIFEST | {"target": target, "sessions": sessions} | MANIFESTS.get(request.param, {})
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
     with patch("analysis.artifacts.write_plots", return_value=[]):  # no figures in them, and they take the time
         reduce(run_dir)
@@ -229,12 +239,13 @@ def registered(run: Path) -> list[dict[str, str]]:
 
 
 def test_every_number_on_a_page_is_a_registered_figure(run: Path) -> None:
-    pages = list(run.glob("*.md"))
-    assert pages
+    pages = [*run.glob("*.md"), run / "report.html"]
+    assert len(pages) > 1
     for page in pages:
         texts = {row["text"] for row in registered(run) if row["file"] == page.name}
         known = {number for text in texts for number in NUMBER.findall(text)}
-        left = NAMES_WITH_DIGITS.sub("", page.read_text())
+        words = page.read_text()
+        left = NAMES_WITH_DIGITS.sub("", prose(words) if page.suffix == ".html" else words)
         for text in sorted((t for t in texts if not NUMBER.fullmatch(t)), key=len, reverse=True):
             left = left.replace(text, " ")
         assert set(NUMBER.findall(left)) <= known, page.name
@@ -256,7 +267,7 @@ def test_every_figure_is_recomputed_from_the_tables(run: Path) -> None:
 
 def test_text_of_a_figure_is_its_value_rounded(run: Path) -> None:
     for row in registered(run):
-        number = re.fullmatch(r"([+-]?[\d,.]+(?:e[+-]\d+)?)(?: %|x)?", row["text"])
+        number = re.fullmatch(r"([+-]?[\d,]+(?:\.\d+)?(?:e[+-]\d+)?)(?: %|x)?", row["text"])
         if number and re.fullmatch(r"[-\d.e+]+", row["value"]):
             shown = number[1].replace(",", "")
             value = float(row["value"])
@@ -272,10 +283,11 @@ class Auditor:
         self.points = pd.read_parquet(run / "points.parquet")
         self.requests = pd.read_parquet(run / "requests.parquet")
         self.sessions = pd.read_parquet(run / "sessions.parquet").set_index("session_id")
-        manifest = json.loads((run / "manifest.json").read_text())
-        self.target, self.slo = manifest["target"], manifest.get("slo", {})
-        self.gpu_hour = manifest.get("cost", {}).get("gpu_hour")
-        self.config = next((session["model"]["config"] for session in manifest["sessions"]), None)
+        self.run = run
+        self.manifest = json.loads((run / "manifest.json").read_text())
+        self.target, self.slo = self.manifest["target"], self.manifest.get("slo", {})
+        self.gpu_hour = self.manifest.get("cost", {}).get("gpu_hour")
+        self.config = next((session["model"]["config"] for session in self.manifest["sessions"]), None)
         self.ranks = max(int(self.points.gpus.iloc[0]), 1)
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
             (r"target\.(\w+)", lambda key: self.target[key]),
@@ -284,10 +296,16 @@ class Auditor:
             (r"cost\.gpu_hour", lambda: self.gpu_hour),
             (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
+            (r"run\.(\w+)", self.of_the_run),
+            (r"lost\.points", lambda: float((self.points.status != "measured").sum())),
+            (r"manifest\.(\w+)", lambda key: str(self.manifest[key])),
+            (r"manifest\.versions\.(\d+)\.(package|version)", self.package),
+            (r"server\.(.+)\.(\w+)", self.server),
+            (r"report\.(\w+)\.bin_s", self.bin_s),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
             (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
             (r"load\.telemetry_cost_pct", lambda: 100 * self.watched().telemetry_cost_share.max()),
-            (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
+            (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points|alike)", self.lost),
             (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.len(\d+)\.c(\d+)[._](\w+)", self.envelope_cell),
             (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.(\w+)", lambda p, w: self.envelope(p).value(w, self.target)),
             (r"kv\.[^.]+\.(\w+)(\.error_pct)?", self.kv),
@@ -366,6 +384,34 @@ class Auditor:
         named = self.points[self.points.model.str.lower().str.replace(r"[^a-z0-9]+", "-", regex=True) == slug]
         return str(named["model" if what == "model" else "model_cut"].iloc[0])
 
+    def of_the_run(self, what: str) -> float | str:
+        return {
+            "id": str(self.points.run_id.iloc[0]),
+            "points": float(len(self.points)),
+            "measured": float((self.points.status == "measured").sum()),
+            "seeds": ", ".join(f"{seed:.0f}" for seed in sorted(self.points.seed.dropna().unique())),
+        }[what]
+
+    def package(self, number: str, what: str) -> str:
+        return list(self.manifest["versions"].items())[int(number)][what == "version"]
+
+    def server(self, session: str, what: str) -> float | str:
+        columns = ["device_name", "vllm_version", "torch_version", "driver_version", "python_version"]
+        words = self.sessions[columns].fillna("")
+        alike = self.sessions[(words == words.loc[session]).all(axis=1)]
+        if what == "servers":
+            return float(len(alike))
+        if what == "cards":
+            return float(len({(row.node, device) for row in alike.itertuples() for device in row.device_ids}))
+        return str(words.loc[session, what])
+
+    def bin_s(self, table: str) -> float:
+        starts = pd.to_datetime(self.points.set_index(["session_id", "point_id"]).started_at)
+        samples = pd.read_parquet(self.run / f"{table}.parquet")
+        at = samples.join(starts, on=["session_id", "point_id"])
+        seconds = (at.started_at - starts.min()).dt.total_seconds() + at.t_s
+        return max(1.0, float(seconds.max() - seconds.min()) / 300)
+
     def memory_left(self, row: pd.Series[Any]) -> float:
         assert np.isnan(row.memory_back_s)
         return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
@@ -383,6 +429,8 @@ class Auditor:
             return row.status if row.status == row.failure_class else f"{row.status}: {row.failure_class}"
         if what == "message":
             return str(row.failure_message)
+        if what == "alike":
+            return float(((self.points.status == row.status) & (self.points.failure_class == row.failure_class)).sum())
         if what == "points":
             same = self.points[(self.points.status != "measured") & (self.points.purpose == row.purpose)]
             same = same[same.max_model_len == row.max_model_len]
@@ -759,6 +807,10 @@ class Auditor:
             return self.title()
         if what == "version":
             return self.version()
+        if what == "lengths":
+            chat = "chat, " if row.api == "chat" else ""
+            mean = " on average" if isinstance(row.prompt_lengths, str) else ""
+            return f"{chat}{row.prompt_tokens:.0f} + {row.output_tokens:.0f} tokens{mean}"
         if what == "predicted_kv_concurrency":
             return float(row.engine_max_concurrency)
         if what == "gpu_memory_utilization":
