@@ -33,7 +33,15 @@ class Slo:
 def read_slo(run_dir: Path) -> Slo:
     """Return the objectives under the key `slo` of `manifest.json`; none where the file or the key is missing."""
     slo = _section(run_dir, "slo")
-    return Slo(*(_seconds(slo.get(field.name)) for field in fields(Slo)))
+    return Slo(*(_above_zero(slo.get(field.name)) for field in fields(Slo)))
+
+
+def read_gpu_hour(run_dir: Path) -> float | None:
+    """Return the price of one GPU for one hour, the key `cost.gpu_hour` of `manifest.json`; None where it is not given.
+
+    In a currency that nobody names.
+    """
+    return _above_zero(_section(run_dir, "cost").get("gpu_hour"))
 
 
 def read_targets(run_dir: Path) -> Targets:
@@ -46,8 +54,10 @@ def _positive(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+def _above_zero(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 < value < float("inf") else None
 
 
 def _section(run_dir: Path, key: str) -> dict[str, Any]:
