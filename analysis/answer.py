@@ -12,9 +12,12 @@ from analysis.knee_sentences import terminal_words
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
+from analysis.operating_point import Basis, Choice, Standing, choices
+from analysis.rates import level_words
 from analysis.rules import knee_curves
 from analysis.series import outcome
 from analysis.tables import read_tables
+from analysis.targets import read_slo
 from contract.rows import MEASURED
 
 
@@ -26,6 +29,9 @@ def answer(run_dir: Path) -> str:
         lines += _kv_lines(result)
     for curve in knee_curves(tables.points):
         lines += _load_lines(curve)
+    slo = read_slo(run_dir)
+    if slo.percentiles():
+        lines += [_operating_line(choice) for choice in choices(tables.points, slo, None)]
     lost = Counter(outcome(point) for point in tables.points if point.status != MEASURED)
     if lost:
         classes = ", ".join(f"{words} x{number}" for words, number in sorted(lost.items()))
@@ -58,6 +64,20 @@ def _kv_lines(result: KvResult) -> Iterator[str]:
         if fits:
             share = series.sample.gpu_memory_utilization or 0
             yield f"  full-length sequences at gpu_memory_utilization {share:g}: {', '.join(fits)} tokens"
+
+
+def _operating_line(choice: Choice) -> str:
+    """The operating point of one load, or that it is not known; what its verdict is about stands on the page."""
+    kind = ", by arrival rate" if choice.open_loop else ""
+    head = f"  operating point ({lengths_words(choice.sample)}{kind}): "
+    if choice.point is None:
+        measured = [candidate.standing for candidate in choice.candidates if candidate.measured]
+        none = measured and all(standing is Standing.MISSES for standing in measured)
+        return head + ("no measured level meets the objectives" if none else "not known from this run")
+    certain = "" if choice.basis is Basis.OBJECTIVES else "beyond noise not known from this run; as it stands "
+    level = level_words(choice.point.reading).plain
+    tok_s, p95 = significant_text(choice.point.tok_s), significant_text(choice.point.p95_e2e_s)
+    return f"{head}{certain}{level}, {tok_s} tok/s at p95 {p95} s"
 
 
 def _load_lines(curve: LoadCurve) -> Iterator[str]:

@@ -16,10 +16,11 @@ from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
 from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
+from analysis.operating_page import operating_page
 from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
 from analysis.tables import build_tables, read_tables
-from analysis.targets import Targets, read_slo, read_targets
+from analysis.targets import Targets, read_gpu_hour, read_slo, read_targets
 from analysis.timeline import read_utilization, write_timeline
 
 OWNED = (
@@ -34,6 +35,7 @@ OWNED = (
     "rate_sweep.csv",
     "rate_sweep.*.csv",
     "rate_sweep.md",
+    "operating_point.md",
     "figures.csv",
     *(
         f"plots/{stem}{rest}.svg"
@@ -64,10 +66,15 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     if (run_dir / "plots").is_symlink():
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
-    tables = with_goodput(run_dir, read_tables(run_dir), read_slo(run_dir))
+    slo, targets = read_slo(run_dir), targets or read_targets(run_dir)
+    tables = with_goodput(run_dir, read_tables(run_dir), slo)
     utilization = read_utilization(run_dir)
-    targets = targets or read_targets(run_dir)
-    pages = [kv_page(tables, targets), batching_page(tables), rate_page(tables)]
+    pages = [
+        kv_page(tables, targets),
+        batching_page(tables),
+        rate_page(tables),
+        operating_page(tables, slo, targets, read_gpu_hour(run_dir)),
+    ]
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)

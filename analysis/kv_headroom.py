@@ -13,6 +13,7 @@ from analysis.kv_envelope_table import add_envelopes
 from analysis.kv_fit import KvResult
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
+from analysis.operating_point import latency_level, throughput_level
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
 from analysis.tables import RunPoint, Tables
@@ -29,6 +30,13 @@ def add_headroom(doc: Document, result: KvResult, tables: Tables, targets: Targe
     _trade_offs(doc, result, tables.points)
 
 
+def longest_safe(result: KvResult, concurrency: int) -> Reading | None:
+    """Return the longest measured length of which the pool holds so many full sequences within `HEADROOM`."""
+    readings = result.pool.measured if result.pool is not None else ()
+    enough = [r for r in readings if HEADROOM * (r.median("engine_max_concurrency") or 0.0) >= concurrency]
+    return enough[-1] if enough else None
+
+
 def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: Targets) -> None:
     if result.pool is None:
         doc.say(
@@ -40,23 +48,23 @@ def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: T
     if not readings:
         doc.say("Not known from this run: the engine did not give its KV concurrency.")
         return
-    doc.say("Full-length sequences that the pool holds, by the engine: {list}.", list=_capacities(readings))
+    doc.say("Full-length sequences that the pool holds, by the engine: {list}.", list=capacities(readings))
     if targets.concurrency is None:
         doc.say(
             "The run names no target (`target.concurrency`), so no length is picked: choose the row that leaves room."
         )
         return
-    enough = [r for r in readings if HEADROOM * (r.median("engine_max_concurrency") or 0.0) >= targets.concurrency]
+    safe = longest_safe(result, targets.concurrency)
     target = count("target.concurrency", targets.concurrency)
     rule = percent("rule.headroom_pct", HEADROOM, 0)
-    if enough:
+    if safe is not None:
         doc.say(
             "For {n} full-length sequences at once within {rule} of the pool, **max_model_len {length}** is the "
             "longest safe one of those measured ({room} fit).",
             n=target,
             rule=rule,
-            length=plain(f"{enough[-1].name}.max_model_len", enough[-1].at),
-            room=enough[-1].figure(decimal, "engine_max_concurrency"),
+            length=plain(f"{safe.name}.max_model_len", safe.at),
+            room=safe.figure(decimal, "engine_max_concurrency"),
         )
     else:
         doc.say(
@@ -90,7 +98,8 @@ def _longest(doc: Document, envelope: Envelope, n: int, measured: Sequence[float
     )
 
 
-def _capacities(readings: Sequence[Reading]) -> Phrase:
+def capacities(readings: Sequence[Reading]) -> Phrase:
+    """Return the full-length sequences that the engine counts at each length: `N of LENGTH tokens, …`."""
     parts: dict[str, Part] = {}
     words = []
     for index, reading in enumerate(readings):
@@ -130,7 +139,7 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
         )
         return
     for curve in curves:
-        items = [_for_latency(curve), _for_throughput(curve)]
+        items = [for_latency(curve), for_throughput(curve)]
         doc.say("From the levels measured in this run ({load}):", load=workload(curve))
         doc.bullets(items)
     doc.say(
@@ -139,14 +148,13 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
     )
 
 
-def _for_latency(curve: LoadCurve) -> Phrase:
-    """Needs the blow-up found, or seen not to lie within the levels."""
-    blow_up = curve.blow_up
-    if blow_up is None or blow_up.seen is None:
+def for_latency(curve: LoadCurve) -> Phrase:
+    """Return what a latency-focused service chooses. Needs the blow-up found, or seen not to lie within the levels."""
+    blow_up, quiet = curve.blow_up, latency_level(curve)
+    if blow_up is None or quiet is None:
         return phrase(
             "Latency-focused: where latency blows up is not known from this run; " + repeats_tell(curve) + "."
         )
-    quiet = curve.at(blow_up.last_before[0])
     if not blow_up.seen:
         why = "the highest level tested; latency never grew for good faster than throughput"
     elif len(blow_up.last_before) == 1:
@@ -163,18 +171,18 @@ def _for_latency(curve: LoadCurve) -> Phrase:
     )
 
 
-def _for_throughput(curve: LoadCurve) -> Phrase:
-    """Needs a knee, or a throughput that was seen to rise up to the last level."""
-    if curve.knee.verdict is KneeVerdict.UNDECIDED:
+def for_throughput(curve: LoadCurve) -> Phrase:
+    """Return what a throughput-focused service chooses. Needs a knee, or a throughput seen to rise up to the last
+    level."""
+    full = throughput_level(curve)
+    if full is None:
         return phrase(
             "Throughput-focused: where throughput stops scaling is not known from this run; "
             + repeats_tell(curve)
             + "."
         )
-    found = curve.knee.verdict is KneeVerdict.KNEE
-    full = curve.at(curve.knee.could_be[-1]) if found else curve.levels[-1]
     why = "the highest level tested, still rising"
-    if found:
+    if curve.knee.verdict is KneeVerdict.KNEE:
         several = len(curve.knee.could_be) > 1
         why = ("the highest that the noise allows to be " if several else "") + "where throughput stops scaling"
     return phrase(

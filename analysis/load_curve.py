@@ -35,6 +35,16 @@ class LoadCurve:
         return self.series.name
 
     @property
+    def server(self) -> tuple[object, ...]:
+        """What the group's rows have in common, whatever the purpose: equal for one server under one load."""
+        return _key(self.series)
+
+    @property
+    def request_tokens(self) -> int:
+        """Prompt and answer of one request, in tokens; the mean where lengths are drawn."""
+        return (self.series.sample.prompt_tokens or 0) + (self.series.sample.output_tokens or 0)
+
+    @property
     def levels(self) -> tuple[Reading, ...]:
         """Levels with a measured tok/s and p95, ascending."""
         return tuple(reading for reading in self.series.measured if level_of(reading) is not None)

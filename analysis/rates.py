@@ -16,7 +16,7 @@ from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, csv_number, goodput_column, request_notes, server, unmeasured_notes, workload
-from analysis.series import Reading, make_series
+from analysis.series import Reading, concurrency_figure, make_series
 from analysis.statistics import median
 from analysis.tables import RunPoint, Tables
 
@@ -73,7 +73,7 @@ def rate_page(tables: Tables) -> Document | None:
         shown = [*SHOWN, *goodput_column(curve.series.readings)]
         doc.table(
             ["request_rate", *shown, "notes"],
-            [[_rate(r), *(_cell(r, column) for column in shown), _notes(r)] for r in curve.series.readings],
+            [[rate_figure(r), *(_cell(r, column) for column in shown), _notes(r)] for r in curve.series.readings],
             sample.simulated,
         )
         doc.bullets([_keeps_up(curve)])
@@ -93,6 +93,21 @@ def keeps_up(reading: Reading) -> bool | None:
     return None if ended is None or sent is None else ended >= KEEPS_UP * sent
 
 
+def level_figure(reading: Reading) -> Figure:
+    """Return the level that a reading is: its concurrency, or its rate in an open loop."""
+    return rate_figure(reading) if _open_loop(reading) else concurrency_figure(reading)
+
+
+def level_words(reading: Reading, first: bool = False) -> Phrase:
+    """Return which level a reading is: `concurrency N`, or `N requests/s` of an open loop; `first` in a sentence."""
+    closed = "Concurrency {at}" if first else "concurrency {at}"
+    return phrase("{at} requests/s" if _open_loop(reading) else closed, at=level_figure(reading))
+
+
+def _open_loop(reading: Reading) -> bool:
+    return (reading.measured or reading.unmeasured)[0].arrivals is not None
+
+
 def _keeps_up(curve: LoadCurve) -> Phrase:
     levels = curve.series.measured
     known = [level for level in levels if keeps_up(level) is not None]
@@ -108,20 +123,20 @@ def _keeps_up(curve: LoadCurve) -> Phrase:
         return phrase(
             "Up to which rate does the server keep up? It did not at the lowest, {rate} requests/s: {ended} ended a "
             "second, less than {rule} of those sent.",
-            rate=_rate(first), ended=_cell(first, "steady_qps"), rule=rule,
+            rate=rate_figure(first), ended=_cell(first, "steady_qps"), rule=rule,
         )  # fmt: skip
     last = held[-1]
     what = phrase(
         "Up to which rate does the server keep up (ends at least {rule} of what is sent)? {rate} requests/s, at p95 "
         "{p95} s",
-        rule=rule, rate=_rate(last), p95=_cell(last, "p95_e2e_s"),
+        rule=rule, rate=rate_figure(last), p95=_cell(last, "p95_e2e_s"),
     )  # fmt: skip
     if last is known[-1]:
         return phrase("{what}; no higher rate was tried.", what=what)
     after = known[len(held)]
     return phrase(
         "{what}. At {rate} it did not: {ended} ended a second, and up to {most} were in flight.",
-        what=what, rate=_rate(after), ended=_cell(after, "steady_qps"), most=_cell(after, "most_in_flight"),
+        what=what, rate=rate_figure(after), ended=_cell(after, "steady_qps"), most=_cell(after, "most_in_flight"),
     )  # fmt: skip
 
 
@@ -129,7 +144,8 @@ def _notes(reading: Reading) -> Phrase:
     return join([*request_notes(reading), *unmeasured_notes(reading)])
 
 
-def _rate(reading: Reading) -> Figure:
+def rate_figure(reading: Reading) -> Figure:
+    """Return the rate of a reading as a figure."""
     return Figure(f"{reading.name}.request_rate", reading.at, f"{reading.at:g}")
 
 

@@ -29,6 +29,10 @@ class Slo:
         """Return what each latency of a request is held against, by its column."""
         return {"e2e_s": self.p95_e2e_s, "ttft_s": self.p95_ttft_s, "tpot_s": self.p95_tpot_s}
 
+    def percentiles(self) -> dict[str, float]:
+        """Return the objectives that are given, by the column of a level that each is held against."""
+        return {field.name: limit for field in fields(self) if (limit := getattr(self, field.name)) is not None}
+
 
 def read_slo(run_dir: Path) -> Slo:
     """Return the objectives under the key `slo` of `manifest.json`; none where the file or the key is missing."""
