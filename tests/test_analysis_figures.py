@@ -46,6 +46,10 @@ CONSTANTS = {
     "rule.host_scatter_mib": 8,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
+    "rule.first_bucket_s": 0.3,
+    "rule.keeps_up_pct": 90,
+    "rule.tutorial_doubling_low": 8,
+    "rule.tutorial_doubling_high": 16,
     "unit.mib_bytes": 2**20,
 }
 
@@ -125,6 +129,36 @@ def surprising(shape: synthetic.Shape) -> list[synthetic.PointRow]:
     return made
 
 
+def open_loop(keeps_up_to: float = 8) -> list[synthetic.PointRow]:
+    """Return rates of three repeats, whose statistics are those of their requests; beyond `keeps_up_to` too much."""
+    made = []
+    for rate in (1, 4, 8, 16):
+        for repeat in range(3):
+            row = synthetic.load_row(synthetic.GPU, "rate", rate, repeat)
+            offered = (row.qps or 0.0) * (1 if rate <= keeps_up_to else 2)
+            row = replace(row, concurrency=None, arrivals="poisson, 30 s", request_rate=float(rate), sweep="rate")
+            made.append(replace(row, offered_qps=offered, most_in_flight=2 * rate + repeat))
+    return made
+
+
+def with_steps(rows: list[synthetic.PointRow]) -> list[synthetic.PointRow]:
+    """Return rows in which the engine's steps grow with the level, and prompts are what the server counted."""
+    return [replace(r, server_step_mean_tokens=1.5 * (r.concurrency or 1), mean_prompt_tokens=12.25) for r in rows]
+
+
+MANIFESTS: dict[str, dict[str, dict[str, float]]] = {
+    "gpu": {"slo": {"p95_e2e_s": 0.25}, "cost": {"gpu_hour": 2.5}},
+    "two cards": {"slo": {"p95_e2e_s": 0.16, "p95_ttft_s": 0.0225}, "cost": {"gpu_hour": 4}},
+    "simulated": {"slo": {"p95_tpot_s": 0.0025}, "cost": {"gpu_hour": 2.5}},
+    "spoiled": {"slo": {"p95_e2e_s": 0.25}},
+    "repeated": {"slo": {"p95_e2e_s": 5, "p95_ttft_s": 0.5, "p95_tpot_s": 0.1}, "cost": {"gpu_hour": 1}},
+    "open loop": {"slo": {"p95_e2e_s": 0.3}, "cost": {"gpu_hour": 3}},
+    "cpu, few": {"slo": {"p95_e2e_s": 10}, "cost": {"gpu_hour": 3}},
+    "sweep alone": {"slo": {"p95_ttft_s": 0.01}},
+    "no power": {"slo": {"p95_e2e_s": 0.05}},
+    "straddling": {"slo": {"p95_e2e_s": 0.0651}},
+}
+"""Objectives and prices of the runs that have them."""
 RUNS = {
     "sliding": about_kv(SLIDING),
     "sliding, two batches": surprising(GEMMA),
@@ -142,7 +176,10 @@ RUNS = {
     "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
     "sweep alone": [r for r in synthetic.rows(replace(synthetic.GPU, saturation=0.3)) if r.purpose == "concurrency"],
-    "repeated": repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9),
+    "repeated": with_steps(repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9)),
+    "straddling": repeated(0.3),
+    "open loop": open_loop(),
+    "open loop, no objective": open_loop(),
     "repeated, border": repeated(3.5, preemptions=2, waiting_capacity_max=3, kv_usage_max=0.97),
     "host too slow": synthetic.rows(replace(synthetic.GPU, gpu_util_pct=27.0)),
     "drawn": synthetic.changed(
@@ -178,7 +215,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         else {"concurrency": 16, "context_tokens": 4096}
     )
     sessions = synthetic.planned(RUNS[request.param], CONFIGS.get(request.param))
-    (run_dir / "manifest.json").write_text(json.dumps({"target": target, "sessions": sessions}))
+    manifest = {"target": target, "sessions": sessions} | MANIFESTS.get(request.param, {})
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
     with patch("analysis.artifacts.write_plots", return_value=[]):  # no figures in them, and they take the time
         reduce(run_dir)
     return run_dir
@@ -234,12 +272,16 @@ class Auditor:
         self.requests = pd.read_parquet(run / "requests.parquet")
         self.sessions = pd.read_parquet(run / "sessions.parquet").set_index("session_id")
         manifest = json.loads((run / "manifest.json").read_text())
-        self.target = manifest["target"]
+        self.target, self.slo = manifest["target"], manifest.get("slo", {})
+        self.gpu_hour = manifest.get("cost", {}).get("gpu_hour")
         self.config = next((session["model"]["config"] for session in manifest["sessions"]), None)
         self.ranks = max(int(self.points.gpus.iloc[0]), 1)
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
             (r"target\.(\w+)", lambda key: self.target[key]),
-            (r"envelope\.(?:len|c)(\d+)", float),
+            (r"(?:envelope\.(?:len|c)|question\.)(\d+)", float),
+            (r"slo\.(\w+)", lambda key: self.slo[key]),
+            (r"cost\.gpu_hour", lambda: self.gpu_hour),
+            (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
             (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
@@ -261,7 +303,8 @@ class Auditor:
             (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
             (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
             (r"utilization\.[^.]+\.(\w+)", self.flat),
-            (r"(\w+)\.[^.]+\.c(\d+)\.(?:(ratio)\.)?(\w+)", self.level),
+            (r"(\w+)\.[^.]+\.c(\d+)\.change_from_(\d+)\.(tok_s|p95_e2e_s)_(?:(low|high)_)?pct", self.change),
+            (r"(\w+)\.[^.]+\.[cr]([\d.]+)\.(?:(ratio)\.)?(\w+)", self.level),
             (r"(\w+)\.[^.]+\.(\w+)", self.load),
         ]
 
@@ -294,6 +337,16 @@ class Auditor:
                 rows.loc[at, "p50_ttft_s"] = np.percentile(ok.ttft_s, 50)
                 rows.loc[at, "tok_s"] = ok.completion_tokens.sum() / rows.duration_s[at].iloc[0]
                 rows.loc[at, "qps"] = len(ok) / rows.duration_s[at].iloc[0]
+                rows.loc[at, "total_tok_s"] = rows.tok_s[at] + ok.prompt_tokens.sum() / rows.duration_s[at].iloc[0]
+                for column in ("ttft_s", "tpot_s"):
+                    rows.loc[at, f"p95_{column}"] = np.percentile(ok[column], 95)
+                good = ok
+                for column, limit in self.slo.items():
+                    good = good[good[column.removeprefix("p95_")] <= limit]
+                rows.loc[at, "goodput_qps"] = len(good) / rows.duration_s[at].iloc[0]
+        if purpose == "rate":
+            rows["concurrency"] = rows.request_rate
+            rows["steady_qps"] = rows.steady_completed / (rows.steady_to_s - rows.steady_from_s)
         return rows
 
     @functools.cache  # noqa: B019
@@ -588,10 +641,10 @@ class Auditor:
         return float((rows.energy_j / rows.point_id.map(tokens)).median())
 
     def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float | str:
-        at = int(concurrency)
+        at = float(concurrency) if purpose == "rate" else int(concurrency)
         if what.startswith(("foreign", "throttle")):
             return self.words(self.at(purpose, "concurrency", at), what)
-        if what == "concurrency":
+        if what in ("concurrency", "request_rate"):
             return at
         if what == "unmeasured":
             rows = self.points[(self.points.purpose == purpose) & (self.points.concurrency == at)]
@@ -619,6 +672,12 @@ class Auditor:
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
             "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
+            "p95_over_lowest": lambda: here.p95_e2e_s / first.p95_e2e_s,
+            "prompt_tokens_sent": lambda: (
+                here.prompt_tokens if np.isnan(here.mean_prompt_tokens) else here.mean_prompt_tokens
+            ),
+            "price_output": lambda: self.price(own) / here.tok_s,
+            "price_total": lambda: self.price(own) / here.total_tok_s,
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
             "speedup_tok_s": lambda: here.tok_s / first.tok_s,
             "slowdown_mean_e2e": lambda: here.mean_e2e_s / first.mean_e2e_s,
@@ -629,9 +688,68 @@ class Auditor:
             return self.knee(purpose).of_level(at, what)
         if ratio:
             return float(here[what] / first[what])
+        if what.startswith("room_") or what == "target_holds":
+            return self.room(own, own.most_in_flight.max() if purpose == "rate" else at, what)
         if what.endswith("_highest"):
             return float(own[what.removesuffix("_highest")].max())
         return float(derived[what]() if what in derived else here[what])
+
+    def price(self, rows: pd.DataFrame) -> float:
+        return float(self.gpu_hour * rows.gpus.iloc[0] / 3600 * 1e6)
+
+    def room(self, rows: pd.DataFrame, requests: float, what: str) -> float:
+        """What the level's server has of KV, counted in blocks: those of a length, less at every block's worth."""
+        row = rows.iloc[0]
+        block = row.engine_block_size * row.formula_bytes_per_token
+        pool = max(row.gpus, 1) * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
+
+        def request(tokens: float) -> float:
+            fewer = np.ceil(row.max_model_len / row.engine_block_size) - np.ceil(tokens / row.engine_block_size)
+            return float(row.formula_bytes_per_sequence - fewer * block)
+
+        held = requests * request(row.prompt_tokens + row.output_tokens)
+        return float(
+            {
+                "room_pool_gib": pool / GIB,
+                "room_held_gib": held / GIB,
+                "room_free_gib": (pool - held) / GIB,
+                "room_requests": requests,
+                "room_further": pool // request(row.prompt_tokens + row.output_tokens) - requests,
+                "target_holds": pool // request(self.target["context_tokens"]),
+            }[what]
+        )
+
+    def change(self, purpose: str, upper: str, lower: str, column: str, bound: str | None) -> float:
+        audit = self.knee(purpose)
+        change = audit.means[column][int(upper)] - audit.means[column][int(lower)]
+        if bound is not None:
+            error = audit.sd[column] * math.sqrt(1 / audit.n[int(upper)] + 1 / audit.n[int(lower)])
+            change += audit.t_two_sided * error * (1 if bound == "high" else -1)
+        return float(100 * np.expm1(change))
+
+    def subject(self, what: str) -> float | str:
+        if what in ("title", "version"):
+            return self.title() if what == "title" else self.version()
+        loads = self.points[self.points.purpose.isin(["concurrency", "batching", "near_full_context", "rate"])]
+        measured = loads[loads.status == "measured"]
+        if what == "longest_request":
+            return float((measured.prompt_tokens + measured.output_tokens).max())
+        double = 2 * self.target["context_tokens"]
+        if len(self.memory("committed")) + len(self.memory("utilization")):
+            one, pool = self.sequence(double), self.pool()
+        else:
+            row = measured.iloc[0]
+            one, pool = double * row.formula_bytes_per_token, self.ranks * row.engine_kv_bytes
+        need = self.target["concurrency"] * one
+        return float(
+            {
+                "double_context_tokens": double,
+                "double_need_gib": need / GIB,
+                "double_pool_gib": pool / GIB,
+                "double_share_pct": 100 * need / pool,
+                "double_holds": pool // one,
+            }[what]
+        )
 
     def load(self, purpose: str, what: str) -> float | str:
         row = self.points[(self.points.purpose == purpose) & (self.points.status == "measured")].iloc[0]
@@ -643,6 +761,10 @@ class Auditor:
             return float(row.engine_max_concurrency)
         if what == "gpu_memory_utilization":
             return f"{row.gpu_memory_utilization:g}"
+        if what == "label":
+            return str(row.model)
+        if what == "request_tokens":
+            return float(row.prompt_tokens + row.output_tokens)
         if what == "predicted_requests":
             return float(row.engine_kv_tokens / (row.prompt_tokens + row.output_tokens))
         if what in ("bend_p95_ratio", "bend_tok_s_ratio"):
@@ -665,7 +787,11 @@ class KneeAudit:
     """The knee again: t by integration, smoothing by the max-min formula, the set by trying heights of the peak."""
 
     OF_A_LEVEL = (
-        *(f"{column}_{what}" for column in ("tok_s", "p95_e2e_s") for what in ("mean", "low", "high")),
+        *(
+            f"{column}_{what}"
+            for column in ("tok_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s")
+            for what in ("mean", "low", "high")
+        ),
         "tok_s_smoothed",
         "marginal_tok_s_per_s",
     )
@@ -675,11 +801,12 @@ class KneeAudit:
     )
 
     def __init__(self, rows: pd.DataFrame, with_twins: pd.DataFrame) -> None:
-        logs = rows[["concurrency"]].assign(tok_s=np.log(rows.tok_s), p95_e2e_s=np.log(rows.p95_e2e_s))
+        columns = ["tok_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s"]
+        logs = pd.concat([rows[["concurrency"]], np.log(rows[columns])], axis=1)
         logs["ratio"] = logs.p95_e2e_s - logs.tok_s
         self.medians = rows.groupby("concurrency").median(numeric_only=True)
         self.means, self.n = logs.groupby("concurrency").mean(), logs.groupby("concurrency").size()
-        every = np.log(with_twins[["tok_s", "p95_e2e_s"]]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
+        every = np.log(with_twins[columns]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
         cells = every.groupby([with_twins.purpose, with_twins.concurrency])
         self.df = int(cells.size().sum() - len(cells))
         self.sd = (
