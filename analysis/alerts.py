@@ -13,7 +13,7 @@ from analysis.figures import Figure, significant
 from analysis.ladder import highest, kv_usage
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, confidence
-from analysis.operating_point import Basis, Choice, OperatingPoint
+from analysis.operating_point import Basis, Choice, OperatingPoint, Standing
 from analysis.operating_sentences import objective_figure
 from analysis.rates import level_words
 from analysis.series import concurrency_figure
@@ -69,8 +69,13 @@ def _in_flight(choice: Choice, point: OperatingPoint | None) -> Alert:
         return Alert(metric, None, phrase("the rows do not hold how many were in flight"))
     if choice.basis is Basis.KNEE:
         return Alert(metric, above, phrase("the highest level that could be the knee"))
-    what = "most in flight at {level}, " if choice.open_loop else "{level}: "
-    why = phrase(what + "up to it every measured level meets the objectives", level=level_words(safe))
+    below = [c for c in choice.candidates if c.curve is point.curve and c.measured and c.reading.at <= safe.at]
+    hold = all(candidate.standing is Standing.MEETS for candidate in below)
+    what = "most in flight at {level}: " if choice.open_loop else "{level}: "
+    what += (
+        "up to it every measured level meets the objectives" if hold else "not every lower level meets the objectives"
+    )
+    why = phrase(what, level=level_words(safe))
     if safe is point.curve.series.readings[-1]:
         why = phrase("{why}; no higher one was tried", why=why)
     return Alert(metric, above, why)

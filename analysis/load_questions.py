@@ -16,7 +16,7 @@ from analysis.ladder import highest
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, interval_words
 from analysis.operating_point import Basis, Choice, Standing, latency_level, throughput_level
-from analysis.operating_sentences import gives, objectives
+from analysis.operating_sentences import gives, objectives, pressed
 from analysis.rates import level_words
 from analysis.series import Reading, concurrency_figure
 from analysis.subject import UNKNOWN, Subject
@@ -71,10 +71,16 @@ def _steps(lowest: Reading, best: Reading) -> list[Phrase]:
 
 
 def safe_point(subject: Subject) -> Phrase:
-    point = subject.main.point if subject.main else None
-    if point is None or point.safe_up_to is None:
+    """Needs an operating point that holds beyond noise; one that something limits already is not called safe."""
+    main = subject.main
+    point = main.point if main is not None else None
+    if main is None or point is None or point.safe_up_to is None:
         return phrase(UNKNOWN + "the lines at the top of this page say what would tell.")
     parts: dict[str, Part] = {"level": level_words(point.reading), "gives": gives(point.reading)}
+    verdict = pressed(main, point)
+    if verdict is not None:
+        words = "{level} is the operating point ({gives}), but not a safe one: it is " + str(verdict) + " already."
+        return phrase(words, **parts)
     words = "{level} on the server named above: {gives}"
     if point.room is not None and point.room.further_requests >= 0:
         words += ", with at least {left} GiB of KV left"
@@ -122,7 +128,7 @@ def _bought(tok_s: Gain, p95: Gain) -> list[Phrase]:
     if tok_s.low is None or tok_s.high is None or p95.low is None or p95.high is None:
         return []
     if tok_s.low > p95.high:
-        return [phrase("Over this range tok/s grew by the larger factor: it was worth it here.")]
+        return [phrase("tok/s grew by the larger factor over this range.")]
     if p95.low > tok_s.high:
         return [phrase("p95 grew by the larger factor.")]
     return []
@@ -234,7 +240,9 @@ def creeping(subject: Subject) -> Phrase:
         "p95": cell(reading, "p95_e2e_s", 4),
         "prompt": count(f"{reading.name}.prompt_tokens_sent", _prompt_tokens(curve, reading)),
     }
-    what = "the operating point" if main.point is not None else "the highest level measured"
+    what = "the highest level measured"
+    if main.point is not None:
+        what = "as it stands" if main.basis is Basis.AS_MEASURED else "the operating point"
     band = "" if curve.interval(reading, "p95_e2e_s") is None else " ({band})"
     if band:
         parts["band"] = interval_words(curve, reading, "p95_e2e_s")

@@ -52,7 +52,10 @@ def production_length(subject: Subject) -> Phrase:
         "The longest that keeps target.concurrency {n} full-length requests within {rule} of the pool: {length} "
         "({room} fit)"
     )
-    longer = " It is the longest measured; a longer one was not tried." if safe is kv.pool.measured[-1] else ""
+    longer = ""
+    if safe is kv.pool.measured[-1]:
+        tried = "was not tried" if safe is kv.pool.readings[-1] else "was tried and not measured"
+        longer = " It is the longest measured; a longer one " + tried + "."
     return phrase(
         words + "." + longer,
         length=plain(f"{safe.name}.max_model_len", safe.at),

@@ -6,7 +6,7 @@ from analysis.alerts import add_alerts
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document
 from analysis.load_tables import confidence, lengths_sent
-from analysis.operating_point import Choice
+from analysis.operating_point import Basis, Choice
 from analysis.operating_sentences import answer, around, objectives
 from analysis.operating_tables import figure_rows, level_rows
 from analysis.questions import add_questions
@@ -68,6 +68,6 @@ def _add_choice(doc: Document, choice: Choice, targets: Targets, gpu_hour: float
     columns, rows = level_rows(choice)
     if rows:
         doc.table(columns, rows, choice.sample.simulated)
-    if choice.point is not None or main:
+    if main or (choice.point is not None and choice.basis is not Basis.AS_MEASURED):
         doc.say("Alerts to set (a single window scatters more than a mean of repeats: let several pass the number):")
         add_alerts(doc, choice)

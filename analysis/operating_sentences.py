@@ -13,7 +13,7 @@ from analysis.figures import Figure, count, plain
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import NO_REPEATS, knee_levels, levels_tell, repeats_tell
 from analysis.kv_headroom import for_latency, for_throughput
-from analysis.kv_room import kv_room
+from analysis.kv_room import kv_room, request_bytes
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, request_notes, server, unmeasured_notes
 from analysis.operating_point import (
@@ -175,8 +175,8 @@ def _beside(choice: Choice, point: OperatingPoint, targets: Targets) -> Iterator
     if servers > 1:
         n = count(f"op.{choice.group.slug}.servers", servers)
         yield phrase("Chosen among {n} servers that were sent this load.", n=n)
-    verdict = Limit.UNKNOWN if choice.open_loop else limit(signs(point.curve, point.reading))
-    if verdict in PRESSED:
+    verdict = pressed(choice, point)
+    if verdict is not None:
         yield phrase("The level is **" + str(verdict) + "** already (batching_benchmark.md says by what signs).")
     yield from _target_context(point, targets)
     yield phrase("Measured: {notes}.", notes=_measured(point.reading))
@@ -221,12 +221,23 @@ def _past_the_knee(point: OperatingPoint) -> Iterator[Phrase]:
         )
 
 
+def pressed(choice: Choice, point: OperatingPoint) -> Limit | None:
+    """Return what already limits the chosen level, where a reader must know it before running it."""
+    verdict = Limit.UNKNOWN if choice.open_loop else limit(signs(point.curve, point.reading))
+    return verdict if verdict in PRESSED else None
+
+
+def _same_blocks(reading: Reading, tokens: int, others: int) -> bool:
+    one = request_bytes(reading, tokens)
+    return one is not None and one == request_bytes(reading, others)
+
+
 def _target_context(point: OperatingPoint, targets: Targets) -> Iterator[Phrase]:
-    """Needs a target whose context is longer than what was sent."""
-    reading, tokens = point.reading, targets.context_tokens
-    if tokens is None or tokens <= point.curve.request_tokens:
+    """Needs a target whose context is longer than what was sent, by a block of KV at least where blocks are known."""
+    reading, tokens, sent = point.reading, targets.context_tokens, point.curve.request_tokens
+    if tokens is None or tokens <= sent or _same_blocks(reading, sent, tokens):
         return
-    own = plain(f"{point.curve.name}.request_tokens", point.curve.request_tokens)
+    own = plain(f"{point.curve.name}.request_tokens", sent)
     longest, context = point.curve.series.sample.max_model_len, plain("target.context_tokens", tokens)
     head = phrase("These figures are for requests of {own} tokens, prompt and answer", own=own)
     if tokens > longest:
@@ -242,8 +253,8 @@ def _target_context(point: OperatingPoint, targets: Targets) -> Iterator[Phrase]
         yield phrase("{head}, not of target.context_tokens {context}.", head=head, context=context)
         return
     yield phrase(
-        "{head}. Of target.context_tokens {context} its pool holds {n} at once by formula; their latency is not in "
-        "these figures.",
+        "{head}. Of target.context_tokens {context} its pool holds at least {n} at once by formula; their latency is "
+        "not in these figures.",
         head=head,
         context=context,
         n=count(f"{reading.name}.target_holds", room.holds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analysis.document import Part, Phrase, phrase
 from analysis.figures import Figure, count, gib, quote, significant
+from analysis.ladder import kv_usage
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, confidence, interval_words
 from analysis.operating_point import (
@@ -41,13 +42,17 @@ def _room_rows(point: OperatingPoint) -> list[list[str | Part]]:
     if room is None:
         return [["KV pool left", "not known from this run", "the engine gave no pool size, or there is no formula"]]
     mean = " of mean length" if point.curve.series.sample.prompt_lengths else ""
+    requests = " request" if room.requests == 1 else " requests"
     held = phrase(
-        "at least: {pool} GiB less {held} for {n} requests" + mean + ", each at its full length (engine, formula)",
+        "at least: {pool} GiB less {held} for {n}" + requests + mean + ", at full length (engine, formula)",
         pool=gib(f"{name}.room_pool_gib", room.pool_bytes),
         held=gib(f"{name}.room_held_gib", room.held_bytes),
         n=count(f"{name}.room_requests", room.requests),
     )
     further = count(f"{name}.room_further", room.further_requests)
+    seen = kv_usage(point.reading)
+    if seen.value is not None:
+        held = phrase("{held}; seen in use at most: {seen}", held=held, seen=seen)
     short = room.further_requests < 0
     return [
         ["KV pool left, GiB", gib(f"{name}.room_free_gib", room.free_bytes), held],

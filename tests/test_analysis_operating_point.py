@@ -133,6 +133,20 @@ def test_the_safe_range_goes_on_past_the_chosen_level_while_levels_hold() -> Non
     assert (at(made), made.point.safe_up_to.at) == (16, 32)
 
 
+def test_a_lower_level_that_misses_is_not_passed_over() -> None:
+    assert "up to it every measured level meets the objectives" in page(sweep(), Slo(p95_e2e_s=0.5))
+    text = page(sweep(c1=0.9), Slo(p95_e2e_s=0.5))
+    assert "**Concurrency 16**" in text
+    assert "| 16 | concurrency 16: not every lower level meets the objectives |" in text
+
+
+def test_a_longer_context_that_was_tried_is_not_called_untried() -> None:
+    words = "It is the longest measured; a longer one was "
+    assert words + "not tried" in page(synthetic.rows())
+    rows = [synthetic.failed(r, "start_failed") if r.point_id == "utilization-4096" else r for r in synthetic.rows()]
+    assert words + "tried and not measured" in page(rows)
+
+
 def test_all_failed_chooses_nothing_and_says_so() -> None:
     rows = [synthetic.failed(row, "engine_dead") for row in synthetic.rows()]
     text = page(rows, Slo(p95_e2e_s=0.3), 2.0)
@@ -272,6 +286,8 @@ def test_a_request_never_takes_more_than_it_is_said_to(shape: str, length: int, 
 def test_contexts_longer_than_what_was_sent_are_named() -> None:
     text = page(sweep(), Slo(p95_e2e_s=0.5))
     assert "These figures are for requests of 76 tokens, prompt and answer. Of target.context_tokens 4096 its" in text
+    full = [replace(r, prompt_tokens=4020) for r in sweep()]
+    assert "These figures are for requests of" not in page(full, Slo(p95_e2e_s=0.5)), "the same blocks"
     short = [replace(r, max_model_len=2048) for r in sweep()]
     assert "is above this server's max_model_len 2048" in page(short, Slo(p95_e2e_s=0.5))
 
@@ -305,7 +321,10 @@ def test_preemptions_and_a_full_pool_stand_beside_the_choice() -> None:
     full = synthetic.changed(sweep(), lambda row: row.concurrency == 32, preemptions=5, kv_usage_max=0.99)
     text = page(full, Slo(p95_e2e_s=0.5))
     assert "preemptions began at concurrency 32, 99.0 % in use" in text
-    assert "The level is **KV-bound** already" in page(full, Slo(p95_e2e_s=1.0))
+    loose = page(full, Slo(p95_e2e_s=1.0))
+    assert "The level is **KV-bound** already" in loose
+    assert "but not a safe one: it is KV-bound already" in loose
+    assert "seen in use at most: 99.0 %" in loose
     assert "KV-bound" not in text
 
 
