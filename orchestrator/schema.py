@@ -456,8 +456,9 @@ def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "cost": CostConfig, "kv": KvSweep,
-        "batching": BatchingSweep, "concurrency": ConcurrencySweep, "rate": RateSweep, "near_full_context": NearFullContext,
-        "capacity": CapacitySweep, "stages": StageConfig, "precision": PrecisionConfig,
+        "batching": BatchingSweep, "concurrency": ConcurrencySweep, "rate": RateSweep,
+        "near_full_context": NearFullContext, "capacity": CapacitySweep,
+        "stages": StageConfig, "precision": PrecisionConfig,
         "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
         "shared_prefix": SharedPrefixConfig,
     }  # fmt: skip
