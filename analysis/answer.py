@@ -31,7 +31,7 @@ def answer(run_dir: Path) -> str:
         lines += _load_lines(curve)
     slo = read_slo(run_dir)
     if slo.percentiles():
-        lines += [_operating_line(choice) for choice in choices(tables.points, slo, None)]
+        lines += [_operating_line(choice) for choice in choices(tables, slo, None)]
     lost = Counter(outcome(point) for point in tables.points if point.status != MEASURED)
     if lost:
         classes = ", ".join(f"{words} x{number}" for words, number in sorted(lost.items()))

@@ -26,7 +26,7 @@ def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float |
     doc.heading(1, "Operating point")
     add_caveats(doc, tables.points, tables)
     _add_rule(doc, slo)
-    for subject in subjects(tables.points, slo, targets, gpu_hour):
+    for subject in subjects(tables, slo, targets, gpu_hour):
         points = subject.group.points
         sample = next((point for point in points if point.status == MEASURED), points[0])
         doc.heading(2, "{who}", who=identity(sample, subject.name, subject.group.label))

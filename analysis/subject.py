@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.groups import BASE, Group, grouped
+from analysis.kv_envelope import Envelope, envelopes
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
 from analysis.operating_point import Choice, choices
-from analysis.tables import RunPoint
+from analysis.tables import Tables
 from analysis.targets import Slo, Targets
 
 UNKNOWN = "Not known from this run; "
@@ -22,6 +22,8 @@ class Subject:
     group: Group
     choices: tuple[Choice, ...]
     kv: KvResult | None
+    envelope: Envelope | None
+    """The pool that stands for the card, and what requests take of it."""
     targets: Targets
 
     @property
@@ -44,12 +46,13 @@ class Subject:
         return next((curve for curve in self.main.curves if curve.levels), None)
 
 
-def subjects(points: Sequence[RunPoint], slo: Slo, targets: Targets, gpu_hour: float | None) -> list[Subject]:
+def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None) -> list[Subject]:
     """Return what the run says of every model on every kind of card."""
-    made, results, found = choices(points, slo, gpu_hour), kv_results(points), []
-    for group in grouped(points, BASE):
+    made, results, found = choices(tables, slo, gpu_hour), kv_results(tables.points), []
+    for group in grouped(tables.points, BASE):
         ids = {id(point) for point in group.points}
         own = tuple(choice for choice in made if id(choice.group.points[0]) in ids)
         kv = next((result for result in results if id(result.group.points[0]) in ids), None)
-        found.append(Subject(group, own, kv, targets))
+        pools = envelopes(kv, tables.points, tables.configs) if kv is not None else []
+        found.append(Subject(group, own, kv, next((pool for pool in pools if not pool.slug), None), targets))
     return found
