@@ -109,7 +109,7 @@ def _kv_lines(result: KvResult) -> Iterator[Phrase]:
 def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:
     """The operating point of every load, where there is an objective."""
     if slo.percentiles():
-        for choice in choices(tables.points, slo, None):
+        for choice in choices(tables, slo, None):
             curve = choice.curves[0]
             about = _title(curve.series.sample, curve.name, curve.series.group.label)
             yield Finding(about, (_operating_line(choice),))

@@ -1,6 +1,6 @@
 """What a level of load leaves of its server's KV pool, in bytes and in further requests of the same load. Pure.
 
-From the row's own columns: the engine's pool, and the formula at the server's max_model_len.
+From the engine's pool and the page function; without one, from the formula's columns of the row.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ import math
 from dataclasses import dataclass
 
 from analysis.kv_fit import block_bytes, pool_bytes
+from analysis.kv_pages import Pages
 from analysis.series import Reading
 
 
 @dataclass(frozen=True, slots=True)
 class KvRoom:
-    """A server's pool and what requests of one length take of it at their full length, all cards together."""
+    """A server's pool and what so many requests of one length take of it at their full length, all cards together."""
 
     pool_bytes: float
     """Without the null block, which no request gets."""
-    request_bytes: float
-    """At most: exact where a token costs the same at every length."""
     requests: int
     """At once."""
-
-    @property
-    def held_bytes(self) -> float:
-        """At most, all of them at their full length."""
-        return self.requests * self.request_bytes
+    held_bytes: float
+    """At most."""
+    holds: int
+    """Requests of that length that the pool holds at once, at least."""
 
     @property
     def free_bytes(self) -> float:
@@ -34,22 +32,21 @@ class KvRoom:
         return self.pool_bytes - self.held_bytes
 
     @property
-    def holds(self) -> int:
-        """Requests that the pool holds at once, at least."""
-        return int(self.pool_bytes // self.request_bytes)
-
-    @property
     def further_requests(self) -> int:
         """How many more it holds, at least; below zero where it does not hold these."""
         return self.holds - self.requests
 
 
-def kv_room(reading: Reading, tokens: float, requests: float) -> KvRoom | None:
+def kv_room(reading: Reading, tokens: int, requests: float, pages: Pages | None) -> KvRoom | None:
     """Return the room beside so many requests of so many tokens; None where engine or formula said too little."""
-    pool, block, one = pool_bytes(reading), block_bytes(reading), request_bytes(reading, tokens)
-    if pool is None or not one or requests < 1:
+    pool, n = pool_bytes(reading), math.ceil(requests)
+    if pool is None or n < 1 or tokens < 1:
         return None
-    return KvRoom(pool - (block or 0.0), one, math.ceil(requests))
+    pool -= block_bytes(reading) or 0.0
+    if pages is not None:
+        return KvRoom(pool, n, pages.at_once_bytes(n, tokens), int(pages.requests(pool, tokens)))
+    one = request_bytes(reading, tokens)
+    return None if not one else KvRoom(pool, n, n * one, int(pool // one))
 
 
 def request_bytes(reading: Reading, tokens: float) -> float | None:

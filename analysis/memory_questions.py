@@ -6,13 +6,14 @@ An answer stands only where its data were measured; else it says what is not kno
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import count, decimal, gib, percent, plain
 from analysis.kv_envelope import HEADROOM
-from analysis.kv_fit import pool_bytes
 from analysis.kv_headroom import capacities, longest_safe
-from analysis.kv_room import request_bytes
+from analysis.kv_pages import Pages
+from analysis.kv_room import kv_room
 from analysis.rules import per_token
 from analysis.subject import UNKNOWN, Subject
 
@@ -71,44 +72,64 @@ def double_context(subject: Subject) -> Phrase:
     if n is None or context is None:
         return phrase(UNKNOWN + "it names no `target.concurrency` and `target.context_tokens` to double.")
     double = 2 * context
-    need, most, pool, which = _need_and_pool(subject, n, double)
-    if need is None or pool is None:
+    need = _need(subject, double, n)
+    if need is None:
         return phrase(UNKNOWN + "`+sweep=kv` measures the pool that the context would have to fit.")
-    share = need / pool
+    share = need.need_bytes / need.pool_bytes
     verdict = "fits" if share <= HEADROOM else "is tight" if share <= 1 else "does not fit"
+    limit = need.pages.limit if need.pages is not None else None
     parts: dict[str, Part] = {
         "n": count("target.concurrency", n),
         "double": count(f"{subject.name}.double_context_tokens", double),
-        "need": gib(f"{subject.name}.double_need_gib", need),
-        "pool": gib(f"{subject.name}.double_pool_gib", pool),
+        "need": gib(f"{subject.name}.double_need_gib", need.need_bytes),
+        "pool": gib(f"{subject.name}.double_pool_gib", need.pool_bytes),
         "share": percent(f"{subject.name}.double_share_pct", share),
-        "holds": count(f"{subject.name}.double_holds", math.floor(most)),
+        "holds": count(f"{subject.name}.double_holds", need.holds),
     }
     memory = phrase(
         "Memory: target.concurrency {n} requests of {double} tokens need {need} GiB of KV by formula, {share} of "
-        + which
+        + need.which
         + " ({pool} GiB): **"
         + verdict
-        + "**; the pool holds {holds} of them. Whether the model takes that length is not in the rows.",
+        + "**; the pool holds {holds} of them.",
         **parts,
     )
-    return join([memory, _latency_at(subject, double)], " ")
+    return join([memory, _model_takes(subject, double, limit), _latency_at(subject, double)], " ")
 
 
-def _need_and_pool(subject: Subject, n: int, tokens: int) -> tuple[float | None, float, float | None, str]:
-    """Bytes of `n` requests, how many the pool holds, and its bytes: the KV sweep's pool, else the one under load."""
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Requests of one length against a pool."""
+
+    need_bytes: float
+    pool_bytes: float
+    holds: int
+    which: str
+    """Whose pool it is."""
+    pages: Pages | None
+
+
+def _need(subject: Subject, tokens: int, n: int) -> _Need | None:
+    """Against the pool that the KV sweep measured, else that of a server under load."""
     envelope = subject.envelope
     if envelope is not None:
-        which = (
-            "the measured pool" if envelope.whole_card else "the largest pool committed, not all that the card holds"
-        )
-        return envelope.need_bytes(tokens, n), envelope.most(tokens), envelope.size_bytes, which
+        which = "the measured pool" if envelope.whole_card else "the largest pool committed, not all that a card holds"
+        need, holds = envelope.need_bytes(tokens, n), math.floor(envelope.most(tokens))
+        return _Need(need, envelope.size_bytes, holds, which, envelope.pages)
     reading = next((r for choice in subject.choices for c in choice.curves for r in c.series.measured), None)
-    one = request_bytes(reading, tokens) if reading is not None else None
-    pool = pool_bytes(reading) if reading is not None else None
-    if one is None or pool is None:
-        return None, 0.0, None, ""
-    return n * one, pool / one, pool, "the pool of the server under load"
+    room = None if reading is None else kv_room(reading, tokens, n, None)
+    if room is None:
+        return None
+    return _Need(room.held_bytes, room.pool_bytes, room.holds, "the pool of the server under load", None)
+
+
+def _model_takes(subject: Subject, tokens: int, limit: int | None) -> Phrase:
+    if limit is None:
+        return phrase("Whether the model takes that length is not in the rows.")
+    longest = count(f"{subject.name}.model_limit_tokens", limit)
+    if tokens > limit:
+        return phrase("But the model takes {longest} tokens at most.", longest=longest)
+    return phrase("The model takes up to {longest} tokens.", longest=longest)
 
 
 def _latency_at(subject: Subject, tokens: int) -> Phrase:

@@ -12,11 +12,12 @@ from enum import StrEnum
 from analysis.groups import BASE, Group, grouped
 from analysis.intervals import Interval
 from analysis.knee import KneeVerdict
+from analysis.kv_pages import Configs, Pages, pages_of
 from analysis.kv_room import KvRoom, kv_room
 from analysis.load_curve import LoadCurve, level_of, load_curves
 from analysis.rates import keeps_up, rate_curves
 from analysis.series import Reading
-from analysis.tables import RunPoint
+from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
 from analysis.token_cost import Price, joules_per_output_token, price_per_million
 
@@ -125,11 +126,17 @@ class OperatingPoint:
     """The highest level of the run of neighbours around it that hold alike; None where noise is not known."""
     tok_s: float
     p95_e2e_s: float
+    pages: Pages | None
+    """The page function of its server's KV pool, where the model's config is known."""
     room: KvRoom | None
     """What the level leaves of the KV pool, in bytes and in requests of this load."""
     goodput_qps: float | None
     joules_per_output_token: float | None
     price: Price | None
+
+    def room_for(self, tokens: int, requests: float) -> KvRoom | None:
+        """Return the same for other requests: so many at once of so many tokens."""
+        return kv_room(self.reading, tokens, requests, self.pages)
 
     @property
     def p95_upper_s(self) -> float | None:
@@ -164,15 +171,16 @@ class Choice:
         return [candidate for candidate in self.candidates if candidate.standing is standing]
 
 
-def choices(points: Sequence[RunPoint], slo: Slo, gpu_hour: float | None) -> list[Choice]:
+def choices(tables: Tables, slo: Slo, gpu_hour: float | None) -> list[Choice]:
     """Return one choice for every load on every model and kind of card: closed loops first, near-full contexts and
-    open loops after them. `points` with goodput where that is to be known (`analysis.goodput`)."""
+    open loops after them. `tables` with goodput where that is to be known (`analysis.goodput`)."""
+    points = tables.points
     curves = [curve for purpose in CLOSED_LOOPS for curve in load_curves(points, purpose)] + rate_curves(points)
     made = []
     for group in grouped([point for curve in curves for point in curve.series.group.points], (*BASE, *WORKLOAD)):
         ids = {id(point) for point in group.points}
         own = tuple(curve for curve in curves if id(curve.series.group.points[0]) in ids)
-        made.append(choose(group, own, slo, gpu_hour))
+        made.append(choose(group, own, slo, gpu_hour, tables.configs))
     return sorted(made, key=_order)
 
 
@@ -181,11 +189,11 @@ def _order(choice: Choice) -> int:
     return min(purposes.index(curve.series.sample.purpose) for curve in choice.curves)
 
 
-def choose(group: Group, curves: tuple[LoadCurve, ...], slo: Slo, gpu_hour: float | None) -> Choice:
+def choose(group: Group, curves: tuple[LoadCurve, ...], slo: Slo, gpu_hour: float | None, configs: Configs) -> Choice:
     """Return the choice among the levels of these curves, all of one load."""
     candidates = _settled([_candidate(curve, reading, slo) for curve in curves for reading in curve.series.readings])
     basis, chosen = _pick(candidates, curves, slo)
-    point = None if chosen is None else _operating_point(chosen, candidates, basis, gpu_hour)
+    point = None if chosen is None else _operating_point(chosen, candidates, basis, gpu_hour, configs)
     return Choice(group, curves, slo, candidates, basis, point)
 
 
@@ -244,16 +252,18 @@ def _throughput(candidate: Candidate) -> float:
 
 
 def _operating_point(
-    chosen: Candidate, candidates: Sequence[Candidate], basis: Basis, gpu_hour: float | None
+    chosen: Candidate, candidates: Sequence[Candidate], basis: Basis, gpu_hour: float | None, configs: Configs
 ) -> OperatingPoint:
     curve, reading = chosen.curve, chosen.reading
+    pages = pages_of(reading.measured[0], configs)
     return OperatingPoint(
         curve,
         reading,
         _safe_up_to(chosen, candidates, basis),
         tok_s=reading.median("tok_s") or 0.0,
         p95_e2e_s=reading.median("p95_e2e_s") or 0.0,
-        room=kv_room(reading, curve.request_tokens, requests_in_flight(reading)),
+        pages=pages,
+        room=kv_room(reading, curve.request_tokens, requests_in_flight(reading), pages),
         goodput_qps=reading.median("goodput_qps"),
         joules_per_output_token=joules_per_output_token(reading),
         price=price_per_million(reading, gpu_hour),

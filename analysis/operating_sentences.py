@@ -13,7 +13,6 @@ from analysis.figures import Figure, count, plain
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import NO_REPEATS, knee_levels, levels_tell, repeats_tell
 from analysis.kv_headroom import for_latency, for_throughput
-from analysis.kv_room import kv_room, request_bytes
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, request_notes, server, unmeasured_notes
 from analysis.operating_point import (
@@ -227,15 +226,15 @@ def pressed(choice: Choice, point: OperatingPoint) -> Limit | None:
     return verdict if verdict in PRESSED else None
 
 
-def _same_blocks(reading: Reading, tokens: int, others: int) -> bool:
-    one = request_bytes(reading, tokens)
-    return one is not None and one == request_bytes(reading, others)
+def _same_blocks(point: OperatingPoint, tokens: int, others: int) -> bool:
+    rooms = [point.room_for(length, 1) for length in (tokens, others)]
+    return None not in rooms and rooms[0] == rooms[1]
 
 
 def _target_context(point: OperatingPoint, targets: Targets) -> Iterator[Phrase]:
     """Needs a target whose context is longer than what was sent, by a block of KV at least where blocks are known."""
     reading, tokens, sent = point.reading, targets.context_tokens, point.curve.request_tokens
-    if tokens is None or tokens <= sent or _same_blocks(reading, sent, tokens):
+    if tokens is None or tokens <= sent or _same_blocks(point, sent, tokens):
         return
     own = plain(f"{point.curve.name}.request_tokens", sent)
     longest, context = point.curve.series.sample.max_model_len, plain("target.context_tokens", tokens)
@@ -248,7 +247,7 @@ def _target_context(point: OperatingPoint, targets: Targets) -> Iterator[Phrase]
             length=plain(f"{point.curve.name}.max_model_len", longest),
         )
         return
-    room = kv_room(reading, tokens, 1)
+    room = point.room_for(tokens, 1)
     if room is None:
         yield phrase("{head}, not of target.context_tokens {context}.", head=head, context=context)
         return

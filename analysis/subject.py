@@ -23,7 +23,7 @@ class Subject:
     choices: tuple[Choice, ...]
     kv: KvResult | None
     envelope: Envelope | None
-    """Of the pool that stands for the card."""
+    """The pool that stands for the card, and what requests take of it."""
     targets: Targets
 
     @property
@@ -48,13 +48,11 @@ class Subject:
 
 def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None) -> list[Subject]:
     """Return what the run says of every model on every kind of card."""
-    points = tables.points
-    made, results, found = choices(points, slo, gpu_hour), kv_results(points), []
-    for group in grouped(points, BASE):
+    made, results, found = choices(tables, slo, gpu_hour), kv_results(tables.points), []
+    for group in grouped(tables.points, BASE):
         ids = {id(point) for point in group.points}
         own = tuple(choice for choice in made if id(choice.group.points[0]) in ids)
         kv = next((result for result in results if id(result.group.points[0]) in ids), None)
-        pools = envelopes(kv, points, tables.configs) if kv is not None else []
-        envelope = next((pool for pool in pools if not pool.slug), None)
-        found.append(Subject(group, own, kv, envelope, targets))
+        pools = envelopes(kv, tables.points, tables.configs) if kv is not None else []
+        found.append(Subject(group, own, kv, next((pool for pool in pools if not pool.slug), None), targets))
     return found

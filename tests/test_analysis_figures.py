@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import itertools
 import json
 import math
 import re
@@ -751,21 +750,29 @@ class Auditor:
         row = rows.iloc[0]
         block = row.engine_block_size * row.formula_bytes_per_token
         pool = max(row.gpus, 1) * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
+        layout = Layout(self.config, row) if self.config else None
 
         def request(tokens: float) -> float:
             fewer = np.ceil(row.max_model_len / row.engine_block_size) - np.ceil(tokens / row.engine_block_size)
             return float(row.formula_bytes_per_sequence - fewer * block)
 
-        held = requests * request(row.prompt_tokens + row.output_tokens)
+        def need(n: float, tokens: float) -> float:
+            return n * request(tokens) if layout is None else layout.at_once(int(n), int(tokens))
+
+        def holds(tokens: float) -> float:
+            n = int(pool / need(1, tokens))
+            return float(next(more for more in range(n, 10**6) if need(more + 1, tokens) > pool))
+
+        held = need(requests, row.prompt_tokens + row.output_tokens)
         return float(
             {
-                "room_pool_gib": pool / GIB,
-                "room_held_gib": held / GIB,
-                "room_free_gib": (pool - held) / GIB,
-                "room_requests": requests,
-                "room_further": pool // request(row.prompt_tokens + row.output_tokens) - requests,
-                "target_holds": pool // request(self.target["context_tokens"]),
-            }[what]
+                "room_pool_gib": lambda: pool / GIB,
+                "room_held_gib": lambda: held / GIB,
+                "room_free_gib": lambda: (pool - held) / GIB,
+                "room_requests": lambda: requests,
+                "room_further": lambda: holds(row.prompt_tokens + row.output_tokens) - requests,
+                "target_holds": lambda: holds(self.target["context_tokens"]),
+            }[what]()
         )
 
     def change(self, purpose: str, upper: str, lower: str, column: str, bound: str | None) -> float:
@@ -783,21 +790,25 @@ class Auditor:
         measured = loads[loads.status == "measured"]
         if what == "longest_request":
             return float((measured.prompt_tokens + measured.output_tokens).max())
-        double = 2 * self.target["context_tokens"]
+        if what == "model_limit_tokens":
+            return float(self.layout("utilization").limit)
+        double, n = 2 * self.target["context_tokens"], self.target["concurrency"]
         if len(self.memory("committed")) + len(self.memory("utilization")):
-            envelope = self.envelope(None)
-            need, pool = functools.partial(envelope.need, double), envelope.size
+            audit = self.envelope(None)
+            need, pool = audit.need(double, n), audit.size
+            holds = next(k for k in range(10**6) if audit.need(double, k + 1) > pool)
         else:
             row = measured.iloc[0]
-            need, pool = (double * row.formula_bytes_per_token).__mul__, self.ranks * row.engine_kv_bytes
-        at_once = self.target["concurrency"]
+            need = n * double * row.formula_bytes_per_token
+            pool = self.ranks * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
+            holds = int(pool // (need / n))
         return float(
             {
                 "double_context_tokens": double,
-                "double_need_gib": need(at_once) / GIB,
+                "double_need_gib": need / GIB,
                 "double_pool_gib": pool / GIB,
-                "double_share_pct": 100 * need(at_once) / pool,
-                "double_holds": next(n for n in itertools.count() if need(n + 1) > pool),
+                "double_share_pct": 100 * need / pool,
+                "double_holds": holds,
             }[what]
         )
 

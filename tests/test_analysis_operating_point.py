@@ -37,7 +37,7 @@ def sweep(noise: float = 0.005, repeats: int = 3, **p95: float) -> list[PointRow
 
 
 def choice(rows: Iterable[PointRow], slo: Slo, gpu_hour: float | None = None) -> Choice:
-    return choices(synthetic.tables_of(rows).points, slo, gpu_hour)[0]
+    return choices(synthetic.tables_of(rows), slo, gpu_hour)[0]
 
 
 def page(rows: Iterable[PointRow], slo: Slo | None = None, gpu_hour: float | None = None) -> str:
@@ -178,14 +178,14 @@ def test_servers_that_were_sent_the_same_load_compete() -> None:
         replace(r, max_model_len=8192, session_id="other", tok_s=(r.tok_s or 0) * 1.5, point_id=f"o-{r.point_id}")
         for r in sweep()
     ]
-    (made,) = choices(synthetic.tables_of([*sweep(), *faster]).points, Slo(p95_e2e_s=0.5), None)
+    (made,) = choices(synthetic.tables_of([*sweep(), *faster]), Slo(p95_e2e_s=0.5), None)
     assert made.point is not None
     assert made.point.curve.series.sample.max_model_len == 8192
     text = page([*sweep(), *faster], Slo(p95_e2e_s=0.5))
     assert "Chosen among 2 servers that were sent this load." in text
     assert "Server: max_model_len 8192" in text
     other_load = [replace(r, prompt_tokens=500, session_id="long", point_id=f"l-{r.point_id}") for r in sweep()]
-    assert len(choices(synthetic.tables_of([*sweep(), *other_load]).points, Slo(), None)) == 2
+    assert len(choices(synthetic.tables_of([*sweep(), *other_load]), Slo(), None)) == 2
 
 
 def rates(keeps_up: float | None = 1.0) -> list[PointRow]:
@@ -238,11 +238,11 @@ def test_energy_is_the_counter_over_output_tokens_and_never_a_simulated_card_s()
 
 
 def test_room_is_the_pool_less_what_full_length_requests_take() -> None:
-    room = KvRoom(pool_bytes=1000.0, request_bytes=90.0, requests=8)
-    assert (room.held_bytes, room.free_bytes, room.holds, room.further_requests) == (720.0, 280.0, 11, 3)
-    assert KvRoom(100.0, 90.0, 2).further_requests == -1
+    room = KvRoom(pool_bytes=1000.0, requests=8, held_bytes=720.0, holds=11)
+    assert (room.free_bytes, room.further_requests) == (280.0, 3)
+    assert KvRoom(100.0, 2, 180.0, 1).further_requests == -1
     (curve,) = load_curves(synthetic.tables_of(sweep()).points, "concurrency")
-    made = kv_room(curve.at(16), 76, 16)
+    made = kv_room(curve.at(16), 76, 16, None)
     assert made is not None
     blocks = synthetic.GPU.pool_bytes // (16 * 393_216)
     assert made.holds == (blocks - 1) // math.ceil(76 / 16)
