@@ -118,6 +118,6 @@ def _marks(axes: Any, envelope: Envelope, targets: Targets) -> None:
             )  # fmt: skip
     if targets.concurrency and targets.context_tokens:
         axes.plot(
-            [targets.context_tokens], [targets.concurrency], marker="*", markersize=13, linestyle="none",
+            [targets.context_tokens], [targets.concurrency], marker="*", markersize=17, linestyle="none",
             color="#222222", markerfacecolor="#F0E442", zorder=4, label="target",
         )  # fmt: skip

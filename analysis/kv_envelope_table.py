@@ -185,9 +185,15 @@ def _agreement(lots: Tally) -> Phrase:
     if lots.inside and lots.beyond:
         return phrase("**Arithmetic and measurement agree** at each of them, on both sides of the border.")
     if lots.inside:
+        near_full = any(level.reading.measured[0].purpose == "near_full_context" for level in lots.inside)
         return phrase(
-            "None needs more than the pool, so the border itself was not tried; `+sweep=capacity` (prompts that almost "
-            "fill max_model_len) tries it."
+            "None needs more than the pool, so the border itself was not tried; "
+            + (
+                "higher levels (`sweep.near_full_context.concurrency`) or a smaller pool "
+                "(`sweep.near_full_context.sequences`) try it."
+                if near_full
+                else "`+sweep=capacity` (prompts that almost fill max_model_len) tries it."
+            )
         )
     if lots.beyond:
         return phrase("None of them fits, so the border itself was not met from below; lower levels tell.")
