@@ -52,7 +52,7 @@ def test_every_request_is_sent_once_exactly_as_planned() -> None:
         result = load(server)
     factory = PromptFactory(256, 7)
     sent = sorted((body["prompt"] for body in server.bodies), key=lambda prompt: prompt[0])
-    assert sent == [factory.tokens(ordinal, 20) for ordinal in range(100, 106)]
+    assert sent == [json.loads(b"".join(factory.json(ordinal, 0, 20))) for ordinal in range(100, 106)]
     for body in server.bodies:
         rest = {key: value for key, value in body.items() if key != "prompt"}
         assert rest == {
@@ -87,7 +87,7 @@ def test_drawn_lengths_are_sent_and_each_request_is_held_to_its_own() -> None:
 
 
 def bodies(plan: LoadPlan) -> dict[int, bytes]:
-    return {each.ordinal: each.body for each in prepare(plan)}
+    return {each.ordinal: each.body for each in prepare(plan) if each is not None}
 
 
 @pytest.mark.parametrize("api", Api)
@@ -118,7 +118,7 @@ def test_a_chat_is_one_message_and_its_length_is_told_not_judged() -> None:
         result = load(server, api=Api.CHAT, prompt_tokens=50, text_cost=TextCost(2.0, 9.0))
         missed = load(server, api=Api.CHAT, prompt_tokens=50)
     texts = WordPrompts(7, TextCost(2.0, 9.0))
-    expected = {texts.prompt(ordinal, 0, 50) for ordinal in range(100, 106)}
+    expected = {json.loads(b"".join(texts.json(ordinal, 0, 50))) for ordinal in range(100, 106)}
     assert {body["messages"][0]["content"] for body in server.bodies[:6]} == expected
     for body in server.bodies[:6]:
         assert [message["role"] for message in body["messages"]] == ["user"]

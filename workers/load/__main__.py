@@ -138,7 +138,7 @@ async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | N
     if max_tokens >= max_model_len:
         raise EndpointError(f"--max-tokens {max_tokens} leaves no room for a prompt in {room}")
     longest = plan.first_ordinal + plan.num_requests - 1  # the last one's number has the most digits
-    text = GivenText(plan.text or "", plan.seed).prompt(longest, 0, 0)
+    text = GivenText(plan.text or "", plan.seed).prompt(longest)
     chat = {"messages": [{"role": "user", "content": text}]}
     prompt_tokens = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
     if prompt_tokens is not None and prompt_tokens + max_tokens > max_model_len:
