@@ -19,7 +19,6 @@ import aiohttp
 import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
-from contract.specs import Api
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
@@ -173,9 +172,7 @@ async def _send(line: Line, request: Prepared, timeout_s: float, due_s: float | 
 async def _lines(plan: LoadPlan) -> AsyncIterator[list[Line]]:
     """The lines of a load, connected; one that cannot be is left to its first request, whose row will say why."""
     async with open_session(plan.endpoint) as session:
-        chat = plan.api is Api.CHAT
-        url = plan.endpoint.chat_url if chat else plan.endpoint.completions_url
-        wire = Wire(session, url, plan.endpoint.proxy())
+        wire = Wire(session, plan.endpoint.load_url(plan.api), plan.endpoint.proxy())
         lines = [Line(wire, KEEPALIVE_S) for _ in range(min(plan.concurrency, plan.num_requests))]
         try:
             with contextlib.suppress(TimeoutError):
