@@ -80,7 +80,9 @@ def test_another_process_makes_the_same_prompts() -> None:
         ).stdout
         for seed in ("1", "2")
     ]
-    assert [run.decode().strip() for run in runs] == [" ".join(map(str, PromptFactory(128_256, 9).json(12_345, 0, 20)))] * 2
+    assert [run.decode().strip() for run in runs] == [
+        " ".join(map(str, PromptFactory(128_256, 9).json(12_345, 0, 20)))
+    ] * 2
 
 
 def test_special_and_placeholder_ids_of_known_vocabularies_are_left_out() -> None:
@@ -107,10 +109,10 @@ def test_what_follows_the_ordinal_is_drawn_evenly_from_three_tenths_of_the_ids_o
     assert max(tenths.values()) < 1.25 * min(tenths.values()) or vocab_size == 4
 
 
-@pytest.mark.parametrize("maker", [PromptFactory(32_000, 7), WordPrompts(7), PromptFactory(256, 7, SharedPrefix(2, 30))])
-def test_a_long_prompt_is_made_in_pieces(
-    monkeypatch: pytest.MonkeyPatch, maker: PromptFactory | WordPrompts
-) -> None:
+@pytest.mark.parametrize(
+    "maker", [PromptFactory(32_000, 7), WordPrompts(7), PromptFactory(256, 7, SharedPrefix(2, 30))]
+)
+def test_a_long_prompt_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch, maker: PromptFactory | WordPrompts) -> None:
     monkeypatch.setattr(prompts_module, "PIECE", 64)
     pieces = list(maker.json(5, 1, 400))
     prompt = json.loads(b"".join(pieces))

@@ -55,7 +55,9 @@ def allow_connections(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     needed = number + FURTHER_FILES + len(list(Path("/proc/self/fd").iterdir()))
     if most != resource.RLIM_INFINITY and needed > most:
-        raise TooFewFiles(f"{number} connections need {needed} open files, and this process may have {most} (ulimit -Hn)")
+        raise TooFewFiles(
+            f"{number} connections need {needed} open files, and this process may have {most} (ulimit -Hn)"
+        )
 
 
 async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) -> LoadResult:

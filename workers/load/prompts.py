@@ -34,9 +34,9 @@ class PromptFactory:
     A prompt opens with its ordinal as digits in base `base`, lowest digit first, one token a digit, `digits` tokens in
     all; what follows is drawn from (seed, ordinal), of ids that are all written with the same number of digits
     (`_columns_of`: 10,000 to 29,999 for a vocabulary of 32,000). The ordinal's digits do not depend on the seed, so
-    prompts of different seeds on one server differ as well. Two prompts differ within their first `digits` tokens, and neighbouring ordinals in
-    the very first: they share no first block of any block size >= `digits` (2 for vocabularies of 68 000 ids and more,
-    5 for one of 256).
+    prompts of different seeds on one server differ as well. Two prompts differ within their first `digits` tokens, and
+    neighbouring ordinals in the very first: they share no first block of any block size >= `digits` (2 for vocabularies
+    of 68 000 ids and more, 5 for one of 256).
 
     Ids at both ends of the vocabulary are left out, 1/64 of it on either side (at least 16, at most a quarter): that
     is where tokenizers keep special, reserved and image-placeholder tokens and padded rows.

@@ -75,7 +75,7 @@ def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]
     if answer.reads.size > MAX_BODY_BYTES:
         return record, Failure(FailureClass.MALFORMED_STREAM, f"the answer is longer than {MAX_BODY_BYTES} bytes")
     if sent.error is not None and record.error is None:
-        return record, _broken(sent, timeout_s, record)
+        return record, _broken(sent.error, timeout_s, answer, record)
     return record, judge(record, sent.asked)
 
 
@@ -83,12 +83,11 @@ def _after(at_s: float | None, start_s: float) -> float | None:
     return None if at_s is None else at_s - start_s
 
 
-def _broken(sent: Sent, timeout_s: float, record: StreamRecord) -> Failure:
+def _broken(error: Exception, timeout_s: float, answer: Answer, record: StreamRecord) -> Failure:
     """Map what ended a request from outside its stream to a failure; the one place that knows aiohttp's exceptions.
 
     What had come and is no stream of events is quoted: it may be a server's word on why.
     """
-    error = sent.error
     what = in_words(error)[:MESSAGE_CHARS]
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
         return Failure(FailureClass.CONNECTION_FAILED, what)
@@ -98,7 +97,7 @@ def _broken(sent: Sent, timeout_s: float, record: StreamRecord) -> Failure:
         return Failure(FailureClass.MALFORMED_STREAM, what)
     after = f"after {len(record.chunk_at_s)} chunks" + (f"; {record.malformed}" if record.malformed else "")
     if isinstance(error, TimeoutError):
-        return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {_phase(sent.answer, record)}, {after}")
+        return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {_phase(answer, record)}, {after}")
     return Failure(FailureClass.CONNECTION_LOST, f"{what}, {after}")
 
 
