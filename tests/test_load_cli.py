@@ -295,7 +295,7 @@ def test_a_server_that_answers_nothing_is_not_waited_for_to_the_end(
         code, report, complaint = run(capsys, *arguments)
         assert len(server.bodies) < 10
     assert (code, report) == (1, {})
-    assert "requests had no whole answer within 0.1 s" in complaint
+    assert "no whole answer within 0.1 s to the first" in complaint
 
 
 def test_a_terminal_sees_how_far_a_part_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

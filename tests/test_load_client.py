@@ -25,7 +25,7 @@ from contract.specs import Api, SharedPrefix
 from workers.load import bodies as bodies_module
 from workers.load.bodies import FEWEST_AHEAD, Bodies, Prepared, prepare
 from workers.load.client import TooFewFiles, allow_connections, generate, run_load
-from workers.load.ending import Stop
+from workers.load.ending import Ending, Stop
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import PromptFactory, TextCost, WordPrompts
@@ -381,6 +381,15 @@ def test_a_levels_first_request_does_not_wait_for_the_bodies_of_its_last(
     assert [row.ordinal for row in result.requests] == made == list(range(100, 400))
     assert all(row.ok for row in result.requests)
     assert at_start[0] == FEWEST_AHEAD
+
+
+def test_a_levels_precision_is_judged_by_answers_not_by_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[float] = []
+    monkeypatch.setattr(Ending, "note", lambda _, latency_s: noted.append(latency_s))
+    with serving(MockOpenAI(faults=[Fault.STATUS_503, Fault.RESET, Fault.NO_ANSWER, Fault.HANG])) as server:
+        rows = load(server, concurrency=1, num_requests=7, timeout_s=0.5).requests
+    assert noted == pytest.approx([row.last_byte_s for row in rows if row.ok])
+    assert len(noted) == 3
 
 
 async def test_bodies_are_made_ahead_again_in_idle_moments_and_no_more_after_the_end() -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from contract.arrivals import Arrivals, Process, Stage
+from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.rows import RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
@@ -201,7 +201,9 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, d
     )
     plans = [sequential, replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)]
     if args.rate is not None:
-        due_s = Arrivals(Process.POISSON, args.rate, (Stage(args.n / args.rate),)).times(args.n, str(sequential.seed))
+        due_s = Arrivals(ArrivalProcess.POISSON, args.rate, (Stage(args.n / args.rate),)).times(
+            args.n, str(sequential.seed)
+        )
         plans.append(replace(sequential, first_ordinal=2 * args.n, due_s=tuple(due_s)))
     if models is None:
         await _try_one(replace(sequential, first_ordinal=3 * args.n))

@@ -44,7 +44,9 @@ async def run_watched(name: str, plan: LoadPlan) -> LoadResult:
         while not (await asyncio.wait({load}, timeout=LOOK_S))[0]:
             _show(f"{name}: {count.ended} of {plan.num_requests} ended, {time.monotonic() - started_s:.0f} s")
             if not count.answered and count.timed_out >= HOPELESS:
-                raise Hopeless(f"{count.timed_out} requests had no whole answer within {plan.timeout_s:g} s, none had")
+                raise Hopeless(
+                    f"no whole answer within {plan.timeout_s:g} s to the first {count.ended} requests: given up"
+                )
         return load.result()
     finally:
         load.cancel()
