@@ -2,8 +2,9 @@
 
     python benchmarks/client/start.py [--streams 256] [--runs 9] [--tokens 12 1024 4000]
 
-A process is started and sends a level of ten requests a stream to a listener that notes the first byte it gets. shortest and the median wall time, and the CPU time that the process had used by then: about what the wall time is where
-nobody else wants the core.
+A process is started and sends a level of ten requests a stream to a listener that notes the first byte it gets. Prints
+the shortest and the median wall time, and the CPU time that the process had used by then: about what the wall time is
+where nobody else wants the core.
 """
 
 from __future__ import annotations
