@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Process(StrEnum):
+class ArrivalProcess(StrEnum):
     """What the gaps between arrivals are drawn from, for a mean of 1."""
 
     POISSON = "poisson"  # exponential: arrivals know nothing of each other
@@ -62,7 +62,7 @@ class Arrivals:
         ValueError: the rate or the burstiness is not above 0, there is no stage, or the last one ends at 0.
     """
 
-    process: Process
+    process: ArrivalProcess
     rate: float
     """Of the level, requests a second."""
     stages: tuple[Stage, ...]
@@ -81,7 +81,7 @@ class Arrivals:
 
     def __str__(self) -> str:
         """Everything but the rate, in words."""
-        name = f"gamma of burstiness {self.burstiness:g}" if self.process is Process.GAMMA else str(self.process)
+        name = f"gamma of burstiness {self.burstiness:g}" if self.process is ArrivalProcess.GAMMA else str(self.process)
         return f"{name}, {', '.join(_in_words(stage) for stage in self.stages)}"
 
     @property
@@ -107,7 +107,7 @@ class Arrivals:
         ahead = list(self.stages)
         at = before = begun = 0.0
         for index in range(number):
-            if index or self.process is not Process.CONSTANT:
+            if index or self.process is not ArrivalProcess.CONSTANT:
                 at += self._gap(dice) / self.rate
             while ahead and at - before > ahead[0].area:
                 stage = ahead.pop(0)
@@ -115,9 +115,9 @@ class Arrivals:
             yield begun + (ahead[0].after(at - before) if ahead else (at - before) / self.stages[-1].end)
 
     def _gap(self, dice: random.Random) -> float:
-        if self.process is Process.CONSTANT:
+        if self.process is ArrivalProcess.CONSTANT:
             return 1.0
-        if self.process is Process.POISSON:
+        if self.process is ArrivalProcess.POISSON:
             return dice.expovariate(1.0)
         return dice.gammavariate(self.burstiness, 1 / self.burstiness)
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from contract.arrivals import Arrivals, Process, Stage
+from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lengths import Lengths, LogNormal, Normal, Uniform, lowest
 from contract.specs import Precision, SharedPrefix
 from orchestrator.problems import ConfigError
@@ -352,7 +352,7 @@ class RateSweep(_Section):
     def at(self, rate: float) -> Arrivals:
         """Return the arrivals of the level of `rate` requests a second."""
         stages = tuple(Stage(each.seconds, each.share, each.end) for each in self.stages or ())
-        return Arrivals(Process(self.arrivals), rate, stages or (Stage(self.seconds),), self.burstiness)
+        return Arrivals(ArrivalProcess(self.arrivals), rate, stages or (Stage(self.seconds),), self.burstiness)
 
 
 class NearFullContext(_Section):

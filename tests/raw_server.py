@@ -56,6 +56,29 @@ class RawServer:
                     return
 
 
+@dataclass
+class Tunnel(RawServer):
+    """A proxy for CONNECT."""
+
+    to: int = 0
+
+    def _talk(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self.to)) as far:
+            self.requests.append(_read_request(client))
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=_pass_on, args=(far, client), daemon=True)
+            back.start()
+            _pass_on(client, far)
+            back.join(5)
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
 def _read_request(client: socket.socket) -> bytes:
     data = b""
     while True:
@@ -70,10 +93,36 @@ def _read_request(client: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def raw_server(*scripts: Script) -> Iterator[RawServer]:
+def raw_server(*scripts: Script, host: str = "127.0.0.1") -> Iterator[RawServer]:
     """Run a `RawServer` on a loopback port while the block runs."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = RawServer(list(scripts), listener.getsockname()[1])
+    listener = _listener(host)
+    with _running(RawServer(list(scripts), listener.getsockname()[1]), listener) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def tunnel(port: int) -> Iterator[RawServer]:
+    """Run a proxy that lets everybody who asks for a tunnel through to `port` on this host."""
+    listener = _listener("127.0.0.1")
+    with _running(Tunnel([], listener.getsockname()[1], to=port), listener) as server:
+        yield server
+
+
+def has_ipv6() -> bool:
+    """Whether this host has an IPv6 loopback."""
+    try:
+        _listener("::1").close()
+    except OSError:
+        return False
+    return True
+
+
+def _listener(host: str) -> socket.socket:
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+@contextlib.contextmanager
+def _running(server: RawServer, listener: socket.socket) -> Iterator[RawServer]:
     thread = threading.Thread(target=server.serve, args=(listener,), daemon=True)
     thread.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -13,7 +14,11 @@ from typing import Any
 import pytest
 from mock_openai import Fault, MockOpenAI, serving
 
+from contract.rows import ClientRow, RequestRow
+from workers.load import __main__ as command
+from workers.load import progress
 from workers.load.__main__ import main
+from workers.load.plan import LoadResult
 
 TUTORIAL_KEYS = [
     "n",
@@ -126,6 +131,9 @@ def test_answers_may_end_early_where_that_was_asked_for(capsys: pytest.CaptureFi
         (["--max-tokens", "1.5"], "--max-tokens"),
         (["--timeout", "nan"], "--timeout"),
         (["--timeout", "-1"], "--timeout"),
+        (["--model", ""], "--model: must not be empty"),
+        (["--rate", "1e-308"], "would take more than a year"),
+        (["--rate", "1e-7"], "would take more than a year"),
         (["--api-key", "k"], "--api-key"),
         (["--url", "localhost:8000"], "http://"),
         (["--url", "http://127.0.0.1:9/v1/completions"], "cannot reach"),
@@ -198,12 +206,134 @@ def test_lengths_that_the_server_cannot_hold_are_refused_before_anything_is_sent
         assert (code, report["completed"], complaint) == (0, 2, "")
 
 
+def test_a_wrong_path_is_found_by_one_request_where_no_list_of_models_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI()) as server:
+        code, report, complaint = run(capsys, "--url", f"{server.url}/wrong", *SMALL, "--model", "mock")
+        assert (code, report, server.bodies) == (2, {}, [])
+        assert f"{server.url}/wrong/v1/completions answered HTTP 404" in complaint
+    with serving(MockOpenAI(models_status=404, max_model_len=3)) as server:
+        code, report, complaint = run(capsys, "--url", server.url, *SMALL, "--model", "m")
+        assert (code, report, len(server.bodies), server.bodies[0]["max_tokens"]) == (2, {}, 1, 1)
+        assert "longer than max_model_len" in complaint  # in the server's words
+
+
+def test_a_busy_server_without_a_list_of_models_is_measured_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI(models_status=404, faults=[Fault.STATUS_503])) as server:
+        code, report, _ = run(capsys, "--url", server.url, *SMALL, "--model", "m")
+    assert (code, report["completed"], report["failed"]) == (0, 8, 0)
+    assert len({body["prompt"] for body in server.bodies}) == 9
+
+
+def test_the_url_of_chats_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI()) as server:
+        code, report, _ = run(capsys, "--url", f"{server.url}/v1/chat/completions", *SMALL)
+    assert (code, report["completed"]) == (0, 8)
+    assert all("messages" in body for body in server.bodies)
+
+
+def limited(result: LoadResult, requests: object, concurrency: int | None) -> list[str]:
+    return ["a load process was late"] if concurrency == 2 else []
+
+
+def test_a_part_that_measured_the_client_is_called_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "client_limits", limited)
+    with serving(MockOpenAI()) as server:
+        _, report, complaint = run(capsys, "--url", server.url, *SMALL)
+        assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == (None, None)  # too short
+        assert complaint == ""
+        monkeypatch.setattr(command, "JUDGED_FROM_S", 0.0)
+        _, report, complaint = run(capsys, "--url", server.url, *SMALL)
+    assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == ([], limited(None, None, 2))
+    assert "concurrent: this client was the limit" in complaint
+    assert "a load process was late" in complaint
+
+
+def test_a_late_client_is_called_so_by_what_it_says_of_itself() -> None:
+    args = argparse.Namespace(n=30, concurrency=2, rate=None)
+    rows = [RequestRow(n, sent_s=n // 2 * 0.1, ok=True, e2e_s=0.1) for n in range(30)]
+    calm, busy = ClientRow(2, 0.1), ClientRow(2, 0.99)
+    parts = {
+        name: LoadResult(rows, 1.5, 0.0, 0.0, [client]) for name, client in (("sequential", calm), ("concurrent", busy))
+    }
+    report = command._report(args, "m", parts)
+    assert "busy" in report["concurrent_client_limited"][0]
+    assert not any("busy" in words for words in report["sequential_client_limited"])
+
+
+@pytest.mark.parametrize(
+    ("n", "note"),
+    [
+        (1, "p95 and p99 of 1 requests: between the two highest"),
+        (20, "p95 and p99 of 20 requests: between the two highest"),
+        (21, "p99 of 21 requests: between the two highest"),
+        (100, "p99 of 100 requests: between the two highest"),
+        (101, None),
+        (0, None),
+    ],
+)
+def test_percentiles_of_too_few_requests_say_so(n: int, note: str | None) -> None:
+    """The rank of a percentile is (n - 1) q; from the last but one on, it lies between the two highest values."""
+    assert command._tail_note("x", n) == (None if note is None else f"x: {note}")
+
+
+def test_notes_stand_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI()) as server:
+        _, report, _ = run(capsys, "--url", server.url, *SMALL)
+    assert report["notes"] == [
+        f"{part}: p95 and p99 of 4 requests: between the two highest" for part in ("sequential", "concurrent")
+    ]
+
+
+def test_a_server_that_answers_nothing_is_not_waited_for_to_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+    with serving(MockOpenAI(fault=Fault.HANG)) as server:
+        arguments = ["--url", server.url, "--n", "500", "--timeout", "0.1", "--max-tokens", "8"]
+        code, report, complaint = run(capsys, *arguments)
+        assert len(server.bodies) < 10
+    assert (code, report) == (1, {})
+    assert "no whole answer within 0.1 s to the first" in complaint
+
+
+def test_a_terminal_sees_how_far_a_part_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOOK_S", 0.02)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with serving(MockOpenAI(faults=[Fault.NONE, Fault.HANG])) as server:
+        arguments = ["--url", server.url, "--n", "3", "--timeout", "0.3", "--max-tokens", "8"]
+        assert main(arguments) == 0
+    shown = capsys.readouterr().err
+    assert "sequential: 1 of 3 ended, 0 s" in shown
+
+
+def test_who_reads_only_the_beginning_gets_no_traceback() -> None:
+    with serving(MockOpenAI()) as server:
+        shell = f"{' '.join(COMMAND)} --url {server.url} {' '.join(SMALL)} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_more_connections_than_open_files_are_refused_and_a_soft_limit_is_raised() -> None:
+    with serving(MockOpenAI()) as server:
+        command_line = f"exec {' '.join(COMMAND)} --url {server.url} --n 90 --concurrency 90 --max-tokens 1"
+        for limit, code, answered in (("-Sn 64", 0, 180), ("-n 64", 2, 0)):
+            server.bodies.clear()
+            done = subprocess.run(
+                ["bash", "-c", f"ulimit {limit}; {command_line}"],
+                cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+            )  # fmt: skip
+            assert (done.returncode, len(server.bodies)) == (code, answered), done.stderr
+            assert ("90 connections need" in done.stderr) == bool(code)
+
+
 def test_help_names_the_units(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     text = capsys.readouterr().out
     assert exit_.value.code == 0
-    for word in ("TOKENS", "SECONDS", "REQUESTS", "VLLM_API_KEY", "completion tokens", "130"):
+    for word in ("TOKENS", "SECONDS", "REQUESTS", "VLLM_API_KEY", "completion tokens", "130", "SSL_CERT_FILE"):
         assert word in text
 
 
@@ -232,6 +362,8 @@ def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(caps
     assert (report["completed"], report["failed"], report["rate"]) == (12, 0, 200)
     assert report["open_loop_qps"] > 0
     assert report["open_loop_p99_ttft_s"] > 0
+    assert report["open_loop_p99_send_delay_s"] >= 0
+    assert 20 < report["open_loop_offered_qps"] < 2000  # of four arrivals
     assert len({json.dumps(body["prompt"]) for body in server.bodies}) == 12
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import ssl
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +22,15 @@ from mock_openai import Fault, MockOpenAI, serving
 from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
 from contract.specs import Api, SharedPrefix
-from workers.load.bodies import prepare
-from workers.load.client import generate, run_load
-from workers.load.ending import Stop
+from workers.load import bodies as bodies_module
+from workers.load.bodies import FEWEST_AHEAD, Bodies, Prepared, prepare
+from workers.load.client import TooFewFiles, allow_connections, generate, run_load
+from workers.load.ending import Ending, Stop
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import PromptFactory, TextCost, WordPrompts
 from workers.load.tasks import split
+from workers.load.wire import Answer
 
 
 def plan_for(server: MockOpenAI, **changes: object) -> LoadPlan:
@@ -52,7 +57,7 @@ def test_every_request_is_sent_once_exactly_as_planned() -> None:
         result = load(server)
     factory = PromptFactory(256, 7)
     sent = sorted((body["prompt"] for body in server.bodies), key=lambda prompt: prompt[0])
-    assert sent == [factory.tokens(ordinal, 20) for ordinal in range(100, 106)]
+    assert sent == [json.loads(b"".join(factory.json(ordinal, 0, 20))) for ordinal in range(100, 106)]
     for body in server.bodies:
         rest = {key: value for key, value in body.items() if key != "prompt"}
         assert rest == {
@@ -87,7 +92,7 @@ def test_drawn_lengths_are_sent_and_each_request_is_held_to_its_own() -> None:
 
 
 def bodies(plan: LoadPlan) -> dict[int, bytes]:
-    return {each.ordinal: each.body for each in prepare(plan)}
+    return {each.ordinal: each.body for each in prepare(plan) if each is not None}
 
 
 @pytest.mark.parametrize("api", Api)
@@ -118,7 +123,7 @@ def test_a_chat_is_one_message_and_its_length_is_told_not_judged() -> None:
         result = load(server, api=Api.CHAT, prompt_tokens=50, text_cost=TextCost(2.0, 9.0))
         missed = load(server, api=Api.CHAT, prompt_tokens=50)
     texts = WordPrompts(7, TextCost(2.0, 9.0))
-    expected = {texts.prompt(ordinal, 0, 50) for ordinal in range(100, 106)}
+    expected = {json.loads(b"".join(texts.json(ordinal, 0, 50))) for ordinal in range(100, 106)}
     assert {body["messages"][0]["content"] for body in server.bodies[:6]} == expected
     for body in server.bodies[:6]:
         assert [message["role"] for message in body["messages"]] == ["user"]
@@ -283,7 +288,7 @@ def test_a_server_that_falls_silent_runs_into_the_time_limit() -> None:
         bad, good = load(server, concurrency=1, num_requests=2, timeout_s=0.5).requests
         assert server.hung_up.acquire(timeout=5)  # its connection was closed, so vLLM would abort the request
     assert (bad.failure_class, bad.http_status, bad.chunks) == (FailureClass.TIMEOUT, 200, 4)
-    assert bad.failure_message == "no end within 0.5 s, after 4 chunks"
+    assert bad.failure_message == "no end within 0.5 s, while streaming, after 4 chunks"
     assert good.ok
 
 
@@ -346,6 +351,68 @@ def test_an_open_loop_sends_when_requests_are_due_however_many_are_in_flight() -
     assert all(row.sent_s - (row.due_s or 0.0) >= 0 for row in result.requests)
     assert result.requests[4].sent_s >= 0.2
     assert (result.stopped_by, result.clients[0].streams) == ("requests", 4)
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_a_levels_first_request_does_not_wait_for_the_bodies_of_its_last(
+    monkeypatch: pytest.MonkeyPatch, due: bool
+) -> None:
+    """Bodies are made as they are needed: at the end of a level there are no more than those of the streams ahead."""
+    made: list[int] = []
+    at_start: list[int] = []
+    answered = Answer.__init__
+
+    def prepare_counted(plan: LoadPlan) -> Iterator[Prepared | None]:
+        for each in prepare(plan):
+            if each is not None:
+                made.append(each.ordinal)
+            yield each
+
+    def first_seen(answer: Answer, *arguments: float) -> None:
+        answered(answer, *arguments)
+        if arguments != (0.0,):  # that of a connection which waits
+            at_start.append(len(made))
+
+    monkeypatch.setattr(bodies_module, "prepare", prepare_counted)
+    monkeypatch.setattr(Answer, "__init__", first_seen)
+    with serving(MockOpenAI()) as server:
+        due_s = tuple(n / 2000 for n in range(300)) if due else ()
+        result = load(server, concurrency=2, num_requests=300, due_s=due_s, output_tokens=1)
+    assert [row.ordinal for row in result.requests] == made == list(range(100, 400))
+    assert all(row.ok for row in result.requests)
+    assert at_start[0] == FEWEST_AHEAD
+
+
+def test_a_levels_precision_is_judged_by_answers_not_by_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[float] = []
+    monkeypatch.setattr(Ending, "note", lambda _, latency_s: noted.append(latency_s))
+    with serving(MockOpenAI(faults=[Fault.STATUS_503, Fault.RESET, Fault.NO_ANSWER, Fault.HANG])) as server:
+        rows = load(server, concurrency=1, num_requests=7, timeout_s=0.5).requests
+    assert noted == pytest.approx([row.last_byte_s for row in rows if row.ok])
+    assert len(noted) == 3
+
+
+async def test_bodies_are_made_ahead_again_in_idle_moments_and_no_more_after_the_end() -> None:
+    plan = plan_for(MockOpenAI(url="http://h"), concurrency=4, num_requests=200)
+    with contextlib.closing(Bodies(plan)) as bodies:
+        taken = [next(bodies).ordinal for _ in range(FEWEST_AHEAD)]
+        async with asyncio.timeout(5):
+            while len(bodies._ready) < FEWEST_AHEAD:  # noqa: ASYNC110 - there is nothing to wait for
+                await asyncio.sleep(0.001)
+        taken += [each.ordinal for each in bodies]
+        assert taken == list(range(100, 300))
+
+
+@pytest.mark.parametrize(("hard", "refused"), [(50, True), (2000, False), (resource.RLIM_INFINITY, False)])
+def test_a_level_that_needs_more_files_than_there_may_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, hard: int, refused: bool
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    with pytest.raises(TooFewFiles, match="300 connections need 3") if refused else contextlib.nullcontext():
+        allow_connections(300)
+    assert asked == [(hard, hard)]
 
 
 def test_an_open_loop_needs_a_moment_for_every_request() -> None:

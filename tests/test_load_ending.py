@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,16 @@ from hypothesis import strategies as st
 
 from contract.specs import METRICS, Precision
 from workers.load import ending
-from workers.load.ending import PRECISION, REQUESTS, TIME, Ending, Stop, half_width
+from workers.load.ending import PRECISION, REQUESTS, TIME, Ending, Estimate, Stop
 from workers.load.start_line import StartLine
+
+
+def half_width(values: list[float], metric: str) -> float | None:
+    estimate = Estimate(metric)
+    for value in values:
+        estimate.add(value)
+    return estimate.half_width()
+
 
 QUANTILES = {"p50_e2e_s": 0.5, "p95_e2e_s": 0.95, "mean_e2e_s": None}
 
@@ -44,6 +54,13 @@ def test_few_values_have_no_interval(values: list[float], metric: str) -> None:
 def test_an_interval_has_a_width_that_is_not_negative(values: list[float], metric: str) -> None:
     width = half_width(values, metric)
     assert width is None or width >= 0
+
+
+@given(st.lists(st.floats(0.001, 100), min_size=20, max_size=200))
+def test_a_means_interval_is_that_of_its_standard_error(values: list[float]) -> None:
+    width = half_width(values, "mean_e2e_s")
+    expected = 1.959964 * statistics.stdev(values) / math.sqrt(len(values)) / statistics.fmean(values)
+    assert width == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 def test_a_p95_needs_more_values_than_a_median() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from mock_openai import MockOpenAI, serving
 
+from contract.specs import Api
 from workers.load.endpoint import KEEPALIVE_S, Endpoint, EndpointError, open_session, served_models
 
 
@@ -15,8 +16,8 @@ from workers.load.endpoint import KEEPALIVE_S, Endpoint, EndpointError, open_ses
 )
 def test_a_base_url_may_be_pasted_in_any_form(tail: str) -> None:
     endpoint = Endpoint(f"https://host:8443/serve{tail}", "m")
-    assert endpoint.completions_url == "https://host:8443/serve/v1/completions"
-    assert endpoint.chat_url == "https://host:8443/serve/v1/chat/completions"
+    assert endpoint.load_url(Api.COMPLETIONS) == "https://host:8443/serve/v1/completions"
+    assert endpoint.load_url(Api.CHAT) == "https://host:8443/serve/v1/chat/completions"
     assert endpoint.tokenize_url == "https://host:8443/serve/tokenize"
     assert endpoint.models_url == "https://host:8443/serve/v1/models"
 
@@ -62,6 +63,24 @@ def test_the_proxy_is_for_others_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Endpoint("http://far.example", "m", uds="/run/s").proxy() is None
 
 
+@pytest.mark.parametrize("proxy", ["127.0.0.1:3128", "socks5://127.0.0.1:1080", "http://"])
+async def test_what_is_no_http_proxy_is_named_as_such(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(EndpointError) as caught:
+        await served_models(Endpoint("http://far.example", ""), 5)
+    assert str(caught.value) == f"the proxy {proxy} (from http_proxy) is no http:// URL"
+
+
+async def test_a_proxy_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:s3cret@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(EndpointError, match=r"v1/models through the proxy http://127\.0\.0\.1:9: ") as caught:
+        await served_models(Endpoint("http://far.example", ""), 5)
+    assert "s3cret" not in str(caught.value)
+    assert "ssl:" not in str(caught.value)
+
+
 async def test_models_are_listed_in_the_servers_order() -> None:
     with serving(MockOpenAI(models=("b", "a"))) as server:
         assert list((await served_models(Endpoint(server.url, ""), 5)).items()) == [("b", None), ("a", None)]
@@ -99,7 +118,7 @@ async def test_an_idle_connection_is_given_up_before_the_server_does() -> None:
         body = {"prompt": [1], "max_tokens": 1}
         async with open_session(endpoint) as session:
             for _ in range(3):
-                async with session.post(endpoint.completions_url, json=body) as response:
+                async with session.post(endpoint.load_url(Api.COMPLETIONS), json=body) as response:
                     assert response.status == 200
                     await response.read()
                 await asyncio.sleep(0.2)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.specs import SharedPrefix
+from workers.load import prompts as prompts_module
 from workers.load.prompts import ORDINALS, WORDS, GivenText, PromptFactory, TextCost, WordPrompts
 
 vocabularies = st.one_of(st.integers(4, 300), st.sampled_from([256, 32_000, 128_256, 151_936, 262_208]))
 ordinals = st.integers(0, ORDINALS - 1)
+
+
+def made(maker: PromptFactory | WordPrompts | GivenText, ordinal: int, tokens: int, number: int = 0) -> Any:
+    """Return the prompt that a server reads."""
+    return json.loads(b"".join(maker.json(ordinal, number, tokens)))
 
 
 @given(vocabularies, st.integers(), ordinals, st.integers(1, 300))
@@ -22,12 +31,12 @@ def test_prompt_has_the_exact_length_and_only_ordinary_ids(
     vocab_size: int, seed: int, ordinal: int, length: int
 ) -> None:
     factory = PromptFactory(vocab_size, seed)
-    tokens = factory.tokens(ordinal, length)
+    tokens = made(factory, ordinal, length)
     margin = factory.lowest_id
     assert len(tokens) == length
     assert 1 <= margin <= min(tokens)
     assert max(tokens) < vocab_size - margin
-    assert tokens == PromptFactory(vocab_size, seed).tokens(ordinal, length)
+    assert tokens == made(PromptFactory(vocab_size, seed), ordinal, length)
 
 
 @given(vocabularies, st.integers(), st.integers(), ordinals, ordinals, st.integers(1, 64))
@@ -37,7 +46,7 @@ def test_prompts_of_two_ordinals_differ_within_their_digits_whatever_their_seeds
     first, second = PromptFactory(vocab_size, seed), PromptFactory(vocab_size, other_seed)
     if ordinal == other:
         return
-    one, two = first.tokens(ordinal, length), second.tokens(other, length)
+    one, two = made(first, ordinal, length), made(second, other, length)
     if length >= first.digits or max(ordinal, other) < first.distinct(length):
         assert one[: first.digits] != two[: first.digits]
 
@@ -45,33 +54,35 @@ def test_prompts_of_two_ordinals_differ_within_their_digits_whatever_their_seeds
 @given(vocabularies, st.integers(), st.integers(0, ORDINALS - 2), st.integers(1, 40))
 def test_neighbouring_ordinals_differ_in_the_first_token(vocab_size: int, seed: int, ordinal: int, length: int) -> None:
     factory = PromptFactory(vocab_size, seed)
-    assert factory.tokens(ordinal, length)[0] != factory.tokens(ordinal + 1, length)[0]
+    assert made(factory, ordinal, length)[0] != made(factory, ordinal + 1, length)[0]
 
 
 @pytest.mark.parametrize(("vocab_size", "length"), [(5, 3), (256, 1), (40, 2)])
 def test_short_prompts_are_distinct_for_exactly_as_many_ordinals_as_promised(vocab_size: int, length: int) -> None:
     factory = PromptFactory(vocab_size, 0)
     count = factory.distinct(length)
-    prompts = [tuple(factory.tokens(ordinal, length)) for ordinal in range(count)]
+    prompts = [tuple(made(factory, ordinal, length)) for ordinal in range(count)]
     assert len(set(prompts)) == count
-    assert tuple(factory.tokens(count, length)) == prompts[0]
+    assert tuple(made(factory, count, length)) == prompts[0]
 
 
 def test_seed_and_ordinal_change_what_follows_the_digits() -> None:
     factory = PromptFactory(32_000, 1)
-    assert factory.tokens(3, 50)[factory.digits :] != factory.tokens(4, 50)[factory.digits :]
-    assert factory.tokens(3, 50)[factory.digits :] != PromptFactory(32_000, 2).tokens(3, 50)[factory.digits :]
+    assert made(factory, 3, 50)[factory.digits :] != made(factory, 4, 50)[factory.digits :]
+    assert made(factory, 3, 50)[factory.digits :] != made(PromptFactory(32_000, 2), 3, 50)[factory.digits :]
 
 
 def test_another_process_makes_the_same_prompts() -> None:
-    code = "from workers.load.prompts import PromptFactory; print(PromptFactory(128256, 9).tokens(12345, 20))"
+    code = "from workers.load.prompts import PromptFactory; print(*PromptFactory(128256, 9).json(12345, 0, 20))"
     runs = [
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in ("1", "2")
     ]
-    assert [run.decode().strip() for run in runs] == [str(PromptFactory(128_256, 9).tokens(12_345, 20))] * 2
+    assert [run.decode().strip() for run in runs] == [
+        " ".join(map(str, PromptFactory(128_256, 9).json(12_345, 0, 20)))
+    ] * 2
 
 
 def test_special_and_placeholder_ids_of_known_vocabularies_are_left_out() -> None:
@@ -87,10 +98,33 @@ def test_special_and_placeholder_ids_of_known_vocabularies_are_left_out() -> Non
         assert not any(each in used for each in ids)
 
 
+@pytest.mark.parametrize("vocab_size", [4, 256, 32_000, 151_936, 262_208])
+def test_what_follows_the_ordinal_is_drawn_evenly_from_three_tenths_of_the_ids_or_more(vocab_size: int) -> None:
+    factory = PromptFactory(vocab_size, 1)
+    drawn = made(factory, 0, 60_000)[factory.digits :]
+    assert len({len(str(each)) for each in drawn}) == 1
+    lowest, highest = min(drawn), max(drawn)
+    assert highest - lowest + 1 >= 0.3 * factory.base * (1 if len(set(drawn)) < 300 else 0.99)
+    tenths = Counter(10 * (each - lowest) // (highest - lowest + 1) for each in drawn)
+    assert max(tenths.values()) < 1.25 * min(tenths.values()) or vocab_size == 4
+
+
+@pytest.mark.parametrize(
+    "maker", [PromptFactory(32_000, 7), WordPrompts(7), PromptFactory(256, 7, SharedPrefix(2, 30))]
+)
+def test_a_long_prompt_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch, maker: PromptFactory | WordPrompts) -> None:
+    monkeypatch.setattr(prompts_module, "PIECE", 64)
+    pieces = list(maker.json(5, 1, 400))
+    prompt = json.loads(b"".join(pieces))
+    assert len(prompt.split() if isinstance(prompt, str) else prompt) == 400
+    assert max(map(len, pieces)) <= 64 * 6
+    assert len(set(pieces)) == len(pieces) > 400 // 64
+
+
 @pytest.mark.parametrize(("ordinal", "length"), [(-1, 8), (ORDINALS, 8), (0, 0)])
 def test_what_cannot_be_made_is_refused(ordinal: int, length: int) -> None:
     with pytest.raises(ValueError, match=r"ordinal|prompt"):
-        PromptFactory(256, 0).tokens(ordinal, length)
+        made(PromptFactory(256, 0), ordinal, length)
 
 
 def test_too_small_a_vocabulary_is_refused() -> None:
@@ -100,9 +134,10 @@ def test_too_small_a_vocabulary_is_refused() -> None:
 
 @given(st.text(max_size=20), st.integers(0, 2**32), st.integers(0, 2**32), ordinals, ordinals)
 def test_text_prompts_keep_the_text_and_are_unique(text: str, seed: int, other_seed: int, one: int, two: int) -> None:
-    prompt = GivenText(text, seed).prompt(one, 0, 0)
+    prompt = GivenText(text, seed).prompt(one)
+    assert made(GivenText(text, seed), one, 0) == prompt
     assert prompt.endswith(text)
-    assert (prompt == GivenText(text, other_seed).prompt(two, 0, 0)) == ((seed, one) == (other_seed, two))
+    assert (prompt == GivenText(text, other_seed).prompt(two)) == ((seed, one) == (other_seed, two))
 
 
 def common(one: Sequence[object], two: Sequence[object]) -> int:
@@ -121,7 +156,7 @@ def test_prompts_of_a_group_share_exactly_its_prefix_and_those_of_two_groups_not
     vocab_size: int, groups: int, prefix: int, first_ordinal: int, own: list[int]
 ) -> None:
     factory = PromptFactory(vocab_size, 3, SharedPrefix(groups, prefix))
-    prompts = [factory.prompt(first_ordinal + at, at, prefix + tokens) for at, tokens in enumerate(own)]
+    prompts = [made(factory, first_ordinal + at, prefix + tokens, at) for at, tokens in enumerate(own)]
     assert [len(prompt) for prompt in prompts] == [prefix + tokens for tokens in own]
     for at, one in enumerate(prompts):
         for other in range(at):
@@ -134,16 +169,16 @@ def test_prompts_of_a_group_share_exactly_its_prefix_and_those_of_two_groups_not
 
 def test_a_shared_prefix_is_no_other_prompts_beginning_and_another_seeds_is_another() -> None:
     factory = PromptFactory(32_000, 3, SharedPrefix(4, 64))
-    prefixes = [factory.prompt(0, group, 65)[:64] for group in range(4)]
-    alone = [PromptFactory(32_000, 3).tokens(ordinal, 64) for ordinal in range(2000)]
+    prefixes = [made(factory, 0, 65, group)[:64] for group in range(4)]
+    alone = [made(PromptFactory(32_000, 3), ordinal, 64) for ordinal in range(2000)]
     assert all(common(prefix, prompt) < factory.digits for prefix in prefixes for prompt in alone)
-    assert factory.prompt(9, 1, 65)[:64] == prefixes[1] == factory.prompt(7, 5, 65)[:64]
-    assert PromptFactory(32_000, 4, SharedPrefix(4, 64)).prompt(9, 1, 65)[:64] != prefixes[1]
+    assert made(factory, 9, 65, 1)[:64] == prefixes[1] == made(factory, 7, 65, 5)[:64]
+    assert made(PromptFactory(32_000, 4, SharedPrefix(4, 64)), 9, 65, 1)[:64] != prefixes[1]
 
 
 def test_nothing_behind_the_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="a prompt of 0 tokens"):
-        PromptFactory(256, 0, SharedPrefix(2, 8)).prompt(0, 0, 8)
+        made(PromptFactory(256, 0, SharedPrefix(2, 8)), 0, 8)
 
 
 COSTS = st.builds(TextCost, st.floats(0.9, 6), st.floats(0, 60))
@@ -153,7 +188,7 @@ COSTS = st.builds(TextCost, st.floats(0.9, 6), st.floats(0, 60))
 def test_messages_are_as_long_as_wished_within_a_word_and_unique_from_the_beginning(
     seed: int, one: int, two: int, cost: TextCost, tokens: int
 ) -> None:
-    first, second = (WordPrompts(seed, cost).prompt(ordinal, 0, tokens).split() for ordinal in (one, two))
+    first, second = (made(WordPrompts(seed, cost), ordinal, tokens).split() for ordinal in (one, two))
     took = len(first) * cost.tokens_per_word + cost.overhead_tokens
     if len(first) > 6:
         assert tokens - cost.tokens_per_word < took <= tokens + 0.01
@@ -164,9 +199,9 @@ def test_messages_are_as_long_as_wished_within_a_word_and_unique_from_the_beginn
 
 def test_neighbouring_messages_differ_in_their_first_word_and_follow_from_seed_and_ordinal() -> None:
     prompts = WordPrompts(5)
-    assert len({prompts.prompt(ordinal, 0, 12).split()[0] for ordinal in range(64)}) == 64
-    assert prompts.prompt(7, 0, 40) == WordPrompts(5).prompt(7, 3, 40)
-    assert prompts.prompt(7, 0, 40) != WordPrompts(6).prompt(7, 0, 40)
+    assert len({made(prompts, ordinal, 12).split()[0] for ordinal in range(64)}) == 64
+    assert made(prompts, 7, 40) == made(WordPrompts(5), 7, 40, 3)
+    assert made(prompts, 7, 40) != made(WordPrompts(6), 7, 40)
 
 
 def test_words_are_all_of_one_length_so_that_a_tokenizer_of_bytes_counts_them_alike() -> None:
@@ -180,7 +215,7 @@ def test_messages_of_a_group_share_its_words_and_those_of_two_groups_do_not(
 ) -> None:
     tokens = int(cost.overhead_tokens + prefix + (own + 2) * cost.tokens_per_word) + 1
     prompts = WordPrompts(1, cost, SharedPrefix(groups, prefix))
-    messages = [prompts.prompt(100 + at, at, tokens).split() for at in range(2 * groups)]
+    messages = [made(prompts, 100 + at, tokens, at).split() for at in range(2 * groups)]
     words = int(prefix / cost.tokens_per_word + 1e-6)
     assert {len(message) for message in messages} == {cost.words(tokens - cost.overhead_tokens)}
     for at, message in enumerate(messages[:groups]):

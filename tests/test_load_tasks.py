@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +70,23 @@ def test_merged_times_count_from_the_first_start() -> None:
     assert [(row.ordinal, row.sent_s) for row in merged.requests] == [(o, 0.5 if o > 2 else 0.0) for o in range(6)]
     assert len(merged.clients) == 2
     assert mean_in_flight(merged.requests, merged.duration_s) == pytest.approx((3 * 1.0 + 3 * 2.0) / 2.5)
+
+
+def test_merged_judging_time_is_that_of_all_processes() -> None:
+    parts = [replace(result(10.0, 1.0, range(n, n + 1)), judging_cpu_s=0.25) for n in range(3)]
+    assert merge(parts).judging_cpu_s == 0.75
+
+
+async def test_nobody_starts_before_the_moment_even_where_timers_wake_up_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def early(seconds: float) -> None:
+        await sleep(0.7 * seconds)
+
+    sleep = asyncio.sleep
+    monkeypatch.setattr(start_line.asyncio, "sleep", early)
+    await StartLine(str(tmp_path), 1, 0).wait()
+    assert time.monotonic() >= float((tmp_path / "start").read_text())
 
 
 def test_processes_of_a_level_are_in_flight_together_and_lose_no_row(tmp_path: Path) -> None:

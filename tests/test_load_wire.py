@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import socket
+import ssl
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contract.failures import FailureClass
 from contract.rows import RequestRow
-from tests.raw_server import RawServer, Script, raw_server
+from contract.specs import Api
+from tests.mock_openai import MockOpenAI, serving
+from tests.raw_server import RawServer, Script, has_ipv6, raw_server, tunnel
 from workers.load import sent as sent_module
 from workers.load import wire
 from workers.load.client import generate
-from workers.load.endpoint import Endpoint, open_session
+from workers.load.endpoint import Endpoint, in_words, open_session
 from workers.load.plan import LoadPlan
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -82,6 +89,7 @@ BODY = b"".join(EVENTS)
         (Script([GOOD[:-2] + b"Expires: 0\r\n\r\n"]), 3),
         (Script([b"HTTP/1.1 100 Continue\r\n\r\n", GOOD]), 3),
         (Script([b"HTTP/1.1 102 Processing\r\n\r\n" + GOOD]), 3),
+        (Script([b"HTTP/1.1 100 C\r\n\r\n" * 2000 + GOOD]), 3),
         (Script([HEAD[i : i + 5] for i in range(0, len(HEAD), 5)] + [GOOD[len(HEAD) :]], pause_s=0.005), 3),
         (Script([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)]), 3),
         (Script([b"HTTP/1.0 200 OK\r\n\r\n" + BODY], then="close"), 3),
@@ -108,6 +116,10 @@ def with_event(at: int, *events: bytes) -> Script:
     return Script([HEAD + b"".join(chunk(e) for e in changed if e) + END])
 
 
+UNFINISHED = b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"error": "no capa'
+BROKEN_GZIP = with_field(b"Content-Encoding: gzip") + chunk(gzip.compress(BODY)[:20] + b"\xff" * 40) + END
+
+
 def refusal(head: bytes, body: bytes = b"no room") -> Script:
     return Script([head + b"\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)])
 
@@ -127,8 +139,12 @@ def refusal(head: bytes, body: bytes = b"no room") -> Script:
         (Script([HEAD + chunk(EVENTS[0])], then="close"), FailureClass.CONNECTION_LOST, "after 1 chunks"),
         (Script([HEAD[:20]], then="close"), FailureClass.CONNECTION_LOST, "after 0 chunks"),
         (Script([], then="reset"), FailureClass.CONNECTION_LOST, "after 0 chunks"),
-        (Script([HEAD + b"".join(map(chunk, EVENTS))]), FailureClass.TIMEOUT, "after 3 chunks"),
-        (Script([HEAD[:20]]), FailureClass.TIMEOUT, "after 0 chunks"),
+        (Script([HEAD + b"".join(map(chunk, EVENTS))]), FailureClass.TIMEOUT, "while streaming, after 3 chunks"),
+        (Script([HEAD[:20]]), FailureClass.TIMEOUT, "while waiting for the answer's head, after 0 chunks"),
+        (Script([HEAD]), FailureClass.TIMEOUT, "while waiting for the first chunk, after 0 chunks"),
+        (Script([UNFINISHED], then="reset"), FailureClass.CONNECTION_LOST, 'the body begins: {"error": "no capa'),
+        (Script([BROKEN_GZIP]), FailureClass.MALFORMED_STREAM, "Can not decode content-encoding"),
+        (with_event(3, event(token()), EVENTS[3]), FailureClass.MALFORMED_STREAM, "after the finish_reason"),
         (Script([b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 2**17]), FailureClass.MALFORMED_STREAM, "not HTTP"),
         (Script([b"SSH-2.0\r\n\r\n"]), FailureClass.MALFORMED_STREAM, "not HTTP"),
         (refusal(b"HTTP/1.1 503 Unavailable"), FailureClass.HTTP_ERROR, "no room"),
@@ -212,7 +228,7 @@ async def test_a_line_that_waits_unused_for_the_start_keeps_its_connection() -> 
     with raw_server(AGAIN) as server:
         endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
         async with open_session(endpoint) as session:
-            line = wire.Line(wire.Wire(session, endpoint.completions_url, None), keepalive_s=0.0)
+            line = wire.Line(wire.Wire(session, endpoint.load_url(Api.COMPLETIONS), None), keepalive_s=0.0)
             await line.open()
             await line.open()
             answer = wire.Answer(0.0)
@@ -247,3 +263,58 @@ def test_a_proxy_that_refuses_a_tunnel_is_a_connection_that_failed(monkeypatch: 
     assert row.failure_class == FailureClass.CONNECTION_FAILED
     assert "407" in (row.failure_message or "")
     assert proxy.requests[0].startswith(b"CONNECT model.invalid:443 ")
+
+
+def tls_for(name: str, directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return a server's side for `name`, and the side of a client that trusts it."""
+    authority, ours, theirs = trustme.CA(), ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(theirs)
+    authority.configure_trust(ours)
+    return theirs, ours
+
+
+def test_a_tunnel_through_a_proxy_serves_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    theirs, ours = tls_for("model.invalid", tmp_path)
+    with serving(MockOpenAI(tls=theirs)) as server, tunnel(int(server.url.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ours)
+        endpoint = Endpoint("https://model.invalid", "mock")
+        rows = generate(LoadPlan(endpoint, 2, 6, 20, 3, 0, 256, 0, 5.0)).requests
+    assert [row.failure_message for row in rows] == [None] * 6
+    assert len(proxy.requests) == 2  # one for each line, which then is used again
+    assert all(request.startswith(b"CONNECT model.invalid:443 ") for request in proxy.requests)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback here")
+def test_ipv6_serves_as_well() -> None:
+    with raw_server(AGAIN, host="::1") as server:
+        endpoint = Endpoint(f"http://[::1]:{server.port}", "m")
+        rows = generate(LoadPlan(endpoint, 1, 2, 20, 3, 0, 256, 0, 5.0)).requests
+    assert [row.failure_message for row in rows] == [None, None]
+    assert b"\r\nHost: [::1]:%d\r\n" % server.port in server.requests[0]
+
+
+def test_a_server_that_does_not_accept_is_named_in_the_phase() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        taken = [socket.socket() for _ in range(3)]
+        for each in taken:  # until the backlog is full: from then on nobody gets an answer to a connect
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        (row,) = generate(LoadPlan(Endpoint(f"http://127.0.0.1:{port}", "m"), 1, 1, 20, 3, 0, 256, 0, 0.2)).requests
+        for each in taken:
+            each.close()
+    assert (row.failure_class, row.failure_message) == (
+        FailureClass.TIMEOUT, "no end within 0.2 s, while connecting, after 0 chunks",
+    )  # fmt: skip
+
+
+def test_a_failed_connection_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = generate(LoadPlan(Endpoint("http://127.0.0.1:9", "m"), 1, 1, 20, 3, 0, 256, 0, 5.0)).requests
+    assert row.failure_class == FailureClass.CONNECTION_FAILED
+    assert (row.failure_message or "").startswith("Cannot connect to host 127.0.0.1:9 [")
+
+
+def test_no_file_left_for_a_connection_is_the_clients_limit() -> None:
+    assert "the client's limit" in in_words(OSError(errno.EMFILE, "Too many open files"))

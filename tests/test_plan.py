@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import kv
-from contract.arrivals import Arrivals, Process, Stage
+from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lengths import LogNormal, Normal, Uniform
 from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
 from orchestrator.fleet import NoRoom
@@ -182,7 +182,7 @@ def test_what_does_not_move_a_number_keeps_the_id() -> None:
 
 
 LEVEL = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 8, 80, 12, 64, 8, 1, 7)
-FLAT = Arrivals(Process.POISSON, 2, (Stage(10),))
+FLAT = Arrivals(ArrivalProcess.POISSON, 2, (Stage(10),))
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,14 @@ def test_a_rate_sweep_is_open_loop_levels_of_so_many_seconds() -> None:
         (Purpose.RATE, 0, 10, 0), (Purpose.RATE, 0, 80, 0), (Purpose.RATE, 0, 10, 1), (Purpose.RATE, 0, 80, 1)
     ]  # fmt: skip
     assert [p.warmup_requests for p in session.points[:2]] == [2, 12]
-    assert session.points[0].arrivals == Arrivals(Process.POISSON, 0.5, (Stage(20),))
+    assert session.points[0].arrivals == Arrivals(ArrivalProcess.POISSON, 0.5, (Stage(20),))
 
 
 def test_stages_are_shares_of_the_levels_rate() -> None:
     stages = [{"seconds": 10.0, "share": 0.5}, {"seconds": 20.0, "share": 0.5, "to": 1.0}]
     made = plan(experiment("rate", sweep__request_rate=[4], sweep__stages=stages, sweep__arrivals="constant"))
     (point,) = made.sessions[0].points
-    assert point.arrivals == Arrivals(Process.CONSTANT, 4, (Stage(10, 0.5, 0.5), Stage(20, 0.5, 1)))
+    assert point.arrivals == Arrivals(ArrivalProcess.CONSTANT, 4, (Stage(10, 0.5, 0.5), Stage(20, 0.5, 1)))
     assert point.num_requests == 80
 
 

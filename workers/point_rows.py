@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,7 +19,7 @@ from workers.kv_figures import KvFigures
 from workers.load.limits import send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import Steady, steady
-from workers.load.summary import LoadSummary, summarize
+from workers.load.summary import LoadSummary, mean, summarize
 from workers.sampler import Observed
 
 
@@ -103,8 +102,8 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
     """
     row.telemetry = observed.window(started_s, duration_s)
     row.cpu_util_pct = observed.cpu_util_pct(started_s, duration_s)
-    row.gpu_util_pct = _mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
-    power_w = _mean([s.power_w for s in row.telemetry if s.power_w is not None])
+    row.gpu_util_pct = mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
+    power_w = mean([s.power_w for s in row.telemetry if s.power_w is not None])
     row.power_w = None if power_w is None else power_w * len(row.device_ids)
     row.energy_j = energy_j(row.telemetry, duration_s)
     reasons = {reason for s in row.telemetry for reason in throttle_reasons(s.clock_event_reasons or 0)}
@@ -153,7 +152,3 @@ def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:
 def utc(wall_s: float) -> str:
     """Return a moment (seconds since the epoch) as UTC in ISO 8601."""
     return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def _mean(values: list[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None

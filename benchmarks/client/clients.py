@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from contract.arrivals import Arrivals, Process, Stage
+from contract.arrivals import ArrivalProcess, Arrivals, Stage
 
 PROMPT_TOKENS = 16
 
 
 def poisson_s(rate: float, requests: int, seed: str) -> list[float]:
     """Return when so many requests are due, from the first on."""
-    return list(Arrivals(Process.POISSON, rate, (Stage(1),)).times(requests, seed))
+    return list(Arrivals(ArrivalProcess.POISSON, rate, (Stage(1),)).times(requests, seed))
 
 
 def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def client(run: Run, port: int) -> dict[str, Any]:
     """Send the load of one run, stalled where that is its situation."""
     import asyncio
 
-    from contract.arrivals import Arrivals, Process, Stage
+    from contract.arrivals import ArrivalProcess, Arrivals, Stage
     from workers.load.client import run_load
     from workers.load.endpoint import Endpoint
     from workers.load.limits import achieved_share, client_limits, send_delay_s
@@ -176,7 +176,7 @@ def client(run: Run, port: int) -> dict[str, Any]:
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
     number = run.streams * (15 if run.streams == 4 and run.poisson else 5)
-    due_s = Arrivals(Process.POISSON, run.rate, (Stage(1),)).times(number, str(run.seed)) if run.poisson else []
+    due_s = Arrivals(ArrivalProcess.POISSON, run.rate, (Stage(1),)).times(number, str(run.seed)) if run.poisson else []
     plan = LoadPlan(endpoint, run.streams, number, 16, TOKENS, 0, 32_000, run.seed, 60.0, due_s=tuple(due_s))
     result = asyncio.run(load())
     gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000

@@ -1,1 +1,1 @@
-"""The load generator: exact prompts, strict streams, a closed loop, and what it all adds up to."""
+"""The load generator: exact prompts, closed loops and open ones, strict streams, and what it all adds up to."""

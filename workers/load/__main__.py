@@ -1,7 +1,8 @@
-"""The tutorial's batch client: the same requests one by one, then concurrently, against any OpenAI-compatible server.
+"""The tutorial's batch client: the same requests one by one, then concurrently, and where asked for an open loop.
 
-Run by people: `python -m workers.load --url URL --n 32 --concurrency 8 --max-tokens 64`. It must never send a prompt
-twice, nor count a failed request as done.
+Run by people, against any OpenAI-compatible server: `python -m workers.load --url URL --n 32 --concurrency 8
+--max-tokens 64`. It must never send a prompt twice, nor count a failed request as done, nor keep quiet where its own
+limits are in the figures.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import uvloop
 
-from contract.arrivals import Arrivals, Process, Stage
+from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.rows import RequestRow
 from contract.specs import Api
-from workers.load.client import run_load
-from workers.load.endpoint import Endpoint, EndpointError, served_models
+from workers.load.bodies import prepare
+from workers.load.client import TooFewFiles, allow_connections
+from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
+from workers.load.limits import JUDGED_FROM_S, client_limits, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.progress import Hopeless, run_watched
 from workers.load.prompts import GivenText
 from workers.load.summary import LoadSummary, percentile, summarize
 from workers.load.tokenizer import count_tokens
@@ -30,6 +34,8 @@ from workers.load.tokenizer import count_tokens
 PROG = "python -m workers.load"
 MODELS_TIMEOUT_S = 15.0
 KEY_VARIABLES = ("VLLM_API_KEY", "OPENAI_API_KEY")
+LONGEST_S = 366 * 86400.0
+PARTS = ("sequential", "concurrent", "open_loop")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,16 +66,27 @@ def _above_zero(unit: str) -> Callable[[str], float]:
     return parse
 
 
+def _name(value: str) -> str:
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROG,
         allow_abbrev=False,
-        description="Send the same number of completions one by one, then concurrently, and print both as JSON.",
+        description="Send the same number of completions one by one, then concurrently, and print both as JSON. With "
+        "--rate there is a third part, an open loop.",
         epilog="Times are in seconds, *_qps in successful requests per second, *_tok_s in completion tokens of "
         "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
-        f"The API key is read from {' or '.join(KEY_VARIABLES)}. "
+        "*_client_limited says why a part measured this client and not the server: [] where it did not, null where the "
+        f"part lasted less than {JUDGED_FROM_S:g} s, too short to tell. "
+        f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
+        "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
-        "2 bad arguments, lengths that do not fit the server's max_model_len, or no usable server, 130 interrupted.",
+        "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, or "
+        "no usable server, 130 interrupted.",
     )
     add = parser.add_argument
     add(
@@ -77,17 +94,21 @@ def _parser() -> argparse.ArgumentParser:
         default="http://127.0.0.1:8000/v1/completions",
         help="server, with or without /v1, /v1/completions or /v1/chat/completions (default: %(default)s)",
     )
-    add("--chat", action="store_true", help="ask for chat completions, --prompt as the message of a user")
+    add(
+        "--chat",
+        action="store_true",
+        help="ask for chat completions, --prompt as the message of a user; implied by a --url that ends so",
+    )
     add("--n", type=_count, default=32, metavar="REQUESTS", help="requests in each part (default: %(default)s)")
     add(
         "--concurrency",
         type=_count,
         default=8,
         metavar="REQUESTS",
-        help="requests in flight in the concurrent half (default: %(default)s)",
+        help="requests in flight in the concurrent part (default: %(default)s)",
     )
     add("--max-tokens", type=_count, default=64, metavar="TOKENS", help="tokens per answer (default: %(default)s)")
-    add("--model", help="model to ask for (default: the first one in the server's /v1/models)")
+    add("--model", type=_name, help="model to ask for (default: the first one in the server's /v1/models)")
     add(
         "--prompt",
         default="Explain what a GPU is in one sentence.",
@@ -116,18 +137,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _find_model(endpoint: Endpoint, wanted: str | None) -> tuple[str, int | None]:
-    """The model to ask for and its max_model_len, where the server tells it."""
+async def _models(endpoint: Endpoint, wanted: str | None) -> Mapping[str, int | None] | None:
+    """The served models and their max_model_len; None where there is no such list and `wanted` is named instead."""
     try:
         models = await served_models(endpoint, MODELS_TIMEOUT_S)
     except EndpointError as error:
         if wanted is not None and error.status == 404:
-            return wanted, None  # some compatible servers list no models: the first request will tell
+            return None
         raise
     if wanted is not None and wanted not in models:
         raise EndpointError(f"unknown model {wanted!r}: {endpoint.root} serves {', '.join(models)}")
-    model = wanted or next(iter(models))
-    return model, models[model]
+    return models
+
+
+async def _try_one(plan: LoadPlan) -> None:
+    """Send a request of one token and let it tell what a list of models would have told: is this the right place?
+
+    A server that is busy or broken (429, 5xx) is the right place.
+    """
+    one = replace(plan, num_requests=1, output_tokens=1)
+    body = next(each.body for each in prepare(one) if each is not None)
+    try:
+        await ask(plan.endpoint, plan.endpoint.load_url(plan.api), plan.timeout_s, json.loads(body))
+    except EndpointError as error:
+        if error.status is None or (400 <= error.status < 500 and error.status != 429):
+            raise
 
 
 async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
@@ -138,7 +172,7 @@ async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | N
     if max_tokens >= max_model_len:
         raise EndpointError(f"--max-tokens {max_tokens} leaves no room for a prompt in {room}")
     longest = plan.first_ordinal + plan.num_requests - 1  # the last one's number has the most digits
-    text = GivenText(plan.text or "", plan.seed).prompt(longest, 0, 0)
+    text = GivenText(plan.text or "", plan.seed).prompt(longest)
     chat = {"messages": [{"role": "user", "content": text}]}
     prompt_tokens = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
     if prompt_tokens is not None and prompt_tokens + max_tokens > max_model_len:
@@ -148,7 +182,8 @@ async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | N
 
 async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, dict[str, LoadResult]]:
     """Send the parts, one after the other."""
-    model, max_model_len = await _find_model(endpoint, args.model)
+    models = await _models(endpoint, args.model)
+    model = args.model or next(iter(models or {}))
     sequential = LoadPlan(
         replace(endpoint, model=model),
         concurrency=1,
@@ -162,15 +197,19 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, d
         timeout_s=args.timeout,
         ignore_eos=args.ignore_eos,
         text=args.prompt,
-        api=Api.CHAT if args.chat else Api.COMPLETIONS,
+        api=Api.CHAT if args.chat or endpoint.names_chat else Api.COMPLETIONS,
     )
-    plans = {"sequential": sequential}
-    plans["concurrent"] = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
+    plans = [sequential, replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)]
     if args.rate is not None:
-        due_s = Arrivals(Process.POISSON, args.rate, (Stage(args.n / args.rate),)).times(args.n, str(sequential.seed))
-        plans["open_loop"] = replace(sequential, first_ordinal=2 * args.n, due_s=tuple(due_s))
-    await _check_lengths(list(plans.values())[-1], args.max_tokens, max_model_len)
-    return model, {name: await run_load(plan) for name, plan in plans.items()}
+        due_s = Arrivals(ArrivalProcess.POISSON, args.rate, (Stage(args.n / args.rate),)).times(
+            args.n, str(sequential.seed)
+        )
+        plans.append(replace(sequential, first_ordinal=2 * args.n, due_s=tuple(due_s)))
+    if models is None:
+        await _try_one(replace(sequential, first_ordinal=3 * args.n))
+    else:
+        await _check_lengths(plans[-1], args.max_tokens, models[model])
+    return model, {name: await run_watched(name, plan) for name, plan in zip(PARTS, plans, strict=False)}
 
 
 def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) -> dict[str, Any]:
@@ -183,13 +222,34 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
     report["completed"] = sum(total.completed for total in sums.values())
     report["failed"] = sum(total.failed for total in sums.values())
     report["model"] = model
-    if args.rate is not None:
+    if "open_loop" in parts:
+        requests = parts["open_loop"].requests
         report["rate"] = args.rate
         report |= {f"open_loop_{key}": value for key, value in rates["open_loop"].items()}
+        report["open_loop_offered_qps"] = len(requests) / max(row.due_s or 0.0 for row in requests)
+        report["open_loop_p99_send_delay_s"] = send_delay_s(requests)
         report["open_loop_most_in_flight"] = sums["open_loop"].most_in_flight
+    asked = {"sequential": 1, "concurrent": args.concurrency, "open_loop": None}
     for part, total in sums.items():
         report |= _part(part, total, parts[part].requests)
+        report[f"{part}_client_limited"] = _limits(parts[part], asked[part])
+    notes = [_tail_note(part, total.completed) for part, total in sums.items()]
+    report["notes"] = [note for note in notes if note is not None]
     return report
+
+
+def _limits(result: LoadResult, concurrency: int | None) -> list[str] | None:
+    if result.duration_s < JUDGED_FROM_S:
+        return None
+    return client_limits(result.clients, result.requests, concurrency)
+
+
+def _tail_note(part: str, completed: int) -> str | None:
+    """What to think of percentiles whose rank, (completed - 1) * q / 100, comes behind the last but one."""
+    few = [f"p{q}" for q in (95, 99) if (completed - 1) * (100 - q) < 100]
+    if not few or not completed:
+        return None
+    return f"{part}: {' and '.join(few)} of {completed} requests: between the two highest"
 
 
 def _part(part: str, total: LoadSummary, requests: Sequence[RequestRow]) -> dict[str, Any]:
@@ -209,10 +269,33 @@ def _complain(message: str) -> None:
     print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
 
 
+def _print(report: dict[str, Any]) -> None:
+    try:
+        print(json.dumps(report, indent=2), flush=True)
+    except BrokenPipeError:  # whoever reads has read enough; Python would say so once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _comment(args: argparse.Namespace, parts: dict[str, LoadResult], report: dict[str, Any]) -> None:
+    """Say on stderr what must not be overlooked in the figures."""
+    failures = [row for result in parts.values() for row in result.requests if not row.ok]
+    if failures:
+        first = failures[0]
+        _complain(f"{len(failures)} requests failed, the first with {first.failure_class}: {first.failure_message}")
+    for part in parts:
+        if limits := report[f"{part}_client_limited"]:
+            _complain(f"{part}: this client was the limit, its figures are not the server's: {'; '.join(limits)}")
+    if args.concurrency > args.n:
+        _complain(f"note: {args.n} requests cannot keep {args.concurrency} in flight")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the client and return its exit code: 0, 1, 2 or 130 as its help says."""
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if args.rate is not None and args.n / args.rate > LONGEST_S:
+            parser.error(f"--rate {args.rate:g}: {args.n} requests would take more than a year")
         key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
         try:
             endpoint = Endpoint(args.url, model="", api_key=key)
@@ -220,18 +303,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(str(error))
             return 2
         try:
+            allow_connections(min(args.concurrency, args.n))
             model, parts = uvloop.run(_measure(args, endpoint))
-        except EndpointError as error:
+        except (TooFewFiles, EndpointError) as error:
             _complain(str(error))
             return 2
+        except Hopeless as error:
+            _complain(str(error))
+            return 1
         report = _report(args, model, parts)
-        print(json.dumps(report, indent=2))
-        failures = [row for result in parts.values() for row in result.requests if not row.ok]
-        if failures:
-            first = failures[0]
-            _complain(f"{len(failures)} requests failed, the first with {first.failure_class}: {first.failure_message}")
-        if args.concurrency > args.n:
-            _complain(f"note: {args.n} requests cannot keep {args.concurrency} in flight")
+        _print(report)
+        _comment(args, parts, report)
         return 0 if report["completed"] else 1
     except KeyboardInterrupt:
         _complain("interrupted")

@@ -1,8 +1,8 @@
 """One load level against one server: a closed loop or an open one, every answer judged.
 
-Called by a Ray task on the server's own node (`generate`) and by the command line. Inside the window it only sends and
-keeps what it reads: bodies are made before it opens, answers are judged after it has closed. A failed request becomes a
-row, never an exception or a second try.
+Called by a Ray task on the server's own node (`generate`) and by the command line. Inside the window it sends, keeps
+what it reads and makes bodies ahead of need, a little at a time; answers are judged after it has closed. A failed
+request becomes a row, never an exception or a second try.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
 
 import aiohttp
 import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
-from contract.specs import Api
-from workers.load.bodies import Prepared, prepare
+from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
 from workers.load.plan import LoadPlan, LoadResult
@@ -29,19 +29,39 @@ from workers.load.wire import Answer, Line, Wire
 
 CONNECT_LIMIT_S = 10.0
 """For connecting all lines before the window opens."""
+FURTHER_FILES = 16
+"""Files that a load opens besides its connections: the event loop's, those it reads of its own CPU time."""
+
+
+class TooFewFiles(Exception):
+    """A level needs more connections than this process may have."""
 
 
 def generate(plan: LoadPlan) -> LoadResult:
     """Run `plan` on uvloop in this process and return its rows; for callers without a running event loop."""
     if plan.cores:
         os.sched_setaffinity(0, plan.cores)
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a connection is one; 1,024 is a usual limit
+    allow_connections(min(plan.concurrency, plan.num_requests))
     return uvloop.run(run_load(plan))
 
 
-async def run_load(plan: LoadPlan) -> LoadResult:
-    """Send the plan's requests and return one row for each that was sent.
+def allow_connections(number: int) -> None:
+    """Let this process open as many files as the system allows (1,024 is a usual limit; a connection is a file).
+
+    Raises:
+        TooFewFiles: that is less than `number` connections need.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    needed = number + FURTHER_FILES + len(list(Path("/proc/self/fd").iterdir()))
+    if most != resource.RLIM_INFINITY and needed > most:
+        raise TooFewFiles(
+            f"{number} connections need {needed} open files, and this process may have {most} (ulimit -Hn)"
+        )
+
+
+async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) -> LoadResult:
+    """Send the plan's requests and return one row for each that was sent. `ended` is told of each as it ends.
 
     `plan.concurrency` lines are connected before the window opens. TTFT runs from just before the send (connecting is
     in it only where a line's connection has ended) to the first chunk that carries a choice, E2EL to the last one; TPOT
@@ -52,19 +72,26 @@ async def run_load(plan: LoadPlan) -> LoadResult:
     With `plan.start` the window opens when all processes of the level are connected. Cancelling it closes its
     connections, on which vLLM aborts the requests.
     """
-    prepared = list(prepare(plan))
-    async with _lines(plan) as lines:
-        if plan.start is not None:
-            await plan.start.wait()
-        with undisturbed():
-            watch = Watch()
-            ending = Ending(plan.stop, watch.started_s, plan.start)
-            if plan.due_s:
-                sent = await _open_loop(lines, prepared, plan, watch.started_s)
-            else:
-                sent = await _closed_loop(lines, prepared, plan, ending)
-            duration_s = time.monotonic() - watch.started_s
-            client = watch.stop(len(lines), duration_s, [each.slip_s for each in sent if each.slip_s is not None])
+    sent: list[Sent] = []
+
+    def keep(done: Sent) -> None:
+        sent.append(done)
+        if ended is not None:
+            ended(done)
+
+    with contextlib.closing(Bodies(plan)) as bodies:
+        async with _lines(plan) as lines:
+            if plan.start is not None:
+                await plan.start.wait()
+            with undisturbed():
+                watch = Watch()
+                ending = Ending(plan.stop, watch.started_s, plan.start)
+                if plan.due_s:
+                    await _open_loop(lines, bodies, plan, watch.started_s, keep)
+                else:
+                    await _closed_loop(lines, bodies, plan, ending, keep)
+                duration_s = time.monotonic() - watch.started_s
+                client = watch.stop(len(lines), duration_s, [each.slip_s for each in sent if each.slip_s is not None])
     judging_s = time.thread_time()
     sent.sort(key=lambda each: each.ordinal)
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
@@ -72,9 +99,10 @@ async def run_load(plan: LoadPlan) -> LoadResult:
     return LoadResult(rows, duration_s, watch.started_s, watch.started_wall_s, [client], ending.by, judging_s)
 
 
-async def _closed_loop(lines: list[Line], prepared: Iterable[Prepared], plan: LoadPlan, ending: Ending) -> list[Sent]:
+async def _closed_loop(
+    lines: list[Line], prepared: Iterable[Prepared], plan: LoadPlan, ending: Ending, keep: Callable[[Sent], None]
+) -> None:
     """Every line sends its next request as soon as its last has ended."""
-    sent: list[Sent] = []
     waiting = _until(ending, prepared)
 
     async def work(line: Line) -> None:
@@ -83,8 +111,9 @@ async def _closed_loop(lines: list[Line], prepared: Iterable[Prepared], plan: Lo
             done = await _send(line, request, plan.timeout_s)
             done.slip_s = None if free_s is None else done.answer.sent_s - free_s
             free_s = done.answer.reads.at_s[-1] if done.answer.reads.at_s else done.ended_s
-            ending.note(free_s - done.answer.sent_s)
-            sent.append(done)
+            if done.error is None and done.answer.status == 200:
+                ending.note(free_s - done.answer.sent_s)
+            keep(done)
 
     looking = asyncio.ensure_future(ending.watch())
     try:
@@ -93,7 +122,6 @@ async def _closed_loop(lines: list[Line], prepared: Iterable[Prepared], plan: Lo
                 group.create_task(work(line))
     finally:
         looking.cancel()
-    return sent
 
 
 def _until(ending: Ending, prepared: Iterable[Prepared]) -> Iterator[Prepared]:
@@ -103,9 +131,10 @@ def _until(ending: Ending, prepared: Iterable[Prepared]) -> Iterator[Prepared]:
         yield request
 
 
-async def _open_loop(lines: list[Line], prepared: Iterable[Prepared], plan: LoadPlan, started_s: float) -> list[Sent]:
+async def _open_loop(
+    lines: list[Line], prepared: Iterable[Prepared], plan: LoadPlan, started_s: float, keep: Callable[[Sent], None]
+) -> None:
     """Every request is sent when it is due, over a line that is free, or over a new one."""
-    sent: list[Sent] = []
     free = list(lines)
 
     async def one(request: Prepared, due_s: float) -> None:
@@ -116,7 +145,7 @@ async def _open_loop(lines: list[Line], prepared: Iterable[Prepared], plan: Load
             lines.append(line)
         done = await _send(line, request, plan.timeout_s, due_s)
         done.slip_s = done.answer.sent_s - due_s
-        sent.append(done)
+        keep(done)
         free.append(line)
 
     async with asyncio.TaskGroup() as group:
@@ -124,7 +153,6 @@ async def _open_loop(lines: list[Line], prepared: Iterable[Prepared], plan: Load
             while (early_s := started_s + after_s - time.monotonic()) > 0:  # noqa: ASYNC110 - timers wake up early
                 await asyncio.sleep(early_s)
             group.create_task(one(request, started_s + after_s))
-    return sent
 
 
 async def _send(line: Line, request: Prepared, timeout_s: float, due_s: float | None = None) -> Sent:
@@ -146,9 +174,7 @@ async def _send(line: Line, request: Prepared, timeout_s: float, due_s: float | 
 async def _lines(plan: LoadPlan) -> AsyncIterator[list[Line]]:
     """The lines of a load, connected; one that cannot be is left to its first request, whose row will say why."""
     async with open_session(plan.endpoint) as session:
-        chat = plan.api is Api.CHAT
-        url = plan.endpoint.chat_url if chat else plan.endpoint.completions_url
-        wire = Wire(session, url, plan.endpoint.proxy())
+        wire = Wire(session, plan.endpoint.load_url(plan.api), plan.endpoint.proxy())
         lines = [Line(wire, KEEPALIVE_S) for _ in range(min(plan.concurrency, plan.num_requests))]
         try:
             with contextlib.suppress(TimeoutError):

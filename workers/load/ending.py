@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from bisect import insort
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist
 
 from contract.specs import METRICS, Precision
 from workers.load.start_line import StartLine
@@ -32,27 +32,50 @@ class Stop:
     """Requests that each process must have ended before its precision counts."""
 
 
-def half_width(values: Sequence[float], metric: str) -> float | None:
-    """Return half the width of the 95 % interval of `metric` over the metric itself; None where it is not known.
+class Estimate:
+    """A metric of the values so far, and how well it is known. A value costs some microseconds, a look hardly anything:
+    both happen in the measured window."""
 
-    Of a quantile: the order statistics whose ranks are 1.96 binomial deviations apart from its own (David and Nagaraja,
-    "Order Statistics", 7.1; needs no distribution). Of the mean: 1.96 standard errors. Both take the values as
-    independent; latencies of requests that ran side by side are not quite, so the true interval is somewhat wider.
-    """
-    if len(values) < FEWEST:
-        return None
-    share = METRICS[metric]
-    if share is None:
-        mean = fmean(values)
-        return Z95 * stdev(values) / math.sqrt(len(values)) / mean if mean > 0 else None
-    ordered = sorted(values)
-    n = len(ordered)
-    reach = Z95 * math.sqrt(n * share * (1 - share))
-    low, high = math.floor(n * share - reach), math.ceil(n * share + reach)
-    if low < 0 or high >= n:
-        return None
-    middle = ordered[min(int(n * share), n - 1)]
-    return (ordered[high] - ordered[low]) / 2 / middle if middle > 0 else None
+    def __init__(self, metric: str) -> None:
+        self._share = METRICS[metric]
+        self._ordered: list[float] = []
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    @property
+    def count(self) -> int:
+        """Values so far."""
+        return self._count
+
+    def add(self, value: float) -> None:
+        """Take a value. Mean and squared deviations: Welford, Technometrics 4, 1962."""
+        self._count += 1
+        if self._share is not None:
+            insort(self._ordered, value)
+            return
+        before = value - self._mean
+        self._mean += before / self._count
+        self._squares += before * (value - self._mean)
+
+    def half_width(self) -> float | None:
+        """Return half the width of the metric's 95 % interval over the metric itself; None where it is not known.
+
+        Of a quantile: the order statistics whose ranks are 1.96 binomial deviations apart from its own (David and
+        Nagaraja, "Order Statistics", 7.1; needs no distribution). Of the mean: 1.96 standard errors. Both take the
+        values as independent; latencies of requests that ran side by side are not quite, so the true interval is
+        somewhat wider.
+        """
+        n, share = self._count, self._share
+        if n < FEWEST:
+            return None
+        if share is None:
+            deviation = math.sqrt(max(self._squares, 0.0) / (n - 1))
+            return Z95 * deviation / math.sqrt(n) / self._mean if self._mean > 0 else None
+        reach = Z95 * math.sqrt(n * share * (1 - share))
+        low, high = math.floor(n * share - reach), math.ceil(n * share + reach)
+        if low < 0 or high >= n:
+            return None
+        middle = self._ordered[min(int(n * share), n - 1)]
+        return (self._ordered[high] - self._ordered[low]) / 2 / middle if middle > 0 else None
 
 
 class Ending:
@@ -62,7 +85,8 @@ class Ending:
         self.by = REQUESTS
         self._stop, self._together = stop, together
         self._deadline_s = math.inf if stop is None else started_s + stop.seconds
-        self._latencies_s: list[float] = []
+        precision = None if stop is None else stop.precision
+        self._known = None if precision is None else Estimate(precision.metric)
         self._precise = False
 
     def reached(self) -> bool:
@@ -76,18 +100,21 @@ class Ending:
         return True
 
     def note(self, latency_s: float) -> None:
-        """Take the latency of a request that has ended."""
-        self._latencies_s.append(latency_s)
+        """Take the time from the send of a request to the last byte of its answer, if it was answered.
+
+        That is E2EL and what the usage chunk and `[DONE]` take: nothing is parsed in a window. An answer that its
+        digest will find to be no success counts here, too.
+        """
+        if self._known is not None:
+            self._known.add(latency_s)
 
     async def watch(self) -> None:
         """Look from time to time whether the metric is known well enough; to be cancelled when the level is over."""
-        if self._stop is None or self._stop.precision is None:
+        if self._stop is None or self._stop.precision is None or self._known is None:
             return
         while not self._precise:
             await asyncio.sleep(LOOK_S)
-            width = None
-            if len(self._latencies_s) >= self._stop.least:
-                width = half_width(self._latencies_s, self._stop.precision.metric)
+            width = self._known.half_width() if self._known.count >= self._stop.least else None
             if width is None or width > self._stop.precision.within:
                 continue
             self._precise = self._together is None or self._together.agreed("precise")

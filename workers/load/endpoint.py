@@ -6,8 +6,10 @@ given up must never get into a latency.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
+import re
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +17,14 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from contract.specs import Api
+
 KEEPALIVE_S = 2.0
 """An idle connection older than this is not used again. uvicorn closes its own after 5 s (and does so without a word:
 a request sent at that moment would fail)."""
+
+QUOTED_BYTES = 200
+"""Of what a server says when it refuses."""
 
 
 class EndpointError(Exception):
@@ -65,15 +72,9 @@ class Endpoint:
             root = root.removesuffix(tail).rstrip("/")
         return root
 
-    @property
-    def completions_url(self) -> str:
-        """Where completions are asked for."""
-        return f"{self.root}/v1/completions"
-
-    @property
-    def chat_url(self) -> str:
-        """Where chat completions are asked for."""
-        return f"{self.root}/v1/chat/completions"
+    def load_url(self, api: Api) -> str:
+        """Where completions or chats are asked for."""
+        return f"{self.root}/v1/{'chat/completions' if api is Api.CHAT else 'completions'}"
 
     @property
     def tokenize_url(self) -> str:
@@ -85,17 +86,33 @@ class Endpoint:
         """Where the served models are listed."""
         return f"{self.root}/v1/models"
 
+    @property
+    def names_chat(self) -> bool:
+        """Whether the URL is that of chat completions."""
+        return self.base_url.rstrip("/").endswith("/chat/completions")
+
     def proxy(self) -> str | None:
         """Return the environment's proxy for this server; None for sockets, loopback and hosts in `no_proxy`.
 
         Looked up once a load, not by aiohttp's `trust_env`: that reads the environment and ~/.netrc in a thread before
         every single request, inside its latency.
+
+        Raises:
+            EndpointError: the environment names something else than an HTTP proxy.
         """
         parts = urlsplit(self.base_url)
         host = parts.hostname or ""
         if self.uds is not None or _is_loopback(host) or urllib.request.proxy_bypass(host):
             return None
-        return urllib.request.getproxies().get(parts.scheme)
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if proxy is not None and not (proxy.startswith(("http://", "https://")) and urlsplit(proxy).hostname):
+            raise EndpointError(f"the proxy {_named(proxy)} (from {parts.scheme}_proxy) is no http:// URL")
+        return proxy
+
+
+def _named(proxy: str) -> str:
+    """A proxy without its user name and password."""
+    return re.sub(r"[^/]*@", "", proxy)
 
 
 def _is_loopback(host: str) -> bool:
@@ -155,25 +172,34 @@ async def ask(endpoint: Endpoint, url: str, timeout_s: float, body: Any = None) 
     Raises:
         EndpointError: not reachable within `timeout_s` seconds, or refused (its `status` then says how).
     """
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    timeout, proxy = aiohttp.ClientTimeout(total=timeout_s), endpoint.proxy()
+    through = "" if proxy is None else f" through the proxy {_named(proxy)}"
     try:
         async with (
             open_session(endpoint) as session,
             session.request(
-                "GET" if body is None else "POST", url, json=body, proxy=endpoint.proxy(), timeout=timeout,
+                "GET" if body is None else "POST", url, json=body, proxy=proxy, timeout=timeout,
                 allow_redirects=False,
             ) as response,
         ):  # fmt: skip
             status, text = response.status, await response.read()
     except TimeoutError:
-        raise EndpointError(f"{url} did not answer within {timeout_s:g} s") from None
+        raise EndpointError(f"{url} did not answer{through} within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise EndpointError(f"cannot reach {url}: {error or type(error).__name__}") from None
+        raise EndpointError(f"cannot reach {url}{through}: {in_words(error)}") from None
     if status in (401, 403):
         raise EndpointError(f"{url} wants another API key (HTTP {status})", status)
     if status != 200:
-        raise EndpointError(f"{url} answered HTTP {status}: no OpenAI-compatible server?", status)
+        words = text[:QUOTED_BYTES].decode(errors="replace")
+        raise EndpointError(f"{url} answered HTTP {status} ({words}): no OpenAI-compatible server?", status)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def in_words(error: Exception) -> str:
+    """Return what an exception of aiohttp or of the system says, without aiohttp's own terms."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "this process may open no more files (ulimit -n): the client's limit, not the server's"
+    return re.sub(r" ssl:(default|True|False|None|<.*?>) ", " ", str(error)) or type(error).__name__

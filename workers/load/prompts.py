@@ -1,23 +1,30 @@
 """Prompts of a wished length that no other request on the same server shares a prefix with, unless that was asked for.
 
-`workers.load.client` makes them before its window opens. Two prompts with a common first block would be answered from
-vLLM's prefix cache and measure that instead: so a request's ordinal comes first, never a common beginning.
+`workers.load.bodies` puts them into requests. Two prompts with a common first block would be answered from vLLM's
+prefix cache and measure that instead: so a request's ordinal comes first, never a common beginning.
 
-Three makers, each with a `prompt(ordinal, number, tokens)` for the request that is the `number`-th of its level:
+Three makers, each with a `json(ordinal, number, tokens)` for the request that is the `number`-th of its level:
 `PromptFactory` (token ids, exact), `WordPrompts` (text of about that length) and `GivenText` (whatever length it has).
+
+What is drawn is written as JSON at once, in columns of characters: a list of ids, each of them made and written by
+itself, takes ten times as long, and a level's first request waits for the prompts of all its streams.
 """
 
 from __future__ import annotations
 
-import random
-import sys
-from array import array
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from contract.specs import SharedPrefix
 
 ORDINALS = 2**32
 """Ordinals below this get different first tokens, if the prompt is long enough to hold the digits."""
+PIECE = 8192
+"""Tokens or words that are made at a time, in some 0.2 ms: whoever makes prompts in a window looks up in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +32,11 @@ class PromptFactory:
     """Makes token-id prompts. The same arguments give the same prompts in every process.
 
     A prompt opens with its ordinal as digits in base `base`, lowest digit first, one token a digit, `digits` tokens in
-    all; what follows is drawn from (seed, ordinal). The digits do not depend on the seed, so prompts of different seeds
-    on one server differ as well. Two prompts differ within their first `digits` tokens, and neighbouring ordinals in
-    the very first: they share no first block of any block size >= `digits` (2 for vocabularies of 68 000 ids and more,
-    5 for one of 256).
+    all; what follows is drawn from (seed, ordinal), of ids that are all written with the same number of digits
+    (`_columns_of`: 10,000 to 29,999 for a vocabulary of 32,000). The ordinal's digits do not depend on the seed, so
+    prompts of different seeds on one server differ as well. Two prompts differ within their first `digits` tokens, and
+    neighbouring ordinals in the very first: they share no first block of any block size >= `digits` (2 for vocabularies
+    of 68 000 ids and more, 5 for one of 256).
 
     Ids at both ends of the vocabulary are left out, 1/64 of it on either side (at least 16, at most a quarter): that
     is where tokenizers keep special, reserved and image-placeholder tokens and padded rows.
@@ -68,25 +76,28 @@ class PromptFactory:
         """
         return min(ORDINALS, int(self.base ** min(length, self.digits)))
 
-    def tokens(self, ordinal: int, length: int) -> list[int]:
-        """Return the prompt of request `ordinal`: exactly `length` token ids.
+    def json(self, ordinal: int, number: int, tokens: int) -> Iterator[bytes]:
+        """Yield exactly `tokens` token ids as JSON, in pieces: the group's prefix, where there is one, then its own.
 
         Raises:
-            ValueError: `length` is below 1, or `ordinal` is not in 0 to 2**32 - 1.
-        """
-        low = self.lowest_id
-        return [low + each for each in _numbers(self.base, self.seed, ordinal, length)]
-
-    def prompt(self, ordinal: int, number: int, tokens: int) -> list[int]:
-        """Return exactly `tokens` token ids: those of the group's prefix, where there is one, then the request's own.
-
-        Raises:
-            ValueError: as `tokens`, also where nothing is left behind the prefix.
+            ValueError: there would be less than one id (behind the prefix), or `ordinal` is not in 0 to 2**32 - 1.
         """
         if self.shared is None:
-            return self.tokens(ordinal, tokens)
-        group, prefix = number % self.shared.groups, self.shared.tokens
-        return self.tokens(_ordinal_of(group), prefix) + self.tokens(ordinal, tokens - prefix)
+            ids = self._ids(ordinal, tokens)
+        else:
+            group, prefix = number % self.shared.groups, self.shared.tokens
+            ids = itertools.chain(self._ids(_ordinal_of(group), prefix), self._ids(ordinal, tokens - prefix))
+        yield b"[" + next(ids)[1:]
+        yield from ids
+        yield b"]"
+
+    def _ids(self, ordinal: int, length: int) -> Iterator[bytes]:
+        """Each id has a comma before it."""
+        head = _head(self.base, ordinal, length)
+        yield b"".join(b",%d" % (self.lowest_id + digit) for digit in head)
+        columns = _columns_of(self.lowest_id, self.base)
+        for drawn in _drawn(self.seed, ordinal, length - len(head), len(columns)):
+            yield _side_by_side(b",", [drawn[at :: len(columns)].translate(to) for at, to in enumerate(columns)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +131,33 @@ class WordPrompts:
     cost: TextCost = ASSUMED_COST
     shared: SharedPrefix | None = None
 
-    def prompt(self, ordinal: int, number: int, tokens: int) -> str:
-        """Return a message that with its template is about `tokens` tokens long.
+    def json(self, ordinal: int, number: int, tokens: int) -> Iterator[bytes]:
+        """Yield a message that with its template is about `tokens` tokens long, as JSON, in pieces.
 
         Longer where the words that hold the ordinal alone are: with a template around it, a message that comes again
         would fill blocks of the cache.
         """
         words, least = self.cost.words(tokens - self.cost.overhead_tokens), _digits(len(WORDS))
         if self.shared is None:
-            return self.text(ordinal, max(words, least))
-        prefix = max(self.cost.words(self.shared.tokens), least)
-        beginning = self.text(_ordinal_of(number % self.shared.groups), prefix)
-        return f"{beginning} {self.text(ordinal, max(words - prefix, least))}"
+            text = self._words(ordinal, max(words, least))
+        else:
+            prefix = max(self.cost.words(self.shared.tokens), least)
+            beginning = self._words(_ordinal_of(number % self.shared.groups), prefix)
+            text = itertools.chain(beginning, self._words(ordinal, max(words - prefix, least)))
+        yield b'"' + next(text)[1:]
+        yield from text
+        yield b'"'
 
     def text(self, ordinal: int, words: int) -> str:
         """Return so many words, the first of which hold the ordinal."""
-        return " ".join(WORDS[each] for each in _numbers(len(WORDS), self.seed, ordinal, words))
+        return b"".join(self._words(ordinal, words))[1:].decode()
+
+    def _words(self, ordinal: int, count: int) -> Iterator[bytes]:
+        """Each word has a space before it."""
+        head = _head(len(WORDS), ordinal, count)
+        yield "".join(f" {WORDS[digit]}" for digit in head).encode()
+        for drawn in _drawn(self.seed, ordinal, count - len(head), 1):
+            yield _side_by_side(b" ", [drawn.translate(letters) for letters in _LETTERS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +167,13 @@ class GivenText:
     text: str
     seed: int
 
-    def prompt(self, ordinal: int, number: int, tokens: int) -> str:
-        """Return the text behind its prefix; only the ordinal matters."""
+    def prompt(self, ordinal: int) -> str:
+        """Return the text behind its prefix."""
         return f"[{self.seed:x}-{ordinal}] {self.text}"
+
+    def json(self, ordinal: int, number: int, tokens: int) -> Iterator[bytes]:
+        """Yield the text behind its prefix as JSON; only the ordinal matters."""
+        yield json.dumps(self.prompt(ordinal)).encode()
 
 
 WORDS = (  # noqa: SIM905
@@ -157,8 +183,12 @@ WORDS = (  # noqa: SIM905
 ).split()
 
 
-def _numbers(base: int, seed: int, ordinal: int, length: int) -> list[int]:
-    """`length` numbers below `base`: the ordinal's digits, lowest first, then what (seed, ordinal) draws."""
+_LETTERS = [bytes(ord(WORDS[draw % len(WORDS)][at]) for draw in range(256)) for at in range(4)]
+"""From a byte drawn to the letter that a word has at each place; 256 is a multiple of 64 words."""
+
+
+def _head(base: int, ordinal: int, length: int) -> list[int]:
+    """The ordinal's digits, lowest first, as many as there is room for."""
     if length < 1:
         raise ValueError(f"a prompt of {length} tokens was asked for")
     if not 0 <= ordinal < ORDINALS:
@@ -167,10 +197,44 @@ def _numbers(base: int, seed: int, ordinal: int, length: int) -> list[int]:
     for _ in range(min(_digits(base), length)):
         left, digit = divmod(left, base)
         head.append(digit)
-    drawn = array("I", random.Random(f"{seed}:{ordinal}").randbytes(4 * (length - len(head))))
-    if sys.byteorder == "big":
-        drawn.byteswap()
-    return head + [each * base >> 32 for each in drawn]
+    return head
+
+
+def _drawn(seed: int, ordinal: int, length: int, each: int) -> Iterator[bytes]:
+    """What (seed, ordinal) draws: `each` bytes for every one of `length` tokens, some at a time.
+
+    SHAKE128 (FIPS 202) serves as the dice: it needs no state of 2.5 KB to be filled for every prompt.
+    """
+    for at in range(0, length, PIECE):
+        yield hashlib.shake_128(f"{seed}:{ordinal}:{at}".encode()).digest(each * min(PIECE, length - at))
+
+
+def _side_by_side(before: bytes, columns: Sequence[bytes]) -> bytes:
+    """The text whose n-th word is made of the n-th character of every column, with `before` before it."""
+    width = 1 + len(columns)
+    text = bytearray(before * (width * len(columns[0])))
+    for at, column in enumerate(columns, 1):
+        text[at::width] = column
+    return bytes(text)
+
+
+@functools.cache
+def _columns_of(lowest: int, count: int) -> list[bytes]:
+    """How a byte drawn for each place becomes the digit there, so that ids of one width from `lowest` on are drawn.
+
+    Of all widths and first digits whose ids are wholly inside, those with the most ids: at least three in ten of
+    `count`. Each digit has 26 or 25 of a byte's 256 values, a first one as nearly the same share.
+    """
+    best, width = "", 0
+    for free in range(len(str(lowest + count))):
+        first = [d for d in range(1, 10) if lowest <= d * 10**free and (d + 1) * 10**free <= lowest + count]
+        if len(first) * 10**free > len(best) * 10**width:
+            best, width = "".join(map(str, first)), free
+    return [_spread(best), *[_spread("0123456789")] * width]
+
+
+def _spread(characters: str) -> bytes:
+    return bytes(ord(characters[draw * len(characters) >> 8]) for draw in range(256))
 
 
 def _digits(base: int) -> int:

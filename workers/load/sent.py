@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from contract.failures import FailureClass
 from contract.rows import Failure, RequestRow
+from workers.load.endpoint import in_words
 from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
 from workers.load.wire import MAX_BODY_BYTES, Answer
 
@@ -74,7 +75,7 @@ def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]
     if answer.reads.size > MAX_BODY_BYTES:
         return record, Failure(FailureClass.MALFORMED_STREAM, f"the answer is longer than {MAX_BODY_BYTES} bytes")
     if sent.error is not None and record.error is None:
-        return record, _broken(sent.error, timeout_s, len(record.chunk_at_s))
+        return record, _broken(sent.error, timeout_s, answer, record)
     return record, judge(record, sent.asked)
 
 
@@ -82,14 +83,27 @@ def _after(at_s: float | None, start_s: float) -> float | None:
     return None if at_s is None else at_s - start_s
 
 
-def _broken(error: Exception, timeout_s: float, chunks: int) -> Failure:
-    """Map what ended a request from outside its stream to a failure; the one place that knows aiohttp's exceptions."""
-    after = f"after {chunks} chunks"
-    what = f"{error or type(error).__name__}"[:MESSAGE_CHARS]
+def _broken(error: Exception, timeout_s: float, answer: Answer, record: StreamRecord) -> Failure:
+    """Map what ended a request from outside its stream to a failure; the one place that knows aiohttp's exceptions.
+
+    What had come and is no stream of events is quoted: it may be a server's word on why.
+    """
+    what = in_words(error)[:MESSAGE_CHARS]
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
         return Failure(FailureClass.CONNECTION_FAILED, what)
-    if isinstance(error, TimeoutError):
-        return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {after}")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         return Failure(FailureClass.MALFORMED_STREAM, f"the answer is not HTTP: {what}")
+    if isinstance(error.__cause__, ContentEncodingError):
+        return Failure(FailureClass.MALFORMED_STREAM, what)
+    after = f"after {len(record.chunk_at_s)} chunks" + (f"; {record.malformed}" if record.malformed else "")
+    if isinstance(error, TimeoutError):
+        return Failure(FailureClass.TIMEOUT, f"no end within {timeout_s:g} s, {_phase(answer, record)}, {after}")
     return Failure(FailureClass.CONNECTION_LOST, f"{what}, {after}")
+
+
+def _phase(answer: Answer, record: StreamRecord) -> str:
+    if not answer.asked:
+        return "while connecting"
+    if answer.status is None:
+        return "while waiting for the answer's head"
+    return "while streaming" if record.chunk_at_s else "while waiting for the first chunk"

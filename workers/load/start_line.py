@@ -27,7 +27,8 @@ class StartLine:
         async with asyncio.timeout(GATHER_LIMIT_S):
             while (start_s := self._start_s()) is None:  # noqa: ASYNC110 - the others are other processes
                 await asyncio.sleep(POLL_S)
-        await asyncio.sleep(max(0.0, start_s - time.monotonic()))
+        while (early_s := start_s - time.monotonic()) > 0:  # noqa: ASYNC110 - timers wake up early
+            await asyncio.sleep(early_s)
 
     def agreed(self, word: str) -> bool:
         """Say `word` for this process, and return whether all have said it."""

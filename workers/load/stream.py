@@ -151,10 +151,10 @@ class StreamParser:
             if delta is not None and not isinstance(delta, dict):
                 self._malformed("a choice's delta is not an object")
                 return
-            if reason and record.finish_reason:
-                self._malformed("finish_reason came twice")
-                return
             if reason or delta is None or not _is_preface(delta):
+                if record.finish_reason:
+                    self._malformed("finish_reason came twice" if reason else "a chunk came after the finish_reason")
+                    return
                 record.chunk_at_s.append(at_s)
             record.finish_reason = reason or record.finish_reason
         usage = message.get("usage")
@@ -259,9 +259,9 @@ def _quick(reads: Reads) -> StreamRecord | None:
                 if chunk.choices:
                     choice = chunk.choices[0]
                     reason, delta = choice.finish_reason, choice.delta
-                    if reason and record.finish_reason:
-                        return None
                     if reason or delta is None or not _is_preface(delta):
+                        if record.finish_reason:
+                            return None
                         record.chunk_at_s.append(stamps[read])
                     record.finish_reason = reason or record.finish_reason
                 if chunk.usage is not None:

@@ -79,14 +79,14 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
         completed=len(successes),
         failed=len(requests) - len(successes),
         duration_s=duration_s,
-        mean_e2e_s=_mean(e2e),
+        mean_e2e_s=mean(e2e),
         p50_e2e_s=percentile(e2e, 50),
         p95_e2e_s=percentile(e2e, 95),
         p99_e2e_s=percentile(e2e, 99),
-        mean_ttft_s=_mean(ttft),
+        mean_ttft_s=mean(ttft),
         p50_ttft_s=percentile(ttft, 50),
         p95_ttft_s=percentile(ttft, 95),
-        mean_tpot_s=_mean(tpot),
+        mean_tpot_s=mean(tpot),
         p50_tpot_s=percentile(tpot, 50),
         p95_tpot_s=percentile(tpot, 95),
         p99_ttft_s=percentile(ttft, 99),
@@ -97,7 +97,7 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
         qps=len(successes) / duration_s if rated else None,
         tok_s=completion_tokens / duration_s if rated else None,
         total_tok_s=total_tokens / duration_s if rated and total_tokens is not None else None,
-        mean_prompt_tokens=_mean(prompt_tokens) if total_tokens is not None else None,
+        mean_prompt_tokens=mean(prompt_tokens) if total_tokens is not None else None,
         mean_completion_tokens=completion_tokens / len(successes) if successes else None,
         achieved_concurrency=mean_in_flight(requests, duration_s),
         most_in_flight=most_in_flight(requests),
@@ -148,12 +148,13 @@ def percentile(values: Sequence[float], q: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
 
 
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean; None for no values."""
+    return fmean(values) if values else None
+
+
 def _seconds(us: float | None) -> float | None:
     return None if us is None else us / 1e6
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
 
 
 def _present(values: Iterable[_Number | None]) -> list[_Number]:

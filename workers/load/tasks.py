@@ -73,4 +73,5 @@ def merge(results: list[LoadResult]) -> LoadResult:
         first.started_wall_s,
         [client for result in results for client in result.clients],
         next((result.stopped_by for result in results if result.stopped_by != REQUESTS), REQUESTS),
+        sum(result.judging_cpu_s for result in results),
     )

@@ -54,7 +54,6 @@ class Watch:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Keep the garbage collector out of a measured window: a full collection stops every stream for its time."""
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:

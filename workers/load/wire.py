@@ -38,6 +38,8 @@ class Answer:
     """What came back for one request. `reads` holds the body of an answer that is HTTP, whatever its status."""
 
     sent_s: float
+    asked: bool = False
+    """Whether there was a connection to write the request to."""
     status: int | None = None
     first_byte_s: float | None = None
     reads: Reads = field(default_factory=Reads)
@@ -67,6 +69,7 @@ class Tap(ResponseHandler):
         if self.transport is None:
             raise aiohttp.ServerDisconnectedError
         self.transport.write(request)
+        answer.asked = True
         return self._ended
 
     def data_received(self, data: bytes) -> None:
@@ -105,16 +108,13 @@ class Tap(ResponseHandler):
         if self._answer.first_byte_s is None:
             self._answer.first_byte_s = time.monotonic()
         self._head += data
-        end = self._head.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-        if end < len(_END_OF_HEAD):
+        head, rest = _head_of(self._head)
+        while head[9:10] == b"1":  # an interim answer, of which more is to come
+            self._head = rest
+            head, rest = _head_of(rest)
+        if not head:
             if len(self._head) > MAX_HEAD_BYTES:
                 self._pass_on()
-            return
-        head, rest = self._head[:end].lower(), self._head[end:]
-        if head[9:10] == b"1":  # an interim answer, of which more is to come
-            self._head = b""
-            if rest:
-                self._take_head(rest)
         elif _is_stream(head):
             self._answer.status, self._answer.reads.chunked = 200, True
             self._head, self._capturing, self._bytes, self._chunks = b"", True, 0, ChunkReader()
@@ -140,6 +140,12 @@ class Tap(ResponseHandler):
             else:
                 self._ended.set_exception(error)
         self._ended = None
+
+
+def _head_of(data: bytes) -> tuple[bytes, bytes]:
+    """The whole head that `data` begins with, in lower case, and what is behind it; nothing where it is not whole."""
+    end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+    return (b"", data) if end < len(_END_OF_HEAD) else (data[:end].lower(), data[end:])
 
 
 def _is_stream(head: bytes) -> bool:
