@@ -18,9 +18,10 @@ from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
 from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
-from analysis.tables import build_tables, read_tables
+from analysis.shards import build_tables
+from analysis.tables import read_tables
 from analysis.targets import Targets, read_slo, read_targets
-from analysis.timeline import read_utilization, write_timeline
+from analysis.timeline import bars_of, bin_seconds, read_utilization, write_timeline
 
 OWNED = (
     "kv_cache_scaling.csv",
@@ -65,7 +66,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
     tables = with_goodput(run_dir, read_tables(run_dir), read_slo(run_dir))
-    utilization = read_utilization(run_dir)
+    utilization = read_utilization(run_dir, bin_seconds(bars_of(tables)[1]))
     targets = targets or read_targets(run_dir)
     pages = [kv_page(tables, targets), batching_page(tables), rate_page(tables)]
     results = kv_results(tables.points)

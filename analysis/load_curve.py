@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from analysis.groups import LOAD
@@ -21,7 +22,7 @@ SAME_WINDOW = ("batching", "concurrency")
 """Purposes whose levels are measured alike: on the same server with the same load their repeats have the same noise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadCurve:
     """The levels of one purpose on one server with one workload."""
 
@@ -34,7 +35,7 @@ class LoadCurve:
         """Prefix of the names of its figures."""
         return self.series.name
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Reading, ...]:
         """Levels with a measured tok/s and p95, ascending."""
         return tuple(reading for reading in self.series.measured if level_of(reading) is not None)
@@ -44,17 +45,17 @@ class LoadCurve:
         """The level with the highest median tok/s."""
         return max(self.levels, key=lambda r: r.median("tok_s") or 0.0, default=None)
 
-    @property
+    @cached_property
     def repeats(self) -> tuple[Level, ...]:
         """The same levels with the repeats that knee, blow-up and intervals are computed from."""
         return _levels(self.series.measured)
 
-    @property
+    @cached_property
     def tok_s_noise(self) -> Noise | None:
         """Noise of tok/s, pooled over the levels; None where no level has repeats."""
         return self._noise(lambda level: level.tok_s)
 
-    @property
+    @cached_property
     def p95_noise(self) -> Noise | None:
         """The same of p95."""
         return self._noise(lambda level: level.p95_s)
@@ -64,17 +65,17 @@ class LoadCurve:
         """Whether no level of the curve has repeats, so that all its noise was read under the other purpose."""
         return not any(level.repeats > 1 for level in self.repeats)
 
-    @property
+    @cached_property
     def knee(self) -> Knee:
         """Where throughput stops scaling; undecided with no level at all."""
         return find_knee(self.repeats, self.tok_s_noise)
 
-    @property
+    @cached_property
     def blow_up(self) -> BlowUp | None:
         """From where p95 outgrows throughput; None where that cannot be known."""
         return find_blow_up(self.repeats, self._noise(lambda level: level.waiting_per_work))
 
-    @property
+    @cached_property
     def smoothed(self) -> dict[int, float]:
         """tok/s of the nearest curve that rises and then falls, by level."""
         return {level.at: value for level, value in zip(self.repeats, smoothed(self.repeats), strict=True)}
