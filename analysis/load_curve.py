@@ -119,7 +119,8 @@ def _levels(readings: Sequence[Reading]) -> tuple[Level, ...]:
 
 def level_of(reading: Reading) -> Level | None:
     """Return the repeats of a reading that have both tok/s and p95; None without any."""
-    pairs = [(p.tok_s, p.p95_e2e_s) for p in reading.measured if p.tok_s and p.p95_e2e_s]
+    both = [(p.tok_s or 0.0, p.p95_e2e_s or 0.0) for p in reading.measured]
+    pairs = [(tok_s, p95_s) for tok_s, p95_s in both if tok_s > 0 and p95_s > 0]
     return Level(int(reading.at), tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
 
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
@@ -27,10 +28,6 @@ NESTED = ("requests", "telemetry", "server_samples")
 """Lists in a point's row, each a table of its own."""
 IDS = ("run_id", "session_id", "point_id", "simulated")
 """What a row of such a table carries of its point."""
-REQUIRED = {
-    PointRow: ("schema_version", "run_id", "session_id", "point_id", "kind", "purpose", "status", "simulated"),
-    SessionRow: ("schema_version", "run_id", "session_id", "status", "simulated"),
-}
 IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id",)}
 """Rows that agree in these are attempts at the same thing: the last one counts."""
 
@@ -56,6 +53,12 @@ DERIVED = ("goodput_qps",)
 POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in (*NESTED, *DERIVED)])
 
 
+def _required(row_class: type) -> tuple[str, ...]:
+    """Return the columns that no row leaves empty: those of a plain type, of which None is no value."""
+    hints = get_type_hints(row_class)
+    return tuple(column.name for column in fields(row_class) if hints[column.name] in (str, int, bool, float))
+
+
 def _absent(row_class: type) -> dict[str, Any]:
     """Return what stands in each column that an older version may lack: nothing, or an empty list."""
     columns = fields(row_class)
@@ -63,6 +66,7 @@ def _absent(row_class: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is None or value == []}
 
 
+REQUIRED = {row_class: _required(row_class) for row_class in (PointRow, SessionRow)}
 ABSENT = {PointRow: _absent(RunPoint), SessionRow: _absent(SessionRow)}
 
 
@@ -98,8 +102,18 @@ def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]
     ids = _ids(table, row_class)
     if len(set(ids)) != len(ids):
         raise AnalysisError(f"{path}: holds a {'point' if row_class is PointRow else 'session'} twice")
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: list[dict[str, Any]] = _numbers(table).to_pylist()
     return rows
+
+
+def _numbers(table: pa.Table) -> pa.Table:
+    """Return the rows with nothing where a number is none: NaN is not a value, nor infinity but of a bucket's bound."""
+    for index, column in enumerate(table.schema):
+        if column.type == pa.float64():
+            values = table.column(index)
+            known = pc.invert(pc.is_nan(values)) if column.name.endswith("_le_s") else pc.is_finite(values)
+            table = table.set_column(index, column, pc.if_else(known, values, None))
+    return table
 
 
 def _ids(table: pa.Table, row_class: type) -> list[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from analysis.difference_rows import load_words
 from analysis.errors import AnalysisError
 from analysis.figures import GIB, clean, significant_text
 from analysis.groups import BASE
-from analysis.kv_fit import KvResult, kv_results
+from analysis.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.kv_headroom import HEADROOM, Pool, measured_pool, sequence_bytes
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.runs import Run, open_runs
@@ -92,7 +92,7 @@ def what_if(directory: Path, question: Question) -> WhatIf:
     models = [
         (clean(title(result.group.points[0], result.group.label)), list(_facts(run, result, pool, question)))
         for result in _results(points)
-        if (pool := measured_pool(result)) is not None
+        if (pool := _pool(result, question.max_model_len)) is not None
     ]
     if not models:
         raise AnalysisError(
@@ -106,12 +106,19 @@ def _results(points: Sequence[RunPoint]) -> list[KvResult]:
     return kv_results(points) or kv_results([replace(p, purpose="kv_scaling") for p in points if p.engine_kv_bytes])
 
 
+def _pool(result: KvResult, tokens: int | None) -> Pool | None:
+    """Return the pool of a server that had the length asked for, at the highest utilization; else what stands for all."""
+    readings = result.pool.measured if result.pool else ()
+    same = [Pool(r, size) for r in readings if r.at == tokens and (size := pool_bytes(r)) is not None]
+    return same[0] if same else measured_pool(result)
+
+
 def _facts(run: Run, result: KvResult, pool: Pool, question: Question) -> Iterator[Fact]:
     sample = pool.reading.measured[0]
     seen = "simulated" if sample.simulated else "measured"
     tokens = question.max_model_len or int(pool.reading.at)
     source = (
-        f"that vLLM took at gpu_memory_utilization {sample.gpu_memory_utilization:g}"
+        f"that vLLM took at gpu_memory_utilization {sample.gpu_memory_utilization or 0:g}"
         if pool.whole_card
         else "of a stated size (not all that the card can hold)"
     )
