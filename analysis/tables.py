@@ -66,7 +66,7 @@ def _absent(row_class: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is None or value == []}
 
 
-REQUIRED = {row_class: _required(row_class) for row_class in (PointRow, SessionRow)}
+REQUIRED = {PointRow: _required(PointRow), SessionRow: _required(SessionRow)}
 ABSENT = {PointRow: _absent(RunPoint), SessionRow: _absent(SessionRow)}
 
 

@@ -151,7 +151,8 @@ def analyse(run_dir: Path) -> str:
     if process.returncode:
         raise SystemExit(f"analysis ended with {process.returncode}")
     wall = time.monotonic() - begun
-    return f"{wall:.1f} s wall, {used.ru_utime:.1f} s user, {used.ru_stime:.1f} s system, {used.ru_maxrss / 2**20:.2f} GiB peak"
+    cpu = f"{used.ru_utime:.1f} s user, {used.ru_stime:.1f} s system"
+    return f"{wall:.1f} s wall, {cpu}, {used.ru_maxrss / 2**20:.2f} GiB peak"
 
 
 def _mb(paths: Sequence[Path]) -> float:
