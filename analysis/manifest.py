@@ -12,7 +12,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     """Return the manifest; empty where there is none that can be read."""
     try:
         manifest: Any = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

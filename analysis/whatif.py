@@ -16,12 +16,11 @@ from analysis.difference_rows import load_words
 from analysis.errors import AnalysisError
 from analysis.figures import GIB, clean, significant_text
 from analysis.groups import BASE
-from analysis.kv_fit import KvResult, kv_results, pool_bytes
-from analysis.kv_headroom import HEADROOM, Pool, measured_pool, sequence_bytes
+from analysis.kv_envelope import Envelope, envelopes
+from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.runs import Run, open_runs
 from analysis.tables import RunPoint
-from contract.kv import model_limit
 
 LOADS = ("concurrency", "batching", "near_full_context")
 
@@ -88,35 +87,30 @@ class WhatIf:
 def what_if(directory: Path, question: Question) -> WhatIf:
     """Return what a run says about a service. Raises `AnalysisError` for a run that tells no KV pool."""
     (run,) = open_runs([directory])
-    points = run.tables.points
     models = [
-        (clean(title(result.group.points[0], result.group.label)), list(_facts(run, result, pool, question)))
-        for result in _results(points)
-        if (pool := _pool(result, question.max_model_len)) is not None
+        (clean(title(result.group.points[0], result.group.label)), list(_facts(run, result, pools[0], question)))
+        for result, pools in _pools(run)
+        if pools
     ]
     if not models:
         raise AnalysisError(
-            f"{directory}: no server of this run told the size of its KV pool, so nothing can be computed"
+            f"{directory}: no server of this run told the size of its KV pool, or the formula of its model is not known"
         )
     return WhatIf(run, question, models)
 
 
-def _results(points: Sequence[RunPoint]) -> list[KvResult]:
-    """Return the memory results; of a run of load alone, what its servers told of their pools."""
-    return kv_results(points) or kv_results([replace(p, purpose="kv_scaling") for p in points if p.engine_kv_bytes])
+def _pools(run: Run) -> list[tuple[KvResult, list[Envelope]]]:
+    """Return the memory results with their pools; of a run of load alone, what its servers told of theirs."""
+    points: Sequence[RunPoint] = run.tables.points
+    if not kv_results(points):
+        points = [replace(point, purpose="kv_scaling") for point in points if point.engine_kv_bytes]
+    return [(result, envelopes(result, points, run.tables.configs)) for result in kv_results(points)]
 
 
-def _pool(result: KvResult, tokens: int | None) -> Pool | None:
-    """Return the pool of a server that had the length asked for, at the highest utilization; else what stands for all."""
-    readings = result.pool.measured if result.pool else ()
-    same = [Pool(r, size) for r in readings if r.at == tokens and (size := pool_bytes(r)) is not None]
-    return same[0] if same else measured_pool(result)
-
-
-def _facts(run: Run, result: KvResult, pool: Pool, question: Question) -> Iterator[Fact]:
-    sample = pool.reading.measured[0]
+def _facts(run: Run, result: KvResult, pool: Envelope, question: Question) -> Iterator[Fact]:
+    sample = pool.sample
     seen = "simulated" if sample.simulated else "measured"
-    tokens = question.max_model_len or int(pool.reading.at)
+    tokens = question.max_model_len or sample.max_model_len
     source = (
         f"that vLLM took at gpu_memory_utilization {sample.gpu_memory_utilization or 0:g}"
         if pool.whole_card
@@ -127,36 +121,28 @@ def _facts(run: Run, result: KvResult, pool: Pool, question: Question) -> Iterat
         f"KV pool: {pool.size_bytes / GIB:,.2f} GiB, {source}, max_model_len {sample.max_model_len}",
         {"what": "pool", "pool_bytes": pool.size_bytes, "at_max_model_len": sample.max_model_len},
     )
-    yield from _fit(result, pool, tokens, question.concurrency)
-    yield from _limits(run, sample, tokens, question.concurrency)
+    yield from _fit(pool, sorted(result.per_sequence()), tokens, question.concurrency)
+    yield from _limits(result, pool, tokens, question.concurrency)
     if question.concurrency is not None:
         yield from _latencies(run, sample, seen, tokens, question.concurrency)
 
 
-def _fit(result: KvResult, pool: Pool, tokens: int, concurrency: int | None) -> Iterator[Fact]:
-    one = sequence_bytes(result, tokens)
-    if one is None:
-        yield Fact(
-            "not known", "how much KV a sequence takes: this run holds no formula for the model", {"what": "fit"}
-        )
-        return
-    lengths = sorted(result.per_sequence())
-    where = "a length of this run" if tokens in lengths else f"the lengths of this run are {_listed(lengths)}"
+def _fit(pool: Envelope, lengths: Sequence[int], tokens: int, concurrency: int | None) -> Iterator[Fact]:
+    one, most = pool.need_bytes(tokens, 1), pool.most(tokens)
+    exact = pool.pages is not None or tokens in lengths
+    how = "in whole blocks" if exact else f"on lines through the lengths of this run ({_listed(lengths)})"
     yield Fact(
         "arithmetic",
-        f"one sequence of {tokens:,} tokens takes {one / GIB:,.3f} GiB by the formula ({where}); "
-        f"{pool.size_bytes / one:,.2f} fit into the pool",
-        {"what": "sequence", "tokens": tokens, "sequence_bytes": one, "sequences_that_fit": pool.size_bytes / one},
+        f"one request of {tokens:,} tokens takes {significant_text(one / GIB, 4)} GiB by the formula, {how}; "
+        f"{most:,.2f} at once fill the pool",
+        {"what": "request", "tokens": tokens, "request_bytes": one, "requests_that_fit": most},
     )
     if concurrency is None:
         return
-    need, share = concurrency * one, concurrency * one / pool.size_bytes
-    verdict = (
-        "fits"
-        if share <= HEADROOM
-        else "tight"
-        if share <= 1
-        else "does not fit at once: requests wait or are preempted"
+    need, share, verdict = (
+        pool.need_bytes(tokens, concurrency),
+        pool.share(tokens, concurrency),
+        pool.fit(tokens, concurrency),
     )
     yield Fact(
         "arithmetic",
@@ -164,45 +150,33 @@ def _fit(result: KvResult, pool: Pool, tokens: int, concurrency: int | None) -> 
         f"headroom {(pool.size_bytes - need) / GIB:+,.2f} GiB",
         {
             "what": "fit", "concurrency": concurrency, "need_bytes": need, "share_pct": 100 * share,
-            "headroom_bytes": pool.size_bytes - need, "verdict": verdict,
+            "headroom_bytes": pool.size_bytes - need, "verdict": verdict.value,
         },
     )  # fmt: skip
 
 
-def _limits(run: Run, sample: RunPoint, tokens: int, concurrency: int | None) -> Iterator[Fact]:
+def _limits(result: KvResult, pool: Envelope, tokens: int, concurrency: int | None) -> Iterator[Fact]:
     """What would keep a server from it, whatever its pool: the model's own limit, and max_num_seqs."""
-    limit = _model_limit(run, sample)
+    limit, most = pool.pages.limit if pool.pages is not None else None, pool.sample.max_num_seqs
     if limit is not None and tokens > limit:
         yield Fact(
             "not known",
             f"whether the model serves {tokens:,} tokens: its config allows {limit:,}, and vLLM refuses more",
             {"what": "model_limit", "model_limit_tokens": limit},
         )
-    if tokens != sample.max_model_len:
+    if tokens not in {reading.at for series in result.capacity for reading in series.measured}:
         yield Fact(
             "not known",
-            f"the pool of a server started with max_model_len {tokens}: it was read at {sample.max_model_len}; "
-            f"`+sweep=kv` with that length measures it",
+            f"the pool of a server started with max_model_len {tokens}: no server of this run had it; "
+            "`+sweep=kv` with that length measures it",
             {"what": "pool_at_length", "tokens": tokens},
         )
-    if concurrency is not None and sample.max_num_seqs is not None and concurrency > sample.max_num_seqs:
+    if concurrency is not None and most is not None and concurrency > most:
         yield Fact(
             "arithmetic",
-            f"max_num_seqs {sample.max_num_seqs} of that server lets no more than so many run at once",
-            {"what": "max_num_seqs", "max_num_seqs": sample.max_num_seqs},
+            f"max_num_seqs {most} of that server lets no more than so many run at once",
+            {"what": "max_num_seqs", "max_num_seqs": most},
         )
-
-
-def _model_limit(run: Run, sample: RunPoint) -> int | None:
-    """Return the longest max_model_len by the config in the manifest; None where it does not say."""
-    sessions = run.manifest.get("sessions")
-    for session in sessions if isinstance(sessions, list) else []:
-        try:
-            if session["id"] == sample.session_id:
-                return model_limit(session["model"]["config"])
-        except (ValueError, TypeError, LookupError, AttributeError):  # a manifest may come from elsewhere
-            continue
-    return None
 
 
 def _latencies(run: Run, sample: RunPoint, seen: str, tokens: int, concurrency: int) -> Iterator[Fact]:

@@ -165,9 +165,8 @@ def main(requests: int, times: int) -> None:
         run_dir = Path(root) / "run"
         rows = write_run(run_dir, requests)
         shards = list(run_dir.glob("shards/*/*.parquet"))
-        print(
-            f"{rows:,} requests in {len(shards):,} shards, {_mb(shards):,.0f} MB; {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else len(os.sched_getaffinity(0))} cores"
-        )
+        cores = len(os.sched_getaffinity(0))
+        print(f"{rows:,} requests in {len(shards):,} shards, {_mb(shards):,.0f} MB; {cores} cores")
         for _ in range(times):
             print(analyse(run_dir), flush=True)
         print(f"tables: {_mb(list(run_dir.glob('*.parquet'))):,.0f} MB")

@@ -17,7 +17,10 @@ from analysis.whatif import Fact, Question, what_if
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 
-CONFIG = {"model_type": "phi3", "max_position_embeddings": 4096}
+CONFIG = {
+    "model_type": "phi3", "max_position_embeddings": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "hidden_size": 3072, "torch_dtype": "bfloat16",
+}  # fmt: skip
 ONE = 393_216
 
 
@@ -52,12 +55,12 @@ def test_fit_is_the_need_against_the_measured_pool(tmp_path: Path, rows: list[Po
     assert fit.values["headroom_bytes"] == pool - 16 * 8192 * ONE
     assert fit.values["share_pct"] == pytest.approx(100 * 16 * 8192 * ONE / pool)
     assert fit.values["verdict"] == "fits"
-    (one,) = of(facts, "sequence")
-    assert one.values["sequences_that_fit"] == pytest.approx(pool / (8192 * ONE))
+    (one,) = of(facts, "request")
+    assert one.values["requests_that_fit"] == pytest.approx(pool / (8192 * ONE))
     assert (of(facts, "pool")[0].basis, of(facts, "pool")[0].values["pool_bytes"]) == ("measured", pool)
 
 
-@pytest.mark.parametrize(("n", "verdict"), [(18, "fits"), (20, "tight"), (22, "does not fit at once")])
+@pytest.mark.parametrize(("n", "verdict"), [(18, "fits"), (20, "tight"), (22, "waits or preempts")])
 def test_room_for_what_moves_is_kept(tmp_path: Path, rows: list[PointRow], n: int, verdict: str) -> None:
     (fit,) = of(ask(tmp_path, rows, 8192, n), "fit")
     assert fit.values["verdict"].startswith(verdict)
@@ -86,20 +89,21 @@ def test_a_level_that_was_measured_is_told_as_it_was(tmp_path: Path, rows: list[
 def test_a_simulated_run_measured_nothing(tmp_path: Path) -> None:
     shape = replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name=None)
     facts = ask(tmp_path, synthetic.rows(shape), 4096, 32)
-    assert {fact.basis for fact in facts} == {"simulated", "arithmetic"}
+    assert {fact.basis for fact in facts} == {"simulated", "arithmetic", "not known"}
+    assert bases(facts, "pool") == ["simulated"]
 
 
 def test_a_run_of_load_alone_has_its_servers_pool(tmp_path: Path) -> None:
     load = [row for row in synthetic.rows() if row.purpose == "near_full_context"]
     assert of(ask(tmp_path, load, 4096, 16), "fit")
-    with pytest.raises(AnalysisError, match="told the size of its KV pool"):
+    with pytest.raises(AnalysisError, match="no server of this run told the size of its KV pool"):
         ask(tmp_path / "b", [replace(row, engine_kv_bytes=None) for row in load])
 
 
 def test_without_a_formula_no_need_is_computed(tmp_path: Path, rows: list[PointRow]) -> None:
     gone: dict[str, Any] = {"formula_bytes_per_sequence": None, "formula_bytes_per_token": None}
-    (fact,) = of(ask(tmp_path, [replace(row, **gone) for row in rows]), "fit")
-    assert fact.basis == "not known"
+    with pytest.raises(AnalysisError, match="formula of its model is not known"):
+        ask(tmp_path, [replace(row, **gone) for row in rows])
 
 
 def test_terminal_and_json_are_the_same(
