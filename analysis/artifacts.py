@@ -21,9 +21,10 @@ from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
 from analysis.report.page import Page
 from analysis.report.sections import report_page, title
-from analysis.tables import build_tables, read_tables
+from analysis.shards import build_tables
+from analysis.tables import read_tables
 from analysis.targets import Targets, read_gpu_hour, read_slo, read_targets
-from analysis.timeline import read_utilization, write_timeline
+from analysis.timeline import bars_of, bin_seconds, read_utilization, write_timeline
 
 OWNED = (
     "kv_cache_scaling.csv",
@@ -71,7 +72,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written = build_tables(run_dir)
     slo, targets = read_slo(run_dir), targets or read_targets(run_dir)
     tables = with_goodput(run_dir, read_tables(run_dir), slo)
-    utilization = read_utilization(run_dir)
+    utilization = read_utilization(run_dir, bin_seconds(bars_of(tables)[1]))
     pages = [
         kv_page(tables, targets),
         batching_page(tables),

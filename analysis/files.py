@@ -6,12 +6,14 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step; return `path`.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` to fill, and move it there in one step unless an error is raised.
 
     A new, private file is made each time and links are replaced, not followed: a run directory may come from elsewhere.
     """
@@ -20,13 +22,19 @@ def write_with(path: Path, write: Callable[[Path], None]) -> Path:
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; artifacts are meant to be read by colleagues
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a file that then replaces `path` (`replacing`); return `path`."""
+    with replacing(path) as temporary:
+        write(temporary)
     return path
 
 

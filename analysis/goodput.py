@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from analysis.errors import AnalysisError, first_line
+from analysis.batches import read_batches, sums
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
 
@@ -25,26 +24,26 @@ def with_goodput(run_dir: Path, tables: Tables, slo: Slo) -> Tables:
     path = run_dir / "requests.parquet"
     if not limits or not path.is_file():
         return tables
-    try:
-        requests = pq.read_table(path, columns=["session_id", "point_id", "ok", *limits])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise AnalysisError(f"{path}: not a readable table of requests ({first_line(error)})") from error
-    good = requests.column("ok")
+    ids = ["session_id", "point_id"]
+    schema = pa.schema(
+        [*((name, pa.string()) for name in ids), ("ok", pa.bool_()), *((c, pa.float64()) for c in limits)]
+    )
+    good = sums((_with_good(batch, limits) for batch in read_batches(path, schema)), ids, ["good"])
+    return replace(tables, points=_points(tables.points, {key: number for key, (number,) in good.items()}))
+
+
+def _with_good(requests: pa.Table, limits: dict[str, float]) -> pa.Table:
+    """Return the requests with a column `good`: one for each success that met every limit, else nothing."""
+    good = pc.fill_null(requests.column("ok"), False)
     for column, limit in limits.items():
         met = pc.less_equal(requests.column(column), limit)
         good = pc.and_(good, pc.fill_null(met, column == "tpot_s"))  # an answer of one token has no TPOT to miss
-    counted = (
-        requests.append_column("good", pc.cast(good, pa.int64()))
-        .group_by(["session_id", "point_id"])
-        .aggregate([("good", "sum")])
-    )
-    sums = {(row["session_id"], row["point_id"]): row["good_sum"] for row in counted.to_pylist()}
-    return replace(tables, points=_points(tables.points, sums))
+    return requests.append_column("good", pc.cast(good, pa.int64()))
 
 
-def _points(points: Sequence[RunPoint], sums: dict[tuple[str, str], int]) -> tuple[RunPoint, ...]:
+def _points(points: Sequence[RunPoint], good: dict[tuple[str, ...], int]) -> tuple[RunPoint, ...]:
     return tuple(
-        replace(point, goodput_qps=sums.get((point.session_id, point.point_id), 0) / point.duration_s)
+        replace(point, goodput_qps=good.get((point.session_id, point.point_id), 0) / point.duration_s)
         if point.kind == "load" and point.duration_s
         else point
         for point in points

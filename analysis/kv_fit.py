@@ -72,11 +72,8 @@ class Interval:
 
     @property
     def granularity_bytes(self) -> float:
-        """One KV block over all ranks, plus the allocator's unit on each card or the host's scatter: no departure below
-        it means anything."""
-        sample = self.longer.measured[0]
-        unit = HOST_SCATTER_BYTES if sample.device == "cpu" else CUDA_SEGMENT_BYTES
-        return (block_bytes(self.longer) or 0) + unit * max(sample.gpus, 1)
+        """What no departure below means anything: `told_apart_bytes` of the longer length."""
+        return told_apart_bytes(self.longer)
 
     @property
     def is_step(self) -> bool:
@@ -187,6 +184,14 @@ def block_bytes(reading: Reading) -> float | None:
     """Return the size of one block over all GPUs: pool / blocks."""
     pool, blocks = pool_bytes(reading), reading.median("engine_num_blocks")
     return pool / blocks if pool is not None and blocks else None
+
+
+def told_apart_bytes(reading: Reading) -> float:
+    """Return what memory is told apart by: one KV block over all ranks, plus the allocator's unit on each card or the
+    host's scatter."""
+    sample = reading.measured[0]
+    unit = HOST_SCATTER_BYTES if sample.device == "cpu" else CUDA_SEGMENT_BYTES
+    return (block_bytes(reading) or 0) + unit * max(sample.gpus, 1)
 
 
 def kv_results(points: Sequence[RunPoint]) -> list[KvResult]:

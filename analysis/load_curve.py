@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from analysis.groups import LOAD
@@ -21,7 +22,7 @@ SAME_WINDOW = ("batching", "concurrency")
 """Purposes whose levels are measured alike: on the same server with the same load their repeats have the same noise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadCurve:
     """The levels of one purpose on one server with one workload."""
 
@@ -44,7 +45,7 @@ class LoadCurve:
         """Prompt and answer of one request, in tokens; the mean where lengths are drawn."""
         return (self.series.sample.prompt_tokens or 0) + (self.series.sample.output_tokens or 0)
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Reading, ...]:
         """Levels with a measured tok/s and p95, ascending."""
         return tuple(reading for reading in self.series.measured if level_of(reading) is not None)
@@ -54,17 +55,17 @@ class LoadCurve:
         """The level with the highest median tok/s."""
         return max(self.levels, key=lambda r: r.median("tok_s") or 0.0, default=None)
 
-    @property
+    @cached_property
     def repeats(self) -> tuple[Level, ...]:
         """The same levels with the repeats that knee, blow-up and intervals are computed from."""
         return _levels(self.series.measured)
 
-    @property
+    @cached_property
     def tok_s_noise(self) -> Noise | None:
         """Noise of tok/s, pooled over the levels; None where no level has repeats."""
         return self.noise("tok_s")
 
-    @property
+    @cached_property
     def p95_noise(self) -> Noise | None:
         """The same of p95."""
         return self.noise("p95_e2e_s")
@@ -74,18 +75,18 @@ class LoadCurve:
         """Whether no level of the curve has repeats, so that all its noise was read under the other purpose."""
         return not any(level.repeats > 1 for level in self.repeats)
 
-    @property
+    @cached_property
     def knee(self) -> Knee:
         """Where throughput stops scaling; undecided with no level at all."""
         return find_knee(self.repeats, self.tok_s_noise)
 
-    @property
+    @cached_property
     def blow_up(self) -> BlowUp | None:
         """From where p95 outgrows throughput; None where that cannot be known."""
         every = (*self.repeats, *_levels(self.twins))
         return find_blow_up(self.repeats, pooled_noise(level.waiting_per_work for level in every))
 
-    @property
+    @cached_property
     def smoothed(self) -> dict[int, float]:
         """tok/s of the nearest curve that rises and then falls, by level."""
         return {level.at: value for level, value in zip(self.repeats, smoothed(self.repeats), strict=True)}
@@ -144,7 +145,8 @@ def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
 
 def level_of(reading: Reading) -> Level | None:
     """Return the repeats of a reading that have both tok/s and p95; None without any."""
-    pairs = [(p.tok_s, p.p95_e2e_s) for p in reading.measured if p.tok_s and p.p95_e2e_s]
+    both = [(p.tok_s or 0.0, p.p95_e2e_s or 0.0) for p in reading.measured]
+    pairs = [(tok_s, p95_s) for tok_s, p95_s in both if tok_s > 0 and p95_s > 0]
     return Level(int(reading.at), tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
 
 

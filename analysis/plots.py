@@ -58,11 +58,16 @@ def write_plots(run_dir: Path, tables: Tables, targets: Targets) -> list[Path]:
 
 
 def draw_all(run_dir: Path, drawings: Iterable[tuple[str, Draw]]) -> list[Path]:
-    """Draw figures in this style and write them as plots/NAME.svg; return the paths."""
+    """Draw figures and write them as plots/NAME.svg; return the paths."""
+    return [draw_svg(run_dir / "plots" / f"{name}.svg", draw) for name, draw in drawings]
+
+
+def draw_svg(path: Path, draw: Draw) -> Path:
+    """Draw one figure in this style and write it; return the path."""
     import matplotlib
 
     with matplotlib.rc_context({"backend": "svg", **STYLE}):
-        return [_save(run_dir / "plots" / f"{name}.svg", draw) for name, draw in drawings]
+        return _save(path, draw)
 
 
 def _drawings(points: Sequence[RunPoint], accounts: Accounts) -> Iterator[tuple[str, Draw]]:

@@ -1,23 +1,23 @@
-"""Shards in, flat Parquet tables out, and the tables back as typed rows. Source of every other artifact.
+"""A run's tables as typed rows: the source of every artifact. `analysis.shards` makes the tables.
 
-A shard is only ever read as Parquet against the schema of `contract.rows`, in which columns that an older version did
+A file is only ever read as Parquet against the schema of `contract.rows`, in which columns that an older version did
 not have are empty; anything else stops the analysis by name.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
-from analysis.files import write_with
 from analysis.manifest import read_configs
 from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, arrow_schema
 
@@ -28,10 +28,6 @@ NESTED = ("requests", "telemetry", "server_samples")
 """Lists in a point's row, each a table of its own."""
 IDS = ("run_id", "session_id", "point_id", "simulated")
 """What a row of such a table carries of its point."""
-REQUIRED = {
-    PointRow: ("schema_version", "run_id", "session_id", "point_id", "kind", "purpose", "status", "simulated"),
-    SessionRow: ("schema_version", "run_id", "session_id", "status", "simulated"),
-}
 IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id",)}
 """Rows that agree in these are attempts at the same thing: the last one counts."""
 
@@ -57,6 +53,12 @@ DERIVED = ("goodput_qps",)
 POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in (*NESTED, *DERIVED)])
 
 
+def _required(row_class: type) -> tuple[str, ...]:
+    """Return the columns that no row leaves empty: those of a plain type, of which None is no value."""
+    hints = get_type_hints(row_class)
+    return tuple(column.name for column in fields(row_class) if hints[column.name] in (str, int, bool, float))
+
+
 def _absent(row_class: type) -> dict[str, Any]:
     """Return what stands in each column that an older version may lack: nothing, or an empty list."""
     columns = fields(row_class)
@@ -64,6 +66,7 @@ def _absent(row_class: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is None or value == []}
 
 
+REQUIRED = {PointRow: _required(PointRow), SessionRow: _required(SessionRow)}
 ABSENT = {PointRow: _absent(RunPoint), SessionRow: _absent(SessionRow)}
 
 
@@ -75,27 +78,6 @@ class Tables:
     sessions: tuple[SessionRow, ...]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Content of config.json of each session's model, by session id; the manifest's, so it may be missing."""
-
-
-def build_tables(run_dir: Path) -> list[Path]:
-    """Write points.parquet, one table of each nested list and sessions.parquet from the shards; return the paths.
-
-    Without shards nothing is written: a run that was sent with its tables alone is used as it is.
-    """
-    folders = _folders(run_dir)
-    points, sessions = _read_shards(folders)
-    if not points and not sessions:
-        if not (run_dir / "points.parquet").is_file():
-            raise AnalysisError(f"{run_dir}: no shards/SESSION/*.parquet and no points.parquet, so nothing to analyse")
-        return []
-    nested_schema = arrow_schema(PointRow)
-    whole = pa.concat_tables(points) if points else arrow_schema(RunPoint).empty_table()
-    tables = {
-        "points": whole.select(POINTS_SCHEMA.names),
-        **{name: _flatten(whole, name, nested_schema) for name in NESTED},
-        "sessions": pa.concat_tables(sessions) if sessions else arrow_schema(SessionRow).empty_table(),
-    }
-    return [_write(run_dir / f"{name}.parquet", table) for name, table in tables.items()]
 
 
 def read_tables(run_dir: Path) -> Tables:
@@ -116,26 +98,36 @@ def _session(row: dict[str, Any]) -> SessionRow:
 
 
 def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]]:
-    table = _last_attempts(_checked(path, schema, row_class), row_class)
+    table = last_attempts(checked(path, schema, row_class), row_class)
     ids = _ids(table, row_class)
     if len(set(ids)) != len(ids):
         raise AnalysisError(f"{path}: holds a {'point' if row_class is PointRow else 'session'} twice")
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: list[dict[str, Any]] = _numbers(table).to_pylist()
     return rows
+
+
+def _numbers(table: pa.Table) -> pa.Table:
+    """Return the rows with nothing where a number is none: NaN is not a value, nor infinity but of a bucket's bound."""
+    for index, column in enumerate(table.schema):
+        if column.type == pa.float64():
+            values = table.column(index)
+            known = pc.invert(pc.is_nan(values)) if column.name.endswith("_le_s") else pc.is_finite(values)
+            table = table.set_column(index, column, pc.if_else(known, values, None))
+    return table
 
 
 def _ids(table: pa.Table, row_class: type) -> list[tuple[str, ...]]:
     return list(zip(*(table.column(name).to_pylist() for name in IDENTITY[row_class]), strict=True))
 
 
-def _last_attempts(table: pa.Table, row_class: type) -> pa.Table:
+def last_attempts(table: pa.Table, row_class: type) -> pa.Table:
     """Return the rows without those that a later attempt replaced."""
     ids, attempts = _ids(table, row_class), [attempt or 0 for attempt in table.column("attempt").to_pylist()]
     last: dict[tuple[str, ...], int] = {}
     for key, attempt in zip(ids, attempts, strict=True):
         last[key] = max(attempt, last.get(key, attempt))
     kept = [attempt == last[key] for key, attempt in zip(ids, attempts, strict=True)]
-    return table.filter(pa.array(kept, pa.bool_()))
+    return table if all(kept) else table.filter(pa.array(kept, pa.bool_()))
 
 
 def frame(run_dir: Path | str, name: str) -> pd.DataFrame:
@@ -145,66 +137,34 @@ def frame(run_dir: Path | str, name: str) -> pd.DataFrame:
     return pd.read_parquet(Path(run_dir) / f"{name}.parquet")
 
 
-def _folders(run_dir: Path) -> list[Path]:
-    if not run_dir.is_dir():
-        raise AnalysisError(f"{run_dir}: no such run directory")
-    shards = run_dir / "shards"
-    return sorted(folder for folder in shards.iterdir() if folder.is_dir()) if shards.is_dir() else []
-
-
-def _read_shards(folders: list[Path]) -> tuple[list[pa.Table], list[pa.Table]]:
-    points: list[pa.Table] = []
-    sessions: list[pa.Table] = []
-    for folder in folders:
-        session_path = folder / "session.parquet"
-        session = _shard(session_path, SessionRow) if session_path.is_file() else None
-        if session is not None:
-            sessions.append(session)
-        for path in sorted(folder.glob("[!.]*.parquet")):
-            if path != session_path:
-                points.append(_with_session(_shard(path, PointRow), session))
-    return points, sessions
-
-
-def _shard(path: Path, row_class: type) -> pa.Table:
-    """Read a shard whose ids are those of its path: a copy under another name would be counted twice."""
-    table = _last_attempts(_checked(path, _schema(row_class), row_class), row_class)
-    if table.num_rows != 1:
-        raise AnalysisError(f"{path}: a shard holds one row (and earlier attempts at it), not {table.num_rows}")
-    where = {"session_id": path.parent.name} | ({"point_id": path.stem} if row_class is PointRow else {})
-    for column, expected in where.items():
-        found = table.column(column)[0].as_py()
-        if found != expected:
-            raise AnalysisError(f"{path}: holds {column} {found!r}, so it is not the shard its path says")
-    return table
-
-
 @cache
-def _schema(row_class: type) -> pa.Schema:
+def row_schema(row_class: type) -> pa.Schema:
+    """Return `arrow_schema`, made once."""
     return arrow_schema(row_class)
 
 
-def _checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
+def checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
     """Read a Parquet file and hold it against the schema; anything that does not fit is an `AnalysisError`."""
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(path).read(use_threads=False)  # shards are read side by side
     except (pa.ArrowException, OSError, ValueError) as error:
         raise AnalysisError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
-    versions = set(table.column("schema_version").to_pylist()) if "schema_version" in table.column_names else {None}
+    versions = _versions(table)
     if not all(isinstance(version, int) and version <= SCHEMA_VERSION for version in versions):
         found = ", ".join(sorted("none" if version is None else str(version) for version in versions))
         raise AnalysisError(f"{path}: schema version {found}, this analysis reads versions up to {SCHEMA_VERSION}")
     if SCHEMA_VERSION not in versions:
         table = _with_later_columns(table, schema, ABSENT[row_class])
     missing = sorted(set(schema.names) - set(table.column_names))
-    unknown = sorted(set(table.column_names) - set(schema.names))
+    unknown = sorted((Counter(table.column_names) - Counter(schema.names)).elements())
     if missing or unknown:
         raise AnalysisError(
             f"{path}: columns are not those of schema version {SCHEMA_VERSION}"
             f" (missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})"
         )
     try:
-        table = table.select(schema.names).cast(schema)
+        table = table.select(schema.names)
+        table = table if table.schema == schema else table.cast(schema)
     except (pa.ArrowException, ValueError) as error:
         raise AnalysisError(f"{path}: a column has another type ({first_line(error)})") from error
     for column in REQUIRED[row_class]:
@@ -213,32 +173,16 @@ def _checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
     return table
 
 
+def _versions(table: pa.Table) -> set[int | None]:
+    """Return the schema versions of the rows; None for a row that has none, or a file without such a column."""
+    index = table.schema.get_field_index("schema_version")  # -1 also where two columns bear the name
+    if index < 0 or not pa.types.is_integer(table.schema.field(index).type):
+        return {None}
+    return set(table.column(index).to_pylist())
+
+
 def _with_later_columns(table: pa.Table, schema: pa.Schema, absent: dict[str, Any]) -> pa.Table:
     for column in schema:
         if column.name in absent and column.name not in table.column_names:
             table = table.append_column(column, pa.array([absent[column.name]] * table.num_rows, column.type))
     return table
-
-
-def _with_session(point: pa.Table, session: pa.Table | None) -> pa.Table:
-    for name in FROM_SESSION:
-        kind = POINTS_SCHEMA.field(name).type
-        value: Any = session.column(name).combine_chunks() if session is not None else pa.nulls(1, kind)
-        point = point.append_column(pa.field(name, kind), value)
-    return point
-
-
-def _flatten(points: pa.Table, column: str, schema: pa.Schema) -> pa.Table:
-    """Return one row per element of a list column, with the ids of its point before it."""
-    lists = points.column(column).combine_chunks()
-    parents = pc.list_parent_indices(lists)
-    elements = pc.list_flatten(lists)
-    item = schema.field(column).type.value_type
-    arrays = [points.column(name).combine_chunks().take(parents) for name in IDS]
-    arrays += [pc.struct_field(elements, [index]) for index in range(item.num_fields)]
-    names = [*IDS, *(item.field(index).name for index in range(item.num_fields))]
-    return pa.Table.from_arrays(arrays, names=names)
-
-
-def _write(path: Path, table: pa.Table) -> Path:
-    return write_with(path, lambda temporary: pq.write_table(table, temporary))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
+from analysis.batches import read_batches, sums
 from analysis.caveats import marks, title
-from analysis.errors import AnalysisError
 from analysis.figures import clean
 from analysis.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, draw_all, set_title
 from analysis.tables import RunPoint, Tables
@@ -126,19 +126,33 @@ def card_labels(sessions: Iterable[SessionRow]) -> dict[Card, str]:
     return labels
 
 
-def read_utilization(run_dir: Path) -> list[Sample]:
-    """Return the samples of telemetry.parquet (which may be missing) that hold a utilisation."""
+def bin_seconds(bars: Sequence[Bar]) -> float:
+    """Return the seconds over which utilisation is averaged, for a picture of all the bars."""
+    return max(_span(bars) / BINS, SAMPLE_S)
+
+
+def _span(bars: Sequence[Bar]) -> float:
+    return max(1.0, max((bar.end_s for bar in bars), default=0.0))
+
+
+def read_utilization(run_dir: Path, bin_s: float = SAMPLE_S) -> list[Sample]:
+    """Return telemetry.parquet (which may be missing) as one sample a card and bin of a point: the mean of the bin."""
     path = run_dir / "telemetry.parquet"
     if not path.is_file():
         return []
-    ids, values = ("session_id", "point_id", "device_id"), ("t_s", "utilization_pct")
+    ids, values = ["session_id", "point_id", "device_id"], ["t_s", "utilization_pct"]
     schema = pa.schema([*((name, pa.string()) for name in ids), *((name, pa.float64()) for name in values)])
-    try:
-        table = pq.ParquetFile(path).read().select(schema.names).cast(schema).drop_null()
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise AnalysisError(f"{path}: not a table of telemetry ({clean(str(error))})") from error
-    samples = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    return [sample for sample in samples if math.isfinite(sample[3])]
+    batches = (_with_bins(batch.drop_null(), bin_s) for batch in read_batches(path, schema))
+    found = sums(batches, [*ids, "bin"], [*values, "one"])
+    return [(*key[:3], t_s / number, percent / number) for key, (t_s, percent, number) in sorted(found.items())]
+
+
+def _with_bins(samples: pa.Table, bin_s: float) -> pa.Table:
+    finite = samples.filter(
+        pc.and_(pc.is_finite(samples.column("t_s")), pc.is_finite(samples.column("utilization_pct")))
+    )
+    bins = pc.floor(pc.divide(finite.column("t_s"), bin_s))
+    return finite.append_column("bin", bins).append_column("one", pa.repeat(1, finite.num_rows))
 
 
 def utilization_lines(
@@ -171,9 +185,8 @@ def write_timeline(run_dir: Path, tables: Tables, samples: Sequence[Sample]) -> 
 
 
 def _draw(bars: Sequence[Bar], origin: float, tables: Tables, samples: Sequence[Sample], figure: Any) -> None:
-    span = max(1.0, *(bar.end_s for bar in bars))
     labels = card_labels(bar.session for bar in bars)
-    bin_s = max(span / BINS, SAMPLE_S)
+    bin_s = bin_seconds(bars)
     found = utilization_lines(samples, tables.points, origin, bin_s)
     lines = {label: found[card] for card, label in labels.items() if card in found}
     columns = max(1, 110 // (8 + max(map(len, labels.values()))))
@@ -190,7 +203,7 @@ def _draw(bars: Sequence[Bar], origin: float, tables: Tables, samples: Sequence[
         _utilization(panels[1], lines, columns)
         panels[1].set_ylabel(f"GPU utilisation (%),\nmean of {bin_s:.2g} s")
     first = datetime.fromtimestamp(origin, UTC)
-    panels[-1].set_xlim(0, span)
+    panels[-1].set_xlim(0, _span(bars))
     panels[-1].set_xlabel(f"seconds since the first server was started ({first:%Y-%m-%d %H:%M:%S} UTC)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     set_title(figure, "What ran when", subtitle(tables))

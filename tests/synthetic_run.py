@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.tables import NESTED, RunPoint, Tables
+from analysis.tables import NESTED, POINTS_SCHEMA, RunPoint, Tables
 from contract.kv import KVLayout, kv_layout
 from contract.rows import (
     SCHEMA_VERSION,
@@ -467,6 +468,17 @@ def planned(points: Iterable[PointRow], config: dict[str, Any] | None) -> list[d
     """Return what the manifest says of the sessions of these points, as far as analysis reads it."""
     ids = dict.fromkeys(point.session_id for point in points)
     return [{"id": session_id, "model": {"config": config}} for session_id in ids] if config else []
+
+
+def write_tables(run_dir: Path, points: Iterable[PointRow]) -> Path:
+    """Write points.parquet and sessions.parquet alone, as of a run that was sent without its shards."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    listed = list(points)
+    made = [{name: getattr(row, name, None) for name in POINTS_SCHEMA.names} for row in listed]
+    pq.write_table(pa.Table.from_pylist(made, schema=POINTS_SCHEMA), run_dir / "points.parquet")
+    sessions = {row.session_id: session_of(row) for row in listed}
+    pq.write_table(to_table(list(sessions.values()), SessionRow), run_dir / "sessions.parquet")
+    return run_dir
 
 
 def tables_of(points: Iterable[PointRow], config: dict[str, Any] | None = None) -> Tables:

@@ -60,5 +60,5 @@ def test_objectives_that_are_no_numbers_are_none(tmp_path: Path) -> None:
 def test_a_foreign_table_of_requests_is_one_clear_message(tmp_path: Path) -> None:
     run_dir = run(tmp_path)
     (run_dir / "requests.parquet").write_bytes(b"PAR1 but no")
-    with pytest.raises(AnalysisError, match="not a readable table of requests"):
+    with pytest.raises(AnalysisError, match="not a table of requests"):
         with_goodput(run_dir, read_tables(run_dir), Slo(p95_e2e_s=1.0))

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import AnalysisError, answer, reduce
-from analysis.tables import NESTED, build_tables, read_tables
+from analysis.shards import build_tables
+from analysis.tables import NESTED, read_tables
 from contract.rows import PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 

@@ -1,0 +1,84 @@
+"""`python -m analysis drift BASELINE RUN`: whether a run is worse than a baseline, for CI."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.difference_rows import as_row, differing_words, tables, what_differs
+from analysis.differences import Difference, Verdict, differences
+from analysis.errors import AnalysisError
+from analysis.intervals import CONFIDENCE
+from analysis.matching import Pair, pairs
+from analysis.runs import Run, open_runs
+
+THRESHOLD = 0.10
+"""Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1 (benchmarks/client): the
+noise of repeats on one server does not hold that, so less is not called drift."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A run against its baseline."""
+
+    baseline: Run
+    run: Run
+    threshold: float
+    pairs: list[Pair]
+    differences: list[Difference]
+
+    @property
+    def drifted(self) -> list[Difference]:
+        """Differences that are worse by the threshold or more, and by more than noise."""
+        return self._past(Verdict.WORSE)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        drifted = {id(difference) for difference in self.drifted}
+        return {
+            "baseline": self.baseline.name,
+            "run": self.run.name,
+            "threshold_pct": 100 * self.threshold,
+            "confidence_of_all_together": CONFIDENCE,
+            "drifted": bool(drifted),
+            "differs": what_differs(self.baseline, self.run, self.pairs),
+            "points": [as_row(d, self.baseline, self.run) | {"drifted": id(d) in drifted} for d in self.differences],
+        }
+
+    def text(self) -> str:
+        """Return what the terminal shows: the verdict, what differs, and the differences past the threshold."""
+        verdicts = Counter(difference.verdict for difference in self.differences)
+        shown = [*self.drifted, *self._past(Verdict.BETTER)]
+        unknown = verdicts[Verdict.UNKNOWN]
+        lines = [
+            f"{len(self.drifted)} of {len(self.differences)} differences drifted: worse by {100 * self.threshold:g} %"
+            f" or more, and by more than noise ({100 * CONFIDENCE:g} % for all of them together).",
+            f"Better by as much: {len(shown) - len(self.drifted)}. Not known: {unknown}.",
+            differing_words(what_differs(self.baseline, self.run, self.pairs), self.baseline, self.run),
+        ]
+        blocks = ["\n".join(lines)]
+        if shown:
+            blocks.append(tables([(d, as_row(d, self.baseline, self.run)) for d in shown]))
+        return "\n\n".join(blocks)
+
+    def _past(self, verdict: Verdict) -> list[Difference]:
+        return [d for d in self.differences if d.verdict is verdict and abs(d.change) >= self.threshold]
+
+
+def drift(baseline: Path, run: Path, threshold: float = THRESHOLD) -> Drift:
+    """Hold a run against its baseline, at points of the same model, server and load.
+
+    Raises:
+        AnalysisError: they cannot be compared, or no difference can be told from noise.
+    """
+    before, after = open_runs([baseline, run])
+    found = pairs(before, after, same_server=True)
+    compared = differences(found, together=True)
+    if all(difference.verdict is Verdict.UNKNOWN for difference in compared):
+        raise AnalysisError(
+            f"{before.name} and {after.name}: whether any difference is more than noise is not known, for no level has "
+            "a second repeat (sweep.repeats=3 measures some)"
+        )
+    return Drift(before, after, threshold, found, compared)

@@ -1,0 +1,335 @@
+"""compare and drift: what is held against what, how sure a difference is, and that CI is not woken by noise."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import AnalysisError, reduce
+from analysis.__main__ import main
+from analysis.compare import compare
+from analysis.differences import Difference, Verdict, differences
+from analysis.drift import THRESHOLD, Drift
+from analysis.matching import only_pairs, pairs
+from analysis.runs import Run
+from contract.rows import PointRow
+from tests import synthetic_run as synthetic
+
+LEVELS = (1, 4, 8, 16, 32)
+METRICS = 4
+
+
+@cache
+def level_row(level: int, repeat: int) -> PointRow:
+    row = synthetic.load_row(synthetic.GPU, "concurrency", level, repeat)
+    return replace(row, requests=[], telemetry=[], server_samples=[])
+
+
+def points(
+    repeats: int = 3, seed: int = 0, noise: float = 0.02, factor: float = 1.0, **columns: object
+) -> list[PointRow]:
+    """Return levels whose repeats scatter by `noise`, tok/s times `factor` and latencies over it."""
+    chance = random.Random(seed)
+    made = []
+    for level in LEVELS:
+        for repeat in range(repeats):
+            row = level_row(level, repeat)
+            scatter = [math.exp(chance.gauss(0, noise)) for _ in range(METRICS)]
+            made.append(
+                replace(
+                    row,
+                    tok_s=100 * level**0.5 * factor * scatter[0],
+                    p95_e2e_s=level**0.5 / factor * scatter[1],
+                    p95_ttft_s=0.1 * level**0.5 / factor * scatter[2],
+                    p95_tpot_s=0.01 * level**0.5 / factor * scatter[3],
+                    **columns,
+                )
+            )
+    return made
+
+
+def run(rows: list[PointRow], name: str = "run", **manifest: object) -> Run:
+    return Run(name, Path(name), synthetic.tables_of(rows), manifest)
+
+
+def found(base: list[PointRow], other: list[PointRow], together: bool = False) -> list[Difference]:
+    return differences(pairs(run(base), run(other), same_server=True), together)
+
+
+def written(directory: Path, rows: list[PointRow], **manifest: object) -> Path:
+    synthetic.write_tables(directory, rows)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+# --- which are held against each other ---
+
+ITEMS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), max_size=8)
+KEYS: list[Callable[[tuple[int, int, int]], Any]] = [lambda i: i, lambda i: i[:2], lambda i: i[:1]]
+
+
+@given(ITEMS, ITEMS)
+def test_an_item_is_in_one_pair_at_most_and_twins_find_each_other(base: list[Any], other: list[Any]) -> None:
+    paired = list(only_pairs(base, other, KEYS))
+    for side, items in enumerate((base, other)):
+        mine = [pair[side] for pair in paired]
+        assert all(mine.count(item) <= items.count(item) for item in mine)
+    assert all(one[0] == another[0] for one, another in paired)
+    for item in base:
+        if base.count(item) == other.count(item) == 1:
+            assert (item, item) in paired
+
+
+@given(ITEMS, ITEMS, st.randoms())
+def test_pairs_hang_on_neither_order_nor_side(base: list[Any], other: list[Any], chance: random.Random) -> None:
+    paired = sorted(only_pairs(base, other, KEYS))
+    assert sorted((one, another) for another, one in only_pairs(other, base, KEYS)) == paired
+    chance.shuffle(base)
+    assert sorted(only_pairs(base, other, KEYS)) == paired
+
+
+def test_the_same_server_is_found_among_others_and_versions_may_differ() -> None:
+    small, large = points(max_num_seqs=8), points(max_num_seqs=64)
+    newer = [replace(row, vllm_version="0.26.0", device_name="NVIDIA H200") for row in [*large, *small]]
+    matched = pairs(run([*small, *large]), run(newer), same_server=True)
+    assert [(p.base.sample.max_num_seqs, p.other.sample.max_num_seqs) for p in matched] == [(8, 8), (64, 64)]
+    assert all(not pair.reconfigured and len(pair.levels) == len(LEVELS) for pair in matched)
+
+
+def test_another_server_is_compared_by_name_and_never_called_drift() -> None:
+    base, other = run(points(max_num_seqs=8), "a"), run(points(max_num_seqs=64, model="other"), "b")
+    (pair,) = pairs(base, other, same_server=False)
+    assert pair.reconfigured == [("model", "phi-3-mini-4k", "other"), ("max_num_seqs", 8, 64)]
+    with pytest.raises(AnalysisError, match="no point in common: model phi-3-mini-4k against other"):
+        pairs(base, other, same_server=True)
+
+
+def test_memory_of_another_model_is_not_held_against_this_one() -> None:
+    base, other = synthetic.rows()[:8], synthetic.rows(replace(synthetic.GPU, model="other"))[:8]
+    assert len(pairs(run(base), run(base), same_server=False)) == 2
+    with pytest.raises(AnalysisError, match="no point in common"):
+        pairs(run(base), run(other), same_server=False)
+
+
+def test_only_levels_that_both_measured_are_compared() -> None:
+    lost = synthetic.changed(points(), lambda row: row.concurrency == 8, status="failed")
+    (pair,) = pairs(run(points()), run(lost), same_server=True)
+    assert [reading.at for reading, _ in pair.levels] == [1, 4, 16, 32]
+
+
+INCOMPARABLE = {
+    "load": (points(prompt_tokens=512), {}, "prompt_tokens 12 against 512"),
+    "level": (list(points(concurrency=3)), {}, "concurrency 1, 16, 32, 4 … against 3"),
+    "simulated": (points(simulated=True), {}, "a is measured and b is simulated"),
+    "workload version": (points(), {"workload_version": 1}, "a has workload version 2 and b 1"),
+    "nothing measured": (points(status="failed"), {}, "one of them holds no measured point"),
+}
+
+
+@pytest.mark.parametrize("kind", INCOMPARABLE)
+def test_runs_that_cannot_be_compared_are_one_clear_message(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, manifest, words = INCOMPARABLE[kind]
+    a = written(tmp_path / "a", points(), workload_version=2)
+    b = written(tmp_path / "b", rows, **({"workload_version": 2} | manifest))
+    for command in ("compare", "drift"):
+        assert main([command, str(a), str(b)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert words in captured.err
+
+
+# --- how sure a difference is ---
+
+
+def test_the_difference_is_of_geometric_means_with_the_pooled_t_interval() -> None:
+    base, other = points(seed=1), points(seed=2, factor=1.1)
+    for difference in found(base, other):
+        column = difference.metric.column
+        logs = [
+            [[math.log(getattr(row, column)) for row in rows if row.concurrency == level] for level in LEVELS]
+            for rows in (base, other)
+        ]
+        squares = sum((v - sum(level) / 3) ** 2 for one in logs for level in one for v in level)
+        df = 2 * 2 * len(LEVELS)
+        at = LEVELS.index(int(difference.at))
+        step = sum(logs[1][at]) / 3 - sum(logs[0][at]) / 3
+        margin = 2.085963 * math.sqrt(squares / df * (1 / 3 + 1 / 3))
+        assert df == 20  # 2.085963 is its t
+        assert difference.change == pytest.approx(math.exp(step) - 1)
+        assert difference.low == pytest.approx(math.exp(step - margin) - 1, rel=1e-4)
+        assert difference.high == pytest.approx(math.exp(step + margin) - 1, rel=1e-4)
+
+
+@pytest.mark.parametrize("repeats", [(3, 3), (3, 1), (5, 3)])
+def test_intervals_hold_the_truth_as_often_as_they_say(repeats: tuple[int, int]) -> None:
+    held = total = 0
+    for seed in range(120):
+        base, other = points(repeats[0], seed, factor=1.0), points(repeats[1], 10_000 + seed, factor=1.05)
+        for difference in found(base, other):
+            truth = 0.05 if difference.metric.more_is_better else 1 / 1.05 - 1
+            assert difference.low is not None
+            assert difference.high is not None
+            held, total = held + (difference.low <= truth <= difference.high), total + 1
+    assert total == 120 * METRICS * len(LEVELS)
+    assert 0.93 <= held / total <= 0.97
+
+
+def test_with_one_repeat_each_nothing_is_said() -> None:
+    for difference in found(points(1), points(1, factor=2)):
+        assert (difference.verdict, difference.why) == (Verdict.UNKNOWN, "one repeat")
+        assert (difference.low, difference.high) == (None, None)
+
+
+def test_noise_of_batching_levels_serves_the_concurrency_sweep_of_the_same_server() -> None:
+    batching = [replace(row, purpose="batching") for row in points(3)]
+    faster = [*points(1, factor=2), *batching]
+    verdicts = {(d.pair.family.purpose, d.verdict) for d in found([*points(1), *batching], faster)}
+    assert verdicts == {("concurrency", Verdict.BETTER), ("batching", Verdict.NOISE)}
+
+
+def test_better_is_more_throughput_and_less_latency() -> None:
+    for difference in found(points(seed=1), points(seed=2, factor=1.5)):
+        assert difference.verdict is Verdict.BETTER
+        assert (difference.change > 0) == difference.metric.more_is_better
+    assert {d.verdict for d in found(points(seed=1), points(seed=2, factor=0.6))} == {Verdict.WORSE}
+
+
+def test_memory_is_told_apart_by_a_block_and_the_allocators_unit() -> None:
+    base = synthetic.rows()[:4]
+    unit = 16 * 393_216 + 2 * 2**20
+    for more, verdict in ((0.9 * unit, Verdict.NOISE), (1.1 * unit, Verdict.WORSE), (-1.1 * unit, Verdict.BETTER)):
+        other = [replace(row, mem_ready_bytes=row.mem_ready_bytes + int(more)) for row in base]
+        ready = [d for d in found(base, other) if d.metric.column == "mem_ready_bytes"]
+        assert [d.verdict for d in ready] == [verdict] * 4
+
+
+def test_pool_of_the_cpu_backend_is_not_judged_at_a_utilization() -> None:
+    base = synthetic.rows(synthetic.CPU)[:8]
+    unknown = [d.pair.family.mode for d in found(base, base) if d.verdict is Verdict.UNKNOWN]
+    assert set(unknown) == {"utilization"}
+
+
+# --- drift ---
+
+
+def drift_of(base: list[PointRow], other: list[PointRow]) -> Drift:
+    paired = pairs(run(base), run(other), same_server=True)
+    return Drift(run(base), run(other), THRESHOLD, paired, differences(paired, together=True))
+
+
+def test_noise_alone_hardly_ever_is_drift_however_many_points_there_are() -> None:
+    alarms = sum(
+        any(
+            d.verdict is not Verdict.NOISE
+            for d in found(points(3, seed, 0.1), points(3, 9_000 + seed, 0.1), together=True)
+        )
+        for seed in range(200)
+    )
+    assert alarms <= 18  # 5 % of 200, and chance
+
+
+def test_drift_needs_the_threshold_and_more_than_noise() -> None:
+    assert drift_of(points(seed=1), points(seed=2, factor=0.8)).drifted
+    assert not drift_of(points(seed=1), points(seed=2, factor=0.95)).drifted  # beyond noise, below the threshold
+    assert not drift_of(points(seed=1, noise=0.5), points(seed=2, noise=0.5, factor=0.8)).drifted
+    assert not drift_of(points(seed=1), points(seed=2, factor=1.5)).drifted  # better
+
+
+def test_exit_codes_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = written(tmp_path / "base", points(seed=1))
+    same = written(tmp_path / "same", points(seed=2))
+    slow = written(tmp_path / "slow", points(seed=3, factor=0.7, vllm_version="0.99"))
+    once = written(tmp_path / "once", points(1))
+    assert main(["drift", str(base), str(same)]) == 0
+    assert capsys.readouterr().out.startswith("0 of 20 differences drifted")
+    assert main(["drift", str(base), str(slow)]) == 1
+    out = capsys.readouterr().out
+    assert "slow differs from base: vLLM 0.25.1 → 0.99" in out
+    assert out.startswith("20 of 20 differences drifted: worse by 10 % or more")
+    assert main(["drift", str(base), str(slow), "--threshold", "0.5"]) == 0
+    assert main(["drift", str(once), str(once)]) == 2
+    assert "no level has a second repeat" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["drift", str(base), str(slow), "--threshold", "none"])
+    assert stopped.value.code == 2
+
+
+# --- the command line ---
+
+
+def test_json_and_terminal_show_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [written(tmp_path / name, points(seed=i, factor=1 + i / 10)) for i, name in enumerate("abc")]
+    assert main(["compare", *map(str, paths), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in told["runs"]] == ["a", "b", "c"]
+    assert len(told["points"]) == 2 * METRICS * len(LEVELS)
+    assert main(["compare", *map(str, paths)]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in told["points"]:
+        numbers = [f"{row[name]:+.1f}" for name in ("change_pct", "low_pct", "high_pct")]
+        assert any(words[:1] == [row["other"]] and all(n in words for n in numbers) for words in shown), row
+        assert row["other_repeats"] == 3
+
+
+def test_simulated_runs_say_so_and_are_comparable_among_themselves(tmp_path: Path) -> None:
+    shape = {"simulated": True, "engine": "sim"}
+    paths = [written(tmp_path / name, points(seed=i, **shape)) for i, name in enumerate("ab")]
+    comparison = compare(paths)
+    assert "simulated" in comparison.text()
+    assert all(row["simulated"] for row in comparison.as_json()["points"])
+
+
+def test_plot_shows_every_run_once(tmp_path: Path) -> None:
+    paths = [written(tmp_path / name, points(seed=i, model=f"model-{name}")) for i, name in enumerate("abc")]
+    before = set(tmp_path.rglob("*"))
+    assert main(["compare", *map(str, paths), "--plot", str(tmp_path / "all.svg")]) == 0
+    words = [text for text in ET.parse(tmp_path / "all.svg").getroot().itertext() if "model-" in text]
+    assert [word.split(",")[0] for word in words] == ["a: model-a", "b: model-b", "c: model-c"]
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "all.svg"}
+    assert main(["compare", *map(str, paths), "--plot", str(tmp_path / "all.png")]) == 2
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [written(tmp_path / name / "run", points(seed=i)) for i, name in enumerate("ab")]
+    assert {row["other"] for row in compare(paths).as_json()["points"]} == {str(paths[1])}
+
+
+def test_run_that_was_never_analysed_is_told_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ready = written(tmp_path / "a", points())
+    bare = synthetic.write_run(tmp_path / "b", points())
+    assert main(["compare", str(ready), str(bare)]) == 2
+    assert f"`python -m analysis {bare}` makes it" in capsys.readouterr().err
+
+
+def test_a_run_named_like_a_command_is_reached_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.write_run(tmp_path / "compare", synthetic.rows()[:2])
+    monkeypatch.chdir(tmp_path)
+    assert main(["./compare"]) == 0
+    assert main(["--json", "./compare"]) == 0
+    told = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+    assert "points.parquet" in told["files"]
+    assert told["answer"]
+
+
+def test_comparing_writes_nothing(tmp_path: Path) -> None:
+    a, b = written(tmp_path / "a", points()), written(tmp_path / "b", points())
+    reduce(a)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    compare([a, b]).text()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
