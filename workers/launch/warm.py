@@ -1,0 +1,151 @@
+"""The warm parent of a node, and servers forked from it: what `warm_parent` is asked, and who owns it.
+
+The owner (one Ray actor a node, see `orchestrator.cluster`) keeps it for a run. Sessions ask it over its socket, which
+only this user reaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from workers.launch.workspace import Workspace
+from workers.temporary import private_directory
+
+SCRIPT = Path(__file__).resolve().with_name("warm_parent.py")
+SOCKETS_BELOW = 5
+IMPORT_LIMIT_S = 300.0
+"""For a warm parent to be done importing."""
+FORK_LIMIT_S = 30.0
+POLL_S = 0.2
+
+
+class NotWarm(Exception):
+    """No server can be forked, with the reason: it has to be started cold."""
+
+
+class WarmParent:
+    """The process that imports and forks. It ends with this object's process, however that ends."""
+
+    def __init__(self, modules: tuple[str, ...], environment: dict[str, str]) -> None:
+        """Start importing `modules` in `environment`, which servers forked from it must share."""
+        self._root = private_directory("vc-warm-", SOCKETS_BELOW)
+        self.socket = self._root / "s"
+        temporary = self._root / "t"
+        temporary.mkdir()
+        owner_fd, self._alive = os.pipe()
+        try:
+            with (self._root / "log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, str(SCRIPT), str(owner_fd), str(self.socket), *modules],
+                    env={**environment, "TMPDIR": str(temporary)}, cwd=self._root, pass_fds=[owner_fd],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+        finally:
+            os.close(owner_fd)
+
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End it. Servers that were forked from it live on: their owners are others."""
+        os.close(self._alive)
+        self._process.wait()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A warm parent that waits for one request."""
+
+    threads: tuple[str, ...]
+    """Of the parent, by name, beside its first: a fork does not have them. They belong to libraries in C."""
+    _connection: socket.socket
+
+    def fork(
+        self, command: list[str], environment: dict[str, str], workspace: Workspace, grace_s: float, owner_fd: int
+    ) -> None:
+        """Fork a server, its guard beside it, in place of `command`. Raises `NotWarm`."""
+        if command[:2] != [sys.executable, "-m"]:
+            raise NotWarm("its command is no Python module")
+        request = {
+            "module": command[2],
+            "arguments": command[3:],
+            "environment": environment,
+            "directory": str(workspace.root),
+            "log": str(workspace.log),
+            "status": str(workspace.status),
+            "grace_s": grace_s,
+        }
+        try:
+            self._connection.settimeout(FORK_LIMIT_S)
+            socket.send_fds(self._connection, [json.dumps(request).encode()], [owner_fd])
+            self._connection.shutdown(socket.SHUT_WR)
+            _heard(self._connection)
+        except OSError as error:
+            raise NotWarm(f"the warm parent did not answer: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+
+def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
+    """Wait until the warm parent at `path` has imported. Raises `NotWarm`, also when `stopping`."""
+    connection = socket.socket(socket.AF_UNIX)
+    deadline = time.monotonic() + IMPORT_LIMIT_S
+    try:
+        _connect(connection, path, deadline, stopping)
+        connection.settimeout(POLL_S)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return Offer(tuple(_heard(connection)["threads"]), connection)
+            if stopping():
+                raise NotWarm("stopped while the warm parent was importing")
+            if time.monotonic() > deadline:
+                raise NotWarm(f"the warm parent was still importing after {IMPORT_LIMIT_S:.0f} s")
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, OSError):
+            raise NotWarm(f"no warm parent answers: {error}") from None
+        raise
+
+
+def _connect(connection: socket.socket, path: Path, deadline: float, stopping: Callable[[], bool]) -> None:
+    """It binds its socket before it imports; its interpreter takes a moment to get there."""
+    while True:
+        try:
+            connection.connect(str(path))
+            return
+        except FileNotFoundError:
+            if not path.parent.exists() or stopping() or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+
+
+def _heard(connection: socket.socket) -> dict[str, Any]:
+    """One line of the parent's. Raises `NotWarm` with its refusal, OSError where it says nothing any more."""
+    line = b""
+    while not line.endswith(b"\n"):
+        more = connection.recv(2**16)
+        if not more:
+            raise ConnectionError("it has ended")
+        line += more
+    message: dict[str, Any] = json.loads(line)
+    if "refused" in message:
+        raise NotWarm(message["refused"])
+    return message
