@@ -114,9 +114,19 @@ def _run(experiments: list[Experiment], resumed: Path | None) -> int:
         plan = plan or _plan(resolved, fleet)
         if first.dry_run:
             return _show(plan, fleet)
+        _warm_up(cluster, fleet, plan)
         store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
         outcome = _measure(cluster, fleet, store, experiments, plan)
     return _conclude(store, outcome)
+
+
+def _warm_up(cluster: Cluster, fleet: Fleet, plan: Plan) -> None:
+    """Before anything else, for an import takes as long as a cold start."""
+    from contract.specs import Start
+
+    warm = [session for session in plan.sessions if session.start is Start.WARM and session.engine == "vllm"]
+    if warm:
+        cluster.warm_up(fleet, warm[0])
 
 
 def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:

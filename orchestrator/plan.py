@@ -21,6 +21,7 @@ from contract.specs import (
     ServerSpec,
     SessionSpec,
     SharedPrefix,
+    Start,
     Timeouts,
     content_id,
 )
@@ -372,6 +373,7 @@ class _Planner:
             ),
             load_processes=None if self.experiment.load.processes == "auto" else self.experiment.load.processes,
             prefix_hit_limit=self.experiment.load.prefix_hit_limit,
+            start=Start(self.experiment.server.start),
             start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager),
         )
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 IMPORTED_BY = os.getpid()
 
@@ -17,7 +18,7 @@ def found() -> dict[str, object]:
         "pid": os.getpid(),
         "imported_by": sys.modules.get(__name__, None) is not None and IMPORTED_BY,
         "argv": sys.argv[1:],
-        "directory": os.getcwd(),
+        "directory": str(Path.cwd()),
         "environment": dict(os.environ),
         "path": sys.path,
         "group": os.getpgrp(),
@@ -26,7 +27,7 @@ def found() -> dict[str, object]:
         "temporary": tempfile.gettempdir(),
         "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
         "sigint": signal.getsignal(signal.SIGINT) == signal.default_int_handler,
-        "descriptors": sorted(os.listdir("/proc/self/fd")),
+        "descriptors": sorted(fd.name for fd in Path("/proc/self/fd").iterdir()),
         "main": sys.modules["__main__"].__spec__.name,
     }
 

