@@ -9,26 +9,29 @@ import tempfile
 import time
 from pathlib import Path
 
-IMPORTED_BY = os.getpid()
+from tests import standin_import
 
 
 def found() -> dict[str, object]:
     """Return what a fork could have inherited."""
     return {
         "pid": os.getpid(),
-        "imported_by": sys.modules.get(__name__, None) is not None and IMPORTED_BY,
-        "argv": sys.argv[1:],
+        "imported_by": standin_import.IMPORTED_BY,
+        "argv": sys.argv,
         "directory": str(Path.cwd()),
         "environment": dict(os.environ),
         "path": sys.path,
         "group": os.getpgrp(),
         "session": os.getsid(0),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
         "random": random.random(),
         "temporary": tempfile.gettempdir(),
-        "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
-        "sigint": signal.getsignal(signal.SIGINT) == signal.default_int_handler,
-        "descriptors": sorted(fd.name for fd in Path("/proc/self/fd").iterdir()),
+        "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+        "descriptors": {fd: str(Path(f"/proc/self/fd/{fd}").resolve()) for fd in range(3)},
+        "more_descriptors": sorted(int(fd.name) for fd in Path("/proc/self/fd").iterdir())[4:],
         "main": sys.modules["__main__"].__spec__.name,
+        "module": __name__ in sys.modules and "tests.standin_engine" in sys.modules,
     }
 
 
@@ -37,7 +40,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if os.fork() == 0:
             os.setsid()
+            Path(sys.argv[-1]).write_text(str(os.getpid()))
+            time.sleep(600)
     print(json.dumps(found()), flush=True)
-    if "--fail" in sys.argv:
-        sys.exit(3)
     time.sleep(600)

@@ -99,7 +99,7 @@ class Imported:
             if name not in READ_LATE and asked.get(name) != self.environment_before.get(name)
         )
         if names:
-            raise NotFit(f"its environment is not the one that was imported in: {', '.join(names)} differ")
+            raise NotFit(f"its environment is not the one that was imported in: {', '.join(names)}")
 
     def environment(self, asked: dict[str, str]) -> dict[str, str]:
         """Return what a cold process would have: `asked`, and what the import adds to it."""
@@ -146,68 +146,79 @@ class Forked:
         return self.returncode
 
 
-def serve(listener: socket.socket, imported: Imported, owner_fd: int) -> Request:
-    """Fork servers for all who ask. Returns in a forked server only."""
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(CLIENT_LIMIT_S)
-            request = _answer(connection, imported)
-        if request is not None:
-            listener.close()
-            os.close(owner_fd)
-            return request
+class Parent:
+    """This process: it imports, then forks a server for each request."""
 
+    def __init__(self, owner_fd: int, path: Path, modules: list[str]) -> None:
+        """Be reachable at `path` at once; return when all is imported."""
+        self._owner_fd = owner_fd
+        _end_with(owner_fd, path.parent)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self.imported = Imported.of(modules)
 
-def _answer(connection: socket.socket, imported: Imported) -> Request | None:
-    """Say whether a server can be forked; take one request and fork it. Returns the request in the server only."""
-    fds: list[int] = []
-    try:
-        if _peer(connection) != os.getuid():
-            return None
-        imported.check()
-        _say(connection, {"threads": _threads()})
-        text, fds = _heard(connection)
-        if len(fds) != 1:
-            return None  # it has thought better of it
-        request = Request(**json.loads(text))
-        if request.module != imported.entry:
-            raise NotFit(f"{request.module} is not what was imported")
-        imported.check_environment(request.environment)
-        if _forked(request, fds[0]):
-            return request
-        _say(connection, {"forked": True})
-    except NotFit as error:
-        with contextlib.suppress(OSError):
-            _say(connection, {"refused": str(error)})
-    except (OSError, ValueError, TypeError) as error:  # a client that has gone, or is none of ours
-        print(f"a request was not answered: {type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    return None
+    def serve(self) -> Request:
+        """Fork servers for all who ask. Returns in a forked server only."""
+        while True:
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.settimeout(CLIENT_LIMIT_S)
+                request = self._answer(connection)
+            if request is not None:
+                return request
 
+    def _answer(self, connection: socket.socket) -> Request | None:
+        """Say whether a server can be forked; take one request and fork it. Returns the request in the server only."""
+        fds: list[int] = []
+        try:
+            if _peer(connection) != os.getuid():
+                return None
+            self.imported.check()
+            _say(connection, {"threads": _threads()})
+            text, fds = _heard(connection)
+            if len(fds) != 1:
+                return None  # it has thought better of it
+            request = Request(**json.loads(text))
+            if request.module != self.imported.entry:
+                raise NotFit(f"{request.module} is not what was imported")
+            self.imported.check_environment(request.environment)
+            if self._forked(request, fds[0], connection):
+                return request
+            _say(connection, {"forked": True})
+        except NotFit as error:
+            with contextlib.suppress(OSError):
+                _say(connection, {"refused": str(error)})
+        except (OSError, ValueError, TypeError) as error:  # a client that has gone, or is none of ours
+            print(f"a request was not answered: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return None
 
-def _forked(request: Request, owner_fd: int) -> bool:
-    """Fork a guard, which forks the server. Returns True in the server; the guard does not return."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)  # the guard has left it
-        return False
-    try:
-        _streams(request.log)
-        os.chdir(request.directory)
-        its_guard = guard.Guard(owner_fd, Path(request.status), request.grace_s, Path(request.directory))
-        server = os.fork()
-        if not server:
-            return True
-        its_guard.watch(Forked(server))
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    def _forked(self, request: Request, its_owner_fd: int, connection: socket.socket) -> bool:
+        """Fork a guard, which forks the server. Returns True in the server; the guard does not return."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)  # the guard has left it
+            return False
+        try:
+            self._listener.close()
+            os.close(self._owner_fd)
+            connection.close()
+            _streams(request.log)
+            os.chdir(request.directory)
+            its_guard = guard.Guard(its_owner_fd, Path(request.status), request.grace_s, Path(request.directory))
+            server = os.fork()
+            if not server:
+                return True
+            its_guard.watch(Forked(server))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
 
 
 def _streams(log: str) -> None:
@@ -290,15 +301,10 @@ def _end_with(owner_fd: int, private_dir: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Import, fork; in a forked server: be it."""
-    owner_fd, path, modules = int(argv[0]), Path(argv[1]), argv[2:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(owner_fd, path.parent)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen()
-    imported = Imported.of(modules)
-    request = serve(listener, imported, owner_fd)
-    become(request, imported)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the run to act on
+    parent = Parent(int(argv[0]), Path(argv[1]), argv[2:])
+    request = parent.serve()
+    become(request, parent.imported)
     print(f"warm start: forked from a process that had imported {request.module}", flush=True)
     runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
