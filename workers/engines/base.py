@@ -48,6 +48,9 @@ class Engine(Protocol):
     def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
         """Return how long a forked server may be silent where its log is now: a few times what is usual there."""
 
+    def parent_environment(self) -> dict[str, str]:
+        """Return what a warm parent alone has beside `environment`."""
+
     def forked_environment(self) -> dict[str, str]:
         """Return what a forked server has beside `environment`, unless the user has set it."""
 

@@ -64,6 +64,10 @@ class SimEngine:
         """Return a limit that a stand-in does not come near."""
         return 60.0
 
+    def parent_environment(self) -> dict[str, str]:
+        """Return nothing."""
+        return {}
+
     def forked_environment(self) -> dict[str, str]:
         """Return nothing."""
         return {}

@@ -39,6 +39,7 @@ class NotWarm(Exception):
 def parent_for(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -> WarmParent:
     """Start the parent of servers for `spec`, and for all that are told to see the same environment."""
     environment = inherited_environment(omp_num_threads) | engine.environment(spec, Address())
+    environment |= engine.parent_environment()
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all cards from whoever has not asked for any
     return WarmParent(engine.warm_modules, environment)
 
@@ -53,15 +54,16 @@ class WarmParent:
         temporary = self._root / "t"
         temporary.mkdir()
         owner_fd, self._alive = os.pipe()
-        try:
-            with (self._root / "log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(owner_fd), str(self.socket), *modules],
-                    env={**environment, "TMPDIR": str(temporary)}, cwd=self._root, pass_fds=[owner_fd],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                )  # fmt: skip
-        finally:
-            os.close(owner_fd)
+        with socket.socket(socket.AF_UNIX) as listener, (self._root / "log").open("wb") as log:
+            listener.bind(str(self.socket))
+            listener.listen()
+            fds = [owner_fd, listener.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), *map(str, fds), str(self._root), *modules],
+                env={**environment, "TMPDIR": str(temporary)}, cwd=self._root, pass_fds=fds,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        os.close(owner_fd)
 
     @property
     def pid(self) -> int:
@@ -118,7 +120,7 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
     connection = socket.socket(socket.AF_UNIX)
     deadline = time.monotonic() + IMPORT_LIMIT_S
     try:
-        _connect(connection, path, deadline, stopping)
+        connection.connect(str(path))
         connection.settimeout(POLL_S)
         while True:
             with contextlib.suppress(TimeoutError):
@@ -132,18 +134,6 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
         if isinstance(error, OSError):
             raise NotWarm(f"no warm parent answers: {error}") from None
         raise
-
-
-def _connect(connection: socket.socket, path: Path, deadline: float, stopping: Callable[[], bool]) -> None:
-    """It binds its socket before it imports; its interpreter takes a moment to get there."""
-    while True:
-        try:
-            connection.connect(str(path))
-            return
-        except FileNotFoundError:
-            if not path.parent.exists() or stopping() or time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_S)
 
 
 def _heard(connection: socket.socket) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Imports a server's modules once and forks servers from then on. Standard library only, beside what it is to import.
 
-    warm_parent.py OWNER_FD SOCKET MODULE...
+    warm_parent.py OWNER_FD LISTENER_FD PRIVATE_DIR MODULE...
 
-Started by `workers.launch.warm`, in a private directory that holds SOCKET and goes with it. The first MODULE is what a
-cold start runs with `python -m`; a forked server runs it the same way. It ends, importing or not, when OWNER_FD's other
-end closes. It never touches a GPU, starts no thread, and forks no server once one of its modules has done so.
+Started by `workers.launch.warm`, which makes the socket that it listens on. The first MODULE is what a cold start runs
+with `python -m`; a forked server runs it the same way. It ends, importing or not, when OWNER_FD's other end closes, and
+takes PRIVATE_DIR with it. It never touches a GPU and starts no thread; where a module that it imports does, it forks no
+server, and says why to all who ask.
 
 A forked server is as a fresh process would be: process group, signals, standard streams, directory, environment,
 `sys.path`, argv, random state, temporary directory. Torch's random state is what the import left, as in any process.
@@ -149,13 +150,11 @@ class Forked:
 class Parent:
     """This process: it imports, then forks a server for each request."""
 
-    def __init__(self, owner_fd: int, path: Path, modules: list[str]) -> None:
-        """Be reachable at `path` at once; return when all is imported."""
+    def __init__(self, owner_fd: int, listener_fd: int, private_dir: Path, modules: list[str]) -> None:
+        """Import; who asks meanwhile waits."""
         self._owner_fd = owner_fd
-        _end_with(owner_fd, path.parent)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
+        _end_with(owner_fd, private_dir)
+        self._listener = socket.socket(fileno=listener_fd)
         self.imported = Imported.of(modules)
 
     def serve(self) -> Request:
@@ -302,7 +301,7 @@ def _end_with(owner_fd: int, private_dir: Path) -> None:
 def main(argv: list[str]) -> None:
     """Import, fork; in a forked server: be it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the run to act on
-    parent = Parent(int(argv[0]), Path(argv[1]), argv[2:])
+    parent = Parent(int(argv[0]), int(argv[1]), Path(argv[2]), argv[3:])
     request = parent.serve()
     become(request, parent.imported)
     print(f"warm start: forked from a process that had imported {request.module}", flush=True)
