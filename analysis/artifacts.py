@@ -18,6 +18,7 @@ from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
 from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
+from analysis.startup_plot import write_startup
 from analysis.tables import build_tables, read_tables
 from analysis.targets import Targets, read_slo, read_targets
 from analysis.timeline import read_utilization, write_timeline
@@ -49,6 +50,7 @@ OWNED = (
         for rest in ("", ".*")
     ),
     "plots/timeline.svg",
+    "plots/startup.svg",
 )
 """Names that belong to this module: one that an earlier, smaller or larger state of the run left behind is removed."""
 
@@ -73,6 +75,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written += _write_pages(run_dir, [page for page in pages if page is not None])
     written += write_plots(run_dir, tables)
     written += write_timeline(run_dir, tables, utilization)
+    written += write_startup(run_dir, tables)
     _remove_stale(run_dir, written)
     return written
 

@@ -67,7 +67,12 @@ def bars_of(tables: Tables) -> tuple[float, list[Bar]]:
     for point in tables.points:
         points.setdefault(point.session_id, []).append(point)
     bars = [
-        Bar(session, start - origin, max(start, end) - origin, _words(session, points.get(session.session_id, [])))
+        Bar(
+            session,
+            start - origin,
+            max(start, end) - origin,
+            session_words(session, points.get(session.session_id, [])),
+        )
         for session, start, end in known
     ]
     return origin, sorted(bars, key=lambda bar: (bar.start_s, bar.session.session_id))
@@ -81,7 +86,8 @@ def _moment(stamp: str | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _words(session: SessionRow, points: Sequence[RunPoint]) -> str:
+def session_words(session: SessionRow, points: Sequence[RunPoint]) -> str:
+    """Return what a session was for, in a word or two."""
     if session.status != MEASURED:
         return clean(session.status)
     if any(point.kind == "load" for point in points):
@@ -192,7 +198,7 @@ def _draw(bars: Sequence[Bar], origin: float, tables: Tables, samples: Sequence[
     panels[-1].set_xlim(0, span)
     panels[-1].set_xlabel(f"seconds since the first server was started ({first:%Y-%m-%d %H:%M:%S} UTC)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    set_title(figure, "What ran when", _subtitle(tables))
+    set_title(figure, "What ran when", subtitle(tables))
     _fit_words(figure, panels[0], places)
 
 
@@ -249,7 +255,7 @@ def _utilization(axes: Any, lines: dict[str, Line], columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8, borderaxespad=0.2)
 
 
-def _subtitle(tables: Tables) -> str:
+def subtitle(tables: Tables) -> str:
     """Return the title of the point with the most marks, standing for all models and cards of the run."""
     if not tables.points:
         return "no point has a row" + (", simulated" if any(s.simulated for s in tables.sessions) else "")

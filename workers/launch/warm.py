@@ -108,11 +108,15 @@ class Offer:
         except OSError as error:
             raise NotWarm(f"the warm parent did not answer: {error}") from None
 
+    def close(self) -> None:
+        """Let the warm parent go on."""
+        self._connection.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        self.close()
 
 
 def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
