@@ -15,8 +15,8 @@ def test_a_warm_sweep_measures_forked_servers_and_leaves_nothing(tmp_path: Path)
     assert vllm.is_installed(), "make test installs the CPU build of vLLM"
     with made_place(tmp_path) as place:
         done = orchestrate(
-            place, "+sweep=kv", "model=tiny", "engine.device=cpu", "server.start=warm", "sweep.max_model_len=[512,1024]",
-            "sweep.modes=[committed]",
+            place, "+sweep=kv", "model=tiny", "engine.device=cpu", "server.start=warm",
+            "sweep.max_model_len=[512,1024]", "sweep.modes=[committed]",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert place.leftovers() == []
