@@ -28,6 +28,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import psutil
+
 from analysis.intervals import mean_log, pooled_noise
 from contract.rows import MEASURED
 from contract.specs import Point, PointKind, Purpose, SessionSpec, Start
@@ -35,7 +37,7 @@ from orchestrator.compose import compose
 from orchestrator.fleet import local_fleet
 from orchestrator.models import resolve
 from orchestrator.plan import make_plan
-from workers import probe
+from workers import probe, processes
 from workers.engines import make_engine
 from workers.launch.warm import WarmParent, offer, parent_for
 from workers.load.client import generate
@@ -56,6 +58,8 @@ class Seen:
     """What the servers of one length that were started one way have shown."""
 
     ready_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    """Spent by the server's processes until then: what a busy machine changes least."""
     phases_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory_bytes: list[int] = field(default_factory=list)
     configuration: dict[str, str] = field(default_factory=dict)
@@ -114,6 +118,7 @@ def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]
             sys.exit(f"no {spec.start} start: {row.failure_message or row.start_reason}")
         assert row.ready_s is not None
         seen.ready_s.append(row.ready_s)
+        seen.cpu_s.append(_cpu_s(row.server_pid or 0))
         for phase in row.phases:
             seen.phases_s[phase.name].append(phase.seconds)
         seen.configuration = _configuration(session)
@@ -128,6 +133,11 @@ def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]
         session.stop()
     load = os.getloadavg()[0]
     print(f"{spec.start} {spec.server.max_model_len:6}: ready in {row.ready_s:5.1f} s, load {load:.1f}", flush=True)
+
+
+def _cpu_s(pid: int) -> float:
+    """Of a process's tree, children that have ended among it (the four times of psutil's cpu_times)."""
+    return sum(sum(psutil.Process(member).cpu_times()[:4]) for member in processes.tree(pid))
 
 
 def _level(concurrency: int, number: int) -> Point:
@@ -167,6 +177,8 @@ def _compare(length: int, cold: Seen, warm: Seen) -> None:
         f"max_model_len {length}: ready in {medians[0]:.1f} s cold and {medians[1]:.1f} s warm "
         f"(medians of {len(cold.ready_s)}), ratio {medians[1] / medians[0]:.3f}"
     )
+    busy = [statistics.median(seen.cpu_s) for seen in (cold, warm)]
+    print(f"  CPU seconds of its processes until then: {busy[0]:.1f} and {busy[1]:.1f}, ratio {busy[1] / busy[0]:.3f}")
     for way, seen in (("cold", cold), ("warm", warm)):
         parts = ", ".join(f"{name} {statistics.median(seconds):.1f}" for name, seconds in seen.phases_s.items())
         print(f"  {way}: {parts}")

@@ -178,8 +178,8 @@ class Cluster:
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent: str | None = None
         if spec.start is Start.WARM and node in self._warm:
-            with contextlib.suppress(ActorLost):
-                warm_parent = await _result(self._warm[node].socket.remote())
+            with contextlib.suppress(ActorLost, TimeoutError):
+                warm_parent = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
         handle = SessionHandle(actor.remote(spec, run_id, attempt, _users_omp_num_threads(), warm_parent))
         await handle.alive()
         return handle
