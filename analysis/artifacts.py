@@ -22,6 +22,7 @@ from analysis.rates import rate_curves, rate_page, write_rate_sweep
 from analysis.report.page import Page
 from analysis.report.sections import report_page, title
 from analysis.shards import build_tables
+from analysis.startup_plot import write_startup
 from analysis.tables import read_tables
 from analysis.targets import Targets, read_gpu_hour, read_slo, read_targets
 from analysis.timeline import bars_of, bin_seconds, read_utilization, write_timeline
@@ -57,6 +58,7 @@ OWNED = (
         for rest in ("", ".*")
     ),
     "plots/timeline.svg",
+    "plots/startup.svg",
 )
 """Names that belong to this module: one that an earlier, smaller or larger state of the run left behind is removed."""
 
@@ -88,6 +90,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written += _write_pages(run_dir, [page for page in pages if page is not None], report, title(tables))
     written += write_plots(run_dir, tables, targets)
     written += write_timeline(run_dir, tables, utilization)
+    written += write_startup(run_dir, tables)
     _remove_stale(run_dir, written)
     return written
 

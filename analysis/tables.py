@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
 from analysis.manifest import read_configs
-from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, arrow_schema
+from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, StartPhase, arrow_schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,9 @@ def read_tables(run_dir: Path) -> Tables:
 
 
 def _session(row: dict[str, Any]) -> SessionRow:
-    return SessionRow(**row | {"account": [MemoryAccount(**account) for account in row["account"] or []]})
+    account = [MemoryAccount(**account) for account in row["account"] or []]
+    phases = [StartPhase(**phase) for phase in row["phases"] or []]
+    return SessionRow(**row | {"account": account, "phases": phases})
 
 
 def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]]:

@@ -67,7 +67,12 @@ def bars_of(tables: Tables) -> tuple[float, list[Bar]]:
     for point in tables.points:
         points.setdefault(point.session_id, []).append(point)
     bars = [
-        Bar(session, start - origin, max(start, end) - origin, _words(session, points.get(session.session_id, [])))
+        Bar(
+            session,
+            start - origin,
+            max(start, end) - origin,
+            session_words(session, points.get(session.session_id, [])),
+        )
         for session, start, end in known
     ]
     return origin, sorted(bars, key=lambda bar: (bar.start_s, bar.session.session_id))
@@ -82,7 +87,8 @@ def moment(stamp: str | None) -> float | None:
     return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
-def _words(session: SessionRow, points: Sequence[RunPoint]) -> str:
+def session_words(session: SessionRow, points: Sequence[RunPoint]) -> str:
+    """Return what a session was for, in a word or two."""
     if session.status != MEASURED:
         return clean(session.status)
     if any(point.kind == "load" for point in points):

@@ -36,6 +36,7 @@ class FailureClass(StrEnum):
     PORT_TAKEN = "port_taken"
     WRONG_SERVER = "wrong_server"  # what answers is not the server that was started
     READY_TIMEOUT = "ready_timeout"
+    NO_PROGRESS = "no_progress"  # forked, it was silent for too long: it is started cold instead
     START_FAILED = "start_failed"  # any other end before it was ready
     # --- one point on a live server ---
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers

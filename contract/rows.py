@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -375,6 +375,18 @@ class MemoryAccount:
 
 
 @dataclass(slots=True)
+class StartPhase:
+    """A part of a server's start, as its log tells: from the end of the part before."""
+
+    name: str
+    """One of `workers.engines.vllm_phases.ENDS`, or `listening`, the last."""
+    begin_s: float
+    """Since the launch."""
+    seconds: float
+    """To 0.1 s: the log is looked at so often."""
+
+
+@dataclass(slots=True)
 class SessionRow:
     """One server's life: where it ran, how long each phase took, and what it left behind."""
 
@@ -401,6 +413,16 @@ class SessionRow:
     server_pid: int | None = None
     ready_s: float | None = None
     """Launch to a proven answer of this server."""
+    start: str | None = None
+    """`warm` (forked from a process that had imported vLLM) or `cold`; None where none was started."""
+    start_reason: str | None = None
+    """Why it is cold where warm was asked for."""
+    warm_wait_s: float | None = None
+    """Until the warm parent had imported; not in `ready_s`."""
+    fork_threads: list[str] = field(default_factory=list)
+    """Names of the threads that the warm parent had beside its first when it was asked to fork."""
+    phases: list[StartPhase] = field(default_factory=list)
+    """Of its start; empty for an engine whose log does not tell."""
     stop_s: float | None = None
     """Stop request to the last process of the tree gone."""
     memory_back_s: float | None = None

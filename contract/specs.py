@@ -27,6 +27,13 @@ class Mode(StrEnum):
     UTILIZATION = "utilization"  # --gpu-memory-utilization, the tutorial's flags
 
 
+class Start(StrEnum):
+    """How a server's process comes to be."""
+
+    COLD = "cold"  # a fresh interpreter, as a user starts it
+    WARM = "warm"  # forked from a process of the run that has imported vLLM; cold where that cannot be
+
+
 class PointKind(StrEnum):
     """What a point measures."""
 
@@ -207,6 +214,8 @@ class SessionSpec:
     points: tuple[Point, ...]
     timeouts: Timeouts = Timeouts()
     start_estimate_s: float = 60.0
+    start: Start = Start.COLD
+    """No part of any content hash: it decides how long a start takes, never what is measured."""
     load_processes: int | None = None
     """Processes that send a level; None: as many as the level needs. Like time-outs, no part of any content hash."""
     prefix_hit_limit: float = 1.0

@@ -135,6 +135,7 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
         plan = plan or _plan(resolved, fleet)
         if first.dry_run:
             return _show(plan, fleet)
+        _warm_up(cluster, fleet, plan)
         store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
         outcome = _measure(cluster, fleet, store, experiments, plan)
     return _conclude(store, outcome)
@@ -151,6 +152,15 @@ def _compare(store: Store, fleet: Fleet, asked: Arguments) -> None:
         raise ConfigError([f"{store.directory} was made with something else", *found, way_out])
     for line in found:
         print(f"WARNING  {line}")
+
+
+def _warm_up(cluster: Cluster, fleet: Fleet, plan: Plan) -> None:
+    """Before anything else, for an import takes as long as a cold start."""
+    from contract.specs import Start
+
+    warm = [session for session in plan.sessions if session.start is Start.WARM and session.engine == "vllm"]
+    if warm:
+        cluster.warm_up(fleet, warm[0])
 
 
 def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:

@@ -14,11 +14,12 @@ import secrets
 import shutil
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from contract.rows import PointRow, SessionEnd, SessionRow
-from contract.specs import Point, SessionSpec
+from contract.specs import Point, SessionSpec, Start
 from orchestrator import interrupts
 from orchestrator.fleet import SIM_GPU_BYTES, Fleet, Node, NoRoom
 from orchestrator.schema import ClusterConfig, EngineConfig
@@ -48,6 +49,7 @@ class Cluster:
     def __init__(self, config: ClusterConfig, local: Fleet | None) -> None:
         self._config = config
         self._local = local
+        self._warm: dict[str, Any] = {}
         self._private_dir: str | None = None
         self._saved_environment: dict[str, str | None] = {}
 
@@ -163,12 +165,22 @@ class Cluster:
             return Fleet("sim", tuple(nodes))
         return Fleet("cuda", tuple(nodes), _looked_at(on_gpu[:1])[0].vllm_version)
 
+    def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
+        """Have every node import what servers like `spec` are forked from; who needs it waits for it."""
+        import ray
+
+        actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
+        for node in fleet.nodes:
+            self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, _users_omp_num_threads())
+
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # there Ray, not the user, has set it
-        omp_num_threads = None if in_a_job else os.environ.get("OMP_NUM_THREADS")
-        handle = SessionHandle(actor.remote(spec, run_id, attempt, omp_num_threads))
+        warm_parent: str | None = None
+        if spec.start is Start.WARM and node in self._warm:
+            with contextlib.suppress(ActorLost, TimeoutError):
+                warm_parent = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
+        handle = SessionHandle(actor.remote(spec, run_id, attempt, _users_omp_num_threads(), warm_parent))
         await handle.alive()
         return handle
 
@@ -222,6 +234,11 @@ class SessionHandle:
             ray.kill(self._actor)
 
 
+def _users_omp_num_threads() -> str | None:
+    in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # there Ray, not the user, has set it
+    return None if in_a_job else os.environ.get("OMP_NUM_THREADS")
+
+
 async def _result(reference: Any) -> Any:
     import ray
 
@@ -239,10 +256,29 @@ def _actor_class() -> Any:
     return ray.remote(max_restarts=0, max_task_retries=0)(SessionActor)
 
 
+class WarmActor:
+    """Owns a node's warm parent, which ends with it. A Ray worker starts it, as one starts cold servers: what a process
+    inherits is the same."""
+
+    def __init__(self, spec: SessionSpec, omp_num_threads: str | None) -> None:
+        from workers import processes
+        from workers.engines import make_engine
+        from workers.launch.warm import parent_for
+
+        processes.niceness_reset()
+        self._parent = parent_for(make_engine(spec.engine), spec, omp_num_threads)
+
+    def socket(self) -> str:
+        """Return where it is asked; it may still be importing."""
+        return str(self._parent.socket)
+
+
 class SessionActor:
     """`workers.session.Session` as a Ray actor. Starting the server is a verb of its own, never part of making it."""
 
-    def __init__(self, spec: SessionSpec, run_id: str, attempt: int, omp_num_threads: str | None) -> None:
+    def __init__(
+        self, spec: SessionSpec, run_id: str, attempt: int, omp_num_threads: str | None, warm_parent: str | None
+    ) -> None:
         import ray
 
         from workers.session import Session
@@ -257,6 +293,7 @@ class SessionActor:
             devices,
             lambda plans: _together(load, plans),
             omp_num_threads,
+            Path(warm_parent) if warm_parent else None,
         )
 
     def ping(self) -> None:

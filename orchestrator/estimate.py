@@ -6,12 +6,14 @@ Constants are of the order measured on an H100 (CUDA) and on two cores with a ti
 from __future__ import annotations
 
 
-def start_s(engine: str, on_cpu: bool, eager: bool) -> float:
+def start_s(engine: str, on_cpu: bool, eager: bool, warm: bool) -> float:
     """Seconds from launch to ready, and back to nothing."""
     if engine == "sim":
         return 1.0
     if on_cpu:
-        return 45.0
+        return 20.0 if warm else 45.0
+    if warm:
+        return 10.0 if eager else 20.0
     return 50.0 if eager else 80.0
 
 

@@ -21,6 +21,7 @@ from contract.specs import (
     ServerSpec,
     SessionSpec,
     SharedPrefix,
+    Start,
     Timeouts,
     content_id,
 )
@@ -351,7 +352,7 @@ class _Planner:
         return replace(server, **changes)  # type: ignore[arg-type]
 
     def _session(self, server: ServerSpec, mode: Mode, sequences: int | None, points: list[Point]) -> SessionSpec:
-        engine = self.experiment.engine
+        engine, start = self.experiment.engine, Start(self.experiment.server.start)
         identity = [WORKLOAD_VERSION, engine.name, self.fleet.device, self.model, server]
         session_id = content_id(identity)
         return SessionSpec(
@@ -372,7 +373,8 @@ class _Planner:
             ),
             load_processes=None if self.experiment.load.processes == "auto" else self.experiment.load.processes,
             prefix_hit_limit=self.experiment.load.prefix_hit_limit,
-            start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager),
+            start=start,
+            start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager, start is Start.WARM),
         )
 
 

@@ -30,6 +30,7 @@ class Progress:
     _started: float = field(default_factory=time.monotonic)
     _estimated_done_s: float = 0.0
     _doing: dict[str, str] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
     _live: Live | None = None
     _console: Console | None = None
 
@@ -63,6 +64,9 @@ class Progress:
         if row.status == MEASURED:
             where = f" on {','.join(row.visible_devices)}" if row.visible_devices else ""
             self.say(f"ready    {title(session)}{where} in {row.ready_s:.1f} s")
+            if row.start_reason and row.start_reason not in self._said:
+                self._said.add(row.start_reason)
+                self.say(f"started cold, not warm as asked: {row.start_reason}")
         else:
             self.say(f"FAILED   {title(session)}: {row.failure_class}: {row.failure_message}")
 

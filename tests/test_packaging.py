@@ -91,6 +91,9 @@ def test_the_wheel_has_every_module_the_grid_and_the_types_and_nothing_else(sour
     expected = modules(source) | {f"orchestrator/{name}" for name in configuration(source)}
     expected |= {f"{package}/py.typed" for package in PACKAGES}
     expected |= {f"analysis/report/page.{kind}" for kind in ("css", "js")}
+    expected |= {
+        f"workers/engines/forking/vllm_forking-1.dist-info/{name}" for name in ("METADATA", "entry_points.txt")
+    }
     assert sorted(names - metadata) == sorted(expected)
     assert [name for name in metadata if name.endswith("licenses/LICENSE")]
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from contract.failures import FailureClass
 from contract.lengths import Lengths
@@ -27,7 +28,7 @@ from contract.rows import (
     SessionEnd,
     SessionRow,
 )
-from contract.specs import Api, Point, PointKind, SessionSpec
+from contract.specs import Api, Point, PointKind, SessionSpec, Start
 from workers import kv_figures, metrics, point_rows, probe, processes, provenance, server_view
 from workers.account import ServerAccount
 from workers.devices import open_device
@@ -36,8 +37,9 @@ from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
 from workers.histogram import gained
 from workers.kv_figures import KvFigures
-from workers.launch import diagnosis, readiness
+from workers.launch import diagnosis, readiness, warm
 from workers.launch.process import ServerProcess
+from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
 from workers.load import tasks
 from workers.load.ending import Stop
@@ -79,8 +81,12 @@ class Session:
         visible_devices: list[str],
         generate: Callable[[list[LoadPlan]], list[LoadResult]],
         omp_num_threads: str | None = None,
+        warm_parent: Path | None = None,
     ) -> None:
+        """`warm_parent` is the socket of the node's, where there is one."""
         self.spec = spec
+        self._warm_parent = warm_parent
+        self._former_log = ""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
@@ -136,17 +142,10 @@ class Session:
 
     def _launch(self, baseline: list[int]) -> None:
         contexts = self._contexts()
-        with self._lifecycle:
-            if self._stopping.is_set():
-                raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
-            process = self._process = self._make_process()
-        launched = time.monotonic()
-        self.row.server_pid = process.pid
-        assert self._endpoint is not None
-        readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set)
-        self.row.ready_s = time.monotonic() - launched
+        process = self._started_server()
         used = self._settled_memory()
         self._ready_bytes = sum(used)
+        assert self._endpoint is not None
         self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
         self.row.account = self._account.rows
         if self._endpoint.uds is not None:
@@ -157,6 +156,65 @@ class Session:
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
 
+    def _started_server(self) -> ServerProcess:
+        """Start a server, forked where that was asked for and can be, and wait until it is ready."""
+        if self.spec.start is Start.WARM:
+            try:
+                return self._forked_server()
+            except warm.NotWarm as reason:
+                self.row.start_reason = self._masked(str(reason))
+        self.row.start = Start.COLD
+        return self._ready(None)
+
+    def _forked_server(self) -> ServerProcess:
+        """Raises `NotWarm` also for a fork that came to nothing in a way that forking could have caused."""
+        if not self._engine.warm_modules:
+            raise warm.NotWarm("this engine is never forked")
+        if self._warm_parent is None:
+            raise warm.NotWarm("this node has no warm parent")
+        asked = time.monotonic()
+        with warm.offer(self._warm_parent, self._stopping.is_set) as offered:
+            self.row.warm_wait_s = time.monotonic() - asked
+            self.row.fork_threads = list(offered.threads)
+            self.row.start = Start.WARM
+            try:
+                return self._ready(offered)
+            except readiness.StartFailed as error:
+                if error.failure.failure_class not in (FailureClass.NO_PROGRESS, FailureClass.START_FAILED):
+                    raise
+                self._discard()
+                raise warm.NotWarm(f"forked, it did not start: {error.failure.message}") from None
+
+    def _ready(self, offered: warm.Offer | None) -> ServerProcess:
+        launched = time.monotonic()
+        with self._lifecycle:
+            if self._stopping.is_set():
+                raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
+            process = self._process = self._make_process(offered)
+        self.row.server_pid = process.pid
+        assert self._endpoint is not None
+        log = StartLog(launched)
+
+        def look() -> None:
+            log.look(process.log_text())
+            if offered is not None and log.silent_s > self._engine.silence_limit_s(log.lines):
+                message = f"no word from it for {log.silent_s:.0f} s"
+                raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
+
+        readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set, look)
+        self.row.ready_s = time.monotonic() - launched
+        self.row.phases = self._engine.phases(log.lines, self.row.ready_s)
+        return process
+
+    def _discard(self) -> None:
+        """End a server that did not start, so that another can be started in its place."""
+        with self._lifecycle:
+            assert self._process is not None
+            self._process.stop()
+            self._former_log = self._process.log_text()
+            for path in (self._workspace.log, self._workspace.socket):
+                path.unlink(missing_ok=True)
+
     def _contexts(self) -> list[int | None]:
         """What a bare CUDA context takes of each card, before the server is there."""
         if self.spec.device != "cuda":
@@ -166,7 +224,7 @@ class Session:
             for at, name in enumerate(self._names_for_cuda())
         ]
 
-    def _make_process(self) -> ServerProcess:
+    def _make_process(self, offered: warm.Offer | None) -> ServerProcess:
         spec, workspace = self.spec, self._workspace
         model = spec.model.path or (str(write_model_dir(spec.model, workspace.model)))
         self._address = _address(spec.server.transport, workspace)
@@ -179,10 +237,12 @@ class Session:
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(self._names_for_cuda()),
         }
+        if offered is not None:
+            environment = self._engine.forked_environment() | environment
         command = self._engine.command(spec, model, self._address)
         self.row.argv = provenance.shown_argv(command, workspace.root)
         self.row.environment = provenance.shown_environment(environment, workspace.root)
-        return ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s)
+        return ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s, offered)
 
     def _names_for_cuda(self) -> list[str]:
         """Cards as vLLM takes them: indices, or whole UUIDs where the cluster shortened them."""
@@ -439,7 +499,7 @@ class Session:
                     self._end()
                 except Exception as error:  # the device's library, say: what was started must be gone all the same
                     self._fail(Failure(FailureClass.INTERNAL, f"while stopping: {type(error).__name__}: {error}"))
-                self._log = self._masked(self._process.log_text()) if self._process else ""
+                self._log = self._masked(self._former_log + self._process.log_text()) if self._process else ""
                 self._workspace.remove()
                 self.row.ended_at = point_rows.utc(time.time())
                 self._device.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from contract.rows import StartPhase
 from contract.specs import SessionSpec
 
 
@@ -31,12 +33,26 @@ class Engine(Protocol):
     """One way to serve a model behind vLLM's HTTP face."""
 
     simulated: bool
+    warm_modules: tuple[str, ...]
+    """What a warm parent imports: first the module that `command` runs; none where servers cannot be forked."""
 
     def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
         """Return the argv of a server for `spec`; `model` is a directory or a hub name."""
 
     def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
         """Return what is set for the server beyond the inherited environment."""
+
+    def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
+        """Return where a start went, from its log: (seconds since the launch, line)."""
+
+    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
+        """Return how long a forked server may be silent where its log is now: a few times what is usual there."""
+
+    def parent_environment(self) -> dict[str, str]:
+        """Return what a warm parent alone has beside `environment`."""
+
+    def forked_environment(self) -> dict[str, str]:
+        """Return what a forked server has beside `environment`, unless the user has set it."""
 
     def versions(self) -> Versions:
         """Return the versions installed here, without importing anything heavy."""

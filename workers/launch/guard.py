@@ -2,9 +2,9 @@
 
     guard.py OWNER_FD STATUS_FILE GRACE_S PRIVATE_DIR -- COMMAND...
 
-Started by `workers.launch.process`, which keeps the other end of OWNER_FD open for its life. A byte on OWNER_FD (or
-SIGTERM) is the owner's request to stop. When the owner dies PRIVATE_DIR is removed too, also where the server had ended
-by itself before.
+Started by `workers.launch.process`, which keeps the other end of OWNER_FD open for its life; that of a warm start is
+forked by `workers.launch.warm_parent`. A byte on OWNER_FD (or SIGTERM) is the owner's request to stop. When the owner
+dies PRIVATE_DIR is removed too, also where the server had ended by itself before.
 
 It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that
 no descendant can slip away. It stays in the session: Linux schedules each session as a group (autogroup, sched(7)), and
@@ -24,30 +24,51 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 
 
+class Server(Protocol):
+    """The guarded process, a child of the guard: a `subprocess.Popen`, or what `warm_parent` has forked."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Return the exit code, where it has ended."""
+
+
+class Guard:
+    """This process, from its making on: no longer its parent's, its group's or its terminal's."""
+
+    def __init__(self, owner_fd: int, status_file: Path, grace_s: float, private_dir: Path) -> None:
+        self._owner_fd, self._grace_s = owner_fd, grace_s
+        self._status_file, self._private_dir = status_file, private_dir
+        if os.fork():
+            os._exit(0)
+        os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._asked: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _frame: self._asked.append(received))
+
+    def watch(self, server: Server) -> None:
+        """Return when nothing of the server is left, and its owner knows or is dead."""
+        _write_status(self._status_file, server.pid, None)
+        _wait(self._owner_fd, until=lambda: server.poll() is not None or bool(self._asked))
+        _end_tree(server, self._grace_s, hurry=lambda: not _owner_lives(self._owner_fd))
+        _write_status(self._status_file, server.pid, server.returncode)
+        _wait(self._owner_fd, until=lambda: bool(self._asked))
+        if not _owner_lives(self._owner_fd):
+            shutil.rmtree(self._private_dir, ignore_errors=True)
+
+
 def main(argv: list[str]) -> None:
     """Guard the command after `--`; returns when nothing of it is left."""
-    owner_fd, status_file, grace_s, private_dir = int(argv[0]), Path(argv[1]), float(argv[2]), Path(argv[3])
-    command = argv[argv.index("--") + 1 :]
-    if os.fork():
-        os._exit(0)
-    os.setpgid(0, 0)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, _frame: asked.append(received))
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    _write_status(status_file, server.pid, None)
-    _wait(owner_fd, until=lambda: server.poll() is not None or bool(asked))
-    _end_tree(server, grace_s, hurry=lambda: not _owner_lives(owner_fd))
-    _write_status(status_file, server.pid, server.returncode)
-    _wait(owner_fd, until=lambda: bool(asked))
-    if not _owner_lives(owner_fd):
-        shutil.rmtree(private_dir, ignore_errors=True)
+    guard = Guard(int(argv[0]), Path(argv[1]), float(argv[2]), Path(argv[3]))
+    guard.watch(subprocess.Popen(argv[argv.index("--") + 1 :], stdin=subprocess.DEVNULL))
 
 
 def _wait(owner_fd: int, until: Callable[[], bool]) -> None:
@@ -63,14 +84,14 @@ def _owner_lives(owner_fd: int) -> bool:
     return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
-def _end_tree(server: subprocess.Popen[bytes], grace_s: float, hurry: Callable[[], bool]) -> None:
+def _end_tree(server: Server, grace_s: float, hurry: Callable[[], bool]) -> None:
     """SIGTERM to the server, so that it can stop in its own order; to its tree after a second; SIGKILL after the grace.
 
     An owner that dies meanwhile shortens the grace to a second.
     """
     asked_at = time.monotonic()
     if server.poll() is None:
-        server.terminate()
+        _signal([server.pid], signal.SIGTERM)
     terminated_tree = False
     while True:
         _reap(server)
@@ -86,7 +107,7 @@ def _end_tree(server: subprocess.Popen[bytes], grace_s: float, hurry: Callable[[
         time.sleep(POLL_S)
 
 
-def _reap(server: subprocess.Popen[bytes]) -> None:
+def _reap(server: Server) -> None:
     server.poll()
     while True:
         try:

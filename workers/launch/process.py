@@ -16,6 +16,7 @@ from typing import Any
 
 from workers import processes
 from workers.launch import guard
+from workers.launch.warm import Offer
 from workers.launch.workspace import Workspace
 
 POLL_S = 0.02
@@ -24,22 +25,26 @@ POLL_S = 0.02
 class ServerProcess:
     """A command running under a guard. The pipe to the guard is this process's promise to be alive."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], workspace: Workspace, grace_s: float) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        workspace: Workspace,
+        grace_s: float,
+        warm: Offer | None = None,
+    ) -> None:
+        """Start `command`, or with an offer fork what would run it. Raises `NotWarm` where that is refused."""
         self._workspace = workspace
         self._grace_s = grace_s
-        read_end, self._alive = os.pipe()
-        guarded = [
-            sys.executable, "-I", str(Path(guard.__file__).resolve()), str(read_end),
-            str(workspace.status), str(grace_s), str(workspace.root), "--", *command,
-        ]  # fmt: skip
+        workspace.status.unlink(missing_ok=True)  # a former server's
+        owner_fd, self._alive = os.pipe()
         try:
-            with workspace.log.open("ab") as log:
-                subprocess.run(
-                    guarded, pass_fds=[read_end], env=environment, cwd=workspace.root,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=True,
-                )  # fmt: skip
+            (warm.fork if warm else _start)(command, environment, workspace, grace_s, owner_fd)
+        except BaseException:
+            os.close(self._alive)
+            raise
         finally:
-            os.close(read_end)
+            os.close(owner_fd)
         self.guard_pid, self.pid = self._wait_for_pids()
 
     def _wait_for_pids(self) -> tuple[int, int]:
@@ -98,3 +103,18 @@ class ServerProcess:
                 time.sleep(POLL_S)
             os.close(self._alive)
             self._alive = -1
+
+
+def _start(
+    command: list[str], environment: dict[str, str], workspace: Workspace, grace_s: float, owner_fd: int
+) -> None:
+    """Start a guard in a process of its own."""
+    guarded = [
+        sys.executable, "-I", str(Path(guard.__file__).resolve()), str(owner_fd),
+        str(workspace.status), str(grace_s), str(workspace.root), "--", *command,
+    ]  # fmt: skip
+    with workspace.log.open("ab") as log:
+        subprocess.run(
+            guarded, pass_fds=[owner_fd], env=environment, cwd=workspace.root,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=True,
+        )  # fmt: skip

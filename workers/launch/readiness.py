@@ -30,9 +30,16 @@ class StartFailed(Exception):
 
 
 def wait_until_ready(
-    process: ServerProcess, endpoint: Endpoint, spec: SessionSpec, stopping: Callable[[], bool]
+    process: ServerProcess,
+    endpoint: Endpoint,
+    spec: SessionSpec,
+    stopping: Callable[[], bool],
+    each_poll: Callable[[], None],
 ) -> None:
-    """Return once this server answers `/health` and names our model with our length. Raises `StartFailed`."""
+    """Return once this server answers `/health` and names our model with our length. Raises `StartFailed`.
+
+    `each_poll` is called about ten times a second; what it raises ends the wait.
+    """
     deadline = time.monotonic() + spec.timeouts.ready_s
     while True:
         if stopping():
@@ -43,6 +50,7 @@ def wait_until_ready(
         if time.monotonic() > deadline:
             message = f"not ready after {spec.timeouts.ready_s:.0f} s"
             raise StartFailed(Failure(FailureClass.READY_TIMEOUT, message, process.log_tail()))
+        each_poll()
         if _answers(endpoint, "/health"):
             break
         time.sleep(POLL_S)

@@ -1,0 +1,98 @@
+"""Where a start went, from the log of real servers: vLLM 0.32 on CPUs, and the lines of 0.25 on GPUs."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.engines.vllm_phases import ENDS, LISTENING, phases, reached
+
+CPU_COLD = [
+    (6.6, "Triton is installed, but doesn't include CPU backend. Disabling Triton."),
+    (10.3, "(APIServer pid=1) INFO 11-25 15:37:57 [api_utils.py:347]   █▄█▀ █     █     █     █  version 0.32.0"),
+    (10.3, "(APIServer pid=1) INFO 11-25 15:37:57 [api_utils.py:286] non-default args: {'max_model_len': 512}"),
+    (10.4, "(APIServer pid=1) INFO 11-25 15:37:57 [model.py:733] Resolved architecture: LlamaForCausalLM"),
+    (11.1, "(APIServer pid=1) INFO 11-25 15:37:57 [compilation.py:317] Enabled custom fusions: norm_quant, act_quant"),
+    (18.2, "Triton is installed, but doesn't include CPU backend. Disabling Triton."),
+    (20.5, "(EngineCore pid=2) INFO 11-25 15:38:07 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "),
+    (30.6, "(Worker pid=3) INFO 11-25 15:38:17 [cpu_model_runner.py:68] Starting to load model /m..."),
+    (30.7, "(Worker pid=3) INFO 11-25 15:38:17 [base_loader.py:82] Initializing model took 0.197603 seconds"),
+    (
+        31.7,
+        "(Worker pid=3) INFO 11-25 15:38:18 [cpu_worker.py:260] Explicitly set (0.13/9.71) GiB for KV cache on node 0.",
+    ),
+    (
+        31.8,
+        "(EngineCore pid=2) INFO [kv_cache_utils.py:2327] CPU KV cache size: 32,896 tokens, Maximum concurrency for",
+    ),
+    (32.0, "(EngineCore pid=2) INFO [core.py:402] init engine (profile, create kv cache, warmup model) took 0.19 s"),
+    (33.2, "(APIServer pid=1) INFO 11-25 15:38:20 [entry.py:140] Starting vLLM server on unix:/s"),
+]
+GPU_FORKED = [
+    (0.2, "warm start: forked from a process that had imported vllm.entrypoints.openai.api_server"),
+    (0.6, "(APIServer pid=1) INFO 11-24 10:00:00 [utils.py:299]   █▄█▀ █     █     █     █  version 0.25.1"),
+    (1.1, "(APIServer pid=1) INFO 11-24 10:00:00 [model.py:1587] Using max model len 4096"),
+    (
+        1.5,
+        "(EngineCore pid=2) INFO 11-24 10:00:01 [core.py:94] Initializing a V1 LLM engine (v0.25.1) with config: model",
+    ),
+    (2.2, "(EngineCore pid=2) INFO 11-24 10:00:02 [gpu_model_runner.py:4020] Starting to load model /m..."),
+    (
+        3.0,
+        "(EngineCore pid=2) INFO 11-24 10:00:02 [gpu_model_runner.py:4118] Model loading took 7.12 GiB memory",
+    ),
+    (4.0, "(EngineCore pid=2) INFO 11-24 10:00:03 [backends.py:916] Dynamo bytecode transform time: 3.20 s"),
+    (9.0, "(EngineCore pid=2) INFO 11-24 10:00:08 [monitor.py:34] torch.compile took 8.21 s in total"),
+    (9.5, "(EngineCore pid=2) INFO 11-24 10:00:09 [gpu_worker.py:356] Available KV cache memory: 117.93 GiB"),
+    (
+        9.6,
+        "(EngineCore pid=2) INFO 11-24 10:00:09 [kv_cache_utils.py:1312] Maximum concurrency for 4,096 tokens",
+    ),
+    (12.6, "(EngineCore pid=2) INFO [gpu_model_runner.py:5051] Graph capturing finished in 3 secs, took 0.55 GiB"),
+    (
+        12.7,
+        "(EngineCore pid=2) INFO [core.py:272] init engine (profile, create kv cache, warmup model) took 10.12 seconds",
+    ),
+]
+
+
+def seconds(lines: list[tuple[float, str]], ready_s: float) -> dict[str, float]:
+    return {phase.name: round(phase.seconds, 6) for phase in phases(lines, ready_s)}
+
+
+def test_a_cold_start_on_cpus_is_three_imports() -> None:
+    assert seconds(CPU_COLD, 33.8) == {
+        "imports": 10.3, "arguments": 0.8, "engine": 9.4, "worker": 10.1, "weights": 0.1, "profile": 1.0, "kv": 0.1,
+        "warm-up": 0.2, "listening": 1.8,
+    }  # fmt: skip
+
+
+def test_a_forked_start_on_a_gpu_has_its_fork_its_compilation_and_its_graphs() -> None:
+    assert seconds(GPU_FORKED, 14.0) == {
+        "fork": 0.2, "imports": 0.4, "arguments": 0.5, "engine": 0.4, "worker": 0.7, "weights": 0.8, "compile": 6.0,
+        "profile": 0.5, "kv": 0.1, "graphs": 3.0, "warm-up": 0.1, "listening": 1.3,
+    }  # fmt: skip
+
+
+def test_ranks_that_write_the_same_end_a_phase_with_the_last() -> None:
+    lines = [*GPU_FORKED[:6], (3.4, GPU_FORKED[5][1]), *GPU_FORKED[6:]]
+    assert seconds(lines, 14.0)["weights"] == 1.2
+
+
+def test_a_line_that_no_version_writes_leaves_its_time_to_the_next_phase() -> None:
+    assert seconds([line for line in CPU_COLD if "Starting to load" not in line[1]], 33.8)["weights"] == 10.2
+    assert seconds([], 5.0) == {LISTENING: 5.0}
+
+
+def test_where_a_start_is_follows_its_log() -> None:
+    assert [reached(GPU_FORKED[:seen]) for seen in (0, 1, 2, 3, 4, 12)] == [
+        "fork", "imports", "arguments", "engine", "worker", LISTENING
+    ]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from([line for _, line in CPU_COLD + GPU_FORKED]), max_size=30))
+def test_phases_are_in_order_and_add_up_to_the_whole_start(words: list[str]) -> None:
+    lines = [(float(at), word) for at, word in enumerate(words)]
+    found = phases(lines, 40.0)
+    order = [*ENDS, LISTENING]
+    assert [phase.name for phase in found] == sorted((phase.name for phase in found), key=order.index)
+    assert sum(phase.seconds for phase in found) == 40.0
+    assert all(phase.seconds >= 0 for phase in found)

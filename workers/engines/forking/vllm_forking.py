@@ -1,0 +1,45 @@
+"""A platform plugin of vLLM, found by its entry point: lets a forked server on the CPU build fork its engine in turn.
+
+vLLM's CPU platform has all processes spawned, whatever VLLM_WORKER_MULTIPROC_METHOD says, because its worker must be a
+new program: LD_PRELOAD and the OpenMP variables are read when libraries are loaded. The engine's process, which only
+schedules, has no such need. So it is forked where the variable says so, and spawns its worker as ever.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+PLAIN = "vllm.platforms.cpu.CpuPlatform"
+
+
+def platform() -> str | None:
+    """Return the platform's class where vLLM would choose its plain CPU platform."""
+    from vllm.platforms import cpu_platform_plugin
+
+    return "vllm_forking.ForkingCpuPlatform" if cpu_platform_plugin() == PLAIN else None
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ForkingCpuPlatform":
+        raise AttributeError(name)
+    from vllm.platforms.cpu import CpuPlatform
+
+    class ForkingCpuPlatform(CpuPlatform):
+        """vLLM's, but for how the process that resolves the configuration makes the next one."""
+
+        @classmethod
+        def check_and_update_config(cls, vllm_config: Any) -> None:
+            method = os.environ.get(METHOD)
+            super().check_and_update_config(vllm_config)
+            if method == "fork":
+                os.environ[METHOD] = method
+                os.register_at_fork(after_in_child=_spawn)
+
+    globals()[name] = ForkingCpuPlatform
+    return ForkingCpuPlatform
+
+
+def _spawn() -> None:
+    os.environ[METHOD] = "spawn"

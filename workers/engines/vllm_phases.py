@@ -1,0 +1,69 @@
+"""Where a vLLM server's start goes, from the lines of its log and when each was seen. Pure; logs of 0.25 to 0.32.
+
+A phase ends with its last line before any that ends a later one (several ranks write the same). What a version does not
+write is missing, and its time is in the next phase.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from contract.rows import StartPhase
+
+ENDS: dict[str, re.Pattern[str]] = {
+    "fork": re.compile(r"^warm start: "),
+    "imports": re.compile(r"vLLM API server version|  version \d|non-default args"),
+    "arguments": re.compile(
+        r"^\(APIServer [^\[]*\[(?:model|vllm|kernel|compilation|scheduler|cache|parallel|cpu|cuda|arg_utils)\.py:"
+    ),
+    "engine": re.compile(r"Initializing a V1 LLM engine"),
+    "worker": re.compile(r"Starting to load model"),
+    "weights": re.compile(r"Loading weights took|Model loading took|Initializing model took"),
+    "compile": re.compile(r"torch\.compile (?:takes|took)|Compiling a graph for|Dynamo bytecode transform time"),
+    "profile": re.compile(r"Available KV cache memory|(?:Auto|Explicitly) set \(.* for KV cache"),
+    "kv": re.compile(r"Maximum concurrency for"),
+    "graphs": re.compile(r"Graph capturing finished"),
+    "warm-up": re.compile(r"init engine \(profile"),
+}
+"""The line that ends each phase, in order. `imports` ends when the command line is parsed; `arguments` is the resolving
+of the configuration; `engine` and `worker` are the making of those processes, their imports among it; `profile` is the
+forward pass that sizes memory. The log does not tell when an engine's process was asked for: that is in `engine`."""
+LISTENING = "listening"
+SILENCE_LIMIT_S = {"fork": 20.0, "imports": 20.0, "arguments": 30.0, "engine": 90.0, "worker": 90.0}
+"""What a forked server may take for a phase without a word: at least five times what was seen on two busy cores (0.2,
+0.2, 0.5, 15 and 10 s), of which the last two are imports that a GPU build does not have."""
+LATER_LIMIT_S = 900.0
+"""Weights, compilation and graphs can be silent for minutes, and a hang that forking causes comes before them."""
+
+
+def phases(lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
+    """Return the phases of a start that was ready after `ready_s`; `lines` are (seconds since the launch, line)."""
+    found: list[StartPhase] = []
+    begin_s, at = 0.0, 0
+    for name, later in _with_later():
+        end = None
+        for index in range(at, len(lines)):
+            line = lines[index][1]
+            if any(ENDS[other].search(line) for other in later):
+                break
+            if ENDS[name].search(line):
+                end = index
+        if end is not None:
+            found.append(StartPhase(name, begin_s, lines[end][0] - begin_s))
+            begin_s, at = lines[end][0], end + 1
+    return [*found, StartPhase(LISTENING, begin_s, ready_s - begin_s)]
+
+
+def reached(lines: Sequence[tuple[float, str]]) -> str:
+    """Return the phase that a start is in."""
+    return next(
+        (later[0] if later else LISTENING)
+        for name, later in reversed([("", list(ENDS)), *_with_later()])
+        if not name or any(ENDS[name].search(line) for _, line in lines)
+    )
+
+
+def _with_later() -> list[tuple[str, list[str]]]:
+    names = list(ENDS)
+    return [(name, names[position + 1 :]) for position, name in enumerate(names)]

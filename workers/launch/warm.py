@@ -1,0 +1,154 @@
+"""The warm parent of a node, and servers forked from it: what `warm_parent` is asked, and who owns it.
+
+The owner (one Ray actor a node, see `orchestrator.cluster`) keeps it for a run. Sessions ask it over its socket, which
+only this user reaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from contract.specs import SessionSpec
+from workers.engines.base import Address, Engine, inherited_environment
+from workers.launch.workspace import Workspace
+from workers.temporary import private_directory
+
+SCRIPT = Path(__file__).resolve().with_name("warm_parent.py")
+SOCKETS_BELOW = 5
+IMPORT_LIMIT_S = 300.0
+"""For a warm parent to be done importing."""
+FORK_LIMIT_S = 30.0
+POLL_S = 0.2
+
+
+class NotWarm(Exception):
+    """No server can be forked, with the reason: it has to be started cold."""
+
+
+def parent_for(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -> WarmParent:
+    """Start the parent of servers for `spec`, and for all that are told to see the same environment."""
+    environment = inherited_environment(omp_num_threads) | engine.environment(spec, Address())
+    environment |= engine.parent_environment()
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all cards from whoever has not asked for any
+    return WarmParent(engine.warm_modules, environment)
+
+
+class WarmParent:
+    """The process that imports and forks. It ends with this object's process, however that ends."""
+
+    def __init__(self, modules: tuple[str, ...], environment: dict[str, str]) -> None:
+        """Start importing `modules` in `environment`, which servers forked from it must share."""
+        self._root = private_directory("vc-warm-", SOCKETS_BELOW)
+        self.socket = self._root / "s"
+        temporary = self._root / "t"
+        temporary.mkdir()
+        owner_fd, self._alive = os.pipe()
+        with socket.socket(socket.AF_UNIX) as listener, (self._root / "log").open("wb") as log:
+            listener.bind(str(self.socket))
+            listener.listen()
+            fds = [owner_fd, listener.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), *map(str, fds), str(self._root), *modules],
+                env={**environment, "TMPDIR": str(temporary)}, cwd=self._root, pass_fds=fds,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        os.close(owner_fd)
+
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End it. Servers that were forked from it live on: their owners are others."""
+        os.close(self._alive)
+        self._process.wait()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A warm parent that waits for one request."""
+
+    threads: tuple[str, ...]
+    """Of the parent, by name, beside its first: a fork does not have them. They belong to libraries in C."""
+    _connection: socket.socket
+
+    def fork(
+        self, command: list[str], environment: dict[str, str], workspace: Workspace, grace_s: float, owner_fd: int
+    ) -> None:
+        """Fork a server, its guard beside it, in place of `command`. Raises `NotWarm`."""
+        if command[:2] != [sys.executable, "-m"]:
+            raise NotWarm("its command is no Python module")
+        request = {
+            "module": command[2],
+            "arguments": command[3:],
+            "environment": environment,
+            "directory": str(workspace.root),
+            "log": str(workspace.log),
+            "status": str(workspace.status),
+            "grace_s": grace_s,
+        }
+        try:
+            self._connection.settimeout(FORK_LIMIT_S)
+            socket.send_fds(self._connection, [json.dumps(request).encode()], [owner_fd])
+            self._connection.shutdown(socket.SHUT_WR)
+            _heard(self._connection)
+        except OSError as error:
+            raise NotWarm(f"the warm parent did not answer: {error}") from None
+
+    def close(self) -> None:
+        """Let the warm parent go on."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
+    """Wait until the warm parent at `path` has imported. Raises `NotWarm`, also when `stopping`."""
+    connection = socket.socket(socket.AF_UNIX)
+    deadline = time.monotonic() + IMPORT_LIMIT_S
+    try:
+        connection.connect(str(path))
+        connection.settimeout(POLL_S)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return Offer(tuple(_heard(connection)["threads"]), connection)
+            if stopping():
+                raise NotWarm("stopped while the warm parent was importing")
+            if time.monotonic() > deadline:
+                raise NotWarm(f"the warm parent was still importing after {IMPORT_LIMIT_S:.0f} s")
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, OSError):
+            raise NotWarm(f"no warm parent answers: {error}") from None
+        raise
+
+
+def _heard(connection: socket.socket) -> dict[str, Any]:
+    """One line of the parent's. Raises `NotWarm` with its refusal, OSError where it says nothing any more."""
+    line = b""
+    while not line.endswith(b"\n"):
+        more = connection.recv(2**16)
+        if not more:
+            raise ConnectionError("it has ended")
+        line += more
+    message: dict[str, Any] = json.loads(line)
+    if "refused" in message:
+        raise NotWarm(message["refused"])
+    return message

@@ -1,0 +1,312 @@
+"""Imports a server's modules once and forks servers from then on. Standard library only, beside what it is to import.
+
+    warm_parent.py OWNER_FD LISTENER_FD PRIVATE_DIR MODULE...
+
+Started by `workers.launch.warm`, which makes the socket that it listens on. The first MODULE is what a cold start runs
+with `python -m`; a forked server runs it the same way. It ends, importing or not, when OWNER_FD's other end closes, and
+takes PRIVATE_DIR with it. It never touches a GPU and starts no thread; where a module that it imports does, it forks no
+server, and says why to all who ask.
+
+A forked server is as a fresh process would be: process group, signals, standard streams, directory, environment,
+`sys.path`, argv, random state, temporary directory. Torch's random state is what the import left, as in any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from workers.launch import guard
+else:
+    import guard
+
+    del sys.path[0], sys.modules["guard"]  # the directory of this file is nothing that a server should import from
+
+READ_LATE = (
+    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TMPDIR", "VLLM_API_KEY", "VLLM_RPC_BASE_PATH",
+    "VLLM_SERVER_DEV_MODE", "VLLM_WORKER_MULTIPROC_METHOD",
+)  # fmt: skip
+"""Variables that nothing looks at while it is imported, or that a forked server sets anew: they may differ from the
+parent's. Any other one that does is a reason for a cold start."""
+MESSAGE_BYTES = 2**20
+CLIENT_LIMIT_S = 10.0
+
+
+class NotFit(Exception):
+    """Why a server forked from here could be another than one started cold."""
+
+
+@dataclass
+class Imported:
+    """What the import has left in this process."""
+
+    entry: str
+    environment_before: dict[str, str]
+    path_before: list[str]
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, modules: list[str]) -> Imported:
+        """Import the modules. One that is not there is a problem if a cold start would run it."""
+        made = cls(modules[0], dict(os.environ), list(sys.path))
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except BaseException as error:
+                if name == made.entry or not isinstance(error, ModuleNotFoundError):
+                    made.problem = f"{name} could not be imported: {type(error).__name__}: {error}"
+                    break
+        gc.collect()
+        gc.freeze()  # pages that the collector does not write to stay shared with the servers
+        return made
+
+    def check(self) -> None:
+        """Raise `NotFit` where no server may be forked."""
+        if self.problem:
+            raise NotFit(self.problem)
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            raise NotFit("an import has initialised CUDA")
+        if threading.active_count() > 1:
+            names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
+            raise NotFit(f"an import has started threads: {', '.join(names)}")
+
+    def check_environment(self, asked: dict[str, str]) -> None:
+        """Raise `NotFit` where a variable that an import may have read has another value in the parent."""
+        names = sorted(
+            name
+            for name in asked.keys() | self.environment_before.keys()
+            if name not in READ_LATE and asked.get(name) != self.environment_before.get(name)
+        )
+        if names:
+            raise NotFit(f"its environment is not the one that was imported in: {', '.join(names)}")
+
+    def environment(self, asked: dict[str, str]) -> dict[str, str]:
+        """Return what a cold process would have: `asked`, and what the import adds to it."""
+        own, its = self.environment_before.get("TMPDIR"), asked.get("TMPDIR")
+        added = {name: value for name, value in os.environ.items() if self.environment_before.get(name) != value}
+        if own and its:
+            added = {name: value.replace(own, its) for name, value in added.items()}
+        return {**asked, **added}
+
+    def path(self, asked: dict[str, str], directory: str) -> list[str]:
+        """Return `sys.path` as `python -m` in that directory would have it, after the import."""
+        own = _paths(self.environment_before)
+        kept = [entry for entry in self.path_before if entry not in own]
+        added = [entry for entry in sys.path if entry not in self.path_before]
+        return [directory, *_paths(asked), *kept, *added]
+
+
+@dataclass
+class Request:
+    """One server to start."""
+
+    module: str
+    arguments: list[str]
+    environment: dict[str, str]
+    directory: str
+    log: str
+    status: str
+    grace_s: float
+
+
+@dataclass
+class Forked:
+    """A server as its guard sees it."""
+
+    pid: int
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, where it has ended."""
+        if self.returncode is None:
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
+class Parent:
+    """This process: it imports, then forks a server for each request."""
+
+    def __init__(self, owner_fd: int, listener_fd: int, private_dir: Path, modules: list[str]) -> None:
+        """Import; who asks meanwhile waits."""
+        self._owner_fd = owner_fd
+        _end_with(owner_fd, private_dir)
+        self._listener = socket.socket(fileno=listener_fd)
+        self.imported = Imported.of(modules)
+
+    def serve(self) -> Request:
+        """Fork servers for all who ask. Returns in a forked server only."""
+        while True:
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.settimeout(CLIENT_LIMIT_S)
+                request = self._answer(connection)
+            if request is not None:
+                return request
+
+    def _answer(self, connection: socket.socket) -> Request | None:
+        """Say whether a server can be forked; take one request and fork it. Returns the request in the server only."""
+        fds: list[int] = []
+        try:
+            if _peer(connection) != os.getuid():
+                return None
+            self.imported.check()
+            _say(connection, {"threads": _threads()})
+            text, fds = _heard(connection)
+            if len(fds) != 1:
+                return None  # it has thought better of it
+            request = Request(**json.loads(text))
+            if request.module != self.imported.entry:
+                raise NotFit(f"{request.module} is not what was imported")
+            self.imported.check_environment(request.environment)
+            if self._forked(request, fds[0], connection):
+                return request
+            _say(connection, {"forked": True})
+        except NotFit as error:
+            with contextlib.suppress(OSError):
+                _say(connection, {"refused": str(error)})
+        except (OSError, ValueError, TypeError) as error:  # a client that has gone, or is none of ours
+            print(f"a request was not answered: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return None
+
+    def _forked(self, request: Request, its_owner_fd: int, connection: socket.socket) -> bool:
+        """Fork a guard, which forks the server. Returns True in the server; the guard does not return."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)  # the guard has left it
+            return False
+        try:
+            self._listener.close()
+            os.close(self._owner_fd)
+            connection.close()
+            _streams(request.log)
+            os.chdir(request.directory)
+            its_guard = guard.Guard(its_owner_fd, Path(request.status), request.grace_s, Path(request.directory))
+            server = os.fork()
+            if not server:
+                return True
+            its_guard.watch(Forked(server))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+
+def _streams(log: str) -> None:
+    """Nothing to read, and the log to write to."""
+    for path, flags, fds in ((os.devnull, os.O_RDONLY, (0,)), (log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, (1, 2))):
+        opened = os.open(path, flags, 0o600)
+        for fd in fds:
+            os.dup2(opened, fd)
+        os.close(opened)
+
+
+def become(request: Request, imported: Imported) -> None:
+    """Make this forked process what a fresh one would be."""
+    environment, path = imported.environment(request.environment), imported.path(request.environment, request.directory)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as Python does at its start
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
+    sys.argv[:] = [request.module, *request.arguments]
+    tempfile.tempdir = None
+    random.seed()
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+    multiprocessing.current_process().authkey = os.urandom(32)
+    gc.unfreeze()
+    del sys.modules[request.module]  # `python -m` runs its module as `__main__` alone
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end."""
+    size = struct.calcsize("3i")
+    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
+
+
+def _heard(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """All that a client sends, and the descriptors with it."""
+    text, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
+    while more := connection.recv(MESSAGE_BYTES):
+        text += more
+    return text, fds
+
+
+def _say(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _threads() -> list[str]:
+    """Names of this process's threads but its own, those of libraries in C too: after a fork they are not there."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        if task.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                names.append((task / "comm").read_text().strip())
+    return sorted(names)
+
+
+def _paths(environment: dict[str, str]) -> list[str]:
+    return [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
+def _end_with(owner_fd: int, private_dir: Path) -> None:
+    """Have the kernel say when the pipe's other end closes, for an import does not look."""
+
+    def ended(_number: int, _frame: FrameType | None) -> NoReturn:
+        shutil.rmtree(private_dir, ignore_errors=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGIO, ended)
+    fcntl.fcntl(owner_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(owner_fd, fcntl.F_SETFL, fcntl.fcntl(owner_fd, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([owner_fd], [], [], 0)[0]:
+        ended(signal.SIGIO, None)
+
+
+def main(argv: list[str]) -> None:
+    """Import, fork; in a forked server: be it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the run to act on
+    parent = Parent(int(argv[0]), int(argv[1]), Path(argv[2]), argv[3:])
+    request = parent.serve()
+    become(request, parent.imported)
+    print(f"warm start: forked from a process that had imported {request.module}", flush=True)
+    runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
