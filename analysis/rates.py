@@ -19,6 +19,7 @@ from analysis.load_tables import cell, csv_number, goodput_column, request_notes
 from analysis.series import Reading, make_series
 from analysis.statistics import median
 from analysis.tables import RunPoint, Tables
+from contract.rows import PointRow
 
 FILE = "rate_sweep.md"
 COLUMNS = (
@@ -81,9 +82,15 @@ def rate_page(tables: Tables) -> Document | None:
     return doc
 
 
+def steady_qps_of(point: PointRow) -> float | None:
+    """Return successes a second in the steady part of one point; None where it had none."""
+    from_s, to_s, completed = point.steady_from_s, point.steady_to_s, point.steady_completed
+    return None if from_s is None or to_s is None or completed is None else completed / (to_s - from_s)
+
+
 def steady_qps(reading: Reading) -> float | None:
     """Return the median of successes a second in the steady part."""
-    rates = [rate for point in reading.measured if (rate := _steady_qps(point)) is not None]
+    rates = [rate for point in reading.measured if (rate := steady_qps_of(point)) is not None]
     return median(rates) if rates else None
 
 
@@ -137,8 +144,3 @@ def _cell(reading: Reading, column: str) -> Part:
     if column == "steady_qps":
         return significant(f"{reading.name}.steady_qps", steady_qps(reading), 4)
     return cell(reading, column, 4)
-
-
-def _steady_qps(point: RunPoint) -> float | None:
-    from_s, to_s, completed = point.steady_from_s, point.steady_to_s, point.steady_completed
-    return None if from_s is None or to_s is None or completed is None else completed / (to_s - from_s)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -23,8 +23,10 @@ CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
-RESULT_STATUSES = (MEASURED, "kv_too_small")
-"""Statuses that count as done: a measurement, or a failure that is itself the answer."""
+PRUNED = "pruned"
+"""Not measured, because what is known decides it: `failure_message` says what."""
+RESULT_STATUSES = (MEASURED, "kv_too_small", PRUNED)
+"""Statuses that count as done: a measurement, a failure that is itself the answer, or what needs no measurement."""
 
 
 @dataclass(slots=True)
@@ -220,6 +222,10 @@ class PointRow:
     """`completions` (token ids) or `chat` (text, whose length in tokens only about matches `prompt_tokens`)."""
     shared_prefix: str | None = None
     """What prompts begin with, in words; None where no two share a beginning."""
+    request_blocks: int | None = None
+    """KV blocks of one request at its full length, by the formula (the longest, where lengths are drawn)."""
+    prompt_blocks: int | None = None
+    """Of its prompt alone: what it takes to be admitted."""
     mean_prompt_tokens: float | None = None
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None

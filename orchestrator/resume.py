@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract.specs import SessionSpec
-from orchestrator.plan import Plan, further_points
+from orchestrator.plan import Plan
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment, validate
+from orchestrator.search import next_step
 from orchestrator.store import Store
 
 
@@ -20,11 +21,12 @@ def experiments_of(run: Path, overrides: list[str]) -> list[Experiment]:
 
 
 def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:
-    """Return the sessions that still have points to measure, with those points only."""
+    """Return the sessions that still have points to measure or to prune, with what is to be measured now."""
     left = []
     for session in plan.sessions:
-        every = (*session.points, *further_points(session, store.max_concurrency(session.id)))
-        points = tuple(point for point in every if not store.done(session.id, point.id))
-        if points:
-            left.append(replace(session, points=points))
+        rows = store.rows(session.id)
+        step = next_step(plan.searches.get(session.id, ()), rows)
+        points = {point.id: point for point in (*session.points, *step.measure) if point.id not in rows}
+        if points or step.pruned:
+            left.append(replace(session, points=tuple(points.values())))
     return left

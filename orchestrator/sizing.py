@@ -105,6 +105,12 @@ def levels_past(kv_concurrency: int) -> tuple[int, ...]:
     return tuple(levels)
 
 
+def levels_around(borders: list[int]) -> tuple[int, ...]:
+    """Return powers of two to the first past the highest border, and each border (the last that fits) and the next."""
+    near = {level for border in borders for level in (border, border + 1) if level >= 1}
+    return tuple(sorted({*near, *levels_past(max(borders))}))
+
+
 def _power_of_two(at_least: float) -> int:
     power = 1
     while power < at_least:
