@@ -7,26 +7,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.caveats import lengths_words, silent_sessions, title
+from analysis.envelope import envelopes, summary
 from analysis.figures import clean, significant_text
 from analysis.knee_sentences import terminal_words
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
+from analysis.objective_sentences import border_words
+from analysis.rates import rate_curves
 from analysis.rules import knee_curves
 from analysis.series import outcome
 from analysis.tables import read_tables
-from contract.rows import MEASURED
+from analysis.targets import Slo, read_slo
+from contract.rows import MEASURED, PRUNED
 
 
 def answer(run_dir: Path) -> str:
     """Return the main results of a reduced run: bytes per token, capacity, throughput, failures, where files are."""
-    tables = read_tables(run_dir)
+    tables, slo = read_tables(run_dir), read_slo(run_dir)
     lines: list[str] = []
     for result in kv_results(tables.points):
         lines += _kv_lines(result)
     for curve in knee_curves(tables.points):
         lines += _load_lines(curve)
-    lost = Counter(outcome(point) for point in tables.points if point.status != MEASURED)
+        lines += _objective_lines(curve, slo, "concurrency")
+    for curve in rate_curves(tables.points):
+        lines += _objective_lines(curve, slo, "requests/s")
+    for envelope in envelopes(tables.points):
+        lines += [title(envelope.sample, envelope.group.label), f"  {summary(envelope).text}"]
+    lost = Counter(outcome(point) for point in tables.points if point.status not in (MEASURED, PRUNED))
     if lost:
         classes = ", ".join(f"{words} x{number}" for words, number in sorted(lost.items()))
         lines.append(f"Not measured: {sum(lost.values())} of {len(tables.points)} points ({classes})")
@@ -73,3 +82,8 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
     )
     if len(curve.levels) > 1:
         yield f"  {terminal_words(curve)}"
+
+
+def _objective_lines(curve: LoadCurve, slo: Slo, unit: str) -> Iterator[str]:
+    if slo != Slo():
+        yield f"  {unit}: {border_words(curve, slo).text}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analysis.batching import batching_page
 from analysis.document import Document
+from analysis.envelope import envelope_page, envelopes, write_envelope
 from analysis.errors import AnalysisError
 from analysis.figures import write_figures
 from analysis.files import write_text
@@ -34,6 +35,9 @@ OWNED = (
     "rate_sweep.csv",
     "rate_sweep.*.csv",
     "rate_sweep.md",
+    "kv_envelope.csv",
+    "kv_envelope.*.csv",
+    "kv_envelope.md",
     "figures.csv",
     *(
         f"plots/{stem}{rest}.svg"
@@ -62,14 +66,21 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     if (run_dir / "plots").is_symlink():
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
-    tables = with_goodput(run_dir, read_tables(run_dir), read_slo(run_dir))
+    slo = read_slo(run_dir)
+    tables = with_goodput(run_dir, read_tables(run_dir), slo)
     utilization = read_utilization(run_dir)
-    pages = [kv_page(tables, targets or read_targets(run_dir)), batching_page(tables), rate_page(tables)]
+    pages = [
+        kv_page(tables, targets or read_targets(run_dir)),
+        batching_page(tables, slo),
+        rate_page(tables, slo),
+        envelope_page(tables),
+    ]
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
+    written += write_envelope(run_dir, envelopes(tables.points))
     written += _write_pages(run_dir, [page for page in pages if page is not None])
     written += write_plots(run_dir, tables)
     written += write_timeline(run_dir, tables, utilization)

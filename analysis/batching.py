@@ -12,10 +12,12 @@ from analysis.ladder import add_ladder
 from analysis.limits import add_limits
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
+from analysis.objective_sentences import add_objectives
 from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
+from analysis.targets import Slo
 from analysis.under_use import add_under_use
 
 FILE = "batching_benchmark.md"
@@ -31,7 +33,7 @@ PAIR_ROWS = (
 )
 
 
-def batching_page(tables: Tables) -> Document | None:
+def batching_page(tables: Tables, slo: Slo) -> Document | None:
     """Return the page, or None for a run without a single load row."""
     rows = [point for point in tables.points if point.purpose in PURPOSES]
     if not rows:
@@ -47,6 +49,7 @@ def batching_page(tables: Tables) -> Document | None:
     _comparison_section(doc, load_curves(rows, "comparison"))
     _levels_section(doc, load_curves(rows, "batching"))
     _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"))
+    _objectives_section(doc, knee_curves(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
     add_under_use(doc, rows)
@@ -161,3 +164,15 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
         doc.say("As far as the few levels above tell it:")
         knee_table(doc, curve)
         doc.bullets(knee_sentences(curve))
+
+
+def _objectives_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) -> None:
+    """Nothing where the run has no objective."""
+    if slo == Slo():
+        return
+    doc.heading(2, "Which concurrency holds the objectives?")
+    if not curves:
+        _absent(doc, "Which concurrency holds them", "slo")
+    for curve in curves:
+        _curve_heading(doc, curve)
+        add_objectives(doc, curve, slo, "concurrency", concurrency_figure)

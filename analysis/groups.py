@@ -90,7 +90,7 @@ class Group:
 def grouped(points: Sequence[RunPoint], columns: Sequence[str]) -> list[Group]:
     """Return the points in groups that agree in `columns`, sorted by them."""
     by_key: dict[Key, list[RunPoint]] = {}
-    for point in sorted(points, key=lambda p: any(getattr(p, column) is None for column in LEARNED)):
+    for point in sorted(points, key=lambda p: sum(getattr(p, column) is None for column in LEARNED)):
         key = tuple(getattr(point, column) for column in columns)
         by_key.setdefault(_known(key, columns, list(by_key)), []).append(point)
     keys = sorted(by_key, key=_order)

@@ -82,6 +82,22 @@ class KVLayout:
         tokens = self._length(length)
         return sum(_ceil(group.layers, self.layers_per_block) * self._pages(group, tokens) for group in self.groups)
 
+    def blocks_held(self, tokens: int) -> int:
+        """Return the blocks that one running sequence of `tokens` tokens really holds, over all groups.
+
+        Not what is reserved for it (`blocks_per_sequence`): a window frees what it has left behind, so it holds the
+        last `window` tokens, which need not start at a block's start: ceil((window - 1) / block) + 1 blocks at most
+        (v1/core/single_type_kv_cache_manager.py, `get_num_skipped_tokens`). What a prefill holds besides, while its
+        tokens are in flight, is not in it.
+        """
+        held = 0
+        for group in self.groups:
+            pages = self.state_blocks if group.kind == LINEAR_ATTENTION else _ceil(tokens, self.block_size)
+            if group.window is not None:
+                pages = min(pages, _ceil(group.window - 1, self.block_size) + 1)
+            held += _ceil(group.layers, self.layers_per_block) * pages
+        return held
+
     def bytes_per_sequence(self, length: int | None = None) -> int:
         """Return bytes of one sequence of `length` tokens, in whole blocks."""
         return self.blocks_per_sequence(length) * self.bytes_per_block

@@ -223,7 +223,7 @@ class PointRow:
     shared_prefix: str | None = None
     """What prompts begin with, in words; None where no two share a beginning."""
     request_blocks: int | None = None
-    """KV blocks of one request at its full length, by the formula (the longest, where lengths are drawn)."""
+    """KV blocks that one request holds at its full length, by the formula (the longest, where lengths are drawn)."""
     prompt_blocks: int | None = None
     """Of its prompt alone: what it takes to be admitted."""
     mean_prompt_tokens: float | None = None

@@ -135,8 +135,8 @@ def _show(plan: Plan, fleet: Fleet) -> int:
 def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Experiment], plan: Plan) -> Outcome:
     from orchestrator.driver import Driver
     from orchestrator.manifest import make_manifest, server_entry
-    from orchestrator.preview import estimate_s, points_words
     from orchestrator.plan import searched_points
+    from orchestrator.preview import estimate_s, points_words
     from orchestrator.progress import Progress
     from orchestrator.resume import left_to_do
 

@@ -115,7 +115,7 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
                     problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
-    return Plan(tuple(sessions.values()), {id: found for id, found in searches.items() if found})
+    return Plan(tuple(sessions.values()), {session: found for session, found in searches.items() if found})
 
 
 def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:
@@ -361,7 +361,7 @@ class _Planner:
         server = self._with_pool(self._server(max_model_len=sweep.context_tokens[-1]), sweep.sequences)
         layout = sizing.layout(self.model, server, self.fleet)
         pool = layout.num_blocks(server.kv_cache_memory_bytes or 0) - 1
-        holds = [pool // layout.blocks_per_sequence(length) for length in sweep.context_tokens]
+        holds = [pool // layout.blocks_held(length) for length in sweep.context_tokens]
         levels = sizing.levels_around(holds) if sweep.concurrency == "auto" else sweep.concurrency
         seats = server.max_num_seqs or levels[-1]
         session = self._session(replace(server, max_num_seqs=seats), Mode.COMMITTED, sweep.sequences, [])
@@ -369,8 +369,8 @@ class _Planner:
             Cell(
                 _identified(session.id, self._cell(*sweep.lengths(length), level)),
                 length,
-                layout.blocks_per_sequence(length),
-                layout.blocks_per_sequence(sweep.lengths(length)[0]),
+                layout.blocks_held(length),
+                layout.blocks_held(sweep.lengths(length)[0]),
             )
             for length in sweep.context_tokens
             for level in levels

@@ -462,9 +462,8 @@ class Experiment(_Section):
     @model_validator(mode="after")
     def _has_objectives(self) -> Self:
         if isinstance(self.sweep, SloSweep) and not any(self.slo.model_dump().values()):
-            raise ValueError(
-                f"slo: +sweep=slo searches where it breaks; set {' or '.join(f'slo.{n}' for n in SloConfig.model_fields)}"
-            )
+            keys = " or ".join(f"slo.{name}" for name in SloConfig.model_fields)
+            raise ValueError(f"slo: +sweep=slo searches for where objectives begin to be missed; set {keys} (seconds)")
         return self
 
 
@@ -531,7 +530,8 @@ def _known_keys(location: list[str]) -> list[str]:
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "kv": KvSweep, "batching": BatchingSweep,
         "concurrency": ConcurrencySweep, "rate": RateSweep, "near_full_context": NearFullContext,
-        "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep, "stages": StageConfig, "precision": PrecisionConfig,
+        "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep,
+        "stages": StageConfig, "precision": PrecisionConfig,
         "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
         "shared_prefix": SharedPrefixConfig,
     }  # fmt: skip

@@ -53,4 +53,4 @@ def next_step(searches: Iterable[Search], rows: Rows) -> Step:
     steps = [search.next(rows) for search in searches]
     measure = {point.id: point for step in steps for point in step.measure if point.id not in rows}
     pruned = {each.point.id: each for step in steps for each in step.pruned if each.point.id not in rows}
-    return Step(tuple(measure.values()), tuple(pruned[id] for id in pruned if id not in measure))
+    return Step(tuple(measure.values()), tuple(each for point_id, each in pruned.items() if point_id not in measure))
