@@ -18,7 +18,7 @@ from analysis.rates import rate_curves
 from analysis.rules import knee_curves
 from analysis.series import outcome
 from analysis.tables import read_tables
-from analysis.targets import Slo, read_slo
+from analysis.targets import NO_OBJECTIVES, Slo, read_slo
 from contract.rows import MEASURED, PRUNED
 
 
@@ -85,5 +85,5 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
 
 
 def _objective_lines(curve: LoadCurve, slo: Slo, unit: str) -> Iterator[str]:
-    if slo != Slo():
+    if slo != NO_OBJECTIVES:
         yield f"  {unit}: {border_words(curve, slo).text}"

@@ -17,7 +17,7 @@ from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
-from analysis.targets import Slo
+from analysis.targets import NO_OBJECTIVES, Slo
 from analysis.under_use import add_under_use
 
 FILE = "batching_benchmark.md"
@@ -33,7 +33,7 @@ PAIR_ROWS = (
 )
 
 
-def batching_page(tables: Tables, slo: Slo) -> Document | None:
+def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
     """Return the page, or None for a run without a single load row."""
     rows = [point for point in tables.points if point.purpose in PURPOSES]
     if not rows:
@@ -168,7 +168,7 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
 
 def _objectives_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) -> None:
     """Nothing where the run has no objective."""
-    if slo == Slo():
+    if slo == NO_OBJECTIVES:
         return
     doc.heading(2, "Which concurrency holds the objectives?")
     if not curves:

@@ -11,12 +11,12 @@ from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
 from analysis.objectives import KEEPS_UP, border, states
 from analysis.series import Reading
-from analysis.targets import Slo
+from analysis.targets import NO_OBJECTIVES, Slo
 
 
 def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str, level: Callable[[Reading], Figure]) -> None:
     """Write which levels of a curve hold the objectives; nothing where there is none."""
-    if slo == Slo():
+    if slo == NO_OBJECTIVES:
         return
     names = [objective.name for objective in fields(Slo) if getattr(slo, objective.name) is not None]
     limits = join([phrase(n + " up to {s} s", s=significant(f"slo.{n}", getattr(slo, n))) for n in names], ", ")

@@ -29,6 +29,9 @@ class Slo:
         return {"e2e_s": self.p95_e2e_s, "ttft_s": self.p95_ttft_s, "tpot_s": self.p95_tpot_s}
 
 
+NO_OBJECTIVES = Slo()
+
+
 def read_slo(run_dir: Path) -> Slo:
     """Return the objectives under the key `slo` of `manifest.json`; none where the file or the key is missing."""
     slo = _section(run_dir, "slo")

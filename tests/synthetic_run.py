@@ -241,6 +241,44 @@ def ladder_row(shape: Shape, concurrency: int) -> PointRow:
     )
 
 
+def rate_row(shape: Shape, rate: float, repeat: int, in_flight: int) -> PointRow:
+    """Return a level of an open loop that has about `in_flight` requests in flight and lasts as it then takes."""
+    row = load_row(shape, "rate", in_flight, repeat)
+    duration = row.steady_to_s or 1.0
+    return replace(
+        row,
+        point_id=f"rate-{rate:g}-r{repeat}",
+        concurrency=None,
+        arrivals="poisson, 30 s",
+        request_rate=rate,
+        offered_qps=(row.num_requests or 1) / duration,
+        most_in_flight=in_flight + 1,
+        p99_send_delay_s=0.001,
+    )
+
+
+def envelope_row(shape: Shape, length: int, concurrency: int, **columns: object) -> PointRow:
+    """Return a cell of an envelope whose pool holds eight sequences of 1,024 tokens; half of a context is answer."""
+    pool = 8 * 1024 // shape.block
+    row = replace(
+        ladder_row(shape, concurrency),
+        purpose="envelope",
+        point_id=f"envelope-{length}-{concurrency}",
+        session_id="session-envelope",
+        max_model_len=1024,
+        sequences=8,
+        prompt_tokens=length // 2,
+        output_tokens=length // 2,
+        request_blocks=length // shape.block,
+        prompt_blocks=length // 2 // shape.block,
+        engine_num_blocks=pool + 1,
+        running_max=min(concurrency, 8 * 1024 // length),
+        waiting_max=0,
+        preemptions=0,
+    )
+    return replace(row, **columns)
+
+
 def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter: float) -> PointRow:
     """Fill a load row: throughput saturates, and each request takes what Little's law then leaves."""
     output = row.output_tokens or 64

@@ -39,6 +39,7 @@ CONSTANTS = {
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
     "rule.kv_near_full_pct": 95,
+    "rule.keeps_up_pct": 90,
     "rule.context_step_tokens": 1024,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
@@ -87,7 +88,29 @@ def repeated(saturation: float, **at_32: object) -> list[synthetic.PointRow]:
     return synthetic.changed(made, lambda row: row.concurrency == 32, **at_32)
 
 
+def objectives() -> list[synthetic.PointRow]:
+    """Return a sweep and rates of three repeats: one level whose repeats disagree, one whose requests failed."""
+    made = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 8, 16, 24, 32) for r in range(3)]
+    made = synthetic.changed(made, lambda row: row.concurrency == 24 and row.repeat == 0, p95_tpot_s=0.001)
+    made += [synthetic.rate_row(synthetic.GPU, rate, r, c) for rate, c in ((0.5, 2), (12.5, 20)) for r in range(2)]
+    return [*made, synthetic.failed(synthetic.load_row(synthetic.GPU, "concurrency", 64, 0), "load_error_rate")]
+
+
+def envelope() -> list[synthetic.PointRow]:
+    """Return cells that agree, one that does not, one that failed and two that were pruned."""
+    made = [synthetic.envelope_row(synthetic.GPU, 1024, 8), synthetic.envelope_row(synthetic.GPU, 512, 16)]
+    made += [synthetic.envelope_row(synthetic.GPU, 1024, 9, preemptions=3)]
+    made += [synthetic.envelope_row(synthetic.GPU, 512, 17), synthetic.envelope_row(synthetic.GPU, 1024, 4)]
+    made += [synthetic.envelope_row(synthetic.GPU, 1024, 32, waiting_max=24, kv_usage_max=0.99)]
+    lost, one = synthetic.envelope_row(synthetic.GPU, 512, 40), synthetic.envelope_row(synthetic.GPU, 512, 1)
+    decided = synthetic.failed(one, "", "fits: 8 x 1024 tokens did", "pruned")
+    return [*made, synthetic.failed(lost, "engine_dead"), replace(decided, failure_class=None)]
+
+
+SLO = {"objectives": {"p95_e2e_s": None, "p95_ttft_s": 0.3, "p95_tpot_s": 0.0033}}
 RUNS = {
+    "objectives": objectives(),
+    "envelope": envelope(),
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
     "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
@@ -122,7 +145,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if request.param == "spoiled"
         else {"concurrency": 16, "context_tokens": 4096}
     )
-    (run_dir / "manifest.json").write_text(json.dumps({"target": target}))
+    manifest = {"target": target, "slo": SLO.get(request.param, {})}
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
     with patch("analysis.artifacts.write_plots", return_value=[]):  # no figures in them, and they take the time
         reduce(run_dir)
     return run_dir
@@ -177,11 +201,18 @@ class Auditor:
         self.points = pd.read_parquet(run / "points.parquet")
         self.requests = pd.read_parquet(run / "requests.parquet")
         self.sessions = pd.read_parquet(run / "sessions.parquet").set_index("session_id")
-        self.target = json.loads((run / "manifest.json").read_text())["target"]
+        manifest = json.loads((run / "manifest.json").read_text())
+        self.target, self.slo = manifest["target"], manifest["slo"]
         self.ranks = max(int(self.points.gpus.iloc[0]), 1)
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
             (r"target\.(\w+)", lambda key: self.target[key]),
             (r"envelope\.(?:len|c)(\d+)", float),
+            (r"slo\.(\w+)", lambda key: self.slo[key]),
+            (r"cells\.[^.]+\.(?:len|c)(\d+)", float),
+            (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
+            (r"cells\.[^.]+\.(\w+)", self.cells),
+            (r"rate\.[^.]+\.r([\d.]+)\.(\w+)", self.rate),
+            (r"(\w+)\.[^.]+\.slo_(held|broke|undecided|ratio)", self.border),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
             (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
@@ -522,6 +553,7 @@ class Auditor:
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
+            "goodput_qps": lambda: self.goodput(own),
             "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
@@ -559,6 +591,76 @@ class Auditor:
             return self.knee(purpose).of_curve(what)
         value = row[what]
         return value if isinstance(value, str) else float(value)
+
+    # --- objectives and envelope ---
+
+    def border(self, purpose: str, what: str) -> float | str:
+        rows = self.points[self.points.purpose == purpose]
+        met = pd.Series(True, rows.index)
+        for name, limit in self.slo.items():
+            met &= (rows[name] <= limit) if limit else True
+        if purpose == "rate":
+            window = rows.steady_to_s - rows.steady_from_s
+            sent = 0.9 * rows.offered_qps * window
+            met &= rows.steady_completed >= sent - 2 * np.sqrt(sent)
+        shares = met.groupby(rows["request_rate" if purpose == "rate" else "concurrency"]).mean()
+        broke = shares.index[shares == 0].min()
+        held = shares.index[(shares == 1) & ~(shares.index > broke)].max()
+        torn = shares.index[(shares > 0) & (shares < 1) & (shares.index > held) & ~(shares.index > broke)]
+        if what == "undecided":
+            return ", ".join(f"{level:g}" for level in torn)
+        return float({"held": held, "broke": broke, "ratio": broke / held}[what])
+
+    def goodput(self, rows: pd.DataFrame) -> float:
+        sent = self.requests
+        good = sent.ok.copy()
+        for name, limit in self.slo.items():
+            good &= (sent[name.removeprefix("p95_")] <= limit) if limit else True
+        return float((rows.point_id.map(good.groupby(sent.point_id).sum()) / rows.duration_s).median())
+
+    def rate(self, rate: str, what: str) -> float:
+        rows = self.points[(self.points.purpose == "rate") & (self.points.request_rate == float(rate))]
+        derived: dict[str, Callable[[], float]] = {
+            "request_rate": lambda: float(rate),
+            "goodput_qps": lambda: self.goodput(rows),
+            "steady_qps": lambda: (rows.steady_completed / (rows.steady_to_s - rows.steady_from_s)).median(),
+            "completed_fewest": lambda: rows.completed.min(),
+        }
+        return float(derived[what]() if what in derived else rows[what].median())
+
+    def cells(self, what: str) -> float | str:
+        rows = self.points[self.points.purpose == "envelope"]
+        if what in ("title", "version"):
+            return self.title() if what == "title" else self.version()
+        measured = rows[rows.status == "measured"]
+        pool = rows.engine_num_blocks.max() - 1
+        fits = measured.concurrency * measured.request_blocks <= pool
+        full = (measured.waiting_max > 0) & (measured.kv_usage_max >= 0.95)
+        full &= measured.running_max < 0.9 * measured.concurrency
+        seen = (measured.preemptions == 0) & ~full
+        counts = {
+            "cells": len(rows),
+            "judged": len(measured),
+            "pruned": (rows.status == "pruned").sum(),
+            "agree": (fits == seen).sum(),
+            "pool_blocks": pool,
+            "max_model_len": rows.max_model_len.iloc[0],
+            "engine_block_size": rows.engine_block_size.max(),
+        }
+        return float(counts[what])
+
+    def cell(self, length: str, concurrency: str, what: str) -> float | str:
+        rows = self.points[(self.points.purpose == "envelope") & (self.points.concurrency == int(concurrency))]
+        (at,) = rows.index[rows.prompt_tokens + rows.output_tokens == int(length)]
+        row, pool = rows.loc[at], self.points.engine_num_blocks.max() - 1
+        if what == "reason":
+            return str(row.failure_message)
+        derived = {
+            "context_tokens": float(length),
+            "need_pct": 100 * row.concurrency * row.request_blocks / pool,
+            "kv_usage_max_pct": 100 * row.kv_usage_max,
+        }
+        return float(derived[what] if what in derived else row[what])
 
     @functools.cache  # noqa: B019
     def knee(self, purpose: str) -> KneeAudit:
