@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from analysis.anchors import with_drift
 from analysis.batching import batching_page
 from analysis.document import Document
 from analysis.envelope import envelope_page, envelopes, write_envelope
@@ -67,7 +68,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
     slo = read_slo(run_dir)
-    tables = with_goodput(run_dir, read_tables(run_dir), slo)
+    tables = with_drift(with_goodput(run_dir, read_tables(run_dir), slo))
     utilization = read_utilization(run_dir)
     pages = [
         kv_page(tables, targets or read_targets(run_dir)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.anchors import add_anchors
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, phrase
 from analysis.figures import Figure, count, times
@@ -21,7 +22,7 @@ from analysis.targets import NO_OBJECTIVES, Slo
 from analysis.under_use import add_under_use
 
 FILE = "batching_benchmark.md"
-PURPOSES = ("comparison", "batching", "concurrency", "near_full_context")
+PURPOSES = ("comparison", "batching", "concurrency", "near_full_context", "anchor")
 MORE_COLUMNS = ("tok_s", "total_tok_s", "p50_ttft_s", "p95_ttft_s", "p50_tpot_s", "p99_e2e_s")
 PAIR_ROWS = (
     ("s, all requests", "duration_s"),
@@ -52,6 +53,7 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
     _objectives_section(doc, knee_curves(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
+    add_anchors(doc, rows)
     add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
     rules = rules_of_thumb(tables.points)

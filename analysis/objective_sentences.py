@@ -8,7 +8,7 @@ from dataclasses import fields
 from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, percent, quote, significant, times
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell
+from analysis.load_tables import cell, unmeasured_notes
 from analysis.objectives import KEEPS_UP, border, states
 from analysis.series import Reading
 from analysis.targets import NO_OBJECTIVES, Slo
@@ -34,10 +34,16 @@ def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str, level: 
     )
     states_by_level = _states(curve, slo)
     rows: list[list[str | Part]] = [
-        [level(r), *(cell(r, name, 4) for name in names), cell(r, "tok_s", 4), _word(r, states_by_level)]
+        [
+            level(r),
+            *(cell(r, name, 4) for name in names),
+            cell(r, "tok_s", 4),
+            _word(r, states_by_level),
+            join(unmeasured_notes(r)),
+        ]
         for r in curve.series.readings
     ]
-    doc.table([axis, *names, "tok_s", "verdict"], rows, curve.series.sample.simulated)
+    doc.table([axis, *names, "tok_s", "verdict", "notes"], rows, curve.series.sample.simulated)
     doc.bullets([phrase("The border along " + axis + ": {words}", words=border_words(curve, slo))])
 
 

@@ -43,6 +43,7 @@ class Purpose(StrEnum):
     CONCURRENCY = "concurrency"  # concurrency_sweep.csv
     RATE = "rate"  # rate_sweep.csv: open loop
     NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
+    ANCHOR = "anchor"  # a level that is repeated while a session lives: its drift
     ENVELOPE = "envelope"  # kv_envelope.md: lengths x concurrency against the KV pool
 
 

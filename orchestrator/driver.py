@@ -29,6 +29,7 @@ from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
 from orchestrator.cluster import ActorLost, Cluster, SessionHandle
 from orchestrator.fleet import Fleet
+from orchestrator.plan import memory_first
 from orchestrator.progress import Progress, title
 from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
 from orchestrator.search import Pruned, Search, next_step
@@ -153,7 +154,7 @@ class Driver:
             self._beside[spec.id] = self._neighbours(spec)
             pending.pop(0)
             self._put(spec, point, row)
-            if not pending and started.status == MEASURED:
+            if started.status == MEASURED:
                 self._ask(spec)
         self._progress.doing(spec, "settling its account")
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
@@ -164,8 +165,9 @@ class Driver:
         step = next_step(self._searches.get(spec.id, ()), self._rows[spec.id])
         pending = self._pending[spec.id]
         known = {point.id for point in pending}
-        more = [point for point in step.measure if point.id not in known]
-        pending += more
+        more = [point for point in (*step.ahead, *step.measure) if point.id not in known]
+        ahead = [point for point in step.ahead if point.id not in known]
+        pending[:] = memory_first([*ahead, *pending, *(point for point in more if point not in ahead)])
         self._progress.total_points += len(more)
         self._prune(spec, step.pruned)
 

@@ -6,7 +6,7 @@ Every `auto` of the configuration is resolved here. Called by `orchestrator.__ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ from orchestrator.schema import (
     SloSweep,
 )
 from orchestrator.search import Search, bisection, knee, next_step, slo
+from orchestrator.search.anchors import Anchors, anchor_of
 from orchestrator.search.envelope import Cell, Envelope
 from orchestrator.search.ladder import PastThePool
 from orchestrator.search.rounds import Rounds
@@ -115,6 +116,9 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
                     problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
+    if any(experiment.controls == "on" for experiment, _ in experiments):
+        for session in sessions.values():
+            searches[session.id] += _anchors(session, searches[session.id])
     return Plan(tuple(sessions.values()), {session: found for session, found in searches.items() if found})
 
 
@@ -123,16 +127,34 @@ def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:
     return max(concurrency, shared_prefix.groups if shared_prefix else 0)
 
 
+def memory_first(points: Iterable[Point]) -> list[Point]:
+    """Return points in their order, memory first: it must be read before anything else was asked of the server."""
+    return sorted(points, key=lambda point: point.kind is not PointKind.MEMORY)
+
+
 def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
-    """Points of both, memory first: it must be read before anything else has been asked of the server."""
+    """Points of both."""
     if known is None:
         return new
     points = {point.id: point for point in (*known.points, *new.points)}
     return replace(
         known,
-        points=tuple(sorted(points.values(), key=lambda point: point.kind is not PointKind.MEMORY)),
+        points=tuple(memory_first(points.values())),
         searched_estimate_s=known.searched_estimate_s + new.searched_estimate_s,
     )
+
+
+def _anchors(session: SessionSpec, searches: tuple[Search, ...]) -> tuple[Search, ...]:
+    """Return the anchor of a session whose closed-loop levels take long enough for one."""
+    planned = [point for point in session.points if point.purpose in (Purpose.BATCHING, Purpose.CONCURRENCY)]
+    rounds = [search for search in searches if isinstance(search, Rounds)]
+    coarse = [search.points_at(level)[0] for search in rounds for level in search.coarse]
+    levels = [point for point in (*planned, *coarse) if point.repeat == 0 and point.arrivals is None]
+    anchor = anchor_of(levels, session.estimate_s - session.start_estimate_s)
+    if anchor is None:
+        return ()
+    template = replace(anchor, purpose=Purpose.ANCHOR)
+    return (Anchors(lambda n: _identified(session.id, replace(template, repeat=n))),)
 
 
 def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract.specs import SessionSpec
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, memory_first
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment, validate
 from orchestrator.search import next_step
@@ -26,7 +26,8 @@ def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:
     for session in plan.sessions:
         rows = store.rows(session.id)
         step = next_step(plan.searches.get(session.id, ()), rows)
-        points = {point.id: point for point in (*session.points, *step.measure) if point.id not in rows}
+        every = (*step.ahead, *session.points, *step.measure)
+        points = {point.id: point for point in memory_first(every) if point.id not in rows}
         if points or step.pruned:
             left.append(replace(session, points=tuple(points.values())))
     return left

@@ -457,6 +457,7 @@ class Experiment(_Section):
     slo: SloConfig
     output_root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
+    controls: Literal["on", "off"] = "on"
     dry_run: bool
 
     @model_validator(mode="after")

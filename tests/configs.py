@@ -39,6 +39,7 @@ def raw(sweep: str | None = "kv", model: str = "tiny", engine: str = "vllm", **c
         "slo": {"p95_e2e_s": None, "p95_ttft_s": None, "p95_tpot_s": None},
         "output_root": "outputs",
         "seed": 0,
+        "controls": "on",
         "dry_run": False,
     }
     for key, value in changes.items():

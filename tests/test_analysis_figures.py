@@ -40,6 +40,7 @@ CONSTANTS = {
     "rule.confidence_pct": 95,
     "rule.kv_near_full_pct": 95,
     "rule.keeps_up_pct": 90,
+    "rule.drift_limit_pct": 5,
     "rule.context_step_tokens": 1024,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
@@ -88,10 +89,15 @@ def repeated(saturation: float, **at_32: object) -> list[synthetic.PointRow]:
     return synthetic.changed(made, lambda row: row.concurrency == 32, **at_32)
 
 
+def anchor(n: int, tok_s: float) -> synthetic.PointRow:
+    return replace(synthetic.load_row(synthetic.GPU, "anchor", 8, n), tok_s=tok_s)
+
+
 def objectives() -> list[synthetic.PointRow]:
     """Return a sweep and rates of three repeats: one level whose repeats disagree, one whose requests failed."""
     made = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 8, 16, 24, 32) for r in range(3)]
     made = synthetic.changed(made, lambda row: row.concurrency == 24 and row.repeat == 0, p95_tpot_s=0.001)
+    made += [anchor(n, tok_s) for n, tok_s in enumerate((3000.0, 3030.0, 2800.0, 2950.0))]
     made += [synthetic.rate_row(synthetic.GPU, rate, r, c) for rate, c in ((0.5, 2), (12.5, 20)) for r in range(2)]
     return [*made, synthetic.failed(synthetic.load_row(synthetic.GPU, "concurrency", 64, 0), "load_error_rate")]
 
@@ -208,6 +214,7 @@ class Auditor:
             (r"target\.(\w+)", lambda key: self.target[key]),
             (r"envelope\.(?:len|c)(\d+)", float),
             (r"slo\.(\w+)", lambda key: self.slo[key]),
+            (r"anchor\.([^.]+)\.(?:r(\d+)\.)?(\w+)", self.anchor),
             (r"cells\.[^.]+\.(?:len|c)(\d+)", float),
             (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
             (r"cells\.[^.]+\.(\w+)", self.cells),
@@ -554,6 +561,7 @@ class Auditor:
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
             "goodput_qps": lambda: self.goodput(own),
+            "anchor_drift_pct": lambda: float(self.anchor(own.session_id.iloc[0], None, "drift_pct")),
             "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
@@ -611,6 +619,18 @@ class Auditor:
             return ", ".join(f"{level:g}" for level in torn)
         return float({"held": held, "broke": broke, "ratio": broke / held}[what])
 
+    def anchor(self, session: str, reading: str | None, what: str) -> float | str:
+        rows = self.points[(self.points.purpose == "anchor") & (self.points.session_id == session)].set_index("repeat")
+        if reading is not None:
+            column = what.removesuffix("_change_pct")
+            if what == "repeat":
+                return float(reading)
+            value, first = rows[column][int(reading)], rows[column][0]
+            return float(value if column == what else 100 * (value / first - 1))
+        changes = 100 * (rows.tok_s / rows.tok_s[0] - 1)
+        values = {"title": self.title(), "concurrency": rows.concurrency[0], "readings": len(rows)}
+        return values[what] if what != "drift_pct" else float(changes[changes.abs().idxmax()])
+
     def goodput(self, rows: pd.DataFrame) -> float:
         sent = self.requests
         good = sent.ok.copy()
@@ -625,6 +645,7 @@ class Auditor:
             "goodput_qps": lambda: self.goodput(rows),
             "steady_qps": lambda: (rows.steady_completed / (rows.steady_to_s - rows.steady_from_s)).median(),
             "completed_fewest": lambda: rows.completed.min(),
+            "anchor_drift_pct": lambda: float(self.anchor(rows.session_id.iloc[0], None, "drift_pct")),
         }
         return float(derived[what]() if what in derived else rows[what].median())
 

@@ -85,7 +85,7 @@ def test_near_full_ladder_on_a_pool_of_known_size() -> None:
 
 
 def test_near_full_ladder_grows_where_the_engine_holds_more_than_was_foreseen() -> None:
-    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4)
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4, controls="off")
     made = plan(asked)
     (session,) = [s for s in made.sessions if s.sequences == 4]
     (search,) = made.searches[session.id]
@@ -102,7 +102,7 @@ def test_near_full_ladder_grows_where_the_engine_holds_more_than_was_foreseen() 
 
 
 def test_levels_that_the_user_named_are_not_added_to() -> None:
-    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__concurrency=[1, 2])
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__concurrency=[1, 2], controls="off")
     assert plan(asked).searches == {}
 
 

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from analysis.knee import WITHIN_PEAK
 from analysis.objectives import border
 from contract.rows import FAILED, MEASURED, PRUNED, PointRow
-from contract.specs import Point
-from orchestrator.plan import make_plan
+from contract.specs import Point, PointKind, Purpose
+from orchestrator.plan import make_plan, memory_first
 from orchestrator.problems import ConfigError
-from orchestrator.search import Search
+from orchestrator.search import Search, Step, next_step
+from orchestrator.search.anchors import SHARE, Anchors
 from orchestrator.search.bisection import RESOLUTION, rate_between, whole_between
 from orchestrator.search.envelope import Envelope
 from orchestrator.search.rounds import Rounds
@@ -26,9 +27,11 @@ from tests.configs import experiment, gpu_fleet, resolved
 Measure = Callable[[Point], PointRow]
 BLANK = replace(synthetic.ladder_row(synthetic.GPU, 1), requests=[], telemetry=[], engine_num_blocks=None)
 
+ANY = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency")
 
-def searches(sweep: str, model: str = "phi-3-mini-4k", **changes: Any) -> tuple[Search, ...]:
-    made = make_plan(resolved(experiment(sweep, model, **changes)), gpu_fleet(1))
+
+def searches(sweep: str, model: str = "phi-3-mini-4k", controls: str = "off", **changes: Any) -> tuple[Search, ...]:
+    made = make_plan(resolved(experiment(sweep, model, controls=controls, **changes)), gpu_fleet(1))
     (session,) = made.sessions
     found = made.searches[session.id]
     assert {p.id for p in session.points} == {p.id for s in found for p in s.next({}).measure}
@@ -39,10 +42,10 @@ def drive(search: Search, measure: Measure, rows: dict[str, PointRow] | None = N
     """Do what the driver does; return the rows that were measured, in their order."""
     rows = {} if rows is None else rows
     measured = []
-    while (step := search.next(rows)).measure or step.pruned:
+    while (step := search.next(rows)) != Step():
         for each in step.pruned:
             rows[each.point.id] = row_of(each.point, status=PRUNED, failure_message=each.reason)
-        for point in step.measure:
+        for point in (*step.ahead, *step.measure)[:1]:  # asked again after every row
             assert point.id not in rows, "measured twice"
             rows[point.id] = measure(point)
             measured.append(rows[point.id])
@@ -147,6 +150,44 @@ def test_a_level_that_cannot_be_measured_ends_the_ladder_and_is_not_repeated() -
     assert [row.concurrency for row in rows if row.status == FAILED] == [16]
     dead = drive(search, lambda point: row_of(point, status=FAILED))
     assert len(dead) == 1
+
+
+# --- anchors ---
+
+
+@dataclass(frozen=True)
+class Several:
+    """The searches of a session as one, as the driver asks them."""
+
+    searches: tuple[Search, ...]
+
+    def next(self, rows: dict[str, PointRow]) -> Step:
+        return next_step(self.searches, rows)
+
+
+def test_an_anchor_comes_first_and_again_within_a_tenth_of_the_time() -> None:
+    found = searches("knee", controls="on")
+    assert isinstance(found[-1], Anchors)
+    rows = drive(Several(found), curve(lambda level: 3000.0 * level / (level + 8)))  # type: ignore[arg-type]
+    anchors = [index for index, row in enumerate(rows) if row.purpose == Purpose.ANCHOR]
+    assert anchors[0] == 0
+    assert len(anchors) >= 2
+    assert [rows[index].repeat for index in anchors] == list(range(len(anchors)))
+    share = sum(rows[index].duration_s or 0 for index in anchors) / sum(row.duration_s or 0 for row in rows)
+    assert share <= SHARE
+    others = [row.point_id for row in rows if row.purpose != Purpose.ANCHOR]
+    assert others == [row.point_id for row in drive(found[0], curve(lambda level: 3000.0 * level / (level + 8)))]
+
+
+def test_short_sessions_and_those_without_controls_have_no_anchor() -> None:
+    for asked in (experiment("concurrency"), experiment("batching", controls="off"), experiment("kv")):
+        assert make_plan(resolved(asked), gpu_fleet(1)).searches == {}
+    assert len(make_plan(resolved(experiment("batching")), gpu_fleet(1)).searches) == 1
+
+
+def test_memory_is_read_before_an_anchor() -> None:
+    memory, load = (replace(ANY, id=kind, kind=kind) for kind in (PointKind.MEMORY, PointKind.LOAD))
+    assert memory_first([load, memory]) == [memory, load]
 
 
 # --- slo ---

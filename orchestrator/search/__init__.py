@@ -1,6 +1,6 @@
 """Searches: which points a session measures next, from the rows that it has so far. Pure; no server, no clock.
 
-The planner makes them, the driver asks them whenever a session has nothing left to measure, and so does a resumed run:
+The planner makes them, the driver asks them after every row, and so does a resumed run:
 the same rows give the same next points, whose ids are content hashes, so nothing is measured twice.
 """
 
@@ -31,6 +31,8 @@ class Step:
 
     measure: tuple[Point, ...] = ()
     pruned: tuple[Pruned, ...] = ()
+    ahead: tuple[Point, ...] = ()
+    """To be measured before what is pending."""
 
 
 class Search(Protocol):
@@ -51,6 +53,11 @@ class Search(Protocol):
 def next_step(searches: Iterable[Search], rows: Rows) -> Step:
     """Return the next steps of several searches as one, every point once."""
     steps = [search.next(rows) for search in searches]
+    ahead = {point.id: point for step in steps for point in step.ahead if point.id not in rows}
     measure = {point.id: point for step in steps for point in step.measure if point.id not in rows}
     pruned = {each.point.id: each for step in steps for each in step.pruned if each.point.id not in rows}
-    return Step(tuple(measure.values()), tuple(each for point_id, each in pruned.items() if point_id not in measure))
+    return Step(
+        tuple(measure.values()),
+        tuple(each for point_id, each in pruned.items() if point_id not in measure),
+        tuple(ahead.values()),
+    )
