@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.caveats import lengths_words, silent_sessions, title
-from analysis.envelope import envelopes, summary
+from analysis.envelope_sweep import envelopes, summary
 from analysis.figures import clean, significant_text
 from analysis.knee_sentences import terminal_words
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
 from analysis.objective_sentences import border_words
-from analysis.rates import rate_curves
+from analysis.operating_point import Basis, Choice, Standing, choices
+from analysis.rates import level_words, rate_curves
 from analysis.rules import knee_curves
 from analysis.series import outcome
 from analysis.tables import read_tables
-from analysis.targets import NO_OBJECTIVES, Slo, read_slo
+from analysis.targets import Slo, read_slo
 from contract.rows import MEASURED, PRUNED
 
 
@@ -33,7 +34,9 @@ def answer(run_dir: Path) -> str:
         lines += _objective_lines(curve, slo, "concurrency")
     for curve in rate_curves(tables.points):
         lines += _objective_lines(curve, slo, "requests/s")
-    for envelope in envelopes(tables.points):
+    if slo.percentiles():
+        lines += [_operating_line(choice) for choice in choices(tables.points, slo, None)]
+    for envelope in envelopes(tables):
         lines += [title(envelope.sample, envelope.group.label), f"  {summary(envelope).text}"]
     lost = Counter(outcome(point) for point in tables.points if point.status not in (MEASURED, PRUNED))
     if lost:
@@ -69,6 +72,20 @@ def _kv_lines(result: KvResult) -> Iterator[str]:
             yield f"  full-length sequences at gpu_memory_utilization {share:g}: {', '.join(fits)} tokens"
 
 
+def _operating_line(choice: Choice) -> str:
+    """The operating point of one load, or that it is not known; what its verdict is about stands on the page."""
+    kind = ", by arrival rate" if choice.open_loop else ""
+    head = f"  operating point ({lengths_words(choice.sample)}{kind}): "
+    if choice.point is None:
+        measured = [candidate.standing for candidate in choice.candidates if candidate.measured]
+        none = measured and all(standing is Standing.MISSES for standing in measured)
+        return head + ("no measured level meets the objectives" if none else "not known from this run")
+    certain = "" if choice.basis is Basis.OBJECTIVES else "beyond noise not known from this run; as it stands "
+    level = level_words(choice.point.reading).plain
+    tok_s, p95 = significant_text(choice.point.tok_s), significant_text(choice.point.p95_e2e_s)
+    return f"{head}{certain}{level}, {tok_s} tok/s at p95 {p95} s"
+
+
 def _load_lines(curve: LoadCurve) -> Iterator[str]:
     best, sample = curve.best, curve.series.sample
     yield title(sample, curve.series.group.label)
@@ -85,5 +102,5 @@ def _load_lines(curve: LoadCurve) -> Iterator[str]:
 
 
 def _objective_lines(curve: LoadCurve, slo: Slo, unit: str) -> Iterator[str]:
-    if slo != NO_OBJECTIVES:
+    if slo.percentiles():
         yield f"  {unit}: {border_words(curve, slo).text}"

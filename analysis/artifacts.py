@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.anchors import with_drift
 from analysis.batching import batching_page
 from analysis.document import Document
-from analysis.envelope import envelope_page, envelopes, write_envelope
+from analysis.envelope_sweep import envelope_page, envelopes, write_envelope
 from analysis.errors import AnalysisError
 from analysis.figures import write_figures
 from analysis.files import write_text
@@ -18,10 +18,11 @@ from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
 from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
+from analysis.operating_page import operating_page
 from analysis.plots import write_plots
 from analysis.rates import rate_curves, rate_page, write_rate_sweep
 from analysis.tables import build_tables, read_tables
-from analysis.targets import Targets, read_slo, read_targets
+from analysis.targets import Targets, read_gpu_hour, read_slo, read_targets
 from analysis.timeline import read_utilization, write_timeline
 
 OWNED = (
@@ -36,9 +37,10 @@ OWNED = (
     "rate_sweep.csv",
     "rate_sweep.*.csv",
     "rate_sweep.md",
-    "kv_envelope.csv",
-    "kv_envelope.*.csv",
-    "kv_envelope.md",
+    "envelope_sweep.csv",
+    "envelope_sweep.*.csv",
+    "envelope_sweep.md",
+    "operating_point.md",
     "figures.csv",
     *(
         f"plots/{stem}{rest}.svg"
@@ -46,6 +48,8 @@ OWNED = (
             "kv_memory",
             "kv_capacity",
             "memory_account",
+            "kv_pages",
+            "kv_envelope",
             "concurrency_sweep",
             "batching_levels",
             "near_full_context",
@@ -67,23 +71,24 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     if (run_dir / "plots").is_symlink():
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
-    slo = read_slo(run_dir)
+    slo, targets = read_slo(run_dir), targets or read_targets(run_dir)
     tables = with_drift(with_goodput(run_dir, read_tables(run_dir), slo))
     utilization = read_utilization(run_dir)
     pages = [
-        kv_page(tables, targets or read_targets(run_dir)),
+        kv_page(tables, targets),
         batching_page(tables, slo),
         rate_page(tables, slo),
         envelope_page(tables),
+        operating_page(tables, slo, targets, read_gpu_hour(run_dir)),
     ]
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
-    written += write_envelope(run_dir, envelopes(tables.points))
+    written += write_envelope(run_dir, envelopes(tables))
     written += _write_pages(run_dir, [page for page in pages if page is not None])
-    written += write_plots(run_dir, tables)
+    written += write_plots(run_dir, tables, targets)
     written += write_timeline(run_dir, tables, utilization)
     _remove_stale(run_dir, written)
     return written

@@ -170,11 +170,11 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
 
 def _objectives_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) -> None:
     """Nothing where the run has no objective."""
-    if slo == NO_OBJECTIVES:
+    if not slo.percentiles():
         return
     doc.heading(2, "Which concurrency holds the objectives?")
     if not curves:
         _absent(doc, "Which concurrency holds them", "slo")
     for curve in curves:
         _curve_heading(doc, curve)
-        add_objectives(doc, curve, slo, "concurrency", concurrency_figure)
+        add_objectives(doc, curve, slo, "concurrency")

@@ -17,7 +17,11 @@ from analysis.load_tables import cell, confidence, interval_words
 from analysis.series import Reading, concurrency_figure
 
 NO_REPEATS = "every level has one repeat, which says nothing about noise"
-SWEEPS = {"near_full_context": ("capacity", "sweep.near_full_context"), "batching": ("batching", "sweep")}
+SWEEPS = {
+    "near_full_context": ("capacity", "sweep.near_full_context"),
+    "batching": ("batching", "sweep"),
+    "rate": ("rate", "sweep"),
+}
 """What measures a purpose's levels, and the key of its settings; `concurrency` does unless told otherwise."""
 
 
@@ -27,10 +31,11 @@ def repeats_tell(curve: LoadCurve) -> str:
     return f"`+sweep={sweep}` with `{key}.repeats` of three or more tells"
 
 
-def levels_tell(curve: LoadCurve) -> str:
-    """Return which sweep would tell what lies beyond the levels."""
+def levels_tell(curve: LoadCurve, which: str = "higher") -> str:
+    """Return which sweep would tell what lies beyond the levels, `higher` or `lower`."""
     sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
-    return f"`+sweep={sweep}` with higher levels in `{key}.concurrency` tells"
+    axis = "request_rate" if sweep == "rate" else "concurrency"
+    return f"`+sweep={sweep}` with {which} levels in `{key}.{axis}` tells"
 
 
 def add_rule(doc: Document) -> None:

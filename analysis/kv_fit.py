@@ -154,9 +154,11 @@ class KvResult:
     def formula_slope(self) -> float | None:
         """Least-squares slope of the formula's bytes per sequence over the lengths measured; bytes per token.
 
-        For one length only: the formula's marginal cost of a token at that length.
+        Of committed pools where there are any, since a memory slope is held against it. For one length only: the
+        formula's marginal cost of a token at that length.
         """
-        known = {r.at: v for r in self.readings if (v := r.median("formula_bytes_per_sequence")) is not None}
+        committed = _per_sequence([r for c in self.committed for r in c.series.measured])
+        known = committed if len(committed) > 1 else self.per_sequence()
         fit = linear_fit(list(known), list(known.values()))
         return fit.slope if fit else self.formula_marginal
 
@@ -168,7 +170,11 @@ class KvResult:
 
     def per_sequence(self) -> dict[int, float]:
         """Return the KV bytes of one full-length sequence by length, from the formula's column."""
-        return {int(r.at): v for r in self.readings if (v := r.median("formula_bytes_per_sequence")) is not None}
+        return _per_sequence(self.readings)
+
+
+def _per_sequence(readings: Sequence[Reading]) -> dict[int, float]:
+    return {int(r.at): v for r in readings if (v := r.median("formula_bytes_per_sequence")) is not None}
 
 
 def pool_bytes(reading: Reading) -> float | None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import Figure, count, decimal, gib, mib, percent, plain, quote, signed_percent
+from analysis.document import Document, Part, join
+from analysis.figures import Figure, count, decimal, gib, mib, percent, plain, quote
 from analysis.kv_account import Accounts, add_account
 from analysis.kv_estimates import add_estimates
 from analysis.kv_fit import (
     LINEAR_R_SQUARED,
     LINEAR_RESIDUAL,
-    STEP_SHARE,
     Committed,
-    Interval,
     KvResult,
     flat_share,
     kv_results,
     pool_bytes,
 )
 from analysis.kv_headroom import add_headroom
-from analysis.kv_scaling import block_figures, digits, interval_to, reading_notes, scaling_notes
+from analysis.kv_pages import pages_of
+from analysis.kv_pages_table import add_pages
+from analysis.kv_scaling import digits, interval_to, reading_notes, scaling_notes
+from analysis.kv_steps import add_steps
 from analysis.series import Reading, Series
+from analysis.statistics import linear_fit
 from analysis.tables import Tables
 from analysis.targets import Targets
 
@@ -45,16 +47,17 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
     for result in kv_results(tables.points):
         sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
         doc.heading(2, "{who}", who=identity(sample, result.name, result.group.label))
-        _committed_section(doc, result, accounts)
+        _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result)
         add_account(doc, result, accounts)
         add_estimates(doc, result, accounts)
-        add_headroom(doc, result, tables.points, targets)
+        add_pages(doc, result, tables.configs)
+        add_headroom(doc, result, tables, targets)
     add_failures(doc, rows, tables)
     return doc
 
 
-def _committed_section(doc: Document, result: KvResult, accounts: Accounts) -> None:
+def _committed_section(doc: Document, result: KvResult, accounts: Accounts, tables: Tables) -> None:
     doc.heading(3, "Pool sized to the length: is memory roughly linear, and are there steps?")
     if not result.committed:
         doc.say("Not known from this run: it holds no committed pools; `+sweep=kv` measures them.")
@@ -64,7 +67,7 @@ def _committed_section(doc: Document, result: KvResult, accounts: Accounts) -> N
             doc.heading(4, "{who}", who=quote(f"{name}.label", committed.series.group.label))
         _committed_table(doc, committed)
         _linear(doc, committed)
-        _steps(doc, committed, accounts)
+        add_steps(doc, committed, accounts, pages_of(committed.series.sample, tables.configs))
 
 
 def _committed_table(doc: Document, committed: Committed) -> None:
@@ -129,8 +132,13 @@ def _linear(doc: Document, committed: Committed) -> None:
             + ")? **"
             + ("Yes" if linear else "No")
             + "**: R² {r2} over {n} lengths, largest residual {residual} MiB. Slope {slope} bytes per token and "
-            "sequence; the line meets length zero at {intercept} MiB, which is what the server holds besides the pool "
-            "(weights, runtime, activations). (Rule: R² at least {least}, residual at most {most} of the range.)",
+            "sequence; the line meets length zero at {intercept} MiB"
+            + (
+                ", which is what the server holds besides the pool (weights, runtime, activations)"
+                if linear
+                else ", which means nothing where memory is no line"
+            )
+            + ". (Rule: R² at least {least}, residual at most {most} of the range.)",
             r2=Figure(f"{name}.r_squared", fit.r_squared, f"{fit.r_squared:.6f}"),
             n=count(f"{name}.lengths", fit.points),
             residual=mib(f"{name}.max_residual_mib", fit.max_residual, 1),
@@ -138,76 +146,6 @@ def _linear(doc: Document, committed: Committed) -> None:
             most=percent("rule.linear_residual_pct", LINEAR_RESIDUAL, 0),
             **numbers,
         )
-
-
-def _steps(doc: Document, committed: Committed, accounts: Accounts) -> None:
-    for column, word in (("mem_ready_bytes", "ready"), ("mem_loaded_bytes", "loaded")):
-        intervals = [i for i in committed.intervals(column) if i.departure_bytes is not None]
-        if not intervals:
-            doc.say(
-                "Are there steps ("
-                + word
-                + ")? Not known: there are no two lengths whose difference the formula predicts."
-            )
-            continue
-        steps = [interval for interval in intervals if interval.is_step]
-        if steps:
-            doc.say(
-                "Are there steps ("
-                + word
-                + ")? **Yes**, {n} of {all} differences leave the formula's by more than {share} "
-                "and by more than {grain} MiB, what memory can be told apart by:",
-                grain=_grain(committed, intervals, word),
-                n=count(f"{committed.series.name}.{word}.steps", len(steps)),
-                all=count(f"{committed.series.name}.{word}.intervals", len(intervals)),
-                share=percent("rule.step_share_pct", STEP_SHARE, 0),
-            )
-            doc.bullets(_step(interval, word, accounts) for interval in steps)
-        else:
-            doc.say(
-                "Are there steps (" + word + ")? **None** beyond {share} of the expected difference or {grain} MiB, "
-                "what memory can be told apart by; the largest departure is {largest} MiB.",
-                grain=_grain(committed, intervals, word),
-                share=percent("rule.step_share_pct", STEP_SHARE, 0),
-                largest=mib(
-                    f"{committed.series.name}.{word}.largest_departure_mib",
-                    max((i.departure_bytes or 0.0 for i in intervals), key=abs),
-                    1,
-                ),
-            )
-    _granularity(doc, committed)
-
-
-def _grain(committed: Committed, intervals: list[Interval], word: str) -> Figure:
-    """A block, and the allocator's unit (GPUs) or the scatter of a process tree (CPU backend)."""
-    return mib(f"{committed.series.name}.{word}.grain_mib", max(i.granularity_bytes for i in intervals), 1)
-
-
-def _step(interval: Interval, word: str, accounts: Accounts) -> Phrase:
-    departure, expected = interval.departure_bytes or 0.0, interval.expected_bytes or 0.0
-    name = f"{interval.longer.name}.{word}"
-    what = phrase(
-        "{shorter} to {longer}: {delta} MiB where the formula has {expected} ({share})",
-        shorter=plain(f"{interval.shorter.name}.max_model_len", interval.shorter.at),
-        longer=plain(f"{interval.longer.name}.max_model_len", interval.longer.at),
-        delta=mib(f"{name}.step_delta_mib", interval.delta_bytes, 1),
-        expected=mib(f"{name}.step_expected_mib", expected, 1),
-        share=signed_percent(f"{name}.step_departure_pct", departure / expected if expected else None),
-    )
-    causes = accounts.causes(interval, f"{name}.moved")
-    return what if causes is None else join([what, phrase("by the account: {causes}", causes=causes)])
-
-
-def _granularity(doc: Document, committed: Committed) -> None:
-    block = next((b for reading in committed.series.measured if (b := block_figures(reading))), None)
-    if block is None:
-        return
-    doc.say(
-        "vLLM reserves KV in blocks of {block}; stairs as fine as that cannot show between lengths this far apart. On "
-        "GPUs a difference can also depart because KV tensors land in segments that the profiling forward pass left in "
-        "torch's cache: a smaller max_num_batched_tokens or more sequences remove that.",
-        block=block,
-    )
 
 
 def _flat_section(doc: Document, result: KvResult) -> None:
@@ -265,8 +203,7 @@ def _flat(doc: Document, series: Series) -> None:
         + ": from {low} to {high} MiB, a range of {span} MiB over {n} lengths (rule: at most {share}). "
         + (
             "Today's vLLM takes the share of the card that it is given and cuts the pool from what weights and "
-            "activations leave, whatever max_model_len is; a slope fitted here would be about zero bytes per token and "
-            "would say nothing about KV. "
+            "activations leave, whatever max_model_len is. "
             if flat
             else "vLLM sizes this pool from the memory it finds, not from max_model_len, so the difference comes from "
             "elsewhere and is not a cost per token. "
@@ -277,4 +214,24 @@ def _flat(doc: Document, series: Series) -> None:
         span=mib(f"{series.name}.mem_ready_range_mib", high - low, max(places, 1)),
         n=count(f"{series.name}.lengths", len(known)),
         share=percent("rule.flat_share_pct", share, 0),
+    )
+    _flat_fit(doc, series)
+
+
+def _flat_fit(doc: Document, series: Series) -> None:
+    """The line that the tutorial would read a cost per token from."""
+    known = [(r.at, value) for r in series.measured if (value := r.median("mem_ready_bytes")) is not None]
+    fit = linear_fit([at for at, _ in known], [value for _, value in known])
+    if fit is None:
+        return
+    parts: dict[str, Part] = {"slope": decimal(f"{series.name}.slope_bytes_per_token", fit.slope, 1)}
+    quality = ""
+    if fit.points > 2 and fit.r_squared is not None:
+        quality = " (R² {r2}, largest residual {residual} MiB)"
+        parts["r2"] = Figure(f"{series.name}.r_squared", fit.r_squared, f"{fit.r_squared:.6f}")
+        parts["residual"] = mib(f"{series.name}.max_residual_mib", fit.max_residual, 1)
+    doc.say(
+        "The line through them has a slope of {slope} bytes per token of max_model_len" + quality + ". That is no cost "
+        "of a KV token: the pool did not grow with the length.",
+        **parts,
     )

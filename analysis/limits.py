@@ -163,7 +163,7 @@ def _prediction(curve: LoadCurve) -> Phrase:
         "length": plain(f"{curve.name}.max_model_len", sample.max_model_len),
     }
     said = "Predicted KV concurrency: {said} sequences of {length} tokens"
-    tokens = (sample.prompt_tokens or 0) + (sample.output_tokens or 0)
+    tokens = curve.request_tokens
     pool = next((v for r in curve.series.measured if (v := r.median("engine_kv_tokens")) is not None), None)
     if pool and tokens:
         said += ", or {requests} requests of this load"

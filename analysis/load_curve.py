@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from analysis.groups import LOAD
-from analysis.intervals import Interval, Noise, mean_log, pooled_noise
-from analysis.knee import BlowUp, Knee, Level, find_blow_up, find_knee, smoothed
+from analysis.intervals import CONFIDENCE, Interval, Noise, mean_log, pooled_noise
+from analysis.knee import BlowUp, Gain, Knee, Level, find_blow_up, find_knee, smoothed
 from analysis.series import Reading, Series, make_series
 from analysis.tables import RunPoint
 
@@ -35,6 +35,16 @@ class LoadCurve:
         return self.series.name
 
     @property
+    def server(self) -> tuple[object, ...]:
+        """What the group's rows have in common, whatever the purpose: equal for one server under one load."""
+        return _key(self.series)
+
+    @property
+    def request_tokens(self) -> int:
+        """Prompt and answer of one request, in tokens; the mean where lengths are drawn."""
+        return (self.series.sample.prompt_tokens or 0) + (self.series.sample.output_tokens or 0)
+
+    @property
     def levels(self) -> tuple[Reading, ...]:
         """Levels with a measured tok/s and p95, ascending."""
         return tuple(reading for reading in self.series.measured if level_of(reading) is not None)
@@ -52,12 +62,12 @@ class LoadCurve:
     @property
     def tok_s_noise(self) -> Noise | None:
         """Noise of tok/s, pooled over the levels; None where no level has repeats."""
-        return self._noise(lambda level: level.tok_s)
+        return self.noise("tok_s")
 
     @property
     def p95_noise(self) -> Noise | None:
         """The same of p95."""
-        return self._noise(lambda level: level.p95_s)
+        return self.noise("p95_e2e_s")
 
     @property
     def noise_from_twins(self) -> bool:
@@ -72,24 +82,38 @@ class LoadCurve:
     @property
     def blow_up(self) -> BlowUp | None:
         """From where p95 outgrows throughput; None where that cannot be known."""
-        return find_blow_up(self.repeats, self._noise(lambda level: level.waiting_per_work))
+        every = (*self.repeats, *_levels(self.twins))
+        return find_blow_up(self.repeats, pooled_noise(level.waiting_per_work for level in every))
 
     @property
     def smoothed(self) -> dict[int, float]:
         """tok/s of the nearest curve that rises and then falls, by level."""
         return {level.at: value for level, value in zip(self.repeats, smoothed(self.repeats), strict=True)}
 
+    def noise(self, of: str) -> Noise | None:
+        """Return the noise of a column of values > 0, pooled over the levels; None where no level has repeats of it."""
+        return pooled_noise(repeats_of(reading, of) for reading in (*self.series.measured, *self.twins))
+
     def interval(self, reading: Reading, of: str) -> Interval | None:
-        """Return the interval of `tok_s` or `p95_e2e_s` at a level; None where there is no noise to pool."""
-        level, noise = level_of(reading), self.tok_s_noise if of == "tok_s" else self.p95_noise
-        if level is None or noise is None:
-            return None
-        return noise.interval(level.tok_s if of == "tok_s" else level.p95_s)
+        """Return the interval of a column (`tok_s`, `p95_e2e_s` …) at a level; None where there is no noise to pool."""
+        values, noise = repeats_of(reading, of), self.noise(of)
+        return noise.interval(values) if values and noise is not None else None
 
     def mean(self, reading: Reading, of: str) -> float | None:
-        """Return the geometric mean of `tok_s` or `p95_e2e_s` at a level, the middle of its interval."""
-        level = level_of(reading)
-        return None if level is None else math.exp(mean_log(level.tok_s if of == "tok_s" else level.p95_s))
+        """Return the geometric mean of a column at a level, the middle of its interval."""
+        values = repeats_of(reading, of)
+        return math.exp(mean_log(values)) if values else None
+
+    def change(self, lower: Reading, upper: Reading, of: str) -> Gain | None:
+        """Return by what share a column's mean changes from one level to another; None where one of them lacks it."""
+        before, after, noise = repeats_of(lower, of), repeats_of(upper, of), self.noise(of)
+        if not before or not after:
+            return None
+        change = mean_log(after) - mean_log(before)
+        if noise is None:
+            return Gain(math.expm1(change))
+        margin = noise.margin(1 / len(before) + 1 / len(after), (1 - CONFIDENCE) / 2)
+        return Gain(math.expm1(change), math.expm1(change - margin), math.expm1(change + margin))
 
     def at(self, concurrency: int) -> Reading:
         """Return the measured level of a concurrency."""
@@ -108,12 +132,14 @@ class LoadCurve:
         above, below = reading.median(column), base.median(column)
         return above / below if above is not None and below else None
 
-    def _noise(self, values: Callable[[Level], Sequence[float]]) -> Noise | None:
-        return pooled_noise(values(level) for level in (*self.repeats, *_levels(self.twins)))
-
 
 def _levels(readings: Sequence[Reading]) -> tuple[Level, ...]:
     return tuple(level for level in map(level_of, readings) if level is not None)
+
+
+def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
+    """Return a column's values over the repeats that make up a level, those with both tok/s and p95."""
+    return tuple(value for p in reading.measured if p.tok_s and p.p95_e2e_s and (value := getattr(p, column)))
 
 
 def level_of(reading: Reading) -> Level | None:

@@ -204,15 +204,19 @@ def request_notes(reading: Reading) -> list[Part]:
 def workload(curve: LoadCurve) -> Phrase:
     """Return the lengths that every sentence about a curve must name."""
     point, name = curve.series.sample, curve.name
-    what = "chat prompts of about" if point.api == "chat" else "prompts of"
     shared = [quote(f"{name}.shared_prefix", point.shared_prefix)] if point.shared_prefix else []
-    load = phrase(
-        what + " {prompt}, answers of {output}, max_model_len {length}",
+    length = phrase("max_model_len {length}", length=plain(f"{name}.max_model_len", point.max_model_len))
+    return join([lengths_sent(curve), length, *shared], ", ")
+
+
+def lengths_sent(curve: LoadCurve) -> Phrase:
+    """Return what requests of a curve ask for: `prompts of N tokens, answers of N`."""
+    point, name = curve.series.sample, curve.name
+    return phrase(
+        ("chat prompts of about" if point.api == "chat" else "prompts of") + " {prompt}, answers of {output}",
         prompt=_length(name, "prompt", point, " tokens"),
         output=_length(name, "output", point, ""),
-        length=plain(f"{name}.max_model_len", point.max_model_len),
     )
-    return join([load, *shared], ", ")
 
 
 def _length(name: str, of: str, point: RunPoint, unit: str) -> Phrase:

@@ -1,50 +1,30 @@
-"""Which levels hold the service level objectives, in words and as a table: parts of the pages of load."""
+"""Between which levels the service level objectives begin to be missed: a part of the pages of load."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import fields
 
 from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, percent, quote, significant, times
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, unmeasured_notes
 from analysis.objectives import KEEPS_UP, border, states
-from analysis.series import Reading
-from analysis.targets import NO_OBJECTIVES, Slo
+from analysis.targets import Slo
 
 
-def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str, level: Callable[[Reading], Figure]) -> None:
-    """Write which levels of a curve hold the objectives; nothing where there is none."""
-    if slo == NO_OBJECTIVES:
+def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None:
+    """Write the border along a curve's axis (`concurrency`, `request_rate`); nothing where there is no objective."""
+    if not slo.percentiles():
         return
-    names = [objective.name for objective in fields(Slo) if getattr(slo, objective.name) is not None]
-    limits = join([phrase(n + " up to {s} s", s=significant(f"slo.{n}", getattr(slo, n))) for n in names], ", ")
+    limits = [phrase(name + " up to {s} s", s=significant(f"slo.{name}", s)) for name, s in slo.percentiles().items()]
     keeps_up = phrase("")
     if axis == "request_rate":
         share = percent("rule.keeps_up_pct", KEEPS_UP, 0)
-        keeps_up = phrase(
-            ", and the server ends at least {share} of what is sent as far as counting can tell", share=share
-        )
+        keeps_up = phrase(", and the server ends {share} of what is sent as far as counting can tell", share=share)
     doc.say(
-        "Objectives: {limits}. A level *held* where every repeat meets them all{keeps_up}; it *broke* where none does; "
-        "else its repeats disagree.",
-        limits=limits,
+        "Objectives, repeat by repeat ({limits}{keeps_up}): a level *held* where every repeat meets them all, *broke* "
+        "where none does, and else its repeats disagree. The border along " + axis + ": {border}",
+        limits=join(limits, ", "),
         keeps_up=keeps_up,
+        border=border_words(curve, slo),
     )
-    states_by_level = _states(curve, slo)
-    rows: list[list[str | Part]] = [
-        [
-            level(r),
-            *(cell(r, name, 4) for name in names),
-            cell(r, "tok_s", 4),
-            _word(r, states_by_level),
-            join(unmeasured_notes(r)),
-        ]
-        for r in curve.series.readings
-    ]
-    doc.table([axis, *names, "tok_s", "verdict", "notes"], rows, curve.series.sample.simulated)
-    doc.bullets([phrase("The border along " + axis + ": {words}", words=border_words(curve, slo))])
 
 
 def border_words(curve: LoadCurve, slo: Slo) -> Phrase:
@@ -74,12 +54,6 @@ def border_words(curve: LoadCurve, slo: Slo) -> Phrase:
 
 def _states(curve: LoadCurve, slo: Slo) -> dict[float, bool | None]:
     return states({r.at: (*r.measured, *r.unmeasured) for r in curve.series.readings}, slo)
-
-
-def _word(reading: Reading, known: dict[float, bool | None]) -> str:
-    if reading.at not in known:
-        return "not measured"
-    return {True: "held", False: "broke", None: "repeats disagree"}[known[reading.at]]
 
 
 def _alone(curve: LoadCurve) -> str:

@@ -12,16 +12,21 @@ from typing import Any
 
 from analysis.account_plot import draw_account, has_account
 from analysis.caveats import lengths_words, title
+from analysis.envelope_plot import draw_envelope, size_words
 from analysis.figures import GIB, clean
 from analysis.files import write_with
 from analysis.intervals import CONFIDENCE
 from analysis.kv_account import Accounts
+from analysis.kv_envelope import Envelope, envelopes
 from analysis.kv_fit import Committed, KvResult, kv_results
+from analysis.kv_pages import PageFunction, page_functions
 from analysis.ladder import predicted
 from analysis.load_curve import LoadCurve, load_curves
+from analysis.pages_plot import draw_pages
 from analysis.rates import keeps_up, rate_curves
 from analysis.series import Reading, Series
 from analysis.tables import RunPoint, Tables
+from analysis.targets import Targets
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A", "#222222"
 STYLE: Any = {
@@ -46,9 +51,9 @@ STYLE: Any = {
 Draw = Callable[[Any], None]
 
 
-def write_plots(run_dir: Path, tables: Tables) -> list[Path]:
+def write_plots(run_dir: Path, tables: Tables, targets: Targets) -> list[Path]:
     """Write every plot that the rows carry; return the paths."""
-    drawings = list(_drawings(tables.points, Accounts(tables.sessions)))
+    drawings = [*_drawings(tables.points, Accounts(tables.sessions)), *_kv_drawings(tables, targets)]
     return draw_all(run_dir, drawings) if drawings else []
 
 
@@ -81,6 +86,19 @@ def _drawings(points: Sequence[RunPoint], accounts: Accounts) -> Iterator[tuple[
     for curve in rate_curves(points):
         if curve.levels:
             yield curve.series.group.file("rate_sweep", ""), partial(_rates, curve)
+
+
+def _kv_drawings(tables: Tables, targets: Targets) -> Iterator[tuple[str, Draw]]:
+    """What one sequence keeps, and how many a pool holds: what needs the models' configs or the target besides rows."""
+    results = [result for result in kv_results(tables.points) if result.readings]
+    with_pages = [(result, found) for result in results if (found := page_functions(result, tables.configs))]
+    for number, (result, functions) in enumerate(with_pages):
+        yield "kv_pages" + (f".{result.group.slug}" if number else ""), partial(_pages, result, functions)
+    with_pools = [(result, pools) for result in results if (pools := envelopes(result, tables.points, tables.configs))]
+    for number, (result, pools) in enumerate(with_pools):
+        for envelope in pools:
+            parts = ["kv_envelope", *([result.group.slug] if number else []), *filter(None, [envelope.slug])]
+            yield ".".join(parts), partial(_envelope, result, envelope, targets)
 
 
 def _save(path: Path, draw: Draw) -> Path:
@@ -160,6 +178,17 @@ def _memory(result: KvResult, figure: Any) -> None:
 def _account(result: KvResult, accounts: Accounts, figure: Any) -> None:
     draw_account(result, accounts, figure)
     _title(figure, "What the memory is for", result.readings[0].measured[0], result.group.label)
+
+
+def _pages(result: KvResult, functions: Sequence[PageFunction], figure: Any) -> None:
+    draw_pages(functions, figure)
+    _title(figure, "What one sequence keeps of the KV pool", result.readings[0].measured[0], result.group.label)
+
+
+def _envelope(result: KvResult, envelope: Envelope, targets: Targets, figure: Any) -> None:
+    draw_envelope(envelope, targets, figure)
+    what = f"Headroom envelope of a pool of {size_words(envelope)}"
+    _title(figure, what, envelope.sample, result.group.label)
 
 
 def _apart(lengths: Sequence[float]) -> list[float]:

@@ -18,11 +18,10 @@ from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, csv_number, goodput_column, request_notes, server, unmeasured_notes, workload
 from analysis.objective_sentences import add_objectives
 from analysis.objectives import KEEPS_UP
-from analysis.series import Reading, make_series
+from analysis.series import Reading, concurrency_figure, make_series
 from analysis.statistics import median
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
-from contract.rows import PointRow
 
 FILE = "rate_sweep.md"
 COLUMNS = (
@@ -75,24 +74,18 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         shown = [*SHOWN, *goodput_column(curve.series.readings)]
         doc.table(
             ["request_rate", *shown, "notes"],
-            [[_rate(r), *(_cell(r, column) for column in shown), _notes(r)] for r in curve.series.readings],
+            [[rate_figure(r), *(_cell(r, column) for column in shown), _notes(r)] for r in curve.series.readings],
             sample.simulated,
         )
         doc.bullets([_keeps_up(curve)])
-        add_objectives(doc, curve, slo, "request_rate", _rate)
+        add_objectives(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
 
 
-def steady_qps_of(point: PointRow) -> float | None:
-    """Return successes a second in the steady part of one point; None where it had none."""
-    from_s, to_s, completed = point.steady_from_s, point.steady_to_s, point.steady_completed
-    return None if from_s is None or to_s is None or completed is None else completed / (to_s - from_s)
-
-
 def steady_qps(reading: Reading) -> float | None:
     """Return the median of successes a second in the steady part."""
-    rates = [rate for point in reading.measured if (rate := steady_qps_of(point)) is not None]
+    rates = [rate for point in reading.measured if (rate := _steady_qps(point)) is not None]
     return median(rates) if rates else None
 
 
@@ -100,6 +93,21 @@ def keeps_up(reading: Reading) -> bool | None:
     """Return whether the server ended as many as were sent; None where no steady part was long enough to say."""
     ended, sent = steady_qps(reading), reading.median("offered_qps")
     return None if ended is None or sent is None else ended >= KEEPS_UP * sent
+
+
+def level_figure(reading: Reading) -> Figure:
+    """Return the level that a reading is: its concurrency, or its rate in an open loop."""
+    return rate_figure(reading) if _open_loop(reading) else concurrency_figure(reading)
+
+
+def level_words(reading: Reading, first: bool = False) -> Phrase:
+    """Return which level a reading is: `concurrency N`, or `N requests/s` of an open loop; `first` in a sentence."""
+    closed = "Concurrency {at}" if first else "concurrency {at}"
+    return phrase("{at} requests/s" if _open_loop(reading) else closed, at=level_figure(reading))
+
+
+def _open_loop(reading: Reading) -> bool:
+    return (reading.measured or reading.unmeasured)[0].arrivals is not None
 
 
 def _keeps_up(curve: LoadCurve) -> Phrase:
@@ -117,20 +125,20 @@ def _keeps_up(curve: LoadCurve) -> Phrase:
         return phrase(
             "Up to which rate does the server keep up? It did not at the lowest, {rate} requests/s: {ended} ended a "
             "second, less than {rule} of those sent.",
-            rate=_rate(first), ended=_cell(first, "steady_qps"), rule=rule,
+            rate=rate_figure(first), ended=_cell(first, "steady_qps"), rule=rule,
         )  # fmt: skip
     last = held[-1]
     what = phrase(
         "Up to which rate does the server keep up (ends at least {rule} of what is sent)? {rate} requests/s, at p95 "
         "{p95} s",
-        rule=rule, rate=_rate(last), p95=_cell(last, "p95_e2e_s"),
+        rule=rule, rate=rate_figure(last), p95=_cell(last, "p95_e2e_s"),
     )  # fmt: skip
     if last is known[-1]:
         return phrase("{what}; no higher rate was tried.", what=what)
     after = known[len(held)]
     return phrase(
         "{what}. At {rate} it did not: {ended} ended a second, and up to {most} were in flight.",
-        what=what, rate=_rate(after), ended=_cell(after, "steady_qps"), most=_cell(after, "most_in_flight"),
+        what=what, rate=rate_figure(after), ended=_cell(after, "steady_qps"), most=_cell(after, "most_in_flight"),
     )  # fmt: skip
 
 
@@ -138,7 +146,8 @@ def _notes(reading: Reading) -> Phrase:
     return join([*request_notes(reading), *unmeasured_notes(reading)])
 
 
-def _rate(reading: Reading) -> Figure:
+def rate_figure(reading: Reading) -> Figure:
+    """Return the rate of a reading as a figure."""
     return Figure(f"{reading.name}.request_rate", reading.at, f"{reading.at:g}")
 
 
@@ -146,3 +155,8 @@ def _cell(reading: Reading, column: str) -> Part:
     if column == "steady_qps":
         return significant(f"{reading.name}.steady_qps", steady_qps(reading), 4)
     return cell(reading, column, 4)
+
+
+def _steady_qps(point: RunPoint) -> float | None:
+    from_s, to_s, completed = point.steady_from_s, point.steady_to_s, point.steady_completed
+    return None if from_s is None or to_s is None or completed is None else completed / (to_s - from_s)

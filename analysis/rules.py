@@ -37,7 +37,7 @@ def rules_of_thumb(points: Sequence[RunPoint]) -> list[Phrase]:
         rules += own
     for result in kv_results(points):
         room = max(AT_MOST - len(rules), 1) if len(curves) <= 1 else AT_MOST
-        rules += [rule for rule in (_pool(result), _per_token(result)) if rule][:room]
+        rules += [rule for rule in (_pool(result), per_token(result)) if rule][:room]
     return rules
 
 
@@ -167,8 +167,8 @@ def _pool(result: KvResult) -> Phrase | None:
     )
 
 
-def _per_token(result: KvResult) -> Phrase | None:
-    """Needs the formula's marginal cost."""
+def per_token(result: KvResult) -> Phrase | None:
+    """Return what further tokens of context cost each sequence; needs the formula's marginal cost."""
     marginal = result.formula_marginal
     if marginal is None:
         return None

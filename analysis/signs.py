@@ -16,7 +16,7 @@ def signs(curve: LoadCurve, reading: Reading) -> Signs:
     """Return what the rows of a level show, the highest of its repeats."""
     sample = curve.series.sample
     waiting = reading.highest("waiting_capacity_max")
-    tokens = (sample.prompt_tokens or 0) + (sample.output_tokens or 0)
+    tokens = curve.request_tokens
     pool = reading.median("engine_kv_tokens")
     return Signs(
         concurrency=int(reading.at),

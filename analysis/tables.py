@@ -6,7 +6,8 @@ not have are empty; anything else stops the analysis by name.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
 from analysis.files import write_with
+from analysis.manifest import read_configs
 from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, arrow_schema
 
 if TYPE_CHECKING:
@@ -69,10 +71,12 @@ ABSENT = {PointRow: _absent(RunPoint), SessionRow: _absent(SessionRow)}
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The rows of one run, in a fixed order."""
+    """The rows of one run, in a fixed order, and what they were planned from."""
 
     points: tuple[RunPoint, ...]
     sessions: tuple[SessionRow, ...]
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Content of config.json of each session's model, by session id; the manifest's, so it may be missing."""
 
 
 def build_tables(run_dir: Path) -> list[Path]:
@@ -97,11 +101,16 @@ def build_tables(run_dir: Path) -> list[Path]:
 
 
 def read_tables(run_dir: Path) -> Tables:
-    """Return the rows of points.parquet and sessions.parquet (which may be missing), each by its last attempt."""
+    """Return the rows of points.parquet and sessions.parquet (which may be missing), each by its last attempt.
+
+    With them come the models' configs, where the run has its manifest.
+    """
     points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
     sessions = _rows(sessions_path, arrow_schema(SessionRow), SessionRow) if sessions_path.is_file() else []
-    return Tables(tuple(RunPoint(**row) for row in points), tuple(_session(row) for row in sessions))
+    return Tables(
+        tuple(RunPoint(**row) for row in points), tuple(_session(row) for row in sessions), read_configs(run_dir)
+    )
 
 
 def _session(row: dict[str, Any]) -> SessionRow:

@@ -1,11 +1,12 @@
-"""What the user wants to serve, when the run's manifest says so. Nothing else of the manifest is read here."""
+"""What the user wants to serve, when the run's manifest says so."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from analysis.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Slo:
         """Return what each latency of a request is held against, by its column."""
         return {"e2e_s": self.p95_e2e_s, "ttft_s": self.p95_ttft_s, "tpot_s": self.p95_tpot_s}
 
+    def percentiles(self) -> dict[str, float]:
+        """Return the objectives that are given, by the column of a level that each is held against."""
+        return {field.name: limit for field in fields(self) if (limit := getattr(self, field.name)) is not None}
+
 
 NO_OBJECTIVES = Slo()
 
@@ -35,7 +40,15 @@ NO_OBJECTIVES = Slo()
 def read_slo(run_dir: Path) -> Slo:
     """Return the objectives under the key `slo` of `manifest.json`; none where the file or the key is missing."""
     slo = _section(run_dir, "slo")
-    return Slo(*(_seconds(slo.get(field.name)) for field in fields(Slo)))
+    return Slo(*(_above_zero(slo.get(field.name)) for field in fields(Slo)))
+
+
+def read_gpu_hour(run_dir: Path) -> float | None:
+    """Return the price of one GPU for one hour, the key `cost.gpu_hour` of `manifest.json`; None where it is not given.
+
+    In a currency that nobody names.
+    """
+    return _above_zero(_section(run_dir, "cost").get("gpu_hour"))
 
 
 def read_targets(run_dir: Path) -> Targets:
@@ -48,14 +61,12 @@ def _positive(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+def _above_zero(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 < value < float("inf") else None
 
 
 def _section(run_dir: Path, key: str) -> dict[str, Any]:
-    try:
-        manifest: Any = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    section = manifest.get(key) if isinstance(manifest, dict) else None
+    section = read_manifest(run_dir).get(key)
     return section if isinstance(section, dict) else {}

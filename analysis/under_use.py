@@ -5,7 +5,7 @@ A section of batching_benchmark.md. NVML says in which share of time any kernel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from analysis.caveats import identity
 from analysis.document import Document, Part, Phrase, join, phrase
@@ -16,6 +16,7 @@ from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
 from analysis.statistics import median
 from analysis.tables import RunPoint
+from analysis.token_cost import joules_per_output_token, median_of
 
 HALF = 0.5
 """Below this share of time NVML's utilization is called low; below this share of the best tok/s a level is far off."""
@@ -37,10 +38,10 @@ def add_under_use(doc: Document, rows: Sequence[RunPoint]) -> None:
     """Write the section: a table and a sentence for every curve on real cards, and what watching them cost."""
     doc.heading(2, "GPU utilization, power and what is left unused")
     real = [point for point in rows if not point.simulated and point.device != "cpu"]
-    if not any(_observed(point) for point in real):
+    if not any(observed(point) for point in real):
         doc.say("Not observed: " + _why_not(rows, real))
         return
-    curves = [curve for curve in knee_curves(rows) if any(map(_observed, curve.series.group.points))]
+    curves = [curve for curve in knee_curves(rows) if any(map(observed, curve.series.group.points))]
     if curves:
         doc.say(
             "gpu_util_pct is the mean of the cards, power_w their sum. J per output token is the energy of all cards "
@@ -59,7 +60,7 @@ def add_under_use(doc: Document, rows: Sequence[RunPoint]) -> None:
     _cost_of_watching(doc, real)
 
 
-def _observed(point: RunPoint) -> bool:
+def observed(point: RunPoint) -> bool:
     return not point.simulated and (point.gpu_util_pct is not None or point.power_w is not None)
 
 
@@ -73,7 +74,7 @@ def _curve(doc: Document, curve: LoadCurve) -> bool:
     """Write the curve's table and its sentence; return whether there was one to write."""
     doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))
     doc.table(COLUMNS, [_row(curve, reading) for reading in curve.series.readings])
-    words = _lowest_level(curve)
+    words = lowest_level(curve)
     if words is not None:
         doc.say("{words}", words=words)
     return words is not None
@@ -87,12 +88,12 @@ def _row(curve: LoadCurve, reading: Reading) -> list[Part]:
         _power_share(reading),
         cell(reading, "tok_s", 4),
         _best_share(curve, reading),
-        _joules(reading),
+        joules_figure(reading),
     ]
 
 
-def _lowest_level(curve: LoadCurve) -> Phrase | None:
-    """Needs two levels, and utilization and power of the lowest."""
+def lowest_level(curve: LoadCurve) -> Phrase | None:
+    """Return what the lowest level leaves unused; needs two levels, and utilization and power of the lowest."""
     if len(curve.levels) < 2:
         return None
     lowest, best = curve.levels[0], curve.best
@@ -124,12 +125,12 @@ def _draws(lowest: Reading, best: Reading) -> Phrase:
         return phrase("It draws {drawn}.", drawn=_drawn(lowest))
     numbers: dict[str, Part] = {"drawn": _drawn(lowest), "best": concurrency_figure(best), "drawn_best": _drawn(best)}
     words = "It draws {drawn}; the best level, concurrency {best}, draws {drawn_best}"
-    if any(_joules(reading).value is None for reading in (lowest, best)):
+    if any(joules_figure(reading).value is None for reading in (lowest, best)):
         return phrase(words + ".", **numbers)
     return phrase(
         words + ". An output token costs {joules} J at the lowest level and {joules_best} J at the best.",
-        joules=_joules(lowest),
-        joules_best=_joules(best),
+        joules=joules_figure(lowest),
+        joules_best=joules_figure(best),
         **numbers,
     )
 
@@ -175,7 +176,7 @@ def _power(reading: Reading) -> Figure:
 
 
 def _power_share(reading: Reading) -> Figure:
-    share = _median(
+    share = median_of(
         reading, lambda p: p.power_w / p.power_limit_w if p.power_w is not None and p.power_limit_w else None
     )
     return percent(f"{reading.name}.power_share_pct", share)
@@ -186,16 +187,6 @@ def _best_share(curve: LoadCurve, reading: Reading) -> Figure:
     return percent(f"{reading.name}.best_share_pct", share)
 
 
-def _joules(reading: Reading) -> Figure:
-    return significant(f"{reading.name}.joules_per_output_token", _median(reading, _joules_per_output_token))
-
-
-def _joules_per_output_token(point: RunPoint) -> float | None:
-    tokens = (point.tok_s or 0.0) * (point.duration_s or 0.0)
-    return point.energy_j / tokens if point.energy_j is not None and tokens else None
-
-
-def _median(reading: Reading, ratio: Callable[[RunPoint], float | None]) -> float | None:
-    """Return the median over the repeats of each one's own ratio."""
-    values = [value for point in reading.measured if (value := ratio(point)) is not None]
-    return median(values) if values else None
+def joules_figure(reading: Reading) -> Figure:
+    """Return the energy of an output token at a level as a figure."""
+    return significant(f"{reading.name}.joules_per_output_token", joules_per_output_token(reading))

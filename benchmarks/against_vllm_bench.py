@@ -5,7 +5,8 @@
 One vLLM server on TCP; at each level both clients send the same number of requests of the same lengths, warmed up at
 the level, `--pairs` times in turns. Prints medians of output tok/s, TTFT and TPOT, their ratios and spreads, and the
 prefix-cache hits that the server counted. Whole-run figures: tok/s is completion tokens over first send to last byte,
-ramp and drain in it. The same levels are then measured on an equal server behind a Unix socket, on the same card.
+ramp and drain in it. Both ask for temperature 0. Our prompts are token ids, the peer's are text, which the server turns
+into tokens within the TTFT. The same levels are then measured on an equal server on a Unix socket, on the same card.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class Peer:
         asked = self.asked | {
             "random-input-len": load.prompt_tokens, "random-output-len": load.output_tokens,
             "num-prompts": load.requests, "max-concurrency": load.concurrency, "num-warmups": load.concurrency,
-            "seed": seed,
+            "seed": seed, "temperature": 0,
         }  # fmt: skip
         words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
         assert self.process.stdin is not None and self.process.stdout is not None

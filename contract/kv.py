@@ -6,6 +6,7 @@ It must never be presented as a measurement: the engine's own figures are read f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from contract.layers import (
@@ -79,24 +80,53 @@ class KVLayout:
         ceil(L / block); sliding window ceil(min(window - 1 + in flight, L) / block) + 1, as the window need not start
         at a block's start; linear attention `state_blocks`.
         """
-        tokens = self._length(length)
-        return sum(_ceil(group.layers, self.layers_per_block) * self._pages(group, tokens) for group in self.groups)
+        return sum(self.blocks_of(group, length) for group in self.groups)
 
-    def blocks_held(self, tokens: int) -> int:
-        """Return the blocks that one running sequence of `tokens` tokens really holds, over all groups.
+    def blocks_of(self, group: LayerGroup, length: int | None = None) -> int:
+        """Return the blocks of one sequence of `length` tokens that are for the layers of `group`."""
+        return self._tables(group) * self._pages(group, self._length(length))
 
-        Not what is reserved for it (`blocks_per_sequence`): a window frees what it has left behind, so it holds the
-        last `window` tokens, which need not start at a block's start: ceil((window - 1) / block) + 1 blocks at most
-        (v1/core/single_type_kv_cache_manager.py, `get_num_skipped_tokens`). What a prefill holds besides, while its
-        tokens are in flight, is not in it.
+    def grows_until(self, group: LayerGroup) -> int | None:
+        """Return the length, in tokens, past which `group` takes no further block; None where it always grows.
+
+        window - 1 + in flight for a sliding window, 0 for linear attention.
         """
-        held = 0
-        for group in self.groups:
-            pages = self.state_blocks if group.kind == LINEAR_ATTENTION else _ceil(tokens, self.block_size)
-            if group.window is not None:
-                pages = min(pages, _ceil(group.window - 1, self.block_size) + 1)
-            held += _ceil(group.layers, self.layers_per_block) * pages
-        return held
+        if group.kind == LINEAR_ATTENTION:
+            return 0
+        return None if group.window is None else group.window - 1 + self.in_flight_tokens
+
+    def blocks_held(self, group: LayerGroup, length: int | None = None) -> int:
+        """Return the blocks of `blocks_of` that stay while the sequence only decodes.
+
+        A window's blocks are freed once it has moved past them (v1/core/single_type_kv_cache_manager.py,
+        `remove_skipped_blocks`); with tokens in flight it holds more.
+        """
+        tokens = self._length(length)
+        if group.window is None:
+            return self.blocks_of(group, tokens)
+        within = _ceil(group.window, self.block_size) + 1  # it need not start at a block's start
+        return self._tables(group) * min(_ceil(tokens, self.block_size), within)
+
+    def blocks_at_once(self, sequences: int, length: int | None = None) -> int:
+        """Return the most blocks that `sequences` running sequences hold at once, each grown to `length` tokens.
+
+        `blocks_per_sequence` counts tokens in flight for every sequence, but all share them: of `in_flight_tokens` that
+        are being computed, the share (L - window) / L lies outside of windows.
+        """
+        tokens = self._length(length)
+        held = sum(self.blocks_held(group, tokens) for group in self.groups)
+        each = self.blocks_per_sequence(tokens)
+        return min(sequences * each, sequences * held + self.in_flight_blocks(tokens))
+
+    def in_flight_blocks(self, length: int | None = None) -> int:
+        """Return the blocks of windowed layers that all tokens in flight take together, outside of their windows."""
+        tokens = self._length(length)
+        outside = [
+            (group, self.in_flight_tokens * (tokens - group.window) / tokens)
+            for group in self.groups
+            if group.window is not None and tokens > group.window
+        ]
+        return sum(self._tables(group) * math.ceil(extra / self.block_size) for group, extra in outside)
 
     def bytes_per_sequence(self, length: int | None = None) -> int:
         """Return bytes of one sequence of `length` tokens, in whole blocks."""
@@ -127,12 +157,14 @@ class KVLayout:
         """Return int(max_concurrency * length): `kv_cache_size_tokens` on /metrics."""
         return int(self.max_concurrency(pool_bytes, length) * self._length(length))
 
+    def _tables(self, group: LayerGroup) -> int:
+        return _ceil(group.layers, self.layers_per_block)
+
     def _pages(self, group: LayerGroup, tokens: int) -> int:
         if group.kind == LINEAR_ATTENTION:
             return self.state_blocks
-        if group.window is None:
-            return _ceil(tokens, self.block_size)
-        return _ceil(min(group.window - 1 + self.in_flight_tokens, tokens), self.block_size) + 1
+        until = self.grows_until(group)
+        return _ceil(tokens, self.block_size) if until is None else _ceil(min(until, tokens), self.block_size) + 1
 
     def _length(self, length: int | None) -> int:
         tokens = self.max_model_len if length is None else length

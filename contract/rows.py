@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 4
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -222,10 +222,6 @@ class PointRow:
     """`completions` (token ids) or `chat` (text, whose length in tokens only about matches `prompt_tokens`)."""
     shared_prefix: str | None = None
     """What prompts begin with, in words; None where no two share a beginning."""
-    request_blocks: int | None = None
-    """KV blocks that one request holds at its full length, by the formula (the longest, where lengths are drawn)."""
-    prompt_blocks: int | None = None
-    """Of its prompt alone: what it takes to be admitted."""
     mean_prompt_tokens: float | None = None
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None

@@ -44,7 +44,7 @@ class Purpose(StrEnum):
     RATE = "rate"  # rate_sweep.csv: open loop
     NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
     ANCHOR = "anchor"  # a level that is repeated while a session lives: its drift
-    ENVELOPE = "envelope"  # kv_envelope.md: lengths x concurrency against the KV pool
+    ENVELOPE = "envelope"  # envelope_sweep.md: lengths x concurrency against the KV pool
 
 
 class Api(StrEnum):

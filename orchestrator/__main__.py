@@ -44,7 +44,7 @@ def _main(asked: Arguments) -> int:
     from orchestrator.problems import ConfigError
 
     try:
-        return _run(experiments, Path(asked.resume) if asked.resume else None)
+        return _run(experiments, asked)
     except ConfigError as error:
         return _refuse(error.problems, BAD_CONFIGURATION)
     except (NoRoom, ClusterError) as error:
@@ -58,9 +58,7 @@ def _experiments(asked: Arguments) -> list[Experiment] | int:
 
     try:
         if asked.resume:
-            from orchestrator.resume import experiments_of
-
-            return experiments_of(Path(asked.resume), asked.overrides + asked.flags)
+            return _resumed(asked)
         experiments = compose([*_default_model(asked), *asked.overrides], asked.flags)
     except SystemExit as end:  # Hydra has printed what was wrong
         return BAD_CONFIGURATION if end.code else OK
@@ -69,6 +67,25 @@ def _experiments(asked: Arguments) -> list[Experiment] | int:
     if not experiments and not asked.inspects:
         return _refuse(["Hydra composed nothing: a launcher that runs elsewhere cannot be used"], BAD_CONFIGURATION)
     return experiments or OK
+
+
+def _resumed(asked: Arguments) -> list[Experiment]:
+    """The experiments of the run, and those that the rest of the command line adds to it."""
+    from orchestrator.compose import compose
+    from orchestrator.problems import ConfigError
+    from orchestrator.resume import experiments_of
+    from orchestrator.store import Store
+
+    if asked.resume_strict not in ("true", "false"):
+        raise ConfigError([f"resume.strict={asked.resume_strict}: should be true or false"])
+    more = asked.overrides + asked.flags
+    if more and asked.value_of("sweep") is None:
+        changes = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
+        raise ConfigError([f"{changes}; name a whole grid to add (+sweep=NAME ...)"])
+    store = Store(Path(asked.resume or ""))
+    store.manifest()  # before Hydra says anything
+    further = compose([*_default_model(asked), *asked.overrides], asked.flags) if more else []
+    return experiments_of(store, further)
 
 
 def _default_model(asked: Arguments) -> list[str]:
@@ -88,7 +105,7 @@ def _gpus_here() -> bool:
         return True  # said in words when the fleet is looked at
 
 
-def _run(experiments: list[Experiment], resumed: Path | None) -> int:
+def _run(experiments: list[Experiment], asked: Arguments) -> int:
     from orchestrator import models
     from orchestrator.cluster import Cluster
     from orchestrator.driver import Outcome
@@ -103,7 +120,9 @@ def _run(experiments: list[Experiment], resumed: Path | None) -> int:
     resolved = [(experiment, models.resolve(experiment.model)) for experiment in experiments]
     local = local_fleet(first.cluster, first.engine) if first.cluster.address == "local" else None
     plan = _plan(resolved, local) if local is not None else None
-    store = Store(resumed) if resumed else None
+    store = Store(Path(asked.resume)) if asked.resume else None
+    if store and local:
+        _compare(store, local, asked)
     if plan and local and first.dry_run:
         return _show(plan, local)
     if plan and store and not left_to_do(plan, store):
@@ -111,12 +130,27 @@ def _run(experiments: list[Experiment], resumed: Path | None) -> int:
         return _conclude(store, Outcome())
     with Cluster(first.cluster, local) as cluster:
         fleet = cluster.fleet(first.engine)
+        if store and not local:
+            _compare(store, fleet, asked)
         plan = plan or _plan(resolved, fleet)
         if first.dry_run:
             return _show(plan, fleet)
         store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
         outcome = _measure(cluster, fleet, store, experiments, plan)
     return _conclude(store, outcome)
+
+
+def _compare(store: Store, fleet: Fleet, asked: Arguments) -> None:
+    """Stop where the run was made with something else; say so and go on with `resume.strict=false`."""
+    from orchestrator.problems import ConfigError
+    from orchestrator.resume import differences
+
+    found = differences(store.manifest(), fleet)
+    if found and asked.resume_strict == "true":
+        way_out = "resume.strict=false measures what is left all the same; every row says what it was measured with"
+        raise ConfigError([f"{store.directory} was made with something else", *found, way_out])
+    for line in found:
+        print(f"WARNING  {line}")
 
 
 def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
@@ -142,7 +176,7 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
 
     sessions: list[SessionSpec] = left_to_do(plan, store)
     manifest = make_manifest(store.directory.name, experiments, plan, fleet)
-    manifest["servers"] = store.servers_so_far()
+    manifest |= store.made_so_far()
     store.put_manifest(manifest)
     seconds = estimate_s(sessions, fleet)
     progress = Progress(sum(len(session.points) for session in sessions), seconds)

@@ -20,6 +20,8 @@ class Arguments:
     resume: str | None
     overrides: list[str]
     flags: list[str]
+    resume_strict: str = "true"
+    """`resume.strict=` as typed: whether to stop where the run was made with other versions or cards."""
 
     @property
     def inspects(self) -> bool:
@@ -36,13 +38,14 @@ class Arguments:
 
 
 def read(argv: list[str]) -> Arguments:
-    """Return the arguments with `resume=` taken out and the rest as Hydra needs them.
+    """Return the arguments with `resume=` and `resume.strict=` taken out and the rest as Hydra needs them.
 
     - `sweep=kv` becomes `+sweep=kv`: the group is not in the defaults list, so that `+sweep=kv` works as typed.
     - `server.max_mdl_len=5` becomes `++server.max_mdl_len=5`: Hydra would stop at the first unknown key; our schema
       reports all of them with suggestions.
     """
     resume: str | None = None
+    resume_strict = "true"
     overrides: list[str] = []
     flags: list[str] = []
     for argument in argv:
@@ -51,10 +54,12 @@ def read(argv: list[str]) -> Arguments:
             (overrides if argument.startswith(("+", "~")) else flags).append(argument)
         elif match["key"] == "resume":
             resume = match["value"] or None
+        elif match["key"] == "resume.strict":
+            resume_strict = match["value"].lower()
         elif match["key"] == "sweep":
             overrides.append(f"+{argument}")
         elif match["key"] in GROUPS or match["key"].split(".")[0] == "hydra":
             overrides.append(argument)
         else:
             overrides.append(f"++{argument}")
-    return Arguments(resume, overrides, flags)
+    return Arguments(resume, overrides, flags, resume_strict)

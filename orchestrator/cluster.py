@@ -154,7 +154,7 @@ class Cluster:
             return Fleet("cpu", tuple(nodes), _looked_at(alive)[0].vllm_version)
         else:
             nodes = [
-                _node(node, int(node["Resources"]["GPU"]), seen.gpu_name, seen.gpu_memory_bytes)
+                _node(node, int(node["Resources"]["GPU"]), seen.gpu_name, seen.gpu_memory_bytes, seen.driver_version)
                 for node, seen in zip(on_gpu, _looked_at(on_gpu), strict=True)
             ]
         if not nodes:
@@ -309,15 +309,16 @@ class _Seen:
     gpu_name: str | None
     gpu_memory_bytes: int | None
     vllm_version: str | None
+    driver_version: str | None
 
 
 def _look() -> _Seen:
-    from workers.devices.nvml import visible_cards
+    from workers.devices.nvml import driver_version, visible_cards
     from workers.engines.vllm import installed_version
 
     cards = visible_cards()
     memory = min((card.memory_bytes for card in cards), default=None)
-    return _Seen(cards[0].name if cards else None, memory, installed_version())
+    return _Seen(cards[0].name if cards else None, memory, installed_version(), driver_version())
 
 
 def _looked_at(nodes: list[dict[str, Any]]) -> list[_Seen]:
@@ -345,10 +346,12 @@ def _on(node_id: str) -> Any:
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int | None = None) -> Node:
+def _node(
+    node: dict[str, Any], slots: int, name: str | None = None, memory: int | None = None, driver: str | None = None
+) -> Node:
     resources = node["Resources"]
     ram, cores = int(resources.get("memory", 0)), int(resources.get("CPU", 1))
-    return Node(node["NodeID"], slots, memory, name, ram, cores)
+    return Node(node["NodeID"], slots, memory, name, ram, cores, driver)
 
 
 def _renamed(fleet: Fleet, node_id: str) -> Fleet:

@@ -31,6 +31,7 @@ class Node:
     gpu_name: str | None = None
     ram_bytes: int = 0
     cores: int = 1
+    driver_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     if engine.name == "sim":
         gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
-    from workers.devices.nvml import NoSuchCard, visible_cards
+    from workers.devices.nvml import NoSuchCard, driver_version, visible_cards
     from workers.engines import vllm
 
     try:
@@ -106,4 +107,5 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
         places = max(1, cores // cluster.cores_per_session)
         return Fleet("cpu", (Node("local", places, None, None, ram, cores),), version)
     memory = min(card.memory_bytes for card in cards[:wanted])
-    return Fleet("cuda", (Node("local", wanted, memory, cards[0].name, ram, cores),), version)
+    node = Node("local", wanted, memory, cards[0].name, ram, cores, driver_version())
+    return Fleet("cuda", (node,), version)

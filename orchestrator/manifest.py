@@ -33,9 +33,11 @@ def make_manifest(run_id: str, experiments: list[Experiment], plan: Plan, fleet:
         "fleet": asdict(fleet),
         "target": experiments[0].target.model_dump(),
         "slo": experiments[0].slo.model_dump(),
+        "cost": experiments[0].cost.model_dump(),
         "experiments": [experiment.model_dump(mode="json") for experiment in experiments],
         "sessions": [asdict(session) for session in plan.sessions],
         "servers": [],
+        "earlier": [],
         "status": "running",
     }
 

@@ -1,23 +1,48 @@
-"""Going on with a run: its experiments from the manifest, and what of a plan has no finished shard yet."""
+"""Going on with a run: its experiments from the manifest, whether it is still the same machine and software, and what
+of a plan has no finished shard yet."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
-from contract.specs import SessionSpec
+from contract.specs import WORKLOAD_VERSION, SessionSpec
+from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan, memory_first
-from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment, validate
 from orchestrator.search import next_step
 from orchestrator.store import Store
 
 
-def experiments_of(run: Path, overrides: list[str]) -> list[Experiment]:
-    """Return the experiments that a run was made of. Raises `ConfigError` where it is no run, or more is asked."""
-    if overrides:
-        raise ConfigError([f"resume={run} goes on with the run's own configuration; drop {' '.join(overrides)}"])
-    return [validate(content, []) for content in Store(run).manifest()["experiments"]]
+def experiments_of(store: Store, further: list[Experiment]) -> list[Experiment]:
+    """Return the experiments that a run was made of, then those of `further` that are not among them.
+
+    Raises `ConfigError` where it is no run, or its experiments are not understood any more.
+    """
+    own = [validate(content, []) for content in store.manifest()["experiments"]]
+    here = [experiment.model_copy(update={"output_root": own[0].output_root}) for experiment in further]
+    return own + [experiment for experiment in here if experiment not in own]
+
+
+def differences(manifest: Mapping[str, Any], fleet: Fleet) -> list[str]:
+    """Return what of the things that move a number is not what it was when the run was made, one line each.
+
+    What either side does not know (an older manifest, a host without NVML) is no difference.
+    """
+    then, now = _provenance(manifest.get("fleet", {})), _provenance(asdict(fleet))
+    then["workload version"], now["workload version"] = str(manifest.get("workload_version", "")), str(WORKLOAD_VERSION)
+    return [f"{what}: {then[what]} then, {now[what]} now" for what in now if then[what] and now[what] != then[what]]
+
+
+def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:
+    nodes = fleet.get("nodes", [])
+    return {
+        "device": fleet.get("device") or "",
+        "vLLM": fleet.get("vllm_version") or "",
+        "GPU": ", ".join(sorted({node.get("gpu_name") or "" for node in nodes})),
+        "driver": ", ".join(sorted({node.get("driver_version") or "" for node in nodes})),
+    }
 
 
 def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:

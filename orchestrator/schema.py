@@ -258,6 +258,10 @@ class SloConfig(_Section):
     p95_tpot_s: Seconds | None
 
 
+class CostConfig(_Section):
+    gpu_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class TargetConfig(_Section):
     concurrency: Count
     context_tokens: Count
@@ -455,6 +459,7 @@ class Experiment(_Section):
     sweep: Sweep
     target: TargetConfig
     slo: SloConfig
+    cost: CostConfig = CostConfig()
     output_root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     controls: Literal["on", "off"] = "on"
@@ -529,9 +534,9 @@ def _did_you_mean(location: list[str]) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
-        "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "kv": KvSweep, "batching": BatchingSweep,
-        "concurrency": ConcurrencySweep, "rate": RateSweep, "near_full_context": NearFullContext,
-        "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep,
+        "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "cost": CostConfig, "kv": KvSweep,
+        "batching": BatchingSweep, "concurrency": ConcurrencySweep, "rate": RateSweep,
+        "near_full_context": NearFullContext, "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep,
         "stages": StageConfig, "precision": PrecisionConfig,
         "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
         "shared_prefix": SharedPrefixConfig,

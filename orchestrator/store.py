@@ -18,6 +18,7 @@ from orchestrator.problems import ConfigError
 
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
 SESSION_SHARD = "session.parquet"
+_OF_A_START = ("created_at", "argv", "python", "platform", "versions", "schema_version", "workload_version", "fleet")
 
 
 class Store:
@@ -84,12 +85,14 @@ class Store:
             pass
         raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
 
-    def servers_so_far(self) -> list[Any]:
-        """Return the servers that an earlier manifest of this run names; none for a new run."""
+    def made_so_far(self) -> dict[str, Any]:
+        """Return what a manifest of a resumed run keeps of the one before: its servers, and with what it was made."""
         try:
-            return list(self.manifest().get("servers", []))
+            before = self.manifest()
         except ConfigError:
-            return []
+            return {}
+        kept = {name: before[name] for name in _OF_A_START if name in before}
+        return {"servers": list(before.get("servers", [])), "earlier": [*before.get("earlier", []), kept]}
 
     def _path(self, name: str) -> Path:
         path = self.directory / name

@@ -37,6 +37,7 @@ def raw(sweep: str | None = "kv", model: str = "tiny", engine: str = "vllm", **c
         "sweep": None if sweep is None else load(f"sweep/{sweep}.yaml"),
         "target": {"concurrency": 16, "context_tokens": 4096},
         "slo": {"p95_e2e_s": None, "p95_ttft_s": None, "p95_tpot_s": None},
+        "cost": {"gpu_hour": None},
         "output_root": "outputs",
         "seed": 0,
         "controls": "on",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class MockOpenAI:
     """Between a chat's chunk that names the role and its first token."""
     tokens_per_chunk: int = 1
     api_key: str | None = None
+    tls: ssl.SSLContext | None = None
     keepalive_s: float = 60.0
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -190,8 +192,8 @@ class MockOpenAI:
         )
         await runner.setup()
         if uds is None:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.tls).start()
+            self.url = f"http{'s' if self.tls else ''}://127.0.0.1:{runner.addresses[0][1]}"
         else:
             await web.UnixSite(runner, uds).start()
             self.url = "http://localhost"

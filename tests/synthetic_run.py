@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from analysis.tables import NESTED, RunPoint, Tables
+from contract.kv import KVLayout, kv_layout
 from contract.rows import (
     SCHEMA_VERSION,
     MemoryAccount,
@@ -24,6 +26,7 @@ from contract.rows import (
     TelemetryRow,
     to_table,
 )
+from tests.model_files import published
 
 MIB, GIB = 2**20, 2**30
 
@@ -56,9 +59,32 @@ class Shape:
     gpu_util_pct: float = 93.0
     """NVML's, at concurrency 1: as on a real H100 it hardly depends on the level."""
     ladder: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    config: dict[str, Any] | None = field(default=None, hash=False)
+    """config.json of a model whose layers differ: pools and figures are then those of its layout, not of one rate."""
+    batched: dict[str, int] = field(default_factory=lambda: {"committed": 2048, "utilization": 2048}, hash=False)
+    """max_num_batched_tokens of the memory points, by mode."""
+
+    def layout(self, batched: int | None = None) -> KVLayout | None:
+        """Return the model's KV layout; None for a model of one rate."""
+        if self.config is None:
+            return None
+        return kv_layout(
+            self.config,
+            device="cpu" if self.device == "cpu" else "cuda",
+            tensor_parallel_size=max(self.gpus, 1),
+            max_num_batched_tokens=batched,
+            vllm_version=None if self.simulated else "0.25.1",
+        )
 
 
 GPU = Shape()
+
+
+def family(name: str, base: Shape, **changes: Any) -> Shape:
+    """Return a shape like `base` whose model's layers are those of one of our model files."""
+    return replace(base, model=name, config=published(name), **changes)
+
+
 CPU = Shape(
     model="tiny",
     device="cpu",
@@ -94,7 +120,13 @@ def short_cpu_rows() -> list[PointRow]:
     shape = replace(CPU, lengths=(512, 1024))
     unknown = {"engine_bytes_per_token": None, "formula_max_concurrency": None}
     loads = [
-        replace(load_row(shape, "concurrency", level, 0), max_model_len=512, client_wait_share=waited, **unknown)
+        replace(
+            load_row(shape, "concurrency", level, 0),
+            max_model_len=512,
+            formula_bytes_per_sequence=512 * shape.bytes_per_token,
+            client_wait_share=waited,
+            **unknown,
+        )
         for level, waited in ((1, 0.01), (4, 0.08))
     ]
     made = [committed_row(shape, 512), committed_row(shape, 1024), replace(utilization_row(shape, 512), **unknown)]
@@ -132,8 +164,8 @@ def base_row(shape: Shape, purpose: str, name: str, session: str, **columns: obj
 
 def committed_row(shape: Shape, length: int) -> PointRow:
     """Return a memory row whose pool holds `sequences` full-length sequences and a null block."""
-    blocks = shape.sequences * length // shape.block + 1
-    pool = blocks * shape.block * shape.bytes_per_token
+    batched = shape.batched["committed"]
+    pool, blocks = pool_of(shape, shape.sequences, length, batched)
     ready = shape.weights_bytes + pool + shape.extra_ready_bytes.get(length, 0)
     return base_row(
         shape,
@@ -143,20 +175,31 @@ def committed_row(shape: Shape, length: int) -> PointRow:
         mode="committed",
         max_model_len=length,
         sequences=shape.sequences,
-        max_num_batched_tokens=2048,
+        max_num_batched_tokens=batched,
         enforce_eager=True,
         kv_cache_memory_bytes=pool // max(shape.gpus, 1),
         mem_ready_bytes=ready,
         mem_loaded_bytes=ready + 2 * MIB,
         mem_peak_bytes=ready + 3 * MIB,
         warmup_reached_batch=True,
-        **kv_columns(shape, length, pool, blocks),
+        **kv_columns(shape, length, pool, blocks, batched),
     )
+
+
+def pool_of(shape: Shape, sequences: int, length: int, batched: int | None) -> tuple[int, int]:
+    """Return bytes and blocks of a pool for so many sequences of a length, and a null block."""
+    layout = shape.layout(batched)
+    if layout is not None:
+        pool = max(shape.gpus, 1) * layout.pool_bytes(sequences, length)
+        return pool, layout.num_blocks(layout.pool_bytes(sequences, length))
+    blocks = sequences * length // shape.block + 1
+    return blocks * shape.block * shape.bytes_per_token, blocks
 
 
 def utilization_row(shape: Shape, length: int) -> PointRow:
     """Return a memory row at a fixed utilization: memory is flat, capacity falls with the length."""
     blocks = shape.pool_bytes // (shape.block * shape.bytes_per_token)
+    batched = shape.batched["utilization"]
     ready = shape.weights_bytes + shape.pool_bytes + (2 * MIB if length > 1024 else 0)
     return base_row(
         shape,
@@ -166,17 +209,32 @@ def utilization_row(shape: Shape, length: int) -> PointRow:
         mode="utilization",
         max_model_len=length,
         gpu_memory_utilization=shape.utilization,
-        max_num_batched_tokens=2048,
+        max_num_batched_tokens=batched,
         mem_ready_bytes=ready,
         mem_loaded_bytes=ready + 300 * MIB,
         warmup_reached_batch=True,
-        **kv_columns(shape, length, shape.pool_bytes, blocks),
+        **kv_columns(shape, length, shape.pool_bytes, blocks, batched),
     )
 
 
-def kv_columns(shape: Shape, length: int, pool: int, blocks: int) -> dict[str, object]:
+def kv_columns(shape: Shape, length: int, pool: int, blocks: int, batched: int | None = None) -> dict[str, object]:
     """Return the engine's and the formula's columns of a pool."""
     ranks = max(shape.gpus, 1)
+    layout = shape.layout(batched)
+    if layout is not None:
+        own = pool // ranks
+        tokens = layout.kv_tokens(own, length)
+        return {
+            "engine_kv_tokens": tokens,
+            "engine_max_concurrency": layout.max_concurrency(own, length),
+            "engine_num_blocks": layout.num_blocks(own),
+            "engine_block_size": layout.block_size,
+            "engine_kv_bytes": own,
+            "engine_bytes_per_token": pool / tokens,
+            "formula_bytes_per_token": ranks * layout.marginal_bytes_per_token(length),
+            "formula_bytes_per_sequence": ranks * layout.bytes_per_sequence(length),
+            "formula_max_concurrency": layout.max_concurrency(own, length),
+        }
     tokens = (blocks - 1) * shape.block
     per_sequence = math.ceil(length / shape.block) * shape.block * shape.bytes_per_token
     return {
@@ -213,8 +271,7 @@ def load_row(shape: Shape, purpose: str, concurrency: int, repeat: int, requests
 
 def ladder_row(shape: Shape, concurrency: int) -> PointRow:
     """Return a near-full-context level on a server whose pool holds 16 sequences."""
-    blocks = 16 * 4096 // shape.block + 1
-    pool = blocks * shape.block * shape.bytes_per_token
+    pool, blocks = pool_of(shape, 16, 4096, None)
     row = base_row(
         shape,
         "near_full_context",
@@ -241,40 +298,23 @@ def ladder_row(shape: Shape, concurrency: int) -> PointRow:
     )
 
 
-def rate_row(shape: Shape, rate: float, repeat: int, in_flight: int) -> PointRow:
-    """Return a level of an open loop that has about `in_flight` requests in flight and lasts as it then takes."""
-    row = load_row(shape, "rate", in_flight, repeat)
-    duration = row.steady_to_s or 1.0
-    return replace(
-        row,
-        point_id=f"rate-{rate:g}-r{repeat}",
-        concurrency=None,
-        arrivals="poisson, 30 s",
-        request_rate=rate,
-        offered_qps=(row.num_requests or 1) / duration,
-        most_in_flight=in_flight + 1,
-        p99_send_delay_s=0.001,
-    )
-
-
 def envelope_row(shape: Shape, length: int, concurrency: int, **columns: object) -> PointRow:
     """Return a cell of an envelope whose pool holds eight sequences of 1,024 tokens; half of a context is answer."""
-    pool = 8 * 1024 // shape.block
+    pool, blocks = pool_of(shape, 8, 1024, 2048)
     row = replace(
         ladder_row(shape, concurrency),
         purpose="envelope",
         point_id=f"envelope-{length}-{concurrency}",
         session_id="session-envelope",
         max_model_len=1024,
+        max_num_batched_tokens=2048,
         sequences=8,
         prompt_tokens=length // 2,
         output_tokens=length // 2,
-        request_blocks=length // shape.block,
-        prompt_blocks=length // 2 // shape.block,
-        engine_num_blocks=pool + 1,
         running_max=min(concurrency, 8 * 1024 // length),
         waiting_max=0,
         preemptions=0,
+        **kv_columns(shape, 1024, pool, blocks, 2048),
     )
     return replace(row, **columns)
 
@@ -444,13 +484,19 @@ def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, 
     return run_dir
 
 
-def tables_of(points: Iterable[PointRow]) -> Tables:
-    """Return the tables of these points without a disk between."""
+def planned(points: Iterable[PointRow], config: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what the manifest says of the sessions of these points, as far as analysis reads it."""
+    ids = dict.fromkeys(point.session_id for point in points)
+    return [{"id": session_id, "model": {"config": config}} for session_id in ids] if config else []
+
+
+def tables_of(points: Iterable[PointRow], config: dict[str, Any] | None = None) -> Tables:
+    """Return the tables of these points without a disk between; `config` is their model's."""
     names = [name for name in PointRow.__slots__ if name not in NESTED]
     listed = list(points)
     sessions = {point.session_id: session_of(point) for point in listed}
     made = (RunPoint(**{name: getattr(point, name) for name in names}) for point in listed)
-    return Tables(tuple(made), tuple(sessions.values()))
+    return Tables(tuple(made), tuple(sessions.values()), dict.fromkeys(sessions, config) if config else {})
 
 
 def changed(points: Iterable[PointRow], where: Callable[[PointRow], bool], **columns: object) -> list[PointRow]:

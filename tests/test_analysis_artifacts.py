@@ -15,8 +15,9 @@ from analysis.__main__ import main
 from tests import synthetic_run as synthetic
 
 TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "server_samples.parquet", "sessions.parquet"]
-MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg"]
+MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg", "kv_envelope.svg"]
 PLOTS = [*MEMORY_PLOTS, "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
+PLOTS += ["kv_envelope.pool-24-gib.svg"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_capacity_run_gives_every_artifact(gpu: Path) -> None:
     files = ["kv_cache_scaling.csv", "kv_capacity.csv", "concurrency_sweep.csv", "kv_cache_scaling_notes.md"]
-    files += ["batching_benchmark.md", "figures.csv"]
+    files += ["batching_benchmark.md", "operating_point.md", "figures.csv"]
     for name in [*TABLES, *files, *(f"plots/{plot}" for plot in PLOTS)]:
         assert (gpu / name).stat().st_size > 0, name
 
@@ -49,7 +50,8 @@ def test_kv_rows_alone_give_no_load_files(tmp_path: Path) -> None:
 def test_load_rows_alone_give_no_kv_files(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, [r for r in synthetic.rows() if r.purpose == "concurrency"])
     names = {path.name for path in reduce(run)}
-    assert names == {*TABLES, "concurrency_sweep.csv", "batching_benchmark.md", "figures.csv", "concurrency_sweep.svg"}
+    pages = {"batching_benchmark.md", "operating_point.md", "figures.csv"}
+    assert names == {*TABLES, *pages, "concurrency_sweep.csv", "concurrency_sweep.svg"}
 
 
 def test_artifact_of_an_earlier_state_does_not_stay(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import json
 import math
 import re
@@ -24,6 +25,8 @@ from analysis import reduce
 from analysis.document import Document, phrase
 from analysis.figures import count, quote, write_figures
 from tests import synthetic_run as synthetic
+from tests.kv_audit import EnvelopeAudit, Layout
+from tests.model_files import published
 
 MIB, GIB = 2**20, 2**30
 NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
@@ -39,11 +42,16 @@ CONSTANTS = {
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
     "rule.kv_near_full_pct": 95,
-    "rule.keeps_up_pct": 90,
     "rule.drift_limit_pct": 5,
     "rule.context_step_tokens": 1024,
+    "rule.cuda_segment_mib": 2,
+    "rule.host_scatter_mib": 8,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
+    "rule.first_bucket_s": 0.3,
+    "rule.keeps_up_pct": 90,
+    "rule.tutorial_doubling_low": 8,
+    "rule.tutorial_doubling_high": 16,
     "unit.mib_bytes": 2**20,
 }
 
@@ -94,29 +102,100 @@ def anchor(n: int, tok_s: float) -> synthetic.PointRow:
 
 
 def objectives() -> list[synthetic.PointRow]:
-    """Return a sweep and rates of three repeats: one level whose repeats disagree, one whose requests failed."""
+    """Return a sweep of three repeats: at one level they disagree, one is of failed requests; and its anchor."""
     made = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 8, 16, 24, 32) for r in range(3)]
-    made = synthetic.changed(made, lambda row: row.concurrency == 24 and row.repeat == 0, p95_tpot_s=0.001)
     made += [anchor(n, tok_s) for n, tok_s in enumerate((3000.0, 3030.0, 2800.0, 2950.0))]
-    made += [synthetic.rate_row(synthetic.GPU, rate, r, c) for rate, c in ((0.5, 2), (12.5, 20)) for r in range(2)]
     return [*made, synthetic.failed(synthetic.load_row(synthetic.GPU, "concurrency", 64, 0), "load_error_rate")]
+
+
+FULL = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
 
 
 def envelope() -> list[synthetic.PointRow]:
     """Return cells that agree, one that does not, one that failed and two that were pruned."""
-    made = [synthetic.envelope_row(synthetic.GPU, 1024, 8), synthetic.envelope_row(synthetic.GPU, 512, 16)]
-    made += [synthetic.envelope_row(synthetic.GPU, 1024, 9, preemptions=3)]
-    made += [synthetic.envelope_row(synthetic.GPU, 512, 17), synthetic.envelope_row(synthetic.GPU, 1024, 4)]
-    made += [synthetic.envelope_row(synthetic.GPU, 1024, 32, waiting_max=24, kv_usage_max=0.99)]
-    lost, one = synthetic.envelope_row(synthetic.GPU, 512, 40), synthetic.envelope_row(synthetic.GPU, 512, 1)
+    made = [synthetic.envelope_row(FULL, 1024, 8), synthetic.envelope_row(FULL, 512, 16)]
+    made += [synthetic.envelope_row(FULL, 1024, 9, preemptions=3)]
+    made += [synthetic.envelope_row(FULL, 512, 17), synthetic.envelope_row(FULL, 1024, 4)]
+    made += [synthetic.envelope_row(FULL, 1024, 32, waiting_max=24, kv_usage_max=0.99)]
+    lost, one = synthetic.envelope_row(FULL, 512, 40), synthetic.envelope_row(FULL, 512, 1)
     decided = synthetic.failed(one, "", "fits: 8 x 1024 tokens did", "pruned")
     return [*made, synthetic.failed(lost, "engine_dead"), replace(decided, failure_class=None)]
 
 
-SLO = {"objectives": {"p95_e2e_s": None, "p95_ttft_s": 0.3, "p95_tpot_s": 0.0033}}
+SLIDING = synthetic.family("tiny-sliding", synthetic.CPU, lengths=(512, 1024, 2048, 4096, 8192))
+GEMMA = synthetic.family(
+    "gemma-3-4b", synthetic.GPU, lengths=(512, 2048, 4096, 16384), batched={"committed": 2048, "utilization": 8192}
+)
+MLA = synthetic.family("deepseek-v2-lite", synthetic.GPU, gpus=2)
+LINEAR = synthetic.family(
+    "qwen3-next-cut", synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM"
+)
+
+
+def about_kv(shape: synthetic.Shape) -> list[synthetic.PointRow]:
+    """Return memory points, near-full levels and a sweep: what the notes on KV read."""
+    return [row for row in synthetic.rows(shape) if row.purpose not in ("comparison", "batching")]
+
+
+def surprising(shape: synthetic.Shape) -> list[synthetic.PointRow]:
+    """Return rows whose near-full levels do not do what the arithmetic says, at lengths that the server counted."""
+    changes: dict[int, dict[str, object]] = {
+        4: {"preemptions": 2, "kv_usage_max": 0.41},
+        8: {"preemptions": None},
+        16: {"waiting_capacity_max": 2, "kv_usage_max": 0.99, "running_max": 15},
+        32: {"preemptions": 0, "waiting_max": 0, "kv_usage_max": 0.7, "running_max": 32},
+    }
+    made = []
+    for row in about_kv(shape):
+        if row.purpose == "near_full_context":
+            row = replace(row, mean_prompt_tokens=3999.4 + (row.concurrency or 0) / 100, mean_completion_tokens=63.9)
+            row = replace(row, **changes.get(row.concurrency or 0, {}))
+        elif row.purpose == "concurrency":
+            row = replace(row, max_num_seqs=16)
+        made.append(row)
+    return made
+
+
+def open_loop(keeps_up_to: float = 8) -> list[synthetic.PointRow]:
+    """Return rates of three repeats, whose statistics are those of their requests; beyond `keeps_up_to` too much."""
+    made = []
+    for rate in (1, 4, 8, 16):
+        for repeat in range(3):
+            row = synthetic.load_row(synthetic.GPU, "rate", rate, repeat)
+            offered = (row.qps or 0.0) * (1 if rate <= keeps_up_to else 2)
+            row = replace(row, concurrency=None, arrivals="poisson, 30 s", request_rate=float(rate), sweep="rate")
+            made.append(replace(row, offered_qps=offered, most_in_flight=2 * rate + repeat))
+    return made
+
+
+def with_steps(rows: list[synthetic.PointRow]) -> list[synthetic.PointRow]:
+    """Return rows in which the engine's steps grow with the level, and prompts are what the server counted."""
+    return [replace(r, server_step_mean_tokens=1.5 * (r.concurrency or 1), mean_prompt_tokens=12.25) for r in rows]
+
+
+MANIFESTS: dict[str, dict[str, dict[str, float]]] = {
+    "gpu": {"slo": {"p95_e2e_s": 0.25}, "cost": {"gpu_hour": 2.5}},
+    "two cards": {"slo": {"p95_e2e_s": 0.16, "p95_ttft_s": 0.0225}, "cost": {"gpu_hour": 4}},
+    "simulated": {"slo": {"p95_tpot_s": 0.0025}, "cost": {"gpu_hour": 2.5}},
+    "spoiled": {"slo": {"p95_e2e_s": 0.25}},
+    "repeated": {"slo": {"p95_e2e_s": 5, "p95_ttft_s": 0.5, "p95_tpot_s": 0.1}, "cost": {"gpu_hour": 1}},
+    "open loop": {"slo": {"p95_e2e_s": 0.3}, "cost": {"gpu_hour": 3}},
+    "cpu, few": {"slo": {"p95_e2e_s": 10}, "cost": {"gpu_hour": 3}},
+    "sweep alone": {"slo": {"p95_ttft_s": 0.01}},
+    "no power": {"slo": {"p95_e2e_s": 0.05}},
+    "objectives": {"slo": {"p95_ttft_s": 0.3, "p95_tpot_s": 0.00405}},
+    "straddling": {"slo": {"p95_e2e_s": 0.0651}},
+}
+"""Objectives and prices of the runs that have them."""
 RUNS = {
     "objectives": objectives(),
     "envelope": envelope(),
+    "sliding": about_kv(SLIDING),
+    "sliding, two batches": surprising(GEMMA),
+    "mla, two cards": about_kv(MLA),
+    "linear, simulated": about_kv(LINEAR),
+    "linear, cpu": about_kv(synthetic.family("tiny-linear", synthetic.CPU)),
+    "window of every layer": about_kv(synthetic.family("phi-3-mini-4k", synthetic.GPU)),
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
     "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
@@ -127,7 +206,10 @@ RUNS = {
     "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
     "sweep alone": [r for r in synthetic.rows(replace(synthetic.GPU, saturation=0.3)) if r.purpose == "concurrency"],
-    "repeated": repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9),
+    "repeated": with_steps(repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9)),
+    "straddling": repeated(0.3),
+    "open loop": open_loop(),
+    "open loop, no objective": open_loop(),
     "repeated, border": repeated(3.5, preemptions=2, waiting_capacity_max=3, kv_usage_max=0.97),
     "host too slow": synthetic.rows(replace(synthetic.GPU, gpu_util_pct=27.0)),
     "drawn": synthetic.changed(
@@ -142,6 +224,18 @@ RUNS = {
 }
 
 
+CONFIGS = {
+    "envelope": FULL.config,
+    "sliding": SLIDING.config,
+    "sliding, two batches": GEMMA.config,
+    "mla, two cards": MLA.config,
+    "linear, simulated": LINEAR.config,
+    "linear, cpu": published("tiny-linear"),
+    "window of every layer": published("phi-3-mini-4k"),
+}
+"""What the manifest holds of the models whose layers differ."""
+
+
 @pytest.fixture(scope="module", params=sorted(RUNS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_behind = {"session-c1024": 700 * MIB, "session-u2048": 90 * MIB} if request.param == "spoiled" else None
@@ -151,7 +245,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if request.param == "spoiled"
         else {"concurrency": 16, "context_tokens": 4096}
     )
-    manifest = {"target": target, "slo": SLO.get(request.param, {})}
+    sessions = synthetic.planned(RUNS[request.param], CONFIGS.get(request.param))
+    manifest = {"target": target, "sessions": sessions} | MANIFESTS.get(request.param, {})
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
     with patch("analysis.artifacts.write_plots", return_value=[]):  # no figures in them, and they take the time
         reduce(run_dir)
@@ -208,35 +303,44 @@ class Auditor:
         self.requests = pd.read_parquet(run / "requests.parquet")
         self.sessions = pd.read_parquet(run / "sessions.parquet").set_index("session_id")
         manifest = json.loads((run / "manifest.json").read_text())
-        self.target, self.slo = manifest["target"], manifest["slo"]
+        self.target, self.slo = manifest["target"], manifest.get("slo", {})
+        self.gpu_hour = manifest.get("cost", {}).get("gpu_hour")
+        self.config = next((session["model"]["config"] for session in manifest["sessions"]), None)
         self.ranks = max(int(self.points.gpus.iloc[0]), 1)
         self.cases: list[tuple[str, Callable[..., float | str | None]]] = [
             (r"target\.(\w+)", lambda key: self.target[key]),
-            (r"envelope\.(?:len|c)(\d+)", float),
+            (r"(?:envelope\.(?:len|c)|question\.)(\d+)", float),
             (r"slo\.(\w+)", lambda key: self.slo[key]),
+            (r"cost\.gpu_hour", lambda: self.gpu_hour),
             (r"anchor\.([^.]+)\.(?:r(\d+)\.)?(\w+)", self.anchor),
             (r"cells\.[^.]+\.(?:len|c)(\d+)", float),
             (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
             (r"cells\.[^.]+\.(\w+)", self.cells),
-            (r"rate\.[^.]+\.r([\d.]+)\.(\w+)", self.rate),
             (r"(\w+)\.[^.]+\.slo_(held|broke|undecided|ratio)", self.border),
+            (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
             (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
             (r"load\.telemetry_cost_pct", lambda: 100 * self.watched().telemetry_cost_share.max()),
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points)", self.lost),
-            (r"kv\.[^.]+\.envelope\.len(\d+)\.c(\d+)_gib", lambda n, c: int(c) * self.sequence(int(n)) / GIB),
+            (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.len(\d+)\.c(\d+)[._](\w+)", self.envelope_cell),
+            (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.(\w+)", lambda p, w: self.envelope(p).value(w, self.target)),
             (r"kv\.[^.]+\.(\w+)(\.error_pct)?", self.kv),
+            (r"(committed|utilization)\.[^.]+\.pages\.len(\d+)\.(\w+)", self.page),
+            (r"(committed|utilization)\.[^.]+\.pages\.([\w.]+)", self.pages),
+            (r"(committed|utilization)\.[^.]+\.len(\d+)\.engine_(sequence_mib|difference_pct)", self.held),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|peak)\.(\w+)", self.account),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.(foreign_process\w*)", self.on_the_card),
             (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
             (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
             (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),
             (r"committed\.[^.]+\.len(\d+)\.(?:(ready|loaded)\.)?(\w+)", self.committed),
+            (r"committed\.[^.]+\.(stairs|formula_intervals|formula_mean_bytes_per_token|block_tokens)", self.stairs),
             (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
             (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
             (r"utilization\.[^.]+\.(\w+)", self.flat),
-            (r"(\w+)\.[^.]+\.c(\d+)\.(?:(ratio)\.)?(\w+)", self.level),
+            (r"(\w+)\.[^.]+\.c(\d+)\.change_from_(\d+)\.(tok_s|p95_e2e_s)_(?:(low|high)_)?pct", self.change),
+            (r"(\w+)\.[^.]+\.[cr]([\d.]+)\.(?:(ratio)\.)?(\w+)", self.level),
             (r"(\w+)\.[^.]+\.(\w+)", self.load),
         ]
 
@@ -269,6 +373,16 @@ class Auditor:
                 rows.loc[at, "p50_ttft_s"] = np.percentile(ok.ttft_s, 50)
                 rows.loc[at, "tok_s"] = ok.completion_tokens.sum() / rows.duration_s[at].iloc[0]
                 rows.loc[at, "qps"] = len(ok) / rows.duration_s[at].iloc[0]
+                rows.loc[at, "total_tok_s"] = rows.tok_s[at] + ok.prompt_tokens.sum() / rows.duration_s[at].iloc[0]
+                for column in ("ttft_s", "tpot_s"):
+                    rows.loc[at, f"p95_{column}"] = np.percentile(ok[column], 95)
+                good = ok
+                for column, limit in self.slo.items():
+                    good = good[good[column.removeprefix("p95_")] <= limit]
+                rows.loc[at, "goodput_qps"] = len(good) / rows.duration_s[at].iloc[0]
+        if purpose == "rate":
+            rows["concurrency"] = rows.request_rate
+            rows["steady_qps"] = rows.steady_completed / (rows.steady_to_s - rows.steady_from_s)
         return rows
 
     @functools.cache  # noqa: B019
@@ -312,23 +426,50 @@ class Auditor:
             return float((same.failure_class == row.failure_class).sum())
         return row[what] if isinstance(row[what], str) else float(row[what])
 
-    def sequence(self, length: int) -> float:
-        both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index()
-        known = both.formula_bytes_per_sequence.groupby(level=0).first()
-        beyond = max(length - known.index[-1], 0) * both.formula_bytes_per_token.iloc[-1]
-        return float(np.interp(length, known.index, known.values) + beyond)
+    @functools.cache  # noqa: B019
+    def envelope(self, pool: str | None) -> EnvelopeAudit:
+        return EnvelopeAudit(self.points, pool, self.config)
 
-    def pool(self) -> float:
-        utilization = self.memory("utilization").engine_kv_bytes
-        return self.ranks * float(
-            utilization.min() if len(utilization) else self.memory("committed").engine_kv_bytes.max()
-        )
+    def envelope_cell(self, pool: str | None, tokens: str, at_once: str, what: str) -> float:
+        return self.envelope(pool).cell(int(tokens), int(at_once), what)
+
+    def layout(self, mode: str) -> Layout:
+        assert self.config is not None
+        return Layout(self.config, self.memory(mode).iloc[0])
+
+    def page(self, mode: str, tokens: str, what: str) -> float:
+        return self.layout(mode).at(int(tokens), what)
+
+    def pages(self, mode: str, what: str) -> float:
+        if what == "max_num_batched_tokens":
+            return float(self.memory(mode).max_num_batched_tokens.iloc[0])
+        if what == "held":
+            alike = self.layout("committed").flight == self.layout("utilization").flight
+            return float(sum(len(self.memory(each)) for each in (("committed", "utilization") if alike else (mode,))))
+        return self.layout(mode).figure(what)
+
+    def held(self, mode: str, length: str, what: str) -> float:
+        row = self.memory(mode).loc[int(length)]
+        size = self.ranks * row.engine_kv_bytes / row.engine_max_concurrency
+        return float(size / MIB if what == "sequence_mib" else 100 * (size / row.formula_bytes_per_sequence - 1))
+
+    def stairs(self, what: str) -> float:
+        rows = self.memory("committed")
+        if what == "block_tokens":
+            return self.layout("committed").block if self.config else float(rows.engine_block_size.iloc[0])
+        size, block = rows.formula_bytes_per_sequence, self.ranks * rows.engine_kv_bytes / rows.engine_num_blocks
+        mean = np.polyfit(size.index, size.to_numpy(), 1)[0]
+        line = (mean * size.index.to_series().diff() * rows.sequences).iloc[1:]
+        departs = (size.diff() * rows.sequences).iloc[1:] - line
+        found = departs.abs() > np.maximum(0.01 * line.abs(), block.iloc[1:])
+        return float({"stairs": found.sum(), "formula_intervals": len(line)}.get(what, mean))
 
     def kv(self, what: str, error: str | None) -> float | str | None:
         both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index(kind="stable")
         known = both.formula_bytes_per_sequence.groupby(level=0).first()
+        own = self.memory("committed").formula_bytes_per_sequence
+        known = own if len(own) > 1 else known
         formula = np.polyfit(known.index, known.values, 1)[0]
-        need = self.target["concurrency"] * self.sequence(self.target["context_tokens"])
         told = both[both.engine_bytes_per_token.notna()]
         longest = told[told.index == told.index.max()]
         exact = longest[longest["mode"] == "committed"]
@@ -338,10 +479,7 @@ class Auditor:
             "formula_bytes_per_token": formula,
             "engine_bytes_per_token": engine,
             "context_step_mib": 1024 * both.formula_bytes_per_token.iloc[-1] / MIB,
-            "envelope_pool_gib": self.pool() / GIB,
-            "envelope_utilization": f"{self.memory('utilization').gpu_memory_utilization.max():g}",
-            "target_need_gib": need / GIB,
-            "target_share_pct": 100 * need / self.pool(),
+            "formula_marginal_bytes_per_token": both.formula_bytes_per_token.iloc[-1],
             "estimates": 2 + 2 * (len(self.memory("committed")) > 1),
             "estimates_apart": self.apart(formula, engine),
             "label": model,
@@ -448,6 +586,9 @@ class Auditor:
             return float(
                 self.ranks * row.engine_kv_bytes / row.engine_num_blocks / MIB if what == "block_mib" else row[what]
             )
+        if what == "formula_bytes_per_token":
+            sizes = rows.formula_bytes_per_sequence
+            return float((sizes.diff() / sizes.index.to_series().diff()).loc[at])
         change = self.deltas(word or "ready").loc[at]
         return float(
             {
@@ -517,8 +658,13 @@ class Auditor:
         ready = self.memory("utilization").mem_ready_bytes / MIB
         if what == "gpu_memory_utilization":
             return f"{self.memory('utilization').gpu_memory_utilization.max():g}"
+        slope, intercept = np.polyfit(ready.index, ready.to_numpy(), 1)
+        residuals = ready - (intercept + slope * ready.index)
         return float(
             {
+                "slope_bytes_per_token": slope * MIB,
+                "r_squared": 1 - (residuals**2).sum() / ((ready - ready.mean()) ** 2).sum(),
+                "max_residual_mib": residuals.abs().max(),
                 "lengths": len(ready),
                 "mem_ready_lowest_mib": ready.min(),
                 "mem_ready_highest_mib": ready.max(),
@@ -531,10 +677,10 @@ class Auditor:
         return float((rows.energy_j / rows.point_id.map(tokens)).median())
 
     def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float | str:
-        at = int(concurrency)
+        at = float(concurrency) if purpose == "rate" else int(concurrency)
         if what.startswith(("foreign", "throttle")):
             return self.words(self.at(purpose, "concurrency", at), what)
-        if what == "concurrency":
+        if what in ("concurrency", "request_rate"):
             return at
         if what == "unmeasured":
             rows = self.points[(self.points.purpose == purpose) & (self.points.concurrency == at)]
@@ -560,10 +706,15 @@ class Auditor:
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
-            "goodput_qps": lambda: self.goodput(own),
             "anchor_drift_pct": lambda: float(self.anchor(own.session_id.iloc[0], None, "drift_pct")),
             "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
+            "p95_over_lowest": lambda: here.p95_e2e_s / first.p95_e2e_s,
+            "prompt_tokens_sent": lambda: (
+                here.prompt_tokens if np.isnan(here.mean_prompt_tokens) else here.mean_prompt_tokens
+            ),
+            "price_output": lambda: self.price(own) / here.tok_s,
+            "price_total": lambda: self.price(own) / here.total_tok_s,
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
             "speedup_tok_s": lambda: here.tok_s / first.tok_s,
             "slowdown_mean_e2e": lambda: here.mean_e2e_s / first.mean_e2e_s,
@@ -574,9 +725,69 @@ class Auditor:
             return self.knee(purpose).of_level(at, what)
         if ratio:
             return float(here[what] / first[what])
+        if what.startswith("room_") or what == "target_holds":
+            return self.room(own, own.most_in_flight.max() if purpose == "rate" else at, what)
         if what.endswith("_highest"):
             return float(own[what.removesuffix("_highest")].max())
         return float(derived[what]() if what in derived else here[what])
+
+    def price(self, rows: pd.DataFrame) -> float:
+        return float(self.gpu_hour * rows.gpus.iloc[0] / 3600 * 1e6)
+
+    def room(self, rows: pd.DataFrame, requests: float, what: str) -> float:
+        """What the level's server has of KV, counted in blocks: those of a length, less at every block's worth."""
+        row = rows.iloc[0]
+        block = row.engine_block_size * row.formula_bytes_per_token
+        pool = max(row.gpus, 1) * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
+
+        def request(tokens: float) -> float:
+            fewer = np.ceil(row.max_model_len / row.engine_block_size) - np.ceil(tokens / row.engine_block_size)
+            return float(row.formula_bytes_per_sequence - fewer * block)
+
+        held = requests * request(row.prompt_tokens + row.output_tokens)
+        return float(
+            {
+                "room_pool_gib": pool / GIB,
+                "room_held_gib": held / GIB,
+                "room_free_gib": (pool - held) / GIB,
+                "room_requests": requests,
+                "room_further": pool // request(row.prompt_tokens + row.output_tokens) - requests,
+                "target_holds": pool // request(self.target["context_tokens"]),
+            }[what]
+        )
+
+    def change(self, purpose: str, upper: str, lower: str, column: str, bound: str | None) -> float:
+        audit = self.knee(purpose)
+        change = audit.means[column][int(upper)] - audit.means[column][int(lower)]
+        if bound is not None:
+            error = audit.sd[column] * math.sqrt(1 / audit.n[int(upper)] + 1 / audit.n[int(lower)])
+            change += audit.t_two_sided * error * (1 if bound == "high" else -1)
+        return float(100 * np.expm1(change))
+
+    def subject(self, what: str) -> float | str:
+        if what in ("title", "version"):
+            return self.title() if what == "title" else self.version()
+        loads = self.points[self.points.purpose.isin(["concurrency", "batching", "near_full_context", "rate"])]
+        measured = loads[loads.status == "measured"]
+        if what == "longest_request":
+            return float((measured.prompt_tokens + measured.output_tokens).max())
+        double = 2 * self.target["context_tokens"]
+        if len(self.memory("committed")) + len(self.memory("utilization")):
+            envelope = self.envelope(None)
+            need, pool = functools.partial(envelope.need, double), envelope.size
+        else:
+            row = measured.iloc[0]
+            need, pool = (double * row.formula_bytes_per_token).__mul__, self.ranks * row.engine_kv_bytes
+        at_once = self.target["concurrency"]
+        return float(
+            {
+                "double_context_tokens": double,
+                "double_need_gib": need(at_once) / GIB,
+                "double_pool_gib": pool / GIB,
+                "double_share_pct": 100 * need(at_once) / pool,
+                "double_holds": next(n for n in itertools.count() if need(n + 1) > pool),
+            }[what]
+        )
 
     def load(self, purpose: str, what: str) -> float | str:
         row = self.points[(self.points.purpose == purpose) & (self.points.status == "measured")].iloc[0]
@@ -588,6 +799,10 @@ class Auditor:
             return float(row.engine_max_concurrency)
         if what == "gpu_memory_utilization":
             return f"{row.gpu_memory_utilization:g}"
+        if what == "label":
+            return str(row.model)
+        if what == "request_tokens":
+            return float(row.prompt_tokens + row.output_tokens)
         if what == "predicted_requests":
             return float(row.engine_kv_tokens / (row.prompt_tokens + row.output_tokens))
         if what in ("bend_p95_ratio", "bend_tok_s_ratio"):
@@ -604,6 +819,7 @@ class Auditor:
 
     def border(self, purpose: str, what: str) -> float | str:
         rows = self.points[self.points.purpose == purpose]
+        rows = rows[(rows.status == "measured") | (rows.failure_class == "load_error_rate")]
         met = pd.Series(True, rows.index)
         for name, limit in self.slo.items():
             met &= (rows[name] <= limit) if limit else True
@@ -631,33 +847,15 @@ class Auditor:
         values = {"title": self.title(), "concurrency": rows.concurrency[0], "readings": len(rows)}
         return values[what] if what != "drift_pct" else float(changes[changes.abs().idxmax()])
 
-    def goodput(self, rows: pd.DataFrame) -> float:
-        sent = self.requests
-        good = sent.ok.copy()
-        for name, limit in self.slo.items():
-            good &= (sent[name.removeprefix("p95_")] <= limit) if limit else True
-        return float((rows.point_id.map(good.groupby(sent.point_id).sum()) / rows.duration_s).median())
-
-    def rate(self, rate: str, what: str) -> float:
-        rows = self.points[(self.points.purpose == "rate") & (self.points.request_rate == float(rate))]
-        derived: dict[str, Callable[[], float]] = {
-            "request_rate": lambda: float(rate),
-            "goodput_qps": lambda: self.goodput(rows),
-            "steady_qps": lambda: (rows.steady_completed / (rows.steady_to_s - rows.steady_from_s)).median(),
-            "completed_fewest": lambda: rows.completed.min(),
-            "anchor_drift_pct": lambda: float(self.anchor(rows.session_id.iloc[0], None, "drift_pct")),
-        }
-        return float(derived[what]() if what in derived else rows[what].median())
-
     def cells(self, what: str) -> float | str:
         rows = self.points[self.points.purpose == "envelope"]
         if what in ("title", "version"):
             return self.title() if what == "title" else self.version()
         measured = rows[rows.status == "measured"]
         pool = rows.engine_num_blocks.max() - 1
-        fits = measured.concurrency * measured.request_blocks <= pool
+        fits = measured.concurrency * np.ceil((measured.prompt_tokens + measured.output_tokens) / 16) <= pool
         full = (measured.waiting_max > 0) & (measured.kv_usage_max >= 0.95)
-        full &= measured.running_max < 0.9 * measured.concurrency
+        full &= measured.running_max < measured.concurrency
         seen = (measured.preemptions == 0) & ~full
         counts = {
             "cells": len(rows),
@@ -678,7 +876,7 @@ class Auditor:
             return str(row.failure_message)
         derived = {
             "context_tokens": float(length),
-            "need_pct": 100 * row.concurrency * row.request_blocks / pool,
+            "need_pct": 100 * row.concurrency * math.ceil(int(length) / 16) / pool,
             "kv_usage_max_pct": 100 * row.kv_usage_max,
         }
         return float(derived[what] if what in derived else row[what])
@@ -693,7 +891,11 @@ class KneeAudit:
     """The knee again: t by integration, smoothing by the max-min formula, the set by trying heights of the peak."""
 
     OF_A_LEVEL = (
-        *(f"{column}_{what}" for column in ("tok_s", "p95_e2e_s") for what in ("mean", "low", "high")),
+        *(
+            f"{column}_{what}"
+            for column in ("tok_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s")
+            for what in ("mean", "low", "high")
+        ),
         "tok_s_smoothed",
         "marginal_tok_s_per_s",
     )
@@ -703,11 +905,12 @@ class KneeAudit:
     )
 
     def __init__(self, rows: pd.DataFrame, with_twins: pd.DataFrame) -> None:
-        logs = rows[["concurrency"]].assign(tok_s=np.log(rows.tok_s), p95_e2e_s=np.log(rows.p95_e2e_s))
+        columns = ["tok_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s"]
+        logs = pd.concat([rows[["concurrency"]], np.log(rows[columns])], axis=1)
         logs["ratio"] = logs.p95_e2e_s - logs.tok_s
         self.medians = rows.groupby("concurrency").median(numeric_only=True)
         self.means, self.n = logs.groupby("concurrency").mean(), logs.groupby("concurrency").size()
-        every = np.log(with_twins[["tok_s", "p95_e2e_s"]]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
+        every = np.log(with_twins[columns]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
         cells = every.groupby([with_twins.purpose, with_twins.concurrency])
         self.df = int(cells.size().sum() - len(cells))
         self.sd = (

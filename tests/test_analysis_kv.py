@@ -193,7 +193,8 @@ def test_safe_length_follows_the_target() -> None:
 def test_target_is_held_against_the_measured_pool() -> None:
     assert "needs 24.00 GiB of KV, 37.9 % of the pool: **fits**" in notes(memory(), Targets(16, 4096))
     assert "**tight**" in notes(memory(), Targets(40, 4096))
-    assert "**does not fit**" in notes(memory(), Targets(50, 4096))
+    assert "**waits or preempts**" in notes(memory(), Targets(50, 4096))
+    assert "**does not fit**" in notes(memory(), Targets(1, 200_000))
 
 
 def test_envelope_says_which_pool_it_stands_on() -> None:

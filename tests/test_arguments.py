@@ -21,6 +21,7 @@ def test_flags_and_their_values_follow_the_overrides() -> None:
 def test_resume_is_ours_and_needs_no_sweep() -> None:
     asked = read(["resume=outputs/a=b"])
     assert (asked.resume, asked.overrides) == ("outputs/a=b", [])
+    assert read(["resume=outputs/a", "resume.strict=False"]).resume_strict == "false"
 
 
 def test_value_of_sees_through_prefixes() -> None:

@@ -39,7 +39,9 @@ def orchestrate(cwd: Path, *arguments: str, **environment: str) -> subprocess.Co
         (["-m", "+sweep=kv", "engine=vllm,sim"], 2, "engine: experiments of one run must agree"),
         (["-m", "+sweep=kv", "server.max_num_seqs=0,-1"], 2, "got -1"),
         (["resume=/no/such/run"], 2, "is not a run directory"),
-        (["resume=outputs/x", "+sweep=kv"], 2, "drop +sweep=kv"),
+        (["resume=outputs/x", "+sweep=kv"], 2, "outputs/x is not a run directory"),
+        (["resume=outputs/x", "server.max_num_seqs=8"], 2, "name a whole grid to add (+sweep=NAME ...)"),
+        (["resume=outputs/x", "resume.strict=perhaps"], 2, "should be true or false"),
     ],
 )
 def test_refused_with_one_message_and_nothing_written(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from contract.kv import (
     FULL,
@@ -22,18 +20,9 @@ from contract.kv import (
     model_limit,
     weight_bytes,
 )
+from tests.model_files import published
 
-MODELS = Path(__file__).parent.parent / "conf" / "model"
 MIB = 1 << 20
-
-
-@functools.cache
-def published(name: str) -> dict[str, Any]:
-    """Return the config of one of our model files."""
-    content = OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml"))
-    assert isinstance(content, dict)
-    config: dict[str, Any] = content["config"]
-    return config
 
 
 def llama(**changes: Any) -> dict[str, Any]:
@@ -170,6 +159,19 @@ def test_phi_3_without_its_window_as_measured() -> None:
     assert kv_layout(config, tensor_parallel_size=2).kv_tokens(pool, 4096) == 2 * 32_768
 
 
+@pytest.mark.parametrize(("requests", "in_use"), [(4, 0.059), (8, 0.109), (16, 0.202), (32, 0.393), (64, 0.787)])
+def test_requests_at_once_hold_what_was_measured_on_an_h100_with_0_25_1(requests: int, in_use: float) -> None:
+    """Phi-3-mini's window at 4,088 tokens in a pool of 10,806 blocks; the highest use sampled twice a second.
+
+    vLLM's KV concurrency counts 42 such sequences at most; 64 ran, without a preemption.
+    """
+    layout = kv_layout(published("phi-3-mini-4k"), max_num_batched_tokens=8192, vllm_version="0.25.1")
+    share = layout.blocks_at_once(requests, 4088) / 10_806
+    one_prompt = (layout.blocks_per_sequence(4088) - layout.blocks_held(layout.groups[0], 4088)) / 10_806
+    assert in_use - 0.0005 <= share <= in_use + 1.1 * one_prompt
+    assert requests * layout.blocks_per_sequence(4088) / 10_806 > 1.4 * share or requests < 8
+
+
 # --- how vLLM lays blocks out ---
 
 
@@ -178,6 +180,33 @@ def test_a_window_keeps_its_tokens_those_in_flight_and_one_block() -> None:
     assert layout.blocks_per_sequence(512) == 512 // 16 + 1
     assert layout.blocks_per_sequence(8192) == (1023 + 1024 + 15) // 16 + 1
     assert layout.marginal_bytes_per_token(8192) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "until"),
+    [
+        ("tiny-sliding", SLIDING_WINDOW, 511 + 768),
+        ("tiny-sliding", FULL, None),
+        ("tiny-mla", MLA, None),
+        ("tiny-linear", LINEAR_ATTENTION, 0),
+    ],
+)
+def test_a_group_stops_growing_where_its_kind_says(name: str, kind: str, until: int | None) -> None:
+    layout = kv_layout(published(name), device="cpu", max_num_batched_tokens=768)
+    (group,) = [group for group in layout.groups if group.kind == kind]
+    assert layout.grows_until(group) == until
+    grown = [layout.blocks_of(group, length) for length in range(1, 4000)]
+    last = max((at for at, (a, b) in enumerate(pairwise(grown), start=1) if a != b), default=0)
+    if until is None:
+        assert last >= 4000 - layout.block_size
+    else:
+        assert last <= until <= last + layout.block_size
+
+
+def test_without_windows_requests_hold_what_vllm_counts() -> None:
+    for name in ("tiny", "tiny-mla", "tiny-linear"):
+        layout = kv_layout(published(name), device="cpu")
+        assert layout.blocks_at_once(7, 3000) == 7 * layout.blocks_per_sequence(3000)
 
 
 def test_layers_are_cut_into_groups_of_the_rarest_kind() -> None:
@@ -229,6 +258,16 @@ def test_a_longer_sequence_never_needs_less(name: str, short: int, more: int, de
     layout = kv_layout(published(name), device=device)
     assert layout.bytes_per_sequence(short) <= layout.bytes_per_sequence(short + more)
     assert layout.marginal_bytes_per_token(short) >= layout.marginal_bytes_per_token(short + more) >= 0
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(NAMES), requests=st.integers(1, 500), length=LENGTHS, more=st.integers(0, 5_000))
+def test_more_or_longer_requests_never_need_less(name: str, requests: int, length: int, more: int) -> None:
+    layout = kv_layout(published(name))
+    need = layout.blocks_at_once(requests, length)
+    assert layout.blocks_at_once(1, length) <= need <= requests * layout.blocks_per_sequence(length)
+    assert need <= layout.blocks_at_once(requests + 1, length)
+    assert need <= layout.blocks_at_once(requests, length + more)
 
 
 @settings(deadline=None)

@@ -10,14 +10,16 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kv import gemma_like, published
+from test_kv import gemma_like
 
 from contract.kv import kv_layout, model_limit
 from contract.specs import ModelSpec
+from tests.model_files import published
 from workers.models import write_model_dir
 
 pytestmark = [
@@ -25,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-LENGTHS = (64, 1000, 4096)
 POOL = 1 << 30
 BATCHED = 768
 
@@ -47,6 +48,20 @@ def models() -> dict[str, dict[str, Any]]:
         },
         "few-kv-heads": {**tiny, "num_key_value_heads": 1},
     }
+
+
+def lengths(config: dict[str, Any]) -> list[int]:
+    """Return lengths on both sides of every kink that a config has on any device and with any number of ranks.
+
+    Kinks are the first blocks' ends, and where a window stops growing; beside them some lengths that are none.
+    """
+    found = {64, 1000, 4096}
+    for device, ranks in product(("cpu", "cuda"), (1, 2)):
+        layout = kv_layout(config, device=device, tensor_parallel_size=ranks, max_num_batched_tokens=BATCHED)
+        ends = [layout.block_size, 2 * layout.block_size]
+        ends += [until for group in layout.groups if (until := layout.grows_until(group))]
+        found |= {end + side for end in ends for side in (-1, 0, 1, layout.block_size)}
+    return sorted(found)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +99,22 @@ def test_layout_is_vllms(name: str, device: str, answers: dict[str, Any]) -> Non
         assert layout.block_size == answer["block_size"]
         assert layout.bytes_per_block == answer["bytes_per_block"]
         assert layout.num_blocks(POOL) == answer["num_blocks"]
-        for length in LENGTHS:
+        for length in lengths(models()[name]):
             tokens, concurrency = answer["capacity"][str(length)]
             assert layout.max_concurrency(POOL, length) == concurrency
             assert layout.kv_tokens(POOL, length) == tokens
             assert layout.bytes_per_sequence(length) == answer["sequence_bytes"][str(length)]
+
+
+@pytest.mark.parametrize("name", ["tiny-sliding", "gemma-like", "gemma-34-layers", "uneven"])
+def test_lengths_lie_on_both_sides_of_the_windows_kink(name: str, answers: dict[str, Any]) -> None:
+    """vLLM's own figures bend there: past the kink a token costs only what full attention keeps of it."""
+    for device in ("cpu", "cuda"):
+        layout = kv_layout(models()[name], device=device, max_num_batched_tokens=BATCHED)
+        (until,) = [until for group in layout.groups if (until := layout.grows_until(group))]
+        said = {int(length): size for length, size in answers[name][device]["1"]["sequence_bytes"].items()}
+        block = layout.block_size
+        assert said[until + block] - said[until] < said[2 * block] - said[block]
 
 
 @pytest.mark.parametrize("name", models())
@@ -128,11 +154,11 @@ def ask_vllm(directory: Path) -> dict[str, Any]:
             config.parallel_config.tensor_parallel_size = ranks
             config.cache_config.block_size = 16 if mla else block  # on CPUs with AMX it would be 128
             config.cache_config.mamba_page_size_padded = None
-            found[device][ranks] = layout_of(config, backend, hybrid)
+            found[device][ranks] = layout_of(config, backend, hybrid, lengths(models()[directory.name]))
     return found
 
 
-def layout_of(config: Any, backend: Any, hybrid: bool) -> dict[str, Any]:
+def layout_of(config: Any, backend: Any, hybrid: bool, asked: list[int]) -> dict[str, Any]:
     from vllm.platforms import current_platform
     from vllm.v1.core import kv_cache_utils as utils
 
@@ -142,7 +168,7 @@ def layout_of(config: Any, backend: Any, hybrid: bool) -> dict[str, Any]:
     groups = utils.get_kv_cache_groups(config, layer_specs(config))
     pool = utils.get_kv_cache_config_from_groups(config, groups, POOL)
     capacity, sequence_bytes, limit = {}, {}, config.model_config.max_model_len
-    for length in LENGTHS:
+    for length in asked:
         config.model_config.max_model_len = length
         capacity[length] = utils.get_kv_cache_capacity(config, pool)
         sequence_bytes[length] = utils._max_memory_usage_bytes_from_groups(config, groups)

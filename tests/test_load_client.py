@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import ssl
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
 from mock_openai import Fault, MockOpenAI, serving
 
 from contract.failures import FailureClass
@@ -195,6 +200,22 @@ def test_a_unix_socket_serves_as_well(tmp_path: Path) -> None:
     with serving(MockOpenAI(), uds=socket) as server:
         result = load(server, endpoint=Endpoint("http://localhost", "mock", uds=socket))
     assert all(row.ok for row in result.requests)
+
+
+def test_tls_serves_as_well_where_the_certificate_is_trusted(tmp_path: Path) -> None:
+    authority, bundle = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with serving(MockOpenAI(tls=tls)) as server:
+        distrusted = load(server)
+        command = [sys.executable, "-m", "workers.load", "--url", server.url, "--n", "3", "--concurrency", "2"]
+        trusted = subprocess.run(
+            command, env=os.environ | {"SSL_CERT_FILE": str(bundle)}, capture_output=True, text=True, check=False
+        )
+    assert {row.failure_class for row in distrusted.requests} == {FailureClass.CONNECTION_FAILED}
+    assert "certificate verify failed" in (distrusted.requests[0].failure_message or "")
+    assert trusted.returncode == 0, trusted.stderr
 
 
 def test_a_body_of_several_megabytes_is_sent_whole() -> None:

@@ -12,7 +12,9 @@ from contract.arrivals import Arrivals, Process, Stage
 from contract.lengths import LogNormal, Normal, Uniform
 from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
 from orchestrator.fleet import NoRoom
+from orchestrator.manifest import make_manifest
 from orchestrator.plan import Plan, _identified, make_plan
+from orchestrator.preflight import check
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment
 from tests import synthetic_run as synthetic
@@ -23,6 +25,19 @@ MIB = 2**20
 
 def plan(*experiments: Experiment, fleet=None) -> Plan:  # type: ignore[no-untyped-def]
     return make_plan(resolved(*experiments), fleet or gpu_fleet(1))
+
+
+def test_manifest_says_what_is_to_be_served_and_at_what_price() -> None:
+    asked = experiment("kv", "phi-3-mini-4k", slo__p95_e2e_s=0.5, cost__gpu_hour=2.5)
+    manifest = make_manifest("run", [asked], plan(asked), gpu_fleet(1))
+    assert manifest["target"] == {"concurrency": 16, "context_tokens": 4096}
+    assert manifest["slo"] == {"p95_e2e_s": 0.5, "p95_ttft_s": None, "p95_tpot_s": None}
+    assert manifest["cost"] == {"gpu_hour": 2.5}
+
+
+def test_experiments_of_one_run_agree_on_the_price() -> None:
+    with pytest.raises(ConfigError, match="cost: experiments of one run must agree on it"):
+        check([experiment("kv", engine="sim"), experiment("kv", engine="sim", cost__gpu_hour=2.5)])
 
 
 def test_kv_sweep_has_a_server_for_each_length_and_mode() -> None:

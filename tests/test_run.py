@@ -135,23 +135,37 @@ def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(place: Pl
     assert place.leftovers() == []
 
 
-def test_a_run_goes_on_from_its_manifest_and_measures_only_what_is_missing(place: Place) -> None:
+def test_a_run_goes_on_from_its_manifest_and_measures_only_what_is_missing_or_added(place: Place) -> None:
     asked = ["+sweep=concurrency", "sweep.concurrency=[1,2]", *QUICK_ARGS]
     assert orchestrate(place, *asked).returncode == 0
     (run_directory,) = place.outputs.iterdir()
-    shards = sorted(run_directory.glob("shards/*/[!s]*.parquet"))
-    kept, lost = shards[0], shards[1]
+    kept, lost = sorted(run_directory.glob("shards/*/[!s]*.parquet"))
     before = kept.stat().st_mtime_ns
     lost.unlink()
-    command = [sys.executable, "-m", "orchestrator", f"resume={run_directory}"]
-    done = subprocess.run(command, cwd=ROOT, env=place.environment(), capture_output=True, text=True, timeout=120)
+
+    def resume(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "orchestrator", f"resume={run_directory}", *more]
+        return subprocess.run(command, cwd=ROOT, env=place.environment(), capture_output=True, text=True, timeout=120)
+
+    done = resume("+sweep=concurrency", "sweep.concurrency=[1,4]", *QUICK_ARGS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert lost.exists()
     assert kept.stat().st_mtime_ns == before
-    assert len(json.loads((run_directory / "manifest.json").read_text())["servers"]) == 2
-    again = subprocess.run(command, cwd=ROOT, env=place.environment(), capture_output=True, text=True, timeout=120)
+    assert len(list(run_directory.glob("shards/*/[!s]*.parquet"))) == 3
+    manifest = json.loads((run_directory / "manifest.json").read_text())
+    assert [len(manifest[name]) for name in ("experiments", "servers", "earlier")] == [2, 2, 1]
+    again = resume()
     assert "nothing is left to do" in again.stdout
     assert again.returncode == 0
+
+    manifest["fleet"]["nodes"][0]["gpu_name"] = "another card"
+    (run_directory / "manifest.json").write_text(json.dumps(manifest))
+    elsewhere = resume()
+    assert elsewhere.returncode == 2
+    assert "GPU: another card then, simulated GPU now" in elsewhere.stderr
+    agreed = resume("resume.strict=false")
+    assert agreed.returncode == 0
+    assert "WARNING  GPU: another card then" in agreed.stdout
     assert place.leftovers() == []
 
 

@@ -38,6 +38,19 @@ def test_share_of_prefix_hits_is_a_share(share: float) -> None:
     assert found.startswith("load.prefix_hit_limit: should be ")
 
 
+@pytest.mark.parametrize("price", [0, -1.5, "2", float("inf")])
+def test_the_price_of_a_gpu_hour_is_a_number_above_zero(price: object) -> None:
+    (found,) = problems(cost__gpu_hour=price)
+    assert found.startswith("cost.gpu_hour: should be ")
+
+
+def test_the_price_of_a_gpu_hour_may_be_left_out() -> None:
+    assert validate(raw(cost__gpu_hour=2), []).cost.gpu_hour == 2
+    content = raw()
+    del content["cost"]
+    assert validate(content, []).cost.gpu_hour is None, "manifests of earlier runs have no such key"
+
+
 def test_unknown_section_suggests_the_known_one() -> None:
     assert problems(modle={}) == ["modle: no such key (did you mean 'model'?)"]
 

@@ -294,8 +294,11 @@ def test_the_last_cell_that_should_fit_and_the_next_are_measured_for_every_lengt
 
 
 def test_a_sliding_window_holds_no_more_than_its_window() -> None:
-    grid = envelope(sweep__context_tokens=[1024, 4096])
-    assert {cell.length: cell.blocks for cell in grid.cells} == {1024: 64, 4096: 129}
+    grid = envelope(sweep__context_tokens=[1024, 4096], sweep__sequences=16)
+    most = max(cell.concurrency for cell in grid.cells)
+    needs = {cell.length: cell.need / most for cell in grid.cells if cell.concurrency == most}
+    assert needs[1024] == 64
+    assert 129 <= needs[4096] < 200, "not 256"
 
 
 def test_queue_below_the_envelope_is_refused() -> None:

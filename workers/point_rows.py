@@ -16,7 +16,7 @@ from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, Teleme
 from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
 from workers.devices.nvml import throttle_reasons
-from workers.kv_figures import KvFigures, layout_of
+from workers.kv_figures import KvFigures
 from workers.load.limits import send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import Steady, steady
@@ -40,9 +40,6 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
     """Return a row that says which point it is and under which configuration it was measured, and nothing else."""
     spec, session, server, card = origin.spec, origin.session, origin.spec.server, origin.card
     load = point.kind is PointKind.LOAD
-    batched = server.max_num_batched_tokens or origin.max_num_batched_tokens
-    layout = layout_of(spec, batched, session.vllm_version) if load else None
-    prompt, output = lengths.highest(point.prompt_tokens), lengths.highest(point.output_tokens)
     return PointRow(
         schema_version=SCHEMA_VERSION,
         run_id=session.run_id,
@@ -73,7 +70,7 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         kv_cache_memory_bytes=server.kv_cache_memory_bytes,
         kv_cache_dtype=server.kv_cache_dtype,
         max_num_seqs=server.max_num_seqs,
-        max_num_batched_tokens=batched,
+        max_num_batched_tokens=server.max_num_batched_tokens or origin.max_num_batched_tokens,
         tensor_parallel_size=server.tensor_parallel_size,
         enforce_eager=server.enforce_eager,
         enable_prefix_caching=server.enable_prefix_caching,
@@ -91,8 +88,6 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         output_tokens=round(lengths.expected(point.output_tokens)) if load else None,
         prompt_lengths=lengths.words(point.prompt_tokens),
         output_lengths=lengths.words(point.output_tokens),
-        request_blocks=layout.blocks_held(prompt + output) if layout else None,
-        prompt_blocks=layout.blocks_held(prompt) if layout else None,
         api=point.api if load else None,
         shared_prefix=str(point.shared_prefix) if point.shared_prefix else None,
         repeat=point.repeat if load else None,

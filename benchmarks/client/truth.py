@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class TruthServer:
 
     def requests(self) -> list[tuple[float, list[float]]]:
         """Return the truth once the server has stopped: (read, writes) of every request, monotonic seconds."""
-        truth: dict[str, Any] = json.loads(self.log.read_text())
-        return [(read, writes) for read, writes in truth["requests"]]
+        return [(read, writes) for read, writes in json.loads(self.log.read_text())]
 
 
 @contextlib.contextmanager
@@ -33,7 +31,7 @@ def truth_server(directory: Path, core: int, interval_ms: float, port: int = 0) 
     """Run a server pinned to `core`; of several in one directory each needs its own. 0: on a port of its own."""
     port_file, log = directory / f"port.{core}", directory / f"truth.{core}"
     port_file.unlink(missing_ok=True)
-    words = [Path(__file__).parent / "truth_server.py", port_file, log, core, interval_ms, 1, port]
+    words = [Path(__file__).parent / "truth_server.py", port_file, log, core, interval_ms, port]
     process = subprocess.Popen([sys.executable, *map(str, words)])
     try:
         while not port_file.exists() or not port_file.read_text():

@@ -1,10 +1,10 @@
 """A server whose truth is known: every stream's tokens are due on a schedule, and the times of their writes are logged.
 
-    truth_server.py PORT_FILE TRUTH_FILE CORE INTERVAL_MS TOKENS_PER_CHUNK [PORT]
+    truth_server.py PORT_FILE TRUTH_FILE CORE INTERVAL_MS [PORT]
 
 Listens on a free loopback port, written to PORT_FILE, or beside others of its kind on PORT. A request is a POST of any
 path whose body names `max_tokens`; its first token is due one interval after it has been read, each further one an
-interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: for every request `[read, [write, write, ...]]`,
+interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: of every request `[read, [write, write, ...]]`,
 seconds on the monotonic clock that all processes of a host share. One thread on raw epoll, standard library only,
 pinned to CORE.
 """
@@ -64,8 +64,8 @@ class Connection:
 class Server:
     """See the module."""
 
-    def __init__(self, interval_s: float, tokens_per_chunk: int, port: int = 0) -> None:
-        self.interval_s, self.tokens_per_chunk = interval_s, tokens_per_chunk
+    def __init__(self, interval_s: float, port: int = 0) -> None:
+        self.interval_s = interval_s
         self.listener = socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True)
         self.listener.setblocking(False)
         self.poll = select.epoll()
@@ -129,7 +129,7 @@ class Server:
         connection.writes = []
         now = time.monotonic()
         self.truth.append((now, connection.writes))
-        self._schedule(connection, now + self.interval_s * self.tokens_per_chunk)
+        self._schedule(connection, now + self.interval_s)
 
     def _schedule(self, connection: Connection, at: float) -> None:
         self.order += 1
@@ -139,7 +139,7 @@ class Server:
         if not connection.left:
             return
         first = connection.left == connection.tokens
-        connection.left -= min(self.tokens_per_chunk, connection.left)
+        connection.left -= 1
         data = (HEAD if first else b"") + (TOKEN if connection.left else LAST)
         if not connection.left:
             total = connection.prompt + connection.tokens
@@ -150,7 +150,7 @@ class Server:
         except OSError:
             connection.left = 0
         if connection.left:
-            self._schedule(connection, at + self.interval_s * self.tokens_per_chunk)
+            self._schedule(connection, at + self.interval_s)
 
 
 def main(arguments: list[str]) -> None:
@@ -159,10 +159,10 @@ def main(arguments: list[str]) -> None:
     os.sched_setaffinity(0, {core})
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
-    server = Server(float(arguments[3]) / 1000, int(arguments[4]), *map(int, arguments[5:]))
+    server = Server(float(arguments[3]) / 1000, *map(int, arguments[4:]))
     port_file.write_text(str(server.listener.getsockname()[1]))
     server.serve(stopped)
-    truth_file.write_text(json.dumps({"requests": server.truth, "cpu_s": time.process_time()}))
+    truth_file.write_text(json.dumps(server.truth))
 
 
 if __name__ == "__main__":

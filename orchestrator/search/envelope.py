@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from analysis.envelope_cells import Outcome, outcome
-from contract.rows import MEASURED
+from analysis.envelope_cells import outcome
+from analysis.kv_envelope import Outcome
 from contract.specs import Point
 from orchestrator.search import Pruned, Rows, Step
 
@@ -24,20 +24,15 @@ class Cell:
 
     point: Point
     length: int
-    blocks: int
-    """KV blocks of one request at its full length."""
-    prompt_blocks: int
-    """Of its prompt alone: what it takes to be admitted."""
+    need: int
+    """KV blocks of all requests at their full length."""
+    prompts: int
+    """Of their prompts alone: what it takes to admit all of them."""
 
     @property
     def concurrency(self) -> int:
         """Requests at once."""
         return self.point.concurrency
-
-    @property
-    def need(self) -> int:
-        """Blocks of all requests at their full length."""
-        return self.concurrency * self.blocks
 
     def within(self, other: Cell) -> bool:
         """Whether it asks for no more than `other`, neither in length nor in concurrency."""
@@ -70,9 +65,10 @@ class Envelope:
         """Return all cells that are decided, as pruned, and of the others the one nearest to the predicted border."""
         told = [row.engine_num_blocks for row in rows.values() if row.engine_num_blocks]
         pool = told[0] - 1 if told else self.planned_blocks
-        seen = [(c, outcome(rows[c.point.id])) for c in self.cells if _measured(c, rows)]
-        fitted = [cell for cell, what in seen if what is Outcome.FITS]
-        overflowed = [cell for cell, what in seen if what in (Outcome.PREEMPTS, Outcome.WAITS)]
+        tried = [cell for cell in self.cells if cell.point.id in rows]
+        seen = [(cell, outcome(rows[cell.point.id], cell.need / cell.concurrency / pool)) for cell in tried]
+        fitted = [cell for cell, what in seen if what is Outcome.QUIET]
+        overflowed = [cell for cell, what in seen if what in (Outcome.PREEMPTED, Outcome.WAITED)]
         pruned, open_cells = [], []
         for cell in self.cells:
             if cell.point.id in rows:
@@ -86,10 +82,6 @@ class Envelope:
         return Step(tuple(cell.point for cell in nearest), tuple(pruned))
 
 
-def _measured(cell: Cell, rows: Rows) -> bool:
-    return cell.point.id in rows and rows[cell.point.id].status == MEASURED
-
-
 def _reason(cell: Cell, pool: int, fitted: list[Cell], overflowed: list[Cell]) -> str | None:
     """What decides a cell, in words; None where nothing does."""
     larger = next((other for other in fitted if cell.within(other)), None)
@@ -100,7 +92,6 @@ def _reason(cell: Cell, pool: int, fitted: list[Cell], overflowed: list[Cell]) -
         return f"does not fit: {smaller} did not"
     if FAR * cell.need <= pool:
         return f"fits by KV arithmetic: {cell.need} of {pool} blocks"
-    prompts = cell.concurrency * cell.prompt_blocks
-    if prompts >= FAR * pool:
-        return f"does not fit by KV arithmetic: prompts alone need {prompts} of {pool} blocks"
+    if cell.prompts >= FAR * pool:
+        return f"does not fit by KV arithmetic: prompts alone need {cell.prompts} of {pool} blocks"
     return None

@@ -105,6 +105,20 @@ def visible_cards() -> list[Card]:
         pynvml.nvmlShutdown()
 
 
+def driver_version() -> str | None:
+    """Return the version of this host's NVIDIA driver; None where there is no NVML."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
 _END = ("", "-1", "NoDevFiles")
 """What ends CUDA_VISIBLE_DEVICES; the last is how Slurm says that a job has no GPU."""
 

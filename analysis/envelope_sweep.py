@@ -1,26 +1,29 @@
-"""kv_envelope.md and kv_envelope.csv: which (context length, concurrency) the KV pool holds, expected and measured."""
+"""envelope_sweep.md and its CSV: which (context length, concurrency) the KV pool holds, expected and measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.envelope_cells import Outcome, expected, outcome
+from analysis.envelope_cells import Expected, expected, outcome
 from analysis.figures import NOTHING, Figure, count, percent, plain, quote
 from analysis.files import write_csv
 from analysis.groups import BASE, SERVER, Group, grouped
+from analysis.kv_envelope import Outcome
+from analysis.kv_pages import pages_of
 from analysis.series import outcome_figure
 from analysis.tables import RunPoint, Tables
+from contract.kv import KVLayout
 from contract.rows import MEASURED, PRUNED
 
-FILE = "kv_envelope.md"
+FILE = "envelope_sweep.md"
 COLUMNS = (*BASE, *SERVER, "mode", "max_model_len", "kv_cache_memory_bytes", "sequences")
 SIGNS = ("preemptions", "running_max", "waiting_max")
 CSV_COLUMNS = (
-    "context_tokens", "concurrency", "request_blocks", "prompt_blocks", "pool_blocks", "expected", "measured",
+    "context_tokens", "concurrency", "need_blocks", "prompts_blocks", "pool_blocks", "expected", "measured",
     "preemptions", "running_max", "waiting_max", "kv_usage_max", "notes",
 )  # fmt: skip
 
@@ -32,6 +35,7 @@ class Cell:
     name: str
     """Prefix of the names of its figures."""
     point: RunPoint
+    layout: KVLayout | None
     pool_blocks: int | None
 
     @property
@@ -45,28 +49,37 @@ class Cell:
         return self.point.concurrency or 0
 
     @property
-    def expected(self) -> Outcome:
+    def expected(self) -> Expected:
         """What KV arithmetic says."""
-        return expected(self.concurrency, self.point.request_blocks, self.point.prompt_blocks, self.pool_blocks)
+        return expected(self.layout, self.concurrency, self.point.prompt_tokens or 1, self.length, self.pool_blocks)
 
     @property
     def measured(self) -> Outcome:
         """What was seen."""
-        return outcome(self.point)
+        share = self.need_share
+        return outcome(self.point, None if share is None else share / self.concurrency)
+
+    @property
+    def need_blocks(self) -> int | None:
+        """KV blocks of all requests at their full length."""
+        return self.layout.blocks_at_once(self.concurrency, self.length) if self.layout else None
+
+    @property
+    def prompts_blocks(self) -> int | None:
+        """Of their prompts alone."""
+        return self.layout.blocks_at_once(self.concurrency, self.point.prompt_tokens or 1) if self.layout else None
 
     @property
     def need_share(self) -> float | None:
         """Of the pool, by all requests at their full length."""
-        if not self.point.request_blocks or not self.pool_blocks:
-            return None
-        return self.concurrency * self.point.request_blocks / self.pool_blocks
+        return self.need_blocks / self.pool_blocks if self.need_blocks and self.pool_blocks else None
 
     @property
     def agrees(self) -> bool | None:
         """Whether both say that all requests fit, or that they do not; None where one of them is not known."""
-        if Outcome.UNKNOWN in (self.expected, self.measured):
+        if self.expected is Expected.UNKNOWN or self.measured is Outcome.UNKNOWN:
             return None
-        return (self.expected is Outcome.FITS) == (self.measured is Outcome.FITS)
+        return (self.expected is Expected.FITS) == (self.measured is Outcome.QUIET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +101,18 @@ class EnvelopeGrid:
         return self.cells[0].pool_blocks
 
 
-def envelopes(points: Sequence[RunPoint]) -> list[EnvelopeGrid]:
+def envelopes(tables: Tables) -> list[EnvelopeGrid]:
     """Return one grid per server, its cells by length and concurrency."""
     grids = []
-    for group in grouped([point for point in points if point.purpose == "envelope"], COLUMNS):
+    for group in grouped([point for point in tables.points if point.purpose == "envelope"], COLUMNS):
         name = f"cells.{group.slug}"
         told = [point.engine_num_blocks for point in group.points if point.engine_num_blocks]
         pool = told[0] - 1 if told else None  # the null block is nobody's
-        made = [Cell("", point, pool) for point in group.points]
+        pages = next((found for point in group.points if (found := pages_of(point, tables.configs))), None)
+        layout = pages.layout if pages else None
+        made = [Cell("", point, layout, pool) for point in group.points]
         ordered = sorted(made, key=lambda cell: (cell.length, cell.concurrency))
-        cells = [Cell(f"{name}.len{c.length}.c{c.concurrency}", c.point, pool) for c in ordered]
+        cells = [replace(cell, name=f"{name}.len{cell.length}.c{cell.concurrency}") for cell in ordered]
         grids.append(EnvelopeGrid(name, group, tuple(cells)))
     return grids
 
@@ -105,7 +120,7 @@ def envelopes(points: Sequence[RunPoint]) -> list[EnvelopeGrid]:
 def write_envelope(run_dir: Path, grids: Sequence[EnvelopeGrid]) -> list[Path]:
     """Write one file per server; the first owns the plain name."""
     return [
-        write_csv(run_dir / grid.group.file("kv_envelope", ".csv"), CSV_COLUMNS, [_csv_row(c) for c in grid.cells])
+        write_csv(run_dir / grid.group.file("envelope_sweep", ".csv"), CSV_COLUMNS, [_csv_row(c) for c in grid.cells])
         for grid in grids
     ]
 
@@ -113,7 +128,7 @@ def write_envelope(run_dir: Path, grids: Sequence[EnvelopeGrid]) -> list[Path]:
 def _csv_row(cell: Cell) -> list[str]:
     point = cell.point
     values = (
-        cell.length, cell.concurrency, point.request_blocks, point.prompt_blocks, cell.pool_blocks, cell.expected,
+        cell.length, cell.concurrency, cell.need_blocks, cell.prompts_blocks, cell.pool_blocks, cell.expected,
         cell.measured, point.preemptions, point.running_max, point.waiting_max, point.kv_usage_max, _notes(cell).plain,
     )  # fmt: skip
     return ["" if value is None else str(value) for value in values]
@@ -129,13 +144,13 @@ def envelope_page(tables: Tables) -> Document | None:
     add_caveats(doc, rows, tables)
     doc.say(
         "In a cell so many requests run at once, each growing from its prompt to context_tokens. *Expected* is KV "
-        "arithmetic alone, from the blocks that a request holds by the formula and those that the engine says it has, "
+        "arithmetic alone, from the blocks that requests hold by the formula and those that the engine says it has, "
         "less the null block: *fits*, all requests at their full length; *preempts*, all prompts, but not what they "
-        "grow to; *does not fit*, not even all prompts. *Measured* is what the server showed: *preempts* where its "
-        "counter moved, *does not fit* where requests waited while the pool was full, else *fits*. A cell that was "
-        "pruned was not measured; its notes say what decides it."
+        "grow to; *does not fit*, not even all prompts. *Measured* is what the server's metrics showed: *preempted*; "
+        "*waited for KV*, requests waiting beside a full pool, so that never all ran at once; or *no preemption*, "
+        "neither of the two. A cell that was pruned was not measured; its notes say what decides it."
     )
-    for grid in envelopes(rows):
+    for grid in envelopes(tables):
         doc.heading(2, "{who}", who=identity(grid.sample, grid.name, grid.group.label))
         _pool(doc, grid)
         _grid_table(doc, grid)

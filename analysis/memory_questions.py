@@ -1,0 +1,128 @@
+"""Answers to the tutorial's questions about memory and context: its first, second and sixth. Pure.
+
+An answer stands only where its data were measured; else it says what is not known, and which sweep would tell.
+"""
+
+from __future__ import annotations
+
+import math
+
+from analysis.document import Part, Phrase, join, phrase
+from analysis.figures import count, decimal, gib, percent, plain
+from analysis.kv_envelope import HEADROOM
+from analysis.kv_fit import pool_bytes
+from analysis.kv_headroom import capacities, longest_safe
+from analysis.kv_room import request_bytes
+from analysis.rules import per_token
+from analysis.subject import UNKNOWN, Subject
+
+
+def capacity_decision(subject: Subject) -> Phrase:
+    """Needs capacities of the engine, or the formula's cost of a token."""
+    kv = subject.kv
+    parts: list[Phrase] = []
+    readings = [r for r in kv.pool.measured if r.median("engine_max_concurrency") is not None] if kv and kv.pool else []
+    if readings:
+        parts.append(
+            phrase(
+                "The pool is shared, so the length decides how many full-length requests fit at once: {list}.",
+                list=capacities(readings),
+            )
+        )
+    cost = per_token(kv) if kv is not None else None
+    if cost is not None:
+        parts.append(cost)
+    return join(parts, " ") if parts else phrase(UNKNOWN + "`+sweep=kv` measures it.")
+
+
+def production_length(subject: Subject) -> Phrase:
+    """Needs a pool taken by utilization, the engine's concurrency, and a target."""
+    kv, n = subject.kv, subject.targets.concurrency
+    if kv is None or kv.pool is None or all(r.median("engine_max_concurrency") is None for r in kv.pool.measured):
+        return phrase(UNKNOWN + "`+sweep=kv` with mode utilization measures what the card holds.")
+    if n is None:
+        return phrase(UNKNOWN + "it names no `target.concurrency` to hold the pool against.")
+    parts: dict[str, Part] = {
+        "n": count("target.concurrency", n),
+        "rule": percent("rule.headroom_pct", HEADROOM, 0),
+    }
+    safe = longest_safe(kv, n)
+    if safe is None:
+        return phrase("None of the measured lengths keeps {n} full-length requests within {rule} of the pool.", **parts)
+    words = (
+        "The longest that keeps target.concurrency {n} full-length requests within {rule} of the pool: {length} "
+        "({room} fit)"
+    )
+    longer = ""
+    if safe is kv.pool.measured[-1]:
+        tried = "was not tried" if safe is kv.pool.readings[-1] else "was tried and not measured"
+        longer = " It is the longest measured; a longer one " + tried + "."
+    return phrase(
+        words + "." + longer,
+        length=plain(f"{safe.name}.max_model_len", safe.at),
+        room=safe.figure(decimal, "engine_max_concurrency"),
+        **parts,
+    )
+
+
+def double_context(subject: Subject) -> Phrase:
+    """Needs a target, the formula, and a pool that some server had."""
+    n, context = subject.targets.concurrency, subject.targets.context_tokens
+    if n is None or context is None:
+        return phrase(UNKNOWN + "it names no `target.concurrency` and `target.context_tokens` to double.")
+    double = 2 * context
+    need, most, pool, which = _need_and_pool(subject, n, double)
+    if need is None or pool is None:
+        return phrase(UNKNOWN + "`+sweep=kv` measures the pool that the context would have to fit.")
+    share = need / pool
+    verdict = "fits" if share <= HEADROOM else "is tight" if share <= 1 else "does not fit"
+    parts: dict[str, Part] = {
+        "n": count("target.concurrency", n),
+        "double": count(f"{subject.name}.double_context_tokens", double),
+        "need": gib(f"{subject.name}.double_need_gib", need),
+        "pool": gib(f"{subject.name}.double_pool_gib", pool),
+        "share": percent(f"{subject.name}.double_share_pct", share),
+        "holds": count(f"{subject.name}.double_holds", math.floor(most)),
+    }
+    memory = phrase(
+        "Memory: target.concurrency {n} requests of {double} tokens need {need} GiB of KV by formula, {share} of "
+        + which
+        + " ({pool} GiB): **"
+        + verdict
+        + "**; the pool holds {holds} of them. Whether the model takes that length is not in the rows.",
+        **parts,
+    )
+    return join([memory, _latency_at(subject, double)], " ")
+
+
+def _need_and_pool(subject: Subject, n: int, tokens: int) -> tuple[float | None, float, float | None, str]:
+    """Bytes of `n` requests, how many the pool holds, and its bytes: the KV sweep's pool, else the one under load."""
+    envelope = subject.envelope
+    if envelope is not None:
+        which = (
+            "the measured pool" if envelope.whole_card else "the largest pool committed, not all that the card holds"
+        )
+        return envelope.need_bytes(tokens, n), envelope.most(tokens), envelope.size_bytes, which
+    reading = next((r for choice in subject.choices for c in choice.curves for r in c.series.measured), None)
+    one = request_bytes(reading, tokens) if reading is not None else None
+    pool = pool_bytes(reading) if reading is not None else None
+    if one is None or pool is None:
+        return None, 0.0, None, ""
+    return n * one, pool / one, pool, "the pool of the server under load"
+
+
+def _latency_at(subject: Subject, tokens: int) -> Phrase:
+    lengths = [c.request_tokens for choice in subject.choices for c in choice.curves if c.levels]
+    if not lengths:
+        return phrase("Latency: no load was measured; `+sweep=capacity` measures it.")
+    longest = max(lengths)
+    if longest >= tokens:
+        return phrase(
+            "Latency: measured with requests of up to {longest} tokens, in batching_benchmark.md.",
+            longest=count(f"{subject.name}.longest_request", longest),
+        )
+    return phrase(
+        "Latency at that length was not measured (the longest requests had {longest} tokens); `+sweep=capacity` with "
+        "`server.max_model_len` set to it measures it.",
+        longest=count(f"{subject.name}.longest_request", longest),
+    )

@@ -1,0 +1,383 @@
+"""The operating point: what is chosen, what is left open, and sentences that follow the data when it is perturbed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import answer, reduce
+from analysis.kv_room import KvRoom, kv_room, request_bytes
+from analysis.load_curve import load_curves
+from analysis.operating_page import operating_page
+from analysis.operating_point import Basis, Choice, Standing, choices
+from analysis.targets import Slo, Targets, read_gpu_hour
+from analysis.token_cost import joules_per_output_token, price_per_million
+from contract.kv import kv_layout
+from contract.rows import PointRow
+from tests import synthetic_run as synthetic
+from tests.test_analysis_load import with_curve
+
+CONF = Path(__file__).parent.parent / "conf"
+TOK_S = {1: 300.0, 4: 1000.0, 8: 1800.0, 16: 2500.0, 32: 2600.0}
+P95 = {1: 0.20, 4: 0.24, 8: 0.30, 16: 0.45, 32: 0.90}
+TARGETS = Targets(16, 4096)
+
+
+def sweep(noise: float = 0.005, repeats: int = 3, **p95: float) -> list[PointRow]:
+    """A sweep of known tok/s and p95; `c8=0.4` gives a level another p95."""
+    return with_curve(TOK_S, P95 | {int(level[1:]): value for level, value in p95.items()}, repeats, noise)
+
+
+def choice(rows: Iterable[PointRow], slo: Slo, gpu_hour: float | None = None) -> Choice:
+    return choices(synthetic.tables_of(rows).points, slo, gpu_hour)[0]
+
+
+def page(rows: Iterable[PointRow], slo: Slo | None = None, gpu_hour: float | None = None) -> str:
+    made = operating_page(synthetic.tables_of(rows), slo or Slo(), TARGETS, gpu_hour)
+    assert made is not None
+    return made.text()
+
+
+def at(made: Choice) -> float | None:
+    return None if made.point is None else made.point.reading.at
+
+
+def test_highest_throughput_that_meets_every_objective_is_chosen() -> None:
+    made = choice(sweep(), Slo(p95_e2e_s=0.5))
+    assert (made.basis, at(made)) == (Basis.OBJECTIVES, 16)
+    assert [c.reading.at for c in made.having(Standing.MISSES)] == [32]
+    ttft = [replace(r, p95_ttft_s=0.05 if (r.concurrency or 0) < 16 else 0.5) for r in sweep()]
+    assert at(choice(ttft, Slo(p95_e2e_s=0.5, p95_ttft_s=0.1))) == 8
+    assert at(choice(ttft, Slo(p95_ttft_s=0.1))) == 8
+
+
+def test_a_level_whose_interval_straddles_the_objective_is_undecided_and_not_chosen() -> None:
+    made = choice(sweep(noise=0.05), Slo(p95_e2e_s=0.46))
+    assert [c.reading.at for c in made.having(Standing.UNDECIDED)] == [16]
+    assert at(made) == 8
+    text = page(sweep(noise=0.05), Slo(p95_e2e_s=0.46))
+    assert "**Concurrency 8**" in text
+    assert "The next higher, concurrency 16, is undecided" in text
+
+
+def test_when_only_undecided_levels_are_left_nothing_is_chosen() -> None:
+    text = page(sweep(noise=0.05), Slo(p95_e2e_s=0.20))
+    assert (
+        "Not known from this run: no level meets every objective beyond noise, and concurrency 1 is undecided" in text
+    )
+    assert "`sweep.repeats` of three or more tells" in text
+    assert not re.search(r"\*\*Concurrency", text)
+
+
+def test_an_objective_that_nothing_meets_is_said_with_what_was_measured() -> None:
+    text = page(sweep(), Slo(p95_e2e_s=0.1))
+    assert "**None**: no measured level meets every objective. The lowest, concurrency 1, misses p95_e2e_s" in text
+    assert "less at once cannot be asked of it" in text
+    assert "| `vllm:e2e_request_latency_seconds`, p95 | 0.1 | the objective itself" in text
+    from_four = [row for row in sweep() if row.concurrency != 1]
+    assert "with lower levels in `sweep.concurrency` tells" in page(from_four, Slo(p95_e2e_s=0.1))
+
+
+def test_with_one_repeat_the_choice_stands_as_measured_and_is_not_called_known() -> None:
+    made = choice(sweep(repeats=1), Slo(p95_e2e_s=0.5))
+    assert (made.basis, at(made)) == (Basis.AS_MEASURED, 16)
+    assert made.point is not None
+    assert made.point.safe_up_to is None
+    text = page(sweep(repeats=1), Slo(p95_e2e_s=0.5))
+    assert "Not known from this run beyond noise" in text
+    assert "As it stands, concurrency 16 has the highest tok/s within the objectives" in text
+    assert "| `vllm:num_requests_running` and `vllm:num_requests_waiting` together | not known from this run |" in text
+    assert "**Q4. What is the safe operating point?** Not known from this run" in text
+
+
+def test_a_higher_p95_moves_the_choice_down() -> None:
+    assert at(choice(sweep(c16=0.6), Slo(p95_e2e_s=0.5))) == 8
+    assert "misses, so it is for work that nobody waits for" in page(sweep(c16=0.6), Slo(p95_e2e_s=0.5))
+    assert "meets every objective, so they allow it" in page(sweep(), Slo(p95_e2e_s=0.5))
+
+
+def test_without_an_objective_the_knee_s_lowest_level_is_chosen() -> None:
+    made = choice(sweep(), Slo())
+    assert (made.basis, at(made)) == (Basis.KNEE, 16)
+    rising = with_curve({1: 1, 2: 2, 4: 4}, {1: 0.2, 2: 0.2, 4: 0.2})
+    assert at(choice(rising, Slo())) is None
+    assert "Not known from this run: there is no knee up to concurrency 4" in page(rising)
+    assert "Not known from this run: where throughput stops scaling is open" in page(sweep(repeats=1))
+
+
+def test_a_level_that_failed_ends_the_safe_range_and_is_never_chosen() -> None:
+    rows = [synthetic.failed(r, "engine_dead") if r.concurrency == 16 else r for r in sweep()]
+    made = choice(rows, Slo(p95_e2e_s=5))
+    assert at(made) == 32
+    lost = [synthetic.failed(r, "engine_dead") if r.concurrency in (16, 32) else r for r in sweep()]
+    made = choice(lost, Slo(p95_e2e_s=5))
+    assert at(made) == 8
+    assert made.point is not None
+    assert made.point.safe_up_to is made.point.reading
+    assert "The next higher level, concurrency 16, was tried and not measured." in page(lost, Slo(p95_e2e_s=5))
+
+
+def test_the_safe_range_goes_on_past_the_chosen_level_while_levels_hold() -> None:
+    flat = with_curve(TOK_S | {32: 2400.0}, P95)
+    made = choice(flat, Slo(p95_e2e_s=1.0))
+    assert made.point is not None
+    assert made.point.safe_up_to is not None
+    assert (at(made), made.point.safe_up_to.at) == (16, 32)
+
+
+def test_a_lower_level_that_misses_is_not_passed_over() -> None:
+    assert "up to it every measured level meets the objectives" in page(sweep(), Slo(p95_e2e_s=0.5))
+    text = page(sweep(c1=0.9), Slo(p95_e2e_s=0.5))
+    assert "**Concurrency 16**" in text
+    assert "| 16 | concurrency 16: not every lower level meets the objectives |" in text
+
+
+def test_a_longer_context_that_was_tried_is_not_called_untried() -> None:
+    words = "It is the longest measured; a longer one was "
+    assert words + "not tried" in page(synthetic.rows())
+    rows = [synthetic.failed(r, "start_failed") if r.point_id == "utilization-4096" else r for r in synthetic.rows()]
+    assert words + "tried and not measured" in page(rows)
+
+
+def test_all_failed_chooses_nothing_and_says_so() -> None:
+    rows = [synthetic.failed(row, "engine_dead") for row in synthetic.rows()]
+    text = page(rows, Slo(p95_e2e_s=0.3), 2.0)
+    assert "Not known from this run: no level of this load was measured" in text
+    assert not re.search(r"tok/s at p95", text)
+    assert text.count("Not known from this run") >= 10
+
+
+def test_no_load_at_all_answers_what_memory_alone_tells() -> None:
+    text = page(synthetic.rows()[:8])
+    assert "it holds no levels of load; `+sweep=concurrency` measures them." in text
+    assert "**Q2. Which max_model_len for production, by the KV sweep?** The longest that keeps" in text
+    assert "**Q7. One more doubling of concurrency: is it acceptable?** Not known from this run" in text
+
+
+def test_a_twin_that_misses_contradicts_a_level_that_meets() -> None:
+    few = [
+        replace(r, purpose="batching", point_id=f"b-{r.point_id}", p95_e2e_s=(r.p95_e2e_s or 0) * 2)
+        for r in sweep()
+        if r.concurrency == 16
+    ]
+    made = choice([*sweep(), *few], Slo(p95_e2e_s=0.5))
+    assert at(made) == 8
+    assert "undecided: missed under another purpose" in page([*sweep(), *few], Slo(p95_e2e_s=0.5))
+
+
+def test_servers_that_were_sent_the_same_load_compete() -> None:
+    faster = [
+        replace(r, max_model_len=8192, session_id="other", tok_s=(r.tok_s or 0) * 1.5, point_id=f"o-{r.point_id}")
+        for r in sweep()
+    ]
+    (made,) = choices(synthetic.tables_of([*sweep(), *faster]).points, Slo(p95_e2e_s=0.5), None)
+    assert made.point is not None
+    assert made.point.curve.series.sample.max_model_len == 8192
+    text = page([*sweep(), *faster], Slo(p95_e2e_s=0.5))
+    assert "Chosen among 2 servers that were sent this load." in text
+    assert "Server: max_model_len 8192" in text
+    other_load = [replace(r, prompt_tokens=500, session_id="long", point_id=f"l-{r.point_id}") for r in sweep()]
+    assert len(choices(synthetic.tables_of([*sweep(), *other_load]).points, Slo(), None)) == 2
+
+
+def rates(keeps_up: float | None = 1.0) -> list[PointRow]:
+    made = []
+    for rate in (2, 4, 8):
+        for repeat in range(3):
+            row = synthetic.load_row(synthetic.GPU, "rate", rate, repeat)
+            row = replace(
+                row, concurrency=None, arrivals="poisson, 30 s", request_rate=float(rate), most_in_flight=rate
+            )
+            offered = (row.qps or 0.0) * (1 if rate < 8 else keeps_up or 1)
+            made.append(replace(row, offered_qps=offered, **({} if keeps_up else {"steady_completed": None})))
+    return made
+
+
+def test_a_rate_that_the_server_does_not_keep_up_with_meets_nothing() -> None:
+    assert at(choice(rates(), Slo(p95_e2e_s=5))) == 8
+    assert at(choice(rates(3.0), Slo(p95_e2e_s=5))) == 4
+    assert "misses: does not keep up" in page(rates(3.0), Slo(p95_e2e_s=5))
+    unsteady = page(rates(None), Slo(p95_e2e_s=5))
+    assert "every one is undecided; a longer one (`sweep.seconds`) has a steady part." in unsteady
+    assert "an open loop has no operating point" in page(rates())
+
+
+def test_price_counts_all_cards_and_needs_a_price_and_a_gpu() -> None:
+    (reading,) = load_curves(
+        synthetic.tables_of([replace(sweep()[0], gpus=2, total_tok_s=600.0)]).points, "concurrency"
+    )[0].levels
+    price = price_per_million(reading, 3.6)
+    assert price is not None
+    assert price.output == pytest.approx(2 * 3.6 / 3600 / (reading.median("tok_s") or 0) * 1e6)
+    assert price.total == pytest.approx(2 * 3.6 / 3600 / 600.0 * 1e6)
+    assert price_per_million(reading, None) is None
+    assert "| not known from this run | `cost.gpu_hour` is not given |" in page(sweep(), Slo(p95_e2e_s=0.5))
+    assert "at cost.gpu_hour 2.5, 1 GPU, always as busy as here" in page(sweep(), Slo(p95_e2e_s=0.5), 2.5)
+    on_cpu = [replace(r, gpus=0, device="cpu", power_w=None, energy_j=None) for r in sweep()]
+    assert "| not known from this run | no GPU was used |" in page(on_cpu, Slo(p95_e2e_s=0.5), 2.5)
+
+
+def test_energy_is_the_counter_over_output_tokens_and_never_a_simulated_card_s() -> None:
+    (curve,) = load_curves(synthetic.tables_of(sweep()).points, "concurrency")
+    reading = curve.levels[0]
+    ratios = sorted((p.energy_j or 0) / ((p.tok_s or 0) * (p.duration_s or 0)) for p in reading.measured)
+    assert joules_per_output_token(reading) == pytest.approx(ratios[1])
+    simulated = [replace(r, simulated=True, engine="sim", device="sim") for r in sweep()]
+    text = page(simulated, Slo(p95_e2e_s=0.5), 2.0)
+    assert "| J per output token | not known from this run | simulated: no card was there; simulated |" in text
+    synthetic.assert_every_table_row_says_simulated(text)
+    assert "**Q8. Low concurrency, low throughput: why, and what to tell an SRE?** Not known from this run" in text
+
+
+def test_room_is_the_pool_less_what_full_length_requests_take() -> None:
+    room = KvRoom(pool_bytes=1000.0, request_bytes=90.0, requests=8)
+    assert (room.held_bytes, room.free_bytes, room.holds, room.further_requests) == (720.0, 280.0, 11, 3)
+    assert KvRoom(100.0, 90.0, 2).further_requests == -1
+    (curve,) = load_curves(synthetic.tables_of(sweep()).points, "concurrency")
+    made = kv_room(curve.at(16), 76, 16)
+    assert made is not None
+    blocks = synthetic.GPU.pool_bytes // (16 * 393_216)
+    assert made.holds == (blocks - 1) // math.ceil(76 / 16)
+    unknown = [replace(r, engine_kv_bytes=None) for r in sweep()]
+    assert "| KV pool left | not known from this run |" in page(unknown, Slo(p95_e2e_s=0.5))
+
+
+SHAPES = {
+    "full": {"num_hidden_layers": 4},
+    "windows": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 6,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+    },
+}
+
+
+@given(shape=st.sampled_from(sorted(SHAPES)), length=st.integers(2, 20_000), tokens=st.integers(1, 40_000))
+def test_a_request_never_takes_more_than_it_is_said_to(shape: str, length: int, tokens: int) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 65_536, "torch_dtype": "bfloat16",
+    } | SHAPES[shape]  # fmt: skip
+    layout = kv_layout(config, max_num_batched_tokens=2048, max_model_len=length)
+    row = replace(
+        sweep()[0],
+        max_model_len=length,
+        engine_block_size=layout.block_size,
+        formula_bytes_per_sequence=layout.bytes_per_sequence(length),
+        formula_bytes_per_token=layout.marginal_bytes_per_token(length),
+    )
+    (curve,) = load_curves(synthetic.tables_of([row]).points, "concurrency")
+    said, true = request_bytes(curve.levels[0], tokens), layout.bytes_per_sequence(tokens)
+    assert said is not None
+    assert said >= true
+    if shape == "full":
+        assert said == true
+
+
+def test_contexts_longer_than_what_was_sent_are_named() -> None:
+    text = page(sweep(), Slo(p95_e2e_s=0.5))
+    assert "These figures are for requests of 76 tokens, prompt and answer. Of target.context_tokens 4096 its" in text
+    full = [replace(r, prompt_tokens=4020) for r in sweep()]
+    assert "These figures are for requests of" not in page(full, Slo(p95_e2e_s=0.5)), "the same blocks"
+    short = [replace(r, max_model_len=2048) for r in sweep()]
+    assert "is above this server's max_model_len 2048" in page(short, Slo(p95_e2e_s=0.5))
+
+
+def test_double_context_follows_the_slope_and_never_claims_a_latency() -> None:
+    text = page(synthetic.rows())
+    assert "need 48.00 GiB of KV by formula" in text
+    assert "Latency at that length was not measured" in text
+    steep = page(synthetic.rows(replace(synthetic.GPU, bytes_per_token=2 * 393_216)))
+    assert "need 96.00 GiB of KV by formula" in steep
+    assert "**does not fit**" in steep
+
+
+def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -> None:
+    assert "8 → 16: tok/s +38.9 %" in page(sweep())
+    without = [row for row in sweep() if row.concurrency != 8]
+    assert "8 → 16 was not measured; the nearest doubling is. 16 → 32: tok/s +4.0 %" in page(without)
+    noisy = page([r for r in sweep(noise=0.2) if r.concurrency != 8])
+    assert re.search(r"16 → 32: tok/s [^;]*: within noise\)", noisy)
+    assert "(noise not known: one repeat a level)" in page(sweep(repeats=1))
+
+
+def test_two_services_are_rows_that_were_measured() -> None:
+    text = page(sweep(), Slo(p95_e2e_s=0.26))
+    assert "Interactive: max_model_len 4096, concurrency 4 (1,000 tok/s at p95 0.2400 s" in text
+    assert "Batch: max_model_len 4096, concurrency 16 (2,500 tok/s" in text
+    assert "Interactive: not known from this run, where latency blows up is open" in page(sweep(repeats=1))
+
+
+def test_preemptions_and_a_full_pool_stand_beside_the_choice() -> None:
+    full = synthetic.changed(sweep(), lambda row: row.concurrency == 32, preemptions=5, kv_usage_max=0.99)
+    text = page(full, Slo(p95_e2e_s=0.5))
+    assert "preemptions began at concurrency 32, 99.0 % in use" in text
+    loose = page(full, Slo(p95_e2e_s=1.0))
+    assert "The level is **KV-bound** already" in loose
+    assert "but not a safe one: it is KV-bound already" in loose
+    assert "seen in use at most: 99.0 %" in loose
+    assert "KV-bound" not in text
+
+
+def test_alerts_on_p95_are_the_interval_s_end_or_the_objective_where_it_is_lower() -> None:
+    made = choice(sweep(), Slo(p95_e2e_s=0.5))
+    assert made.point is not None
+    upper = made.point.p95_upper_s
+    assert upper is not None
+    assert upper < 0.5
+    assert f"| `vllm:e2e_request_latency_seconds`, p95 | {upper:#.4g} | upper end" in page(sweep(), Slo(p95_e2e_s=0.5))
+    assert "| `vllm:e2e_request_latency_seconds`, p95 | 0.5 | the objective itself" in page(
+        sweep(repeats=1), Slo(p95_e2e_s=0.5)
+    )
+    assert "| `vllm:e2e_request_latency_seconds`, p95 | not known from this run |" in page(sweep(repeats=1))
+
+
+@given(
+    p95=st.lists(st.floats(0.01, 10), min_size=5, max_size=5),
+    limit=st.floats(0.01, 10),
+    noise=st.floats(0.001, 0.3),
+)
+def test_what_is_chosen_was_measured_and_lies_within_the_objective_with_its_interval(
+    p95: list[float], limit: float, noise: float
+) -> None:
+    rows = with_curve(TOK_S, dict(zip(TOK_S, p95, strict=True)), 3, noise)
+    made = choice(rows, Slo(p95_e2e_s=limit))
+    held = [c for c in made.candidates if c.standing is Standing.MEETS]
+    if made.point is None:
+        assert held == []
+        return
+    assert made.point.p95_upper_s is not None
+    assert made.point.p95_upper_s <= limit
+    assert made.point.tok_s == max(c.reading.median("tok_s") or 0 for c in held)
+
+
+@pytest.mark.parametrize("slo", [Slo(), Slo(p95_e2e_s=0.5), Slo(p95_e2e_s=0.01)])
+def test_every_sweep_that_is_named_exists(slo: Slo) -> None:
+    runs = [synthetic.rows(), sweep(), sweep(repeats=1), sweep(noise=0.2), rates(), rates(None), synthetic.rows()[:8]]
+    named = {name for rows in runs for name in re.findall(r"\+sweep=(\w+)", page(rows, slo))}
+    assert named
+    assert [name for name in named if not (CONF / "sweep" / f"{name}.yaml").is_file()] == []
+
+
+def test_terminal_gives_it_in_a_line_where_there_is_an_objective(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path, sweep())
+    reduce(run)
+    assert "operating point" not in answer(run)
+    for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.450 s"), (0.01, "no measured level meets the")):
+        (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": limit}}))
+        assert f"  operating point (12 + 64 tokens): {words}" in answer(run)
+
+
+def test_a_price_that_is_no_number_above_zero_is_none(tmp_path: Path) -> None:
+    for given_, read in ((2.5, 2.5), (3, 3.0), (0, None), (-1, None), ("2", None), (True, None), (None, None)):
+        (tmp_path / "manifest.json").write_text(json.dumps({"cost": {"gpu_hour": given_}}))
+        assert read_gpu_hour(tmp_path) == read
