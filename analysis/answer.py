@@ -8,20 +8,22 @@ from pathlib import Path
 
 from analysis.caveats import silent_sessions, title
 from analysis.document import Phrase, join, phrase
+from analysis.envelope_sweep import envelope_grids, summary
 from analysis.figures import count, decimal, plain, quote
 from analysis.knee_sentences import both_answers
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, lengths
+from analysis.objective_sentences import border_words
 from analysis.operating_point import Basis, Choice, Standing, choices
 from analysis.operating_sentences import gives
-from analysis.rates import level_words
+from analysis.rates import level_words, rate_curves
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure, outcome, outcome_figure, point_name
 from analysis.tables import RunPoint, Tables, read_tables
 from analysis.targets import Slo, read_slo
-from contract.rows import MEASURED
+from contract.rows import MEASURED, PRUNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,9 @@ class Finding:
 
 def answer(run_dir: Path) -> str:
     """Return the main results of a reduced run: bytes per token, capacity, throughput, failures, where files are."""
-    tables = read_tables(run_dir)
+    tables, slo = read_tables(run_dir), read_slo(run_dir)
     lines: list[str] = []
-    for finding in findings(tables, read_slo(run_dir)):
+    for finding in findings(tables, slo):
         lines += [finding.about.plain, *(f"  {line.plain}" for line in finding.lines)]
     return "\n".join([*lines, *(line.plain for line in losses(tables)), f"Files: {run_dir}"])
 
@@ -45,9 +47,13 @@ def findings(tables: Tables, slo: Slo) -> list[Finding]:
     """Return what the memory points, the levels of load and the objectives say, in this order."""
     memory = [Finding(_title(_sample(result), result.name, result.group.label), tuple(_kv_lines(result)))
               for result in kv_results(tables.points)]  # fmt: skip
-    load = [Finding(_title(curve.series.sample, curve.name, curve.series.group.label), tuple(_load_lines(curve)))
+    load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency")))
             for curve in knee_curves(tables.points)]  # fmt: skip
-    return [*memory, *load, *_operating(tables, slo)]
+    rates = [Finding(_about(curve), tuple(_objective(curve, slo, "requests/s")))
+             for curve in rate_curves(tables.points) if slo.percentiles()]  # fmt: skip
+    borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
+               for envelope in envelope_grids(tables)]  # fmt: skip
+    return [*memory, *load, *rates, *_operating(tables, slo), *borders]
 
 
 def losses(tables: Tables) -> list[Phrase]:
@@ -55,7 +61,7 @@ def losses(tables: Tables) -> list[Phrase]:
     lines = []
     lost: dict[str, list[RunPoint]] = {}
     for point in tables.points:
-        if point.status != MEASURED:
+        if point.status not in (MEASURED, PRUNED):
             lost.setdefault(outcome(point), []).append(point)
     if lost:
         lines.append(
@@ -88,6 +94,10 @@ def _title(sample: RunPoint, name: str, label: str) -> Phrase:
     return phrase("{who}", who=quote(f"{name}.title", title(sample, label)))
 
 
+def _about(curve: LoadCurve) -> Phrase:
+    return _title(curve.series.sample, curve.name, curve.series.group.label)
+
+
 def _kv_lines(result: KvResult) -> Iterator[Phrase]:
     found = [
         phrase(estimate.short + " {n}", n=count(estimate.name, estimate.bytes_per_token))
@@ -110,9 +120,7 @@ def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:
     """The operating point of every load, where there is an objective."""
     if slo.percentiles():
         for choice in choices(tables, slo, None):
-            curve = choice.curves[0]
-            about = _title(curve.series.sample, curve.name, curve.series.group.label)
-            yield Finding(about, (_operating_line(choice),))
+            yield Finding(_about(choice.curves[0]), (_operating_line(choice),))
 
 
 def _operating_line(choice: Choice) -> Phrase:
@@ -152,3 +160,8 @@ def _load_lines(curve: LoadCurve) -> Iterator[Phrase]:
     )
     if len(curve.levels) > 1:
         yield both_answers(curve)
+
+
+def _objective(curve: LoadCurve, slo: Slo, unit: str) -> Iterator[Phrase]:
+    if slo.percentiles():
+        yield phrase(unit + ": {border}", border=border_words(curve, slo))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from analysis.anchors import with_drift
 from analysis.batching import batching_page
 from analysis.document import Document
+from analysis.envelope_sweep import envelope_grids, envelope_page, write_envelope
 from analysis.errors import AnalysisError
 from analysis.figures import write_figures
 from analysis.files import write_text
@@ -39,6 +41,9 @@ OWNED = (
     "rate_sweep.csv",
     "rate_sweep.*.csv",
     "rate_sweep.md",
+    "envelope_sweep.csv",
+    "envelope_sweep.*.csv",
+    "envelope_sweep.md",
     "operating_point.md",
     "report.html",
     "figures.csv",
@@ -73,12 +78,13 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")
     written = build_tables(run_dir)
     slo, targets = read_slo(run_dir), targets or read_targets(run_dir)
-    tables = with_goodput(run_dir, read_tables(run_dir), slo)
+    tables = with_drift(with_goodput(run_dir, read_tables(run_dir), slo))
     utilization = read_utilization(run_dir, bin_seconds(bars_of(tables)[1]))
     pages = [
         kv_page(tables, targets),
-        batching_page(tables),
-        rate_page(tables),
+        batching_page(tables, slo),
+        rate_page(tables, slo),
+        envelope_page(tables),
         operating_page(tables, slo, targets, read_gpu_hour(run_dir)),
     ]
     report = report_page(run_dir, tables)
@@ -87,6 +93,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     written += write_capacity(run_dir, results)
     written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
+    written += write_envelope(run_dir, envelope_grids(tables))
     written += _write_pages(run_dir, [page for page in pages if page is not None], report, title(tables))
     written += write_plots(run_dir, tables, targets)
     written += write_timeline(run_dir, tables, utilization)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.anchors import add_anchors
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, phrase
 from analysis.figures import Figure, count, times
@@ -12,14 +13,16 @@ from analysis.ladder import add_ladder
 from analysis.limits import add_limits
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
+from analysis.objective_sentences import add_objectives
 from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
+from analysis.targets import NO_OBJECTIVES, Slo
 from analysis.under_use import add_under_use
 
 FILE = "batching_benchmark.md"
-PURPOSES = ("comparison", "batching", "concurrency", "near_full_context")
+PURPOSES = ("comparison", "batching", "concurrency", "near_full_context", "anchor")
 MORE_COLUMNS = ("tok_s", "total_tok_s", "p50_ttft_s", "p95_ttft_s", "p50_tpot_s", "p99_e2e_s")
 PAIR_ROWS = (
     ("s, all requests", "duration_s"),
@@ -31,7 +34,7 @@ PAIR_ROWS = (
 )
 
 
-def batching_page(tables: Tables) -> Document | None:
+def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
     """Return the page, or None for a run without a single load row."""
     rows = [point for point in tables.points if point.purpose in PURPOSES]
     if not rows:
@@ -47,8 +50,10 @@ def batching_page(tables: Tables) -> Document | None:
     _comparison_section(doc, load_curves(rows, "comparison"))
     _levels_section(doc, load_curves(rows, "batching"))
     _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"))
+    _objectives_section(doc, knee_curves(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
+    add_anchors(doc, rows)
     add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
     rules = rules_of_thumb(tables.points)
@@ -161,3 +166,15 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
         doc.say("As far as the few levels above tell it:")
         knee_table(doc, curve)
         doc.bullets(knee_sentences(curve))
+
+
+def _objectives_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) -> None:
+    """Nothing where the run has no objective."""
+    if not slo.percentiles():
+        return
+    doc.heading(2, "Which concurrency holds the objectives?")
+    if not curves:
+        _absent(doc, "Which concurrency holds them", "slo")
+    for curve in curves:
+        _curve_heading(doc, curve)
+        add_objectives(doc, curve, slo, "concurrency")

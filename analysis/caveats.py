@@ -9,7 +9,7 @@ from analysis.figures import count, plain, quote
 from analysis.groups import unique_slug
 from analysis.series import outcome_figure, point_name
 from analysis.tables import RunPoint, Tables
-from contract.rows import MEASURED
+from contract.rows import MEASURED, PRUNED
 
 
 def marks(point: RunPoint) -> list[str]:
@@ -111,8 +111,8 @@ def silent_sessions(tables: Tables) -> int:
 
 
 def add_failures(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:
-    """Write which of the page's points were not measured, with their class; nothing when all were."""
-    lost = [point for point in points if point.status != MEASURED]
+    """Write which of the page's points were not measured, with their class; nothing when all were, or were pruned."""
+    lost = [point for point in points if point.status not in (MEASURED, PRUNED)]
     silent = silent_sessions(tables)
     if not lost and not silent:
         return

@@ -213,9 +213,14 @@ def _outcome(reading: Reading, tokens: int, at_once: int) -> Outcome:
         kv_usage=reading.highest("kv_usage_max"),
         request_share=tokens / pool if pool else None,
     )
+    return outcome_of(seen)
+
+
+def outcome_of(seen: Signs) -> Outcome:
+    """Return what the signs of a level of `seen.concurrency` requests at once say of the KV pool."""
     if seen.preemptions:
         return Outcome.PREEMPTED
     if None in (seen.preemptions, seen.waiting, seen.running) or (seen.waiting and seen.kv_usage is None):
         return Outcome.UNKNOWN
-    waited = seen.waiting and seen.pool_is_full and (seen.running or 0) < at_once
+    waited = seen.waiting and seen.pool_is_full and (seen.running or 0) < seen.concurrency
     return Outcome.WAITED if waited else Outcome.QUIET

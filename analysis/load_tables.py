@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.anchors import drift_notes
 from analysis.caveats import lengths_words
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
@@ -189,6 +190,7 @@ def request_notes(reading: Reading) -> list[Part]:
         notes.append(phrase("{n} in flight on average", n=cell(reading, "achieved_concurrency")))
     if any(point.limited_before for point in reading.measured):
         notes.append(phrase("measured again with more load processes: fewer had been the limit"))
+    notes += drift_notes(reading)
     waited = reading.highest("client_wait_share")
     if waited is not None and waited > CLIENT_WAIT_SHARE:
         notes.append(

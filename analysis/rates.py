@@ -16,9 +16,12 @@ from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, csv_number, goodput_column, request_notes, server, unmeasured_notes, workload
+from analysis.objective_sentences import add_objectives
+from analysis.objectives import KEEPS_UP
 from analysis.series import Reading, concurrency_figure, make_series
 from analysis.statistics import median
 from analysis.tables import RunPoint, Tables
+from analysis.targets import Slo
 
 FILE = "rate_sweep.md"
 COLUMNS = (
@@ -26,8 +29,6 @@ COLUMNS = (
     "achieved_concurrency", "most_in_flight", "p99_send_delay_s", "goodput_qps",
 )  # fmt: skip
 SHOWN = ("offered_qps", "steady_qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s", "most_in_flight")
-KEEPS_UP = 0.9
-"""The server keeps up with a rate while it ends at least this share of what is sent, both without ramp and drain."""
 
 
 def rate_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
@@ -48,7 +49,7 @@ def write_rate_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
     ]
 
 
-def rate_page(tables: Tables) -> Document | None:
+def rate_page(tables: Tables, slo: Slo) -> Document | None:
     """Return the page, or None for a run without a row of an open loop."""
     rows = [point for point in tables.points if point.purpose == "rate"]
     if not rows:
@@ -77,6 +78,7 @@ def rate_page(tables: Tables) -> Document | None:
             sample.simulated,
         )
         doc.bullets([_keeps_up(curve)])
+        add_objectives(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
 

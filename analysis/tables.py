@@ -46,10 +46,12 @@ class RunPoint(PointRow):
     mem_after_stop_bytes: int | None = None
     goodput_qps: float | None = None
     """Not in any file: it hangs on the objectives (`analysis.goodput`)."""
+    anchor_drift: float | None = None
+    """Not in any file: it follows from the session's other rows (`analysis.anchors`)."""
 
 
 FROM_SESSION = ("node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_bytes")
-DERIVED = ("goodput_qps",)
+DERIVED = ("goodput_qps", "anchor_drift")
 POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in (*NESTED, *DERIVED)])
 
 

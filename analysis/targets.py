@@ -34,6 +34,9 @@ class Slo:
         return {field.name: limit for field in fields(self) if (limit := getattr(self, field.name)) is not None}
 
 
+NO_OBJECTIVES = Slo()
+
+
 def read_slo(run_dir: Path) -> Slo:
     """Return the objectives under the key `slo` of `manifest.json`; none where the file or the key is missing."""
     slo = _section(run_dir, "slo")

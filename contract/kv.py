@@ -104,7 +104,8 @@ class KVLayout:
         tokens = self._length(length)
         if group.window is None:
             return self.blocks_of(group, tokens)
-        return self._tables(group) * (_ceil(min(group.window, tokens), self.block_size) + 1)
+        within = _ceil(group.window, self.block_size) + 1  # it need not start at a block's start
+        return self._tables(group) * min(_ceil(tokens, self.block_size), within)
 
     def blocks_at_once(self, sequences: int, length: int | None = None) -> int:
         """Return the most blocks that `sequences` running sequences hold at once, each grown to `length` tokens.

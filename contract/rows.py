@@ -23,8 +23,10 @@ CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
-RESULT_STATUSES = (MEASURED, "kv_too_small")
-"""Statuses that count as done: a measurement, or a failure that is itself the answer."""
+PRUNED = "pruned"
+"""Not measured, because what is known decides it: `failure_message` says what."""
+RESULT_STATUSES = (MEASURED, "kv_too_small", PRUNED)
+"""Statuses that count as done: a measurement, a failure that is itself the answer, or what needs no measurement."""
 
 
 @dataclass(slots=True)

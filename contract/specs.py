@@ -50,6 +50,8 @@ class Purpose(StrEnum):
     CONCURRENCY = "concurrency"  # concurrency_sweep.csv
     RATE = "rate"  # rate_sweep.csv: open loop
     NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
+    ANCHOR = "anchor"  # a level that is repeated while a session lives: its drift
+    ENVELOPE = "envelope"  # envelope_sweep.md: lengths x concurrency against the KV pool
 
 
 class Api(StrEnum):
@@ -184,8 +186,6 @@ class Point:
     repeat: int = 0
     seed: int = 0
     estimate_s: float = 0.0
-    growth: tuple[int, int] | None = None
-    """Of a ladder whose end the engine decides: (fewest requests, requests a level) of levels that may follow."""
     api: Api = Api.COMPLETIONS
     shared_prefix: SharedPrefix | None = None
     arrivals: Arrivals | None = None
@@ -216,6 +216,8 @@ class SessionSpec:
     start_estimate_s: float = 60.0
     start: Start = Start.COLD
     """No part of any content hash: it decides how long a start takes, never what is measured."""
+    searched_estimate_s: float = 0.0
+    """Of the points that searches may add."""
     load_processes: int | None = None
     """Processes that send a level; None: as many as the level needs. Like time-outs, no part of any content hash."""
     prefix_hit_limit: float = 1.0
@@ -224,7 +226,7 @@ class SessionSpec:
     @property
     def estimate_s(self) -> float:
         """Seconds the whole session is expected to take (a rough figure: only the order of the queue hangs on it)."""
-        return self.start_estimate_s + sum(point.estimate_s for point in self.points)
+        return self.start_estimate_s + self.searched_estimate_s + sum(point.estimate_s for point in self.points)
 
 
 def content_id(content: Any) -> str:

@@ -179,7 +179,8 @@ def _show(plan: Plan, fleet: Fleet) -> int:
 def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Experiment], plan: Plan) -> Outcome:
     from orchestrator.driver import Driver
     from orchestrator.manifest import make_manifest, server_entry
-    from orchestrator.preview import estimate_s
+    from orchestrator.plan import searched_points
+    from orchestrator.preview import estimate_s, points_words
     from orchestrator.progress import Progress
     from orchestrator.resume import left_to_do
 
@@ -190,9 +191,11 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
     seconds = estimate_s(sessions, fleet)
     progress = Progress(sum(len(session.points) for session in sessions), seconds)
     try:
-        progress.say(f"{len(sessions)} servers, {progress.total_points} points, about {seconds / 60:.0f} min")
+        searched = sum(searched_points(plan, session) for session in sessions)
+        points = points_words(progress.total_points, searched)
+        progress.say(f"{len(sessions)} servers, {points}, about {seconds / 60:.0f} min")
         progress.say(f"on {fleet.describe()}; results in {store.directory}")
-        outcome = Driver(cluster, fleet, store, progress).run(sessions)
+        outcome = Driver(cluster, fleet, store, progress).run(sessions, plan.searches)
     finally:
         progress.close()
     manifest["servers"] += [server_entry(row) for row in outcome.servers]

@@ -10,18 +10,32 @@ import contextlib
 import datetime
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED, RESULT_STATUSES, SCHEMA_VERSION, Failure, PointRow, SessionEnd, SessionRow
+from contract.rows import (
+    FAILED,
+    MEASURED,
+    PRUNED,
+    RESULT_STATUSES,
+    SCHEMA_VERSION,
+    Failure,
+    PointRow,
+    SessionEnd,
+    SessionRow,
+)
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
 from orchestrator.cluster import ActorLost, Cluster, SessionHandle
 from orchestrator.fleet import Fleet
-from orchestrator.plan import further_points
+from orchestrator.plan import memory_first
 from orchestrator.progress import Progress, title
 from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
+from orchestrator.search import Pruned, Search, next_step
 from orchestrator.store import Store
+from workers import point_rows
+from workers.kv_figures import KvFigures
 
 STOP_MARGIN_S = 30.0
 SETTLE_LIMIT_S = 120.0
@@ -49,11 +63,18 @@ class Driver:
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
+        self._searches: Mapping[str, tuple[Search, ...]] = {}
+        self._rows: dict[str, dict[str, PointRow]] = {}
+        """What searches know: rows of this run and of what it goes on with, without what is nested in them."""
         self._interrupted_at = -math.inf
         self.outcome = Outcome()
 
-    def run(self, sessions: list[SessionSpec]) -> Outcome:
-        """Measure all points of `sessions`. Ctrl-C and SIGTERM stop the servers and return what there is."""
+    def run(self, sessions: list[SessionSpec], searches: Mapping[str, tuple[Search, ...]] | None = None) -> Outcome:
+        """Measure all points of `sessions`, and those that `searches` (by session) ask for while a server lives.
+
+        Ctrl-C and SIGTERM stop the servers and return what there is.
+        """
+        self._searches = searches or {}
         with interrupts.deferred() as early:
             asyncio.run(self._run(sessions, early))
         return self.outcome
@@ -61,7 +82,11 @@ class Driver:
     async def _run(self, sessions: list[SessionSpec], early: list[int]) -> None:
         self._sessions = {session.id: session for session in sessions}
         self._pending = {session.id: list(session.points) for session in sessions}
-        jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
+        self._rows = {session.id: self._store.rows(session.id) for session in sessions}
+        for session in sessions:
+            self._ask(session)
+        waiting = [session for session in sessions if self._pending[session.id]]
+        jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in waiting]
         queue = Queue({node.id: node.slots for node in self._fleet.nodes})
         task = asyncio.ensure_future(queue.run(jobs, self._execute))
         with interrupts.handled_by(asyncio.get_running_loop(), lambda: self._interrupt(task)):
@@ -129,14 +154,30 @@ class Driver:
             self._beside[spec.id] = self._neighbours(spec)
             pending.pop(0)
             self._put(spec, point, row)
-            known = {p.id for p in pending}
-            more = [p for p in further_points(spec, row.engine_max_concurrency) if p.id not in known]
-            more = [p for p in more if not self._store.done(spec.id, p.id)]
-            pending += more
-            self._progress.total_points += len(more)
+            if started.status == MEASURED:
+                self._ask(spec)
         self._progress.doing(spec, "settling its account")
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
+
+    def _ask(self, spec: SessionSpec) -> None:
+        """Let the searches of a session add what is next to its pending points, and put the rows of what they prune."""
+        step = next_step(self._searches.get(spec.id, ()), self._rows[spec.id])
+        pending = self._pending[spec.id]
+        known = {point.id for point in pending}
+        more = [point for point in (*step.ahead, *step.measure) if point.id not in known]
+        ahead = [point for point in step.ahead if point.id not in known]
+        pending[:] = memory_first([*ahead, *pending, *(point for point in more if point not in ahead)])
+        self._progress.total_points += len(more)
+        self._prune(spec, step.pruned)
+
+    def _prune(self, spec: SessionSpec, pruned: tuple[Pruned, ...]) -> None:
+        for each in pruned:
+            row = self._unmeasured(spec, each.point, 1, PRUNED, None, each.reason)
+            self._store.put(row)
+            self._rows[spec.id][row.point_id] = row
+        if pruned:
+            self._progress.pruned(spec, len(pruned))
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
         self._progress.doing(spec, "stopping")
@@ -166,6 +207,7 @@ class Driver:
 
     def _put(self, spec: SessionSpec, point: Point, row: PointRow) -> None:
         self._store.put(row)
+        self._rows[spec.id][row.point_id] = replace(row, requests=[], telemetry=[], server_samples=[])
         self._progress.measured(spec, row, point.estimate_s)
         if row.status == MEASURED:
             self.outcome.measured += 1
@@ -177,16 +219,18 @@ class Driver:
         pending = self._pending[spec.id]
         while pending:
             point = pending[0]
-            row = PointRow(
-                SCHEMA_VERSION, self._run_id, spec.id, point.id, point.sweep, point.kind, point.purpose, attempt,
-                FAILED, spec.engine == "sim", _now(), failure.failure_class, failure.message,
-                model=spec.model.name, dummy_weights=spec.model.dummy_weights, moe=spec.model.is_moe,
-                model_cut=spec.model.cut, engine=spec.engine, device=spec.device, gpus=spec.gpus, mode=spec.mode,
-                max_model_len=spec.server.max_model_len, sequences=spec.sequences,
-                concurrency=point.concurrency or None, repeat=point.repeat,
-            )  # fmt: skip
+            row = self._unmeasured(spec, point, attempt, FAILED, failure.failure_class, failure.message)
             pending.pop(0)
             self._put(spec, point, row)
+
+    def _unmeasured(
+        self, spec: SessionSpec, point: Point, attempt: int, status: str, failure_class: str | None, message: str
+    ) -> PointRow:
+        """Return the row of a point that no session measured: its configuration, and why."""
+        session = SessionRow(SCHEMA_VERSION, self._run_id, spec.id, attempt, status, spec.engine == "sim", _now())
+        origin = point_rows.Origin(spec, session, None, KvFigures(), None)
+        row = point_rows.blank(origin, point, time.time())
+        return replace(row, status=status, failure_class=failure_class, failure_message=message)
 
     def _lost_row(self, spec: SessionSpec, attempt: int, failure_class: FailureClass, message: str) -> SessionRow:
         return SessionRow(

@@ -6,8 +6,12 @@ Every `auto` of the configuration is resolved here. Called by `orchestrator.__ma
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any
 
+from analysis.targets import Slo
 from contract import kv, lengths
 from contract.arrivals import Arrivals
 from contract.specs import (
@@ -32,11 +36,19 @@ from orchestrator.schema import (
     BatchingSweep,
     CapacitySweep,
     ConcurrencySweep,
+    EnvelopeSweep,
     Experiment,
+    KneeSweep,
     KvSweep,
     NearFullContext,
     RateSweep,
+    SloSweep,
 )
+from orchestrator.search import Search, bisection, knee, next_step, slo
+from orchestrator.search.anchors import Anchors, anchor_of
+from orchestrator.search.envelope import Cell, Envelope
+from orchestrator.search.ladder import PastThePool
+from orchestrator.search.rounds import Rounds
 from workers.load.prompts import PromptFactory
 
 GPU_UTILIZATION = 0.90
@@ -50,6 +62,8 @@ WARMUP_S = 3.0
 """How long a round of an open loop's warm-up lasts."""
 OPEN_LOOP_GUESS = 16
 """Requests in flight that an open loop's estimate takes for its drain."""
+ENVELOPE_ROUNDS = 2
+"""Requests of a cell of the envelope, over those in flight: all grow at once, then some beside others' prompts."""
 NEAR_FULL_CPU_SEQUENCES = 4
 """On the CPU backend long prompts take minutes: a small pool is full at a low level."""
 
@@ -59,11 +73,23 @@ class Plan:
     """Sessions in the order of the configuration; the queue has its own order."""
 
     sessions: tuple[SessionSpec, ...]
+    searches: Mapping[str, tuple[Search, ...]] = field(default_factory=dict)
+    """By session: what adds points to it while it lives. Its points already hold each search's first step."""
 
     @property
     def points(self) -> int:
-        """Number of points."""
+        """Number of points that are certain."""
         return sum(len(session.points) for session in self.sessions)
+
+    @property
+    def searched(self) -> int:
+        """Number of further points that searches may ask for."""
+        return sum(searched_points(self, session) for session in self.sessions)
+
+
+def searched_points(plan: Plan, session: SessionSpec) -> int:
+    """Return how many points its searches may add to a session."""
+    return max(sum(s.at_most for s in plan.searches.get(session.id, ())) - len(session.points), 0)
 
 
 def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
@@ -73,6 +99,7 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
     """
     problems: list[str] = []
     sessions: dict[str, SessionSpec] = {}
+    searches: dict[str, tuple[Search, ...]] = {}
     for experiment, model in experiments:
         problems += [p for p in _problems(experiment, model) if p not in problems]
         gpus = experiment.server.tensor_parallel_size
@@ -81,41 +108,19 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
         if gpus > (1 if fleet.device == "cpu" else fleet.largest_node):
             raise NoRoom(f"server.tensor_parallel_size={gpus}, but no node has so many GPUs (have: {fleet.describe()})")
         if not problems:
-            for session in _Planner(experiment, model, fleet).sessions():
+            planner = _Planner(experiment, model, fleet)
+            for session in planner.sessions():
                 sessions[session.id] = _merged(sessions.get(session.id), session)
+                searches[session.id] = searches.get(session.id, ()) + planner.searches.get(session.id, ())
                 large = sizing.too_large(model, session.server, fleet)
                 if large is not None:
                     problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
-    return Plan(tuple(sessions.values()))
-
-
-def further_points(spec: SessionSpec, max_concurrency: float | None) -> list[Point]:
-    """Return near-full-context levels beyond the planned ones, where the engine holds more sequences than was foreseen.
-
-    A ladder ends at the first level past the KV concurrency; what that is, the engine says only once it runs
-    (`max_concurrency`, sequences). The ids are those that a plan with the same levels would give.
-    """
-    ladder = [p for p in spec.points if p.purpose is Purpose.NEAR_FULL_CONTEXT and p.growth is not None]
-    if not ladder or max_concurrency is None:
-        return []
-    top = max(point.concurrency for point in ladder)
-    levels = [level for level in sizing.levels_past(int(max_concurrency)) if level > top]
-    longest = [point for point in ladder if point.concurrency == top]
-    return [_identified(spec.id, _at_level(point, level)) for level in levels for point in longest]
-
-
-def _at_level(point: Point, level: int) -> Point:
-    fewest, per_level = point.growth or (0, 0)
-    requests = max(fewest, per_level * level)
-    return replace(
-        point,
-        concurrency=level,
-        num_requests=requests,
-        warmup_requests=_warmup(level, point.shared_prefix) if point.warmup_requests else 0,
-        estimate_s=point.estimate_s * requests / point.num_requests,
-    )
+    if any(experiment.controls == "on" for experiment, _ in experiments):
+        for session in sessions.values():
+            searches[session.id] += _anchors(session, searches[session.id])
+    return Plan(tuple(sessions.values()), {session: found for session, found in searches.items() if found})
 
 
 def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:
@@ -123,12 +128,34 @@ def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:
     return max(concurrency, shared_prefix.groups if shared_prefix else 0)
 
 
+def memory_first(points: Iterable[Point]) -> list[Point]:
+    """Return points in their order, memory first: it must be read before anything else was asked of the server."""
+    return sorted(points, key=lambda point: point.kind is not PointKind.MEMORY)
+
+
 def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
-    """Points of both, memory first: it must be read before anything else has been asked of the server."""
+    """Points of both."""
     if known is None:
         return new
     points = {point.id: point for point in (*known.points, *new.points)}
-    return replace(known, points=tuple(sorted(points.values(), key=lambda point: point.kind is not PointKind.MEMORY)))
+    return replace(
+        known,
+        points=tuple(memory_first(points.values())),
+        searched_estimate_s=known.searched_estimate_s + new.searched_estimate_s,
+    )
+
+
+def _anchors(session: SessionSpec, searches: tuple[Search, ...]) -> tuple[Search, ...]:
+    """Return the anchor of a session whose closed-loop levels take long enough for one."""
+    planned = [point for point in session.points if point.purpose in (Purpose.BATCHING, Purpose.CONCURRENCY)]
+    rounds = [search for search in searches if isinstance(search, Rounds)]
+    coarse = [search.points_at(level)[0] for search in rounds for level in search.coarse]
+    levels = [point for point in (*planned, *coarse) if point.repeat == 0 and point.arrivals is None]
+    anchor = anchor_of(levels, session.estimate_s - session.start_estimate_s)
+    if anchor is None:
+        return ()
+    template = replace(anchor, purpose=Purpose.ANCHOR)
+    return (Anchors(lambda n: _identified(session.id, replace(template, repeat=n))),)
 
 
 def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:
@@ -136,15 +163,23 @@ def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:
     limit = kv.model_limit(model.config)
     problems: list[str] = []
     limits: list[tuple[str, int]] = []
-    if not isinstance(sweep, KvSweep):
+    if isinstance(sweep, EnvelopeSweep):
+        limits += [("sweep.context_tokens", length) for length in sweep.context_tokens]
+        highest = 0 if sweep.concurrency == "auto" else sweep.concurrency[-1]
+        if server.max_num_seqs is not None and highest > server.max_num_seqs:
+            problems.append(f"sweep.concurrency: {highest} is above server.max_num_seqs, which would be the limit")
+    elif not isinstance(sweep, KvSweep):
         limits.append(("server.max_model_len", server.max_model_len))
         prompt, output = lengths.highest(load.prompt_lengths), lengths.highest(load.output_lengths)
         if prompt + output > server.max_model_len:
             longest = f"{prompt} + {output} tokens"
             problems.append(f"load: {longest} of prompt and output do not fit max_model_len {server.max_model_len}")
         problems += _prefix_problems(load.shared_prefix_spec, model.vocab_size)
-    elif server.kv_cache_memory_bytes is not None:
-        problems.append("server.kv_cache_memory_bytes: a kv sweep sizes its pools itself; set sweep.sequences instead")
+    if isinstance(sweep, KvSweep | EnvelopeSweep) and server.kv_cache_memory_bytes is not None:
+        article = f"an {sweep.kind}" if sweep.kind == "envelope" else f"a {sweep.kind}"
+        problems.append(
+            f"server.kv_cache_memory_bytes: {article} sweep sizes its pools itself; set sweep.sequences instead"
+        )
     if isinstance(sweep, CapacitySweep) and _near_full_prompt(experiment) < 2:
         problems.append(f"server.max_model_len: {server.max_model_len} leaves no room for near-full-context prompts")
     memory = sweep if isinstance(sweep, KvSweep) else sweep.kv if isinstance(sweep, CapacitySweep) else None
@@ -176,6 +211,7 @@ class _Planner:
     def __init__(self, experiment: Experiment, model: ModelSpec, fleet: Fleet) -> None:
         self.experiment, self.model, self.fleet = experiment, model, fleet
         self.on_cpu = fleet.device == "cpu"
+        self.searches: dict[str, tuple[Search, ...]] = {}
 
     def sessions(self) -> list[SessionSpec]:
         sweep = self.experiment.sweep
@@ -188,6 +224,12 @@ class _Planner:
                 return [self._fixed_server(self._levels(sweep, "concurrency"))]
             case RateSweep():
                 return [self._fixed_server(self._rates(sweep))]
+            case KneeSweep():
+                return [self._knee(sweep)]
+            case SloSweep():
+                return [self._slo(sweep)]
+            case EnvelopeSweep():
+                return [self._envelope(sweep)]
             case CapacitySweep():
                 ladder = self._batching(sweep.batching, "capacity") + self._levels(sweep.concurrency, "capacity")
                 near_full = self._near_full(sweep.near_full_context)
@@ -275,18 +317,93 @@ class _Planner:
         if sequences is not None:
             server = self._with_pool(server, sequences)
         holds = sequences or sizing.expected_concurrency(self.model, server, self.fleet)
-        prompt, load = _near_full_prompt(self.experiment), self.experiment.load
-        growth = (load.requests_min, load.requests_per_level) if part.concurrency is None else None
+        prompt = _near_full_prompt(self.experiment)
+        levels = part.concurrency or sizing.levels_past(holds)
         points = [
-            replace(
-                self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, near_full_prompt=prompt),
-                growth=growth,
-            )
+            self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt)
             for repeat in range(part.repeats)
-            for level in part.concurrency or sizing.levels_past(holds)
+            for level in levels
         ]
         mode = Mode.UTILIZATION if server.kv_cache_memory_bytes is None else Mode.COMMITTED
-        return self._session(server, mode, sequences, points)
+        session = self._session(server, mode, sequences, points)
+        if part.concurrency is not None:
+            return session
+        load = partial(self._load, Purpose.NEAR_FULL_CONTEXT, "capacity", prompt_tokens=prompt)
+        return self._searched(session, PastThePool(_repeats(session.id, load, part.repeats), levels[-1]))
+
+    # --- searches ---
+
+    def _searched(self, session: SessionSpec, *searches: Search) -> SessionSpec:
+        """Return the session with the first step of its searches among its points."""
+        self.searches[session.id] = searches
+        first = next_step(searches, {}).measure
+        rest_s = sum(search.estimate_s for search in searches) - sum(point.estimate_s for point in first)
+        return replace(session, points=(*session.points, *first), searched_estimate_s=max(rest_s, 0.0))
+
+    def _knee(self, sweep: KneeSweep) -> SessionSpec:
+        session, levels = self._fixed_server([]), sweep.concurrency
+        propose = partial(knee.next_level, lowest=levels.lowest, highest=levels.highest)
+        load = partial(self._load, Purpose.CONCURRENCY, "knee")
+        search = Rounds(
+            _repeats(session.id, load, sweep.repeats),
+            "concurrency",
+            propose,
+            bisection.doublings(levels.lowest, levels.highest),
+        )
+        return self._searched(session, search)
+
+    def _slo(self, sweep: SloSweep) -> SessionSpec:
+        """Both axes are searched on one server, the closed loop first."""
+        session, objectives = self._fixed_server([]), Slo(**self.experiment.slo.model_dump())
+        searches = []
+        for axis, levels, load, between in (
+            (
+                "concurrency",
+                sweep.concurrency,
+                partial(self._load, Purpose.CONCURRENCY, "slo"),
+                bisection.whole_between,
+            ),
+            ("request_rate", sweep.request_rate, partial(self._poisson, sweep), bisection.rate_between),
+        ):
+            if levels is not None:
+                ends = (levels.lowest, levels.highest)
+                propose = partial(slo.next_level, slo=objectives, lowest=ends[0], highest=ends[1], between=between)
+                points_at = _repeats(session.id, load, sweep.repeats)
+                searches.append(Rounds(points_at, axis, propose, bisection.doublings(*ends)))
+        return self._searched(session, *searches)
+
+    def _poisson(self, sweep: SloSweep, rate: float, repeat: int) -> Point:
+        return replace(self._open(sweep.at(rate), repeat), sweep="slo")
+
+    def _envelope(self, sweep: EnvelopeSweep) -> SessionSpec:
+        """One server for all lengths: what a sequence takes of the pool follows from its tokens, not `max_model_len`.
+
+        Each request shares nothing and grows from a prompt to its length. There is no warm-up: what is read of a cell
+        is whether it preempts, not how fast it is.
+        """
+        server = self._with_pool(self._server(max_model_len=sweep.context_tokens[-1]), sweep.sequences)
+        layout = sizing.layout(self.model, server, self.fleet)
+        pool = layout.num_blocks(server.kv_cache_memory_bytes or 0) - 1
+        holds = [sizing.most_at_once(layout, pool, length) for length in sweep.context_tokens]
+        levels = sizing.levels_around(holds) if sweep.concurrency == "auto" else sweep.concurrency
+        seats = server.max_num_seqs or levels[-1]
+        session = self._session(replace(server, max_num_seqs=seats), Mode.COMMITTED, sweep.sequences, [])
+        cells = [
+            Cell(
+                _identified(session.id, self._cell(*sweep.lengths(length), level)),
+                length,
+                layout.blocks_at_once(level, length),
+                layout.blocks_at_once(level, sweep.lengths(length)[0]),
+            )
+            for length in sweep.context_tokens
+            for level in levels
+            if level <= seats
+        ]
+        return self._searched(session, Envelope(tuple(cells), pool))
+
+    def _cell(self, prompt_tokens: int, output_tokens: int, level: int) -> Point:
+        asked = {"requests": ENVELOPE_ROUNDS * level, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
+        return replace(self._load(Purpose.ENVELOPE, "envelope", level, 0, **asked), warmup_requests=0)
 
     def _load(
         self,
@@ -295,17 +412,19 @@ class _Planner:
         concurrency: int,
         repeat: int,
         requests: int | None = None,
-        near_full_prompt: int | None = None,
+        prompt_tokens: int | None = None,
+        output_tokens: int | None = None,
     ) -> Point:
-        """A closed loop. One whose number of requests is given ends with them, whatever `load` says."""
+        """A closed loop. One whose number of requests is given ends with them, whatever `load` says; prompts of a
+        given length are token ids that share nothing."""
         load = self.experiment.load
-        by_number = requests is not None
+        by_number, own_prompts = requests is not None, prompt_tokens is None
         requests = requests or load.requests(concurrency)
         point = Point(
-            "", PointKind.LOAD, purpose, name, concurrency, requests, near_full_prompt or load.prompt_lengths,
-            load.output_lengths, repeat=repeat, seed=self.experiment.seed,
-            api=Api.COMPLETIONS if near_full_prompt else Api(load.api),
-            shared_prefix=None if near_full_prompt else load.shared_prefix_spec,
+            "", PointKind.LOAD, purpose, name, concurrency, requests, prompt_tokens or load.prompt_lengths,
+            output_tokens or load.output_lengths, repeat=repeat, seed=self.experiment.seed,
+            api=Api(load.api) if own_prompts else Api.COMPLETIONS,
+            shared_prefix=load.shared_prefix_spec if own_prompts else None,
             seconds=None if by_number else load.seconds,
             precision=None if by_number else load.precision_spec,
         )  # fmt: skip
@@ -378,9 +497,14 @@ class _Planner:
         )
 
 
-_NO_NUMBER_HANGS_ON = ("id", "sweep", "estimate_s", "growth")
+_NO_NUMBER_HANGS_ON = ("id", "sweep", "estimate_s")
 _HASHED = [field.name for field in fields(Point) if field.name not in _NO_NUMBER_HANGS_ON]
 
 
 def _identified(session_id: str, point: Point) -> Point:
     return replace(point, id=content_id([session_id, *(getattr(point, name) for name in _HASHED)]))
+
+
+def _repeats(session_id: str, load: Callable[[Any, int], Point], repeats: int) -> Callable[[float], tuple[Point, ...]]:
+    """Return what makes the repeats of a level, with the ids that a plan which names the level gives them."""
+    return lambda level: tuple(_identified(session_id, load(level, repeat)) for repeat in range(repeats))

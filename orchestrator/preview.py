@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from contract.specs import Point, PointKind, SessionSpec
 from orchestrator.fleet import Fleet
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, searched_points
 from orchestrator.progress import title
 from orchestrator.scheduler import Job, makespan_s
+from orchestrator.search.anchors import Anchors
 
 
 def estimate_s(sessions: Iterable[SessionSpec], fleet: Fleet) -> float:
@@ -19,15 +20,20 @@ def estimate_s(sessions: Iterable[SessionSpec], fleet: Fleet) -> float:
 
 def describe(plan: Plan, fleet: Fleet) -> str:
     """Return one line a session, and what it adds up to."""
-    lines = [f"{len(plan.sessions)} sessions, {plan.points} points on {fleet.describe()}"]
-    lines += [_line(session) for session in plan.sessions]
+    lines = [f"{len(plan.sessions)} sessions, {points_words(plan.points, plan.searched)} on {fleet.describe()}"]
+    lines += [_line(session, plan) for session in plan.sessions]
     minutes = estimate_s(plan.sessions, fleet) / 60
     gpu_hours = sum(session.gpus * session.estimate_s for session in plan.sessions) / 3600
     lines.append(f"estimated: {minutes:.0f} min, {gpu_hours:.2f} GPU-hours (rough; dry run: nothing was started)")
     return "\n".join(lines)
 
 
-def _line(session: SessionSpec) -> str:
+def points_words(points: int, searched: int) -> str:
+    """Return how many points there are, and may be."""
+    return f"up to {points + searched} points, searched" if searched else f"{points} points"
+
+
+def _line(session: SessionSpec, plan: Plan) -> str:
     loads = [point for point in session.points if point.kind is PointKind.LOAD]
     memory = len(session.points) - len(loads)
     parts = [f"{memory} memory"] if memory else []
@@ -35,6 +41,11 @@ def _line(session: SessionSpec) -> str:
         levels = dict.fromkeys(_level(point) for point in loads if point.purpose is purpose)
         count = sum(point.purpose is purpose for point in loads)
         parts.append(f"{count} {purpose} at {','.join(levels)}")
+    searched = searched_points(plan, session)
+    if searched:
+        parts.append(f"up to {searched} more, searched")
+    anchors = [search for search in plan.searches.get(session.id, ()) if isinstance(search, Anchors)]
+    parts += [f"an anchor at {_level(search.point_at(0))} again and again" for search in anchors]
     gpus = f"{session.gpus} GPU" if session.gpus else "CPU"
     return f"  {session.id}  {title(session)}  {gpus}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"
 

@@ -81,6 +81,12 @@ class Progress:
             words = row.status if row.status == row.failure_class else f"{row.status}: {row.failure_class}"
             self.say(f"[{self.done}/{self.total_points}] {title(session)}: {words}")
 
+    def pruned(self, session: SessionSpec, points: int) -> None:
+        """So many points have their rows without having been measured."""
+        self.done += points
+        self.total_points += points
+        self.say(f"pruned   {title(session)}: {points} points that KV arithmetic or measured points decide")
+
     def ended(self, session: SessionSpec) -> None:
         """A session is over."""
         self._doing.pop(session.id, None)

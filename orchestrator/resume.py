@@ -9,8 +9,9 @@ from typing import Any
 
 from contract.specs import WORKLOAD_VERSION, SessionSpec
 from orchestrator.fleet import Fleet
-from orchestrator.plan import Plan, further_points
+from orchestrator.plan import Plan, memory_first
 from orchestrator.schema import Experiment, validate
+from orchestrator.search import next_step
 from orchestrator.store import Store
 
 
@@ -45,11 +46,13 @@ def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:
 
 
 def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:
-    """Return the sessions that still have points to measure, with those points only."""
+    """Return the sessions that still have points to measure or to prune, with what is to be measured now."""
     left = []
     for session in plan.sessions:
-        every = (*session.points, *further_points(session, store.max_concurrency(session.id)))
-        points = tuple(point for point in every if not store.done(session.id, point.id))
-        if points:
-            left.append(replace(session, points=points))
+        rows = store.rows(session.id)
+        step = next_step(plan.searches.get(session.id, ()), rows)
+        every = (*step.ahead, *session.points, *step.measure)
+        points = {point.id: point for point in memory_first(every) if point.id not in rows}
+        if points or step.pruned:
+            left.append(replace(session, points=tuple(points.values())))
     return left

@@ -356,6 +356,74 @@ class RateSweep(_Section):
         return Arrivals(ArrivalProcess(self.arrivals), rate, stages or (Stage(self.seconds),), self.burstiness)
 
 
+class LevelRange(_Section):
+    lowest: Count
+    highest: Count
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if self.highest <= self.lowest:
+            raise ValueError(f"highest: must be above lowest, got {self.lowest} to {self.highest}")
+        return self
+
+
+class RateRange(_Section):
+    lowest: Annotated[float, Field(gt=0, le=1e5)]
+    highest: Annotated[float, Field(gt=0, le=1e5)]
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if self.highest <= self.lowest:
+            raise ValueError(f"highest: must be above lowest, got {self.lowest:g} to {self.highest:g}")
+        return self
+
+
+class KneeSweep(_Section):
+    kind: Literal["knee"]
+    concurrency: LevelRange
+    repeats: Count
+
+
+class SloSweep(_Section):
+    kind: Literal["slo"]
+    concurrency: LevelRange | None
+    request_rate: RateRange | None
+    seconds: Seconds
+    repeats: Count
+
+    @model_validator(mode="after")
+    def _searches(self) -> Self:
+        if self.concurrency is None and self.request_rate is None:
+            raise ValueError("concurrency and request_rate: at least one must have a range")
+        return self
+
+    def at(self, rate: float) -> Arrivals:
+        """Return the Poisson arrivals of the level of `rate` requests a second."""
+        return Arrivals(ArrivalProcess.POISSON, rate, (Stage(self.seconds),))
+
+
+class EnvelopeSweep(_Section):
+    kind: Literal["envelope"]
+    context_tokens: Axis
+    concurrency: Axis | Auto
+    sequences: Count
+    output_share: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _axes_ascend(self) -> Self:
+        _ascending("context_tokens", self.context_tokens)
+        _ascending("concurrency", None if self.concurrency == "auto" else self.concurrency)
+        shortest = self.lengths(self.context_tokens[0])
+        if shortest[0] < SHORTEST_PROMPT:
+            raise ValueError(f"context_tokens: {self.context_tokens[0]} leaves no prompt of {SHORTEST_PROMPT} tokens")
+        return self
+
+    def lengths(self, context_tokens: int) -> tuple[int, int]:
+        """Return prompt and answer (tokens, each at least one) that fill a context."""
+        output = max(1, round(self.output_share * context_tokens))
+        return context_tokens - output, output
+
+
 class NearFullContext(_Section):
     sequences: Count | Auto
     concurrency: Axis | None
@@ -375,7 +443,10 @@ class CapacitySweep(_Section):
     near_full_context: NearFullContext
 
 
-Sweep = Annotated[KvSweep | BatchingSweep | ConcurrencySweep | RateSweep | CapacitySweep, Field(discriminator="kind")]
+Sweep = Annotated[
+    KvSweep | BatchingSweep | ConcurrencySweep | RateSweep | CapacitySweep | KneeSweep | SloSweep | EnvelopeSweep,
+    Field(discriminator="kind"),
+]
 
 
 class Experiment(_Section):
@@ -392,7 +463,15 @@ class Experiment(_Section):
     cost: CostConfig = CostConfig()
     output_root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
+    controls: Literal["on", "off"] = "on"
     dry_run: bool
+
+    @model_validator(mode="after")
+    def _has_objectives(self) -> Self:
+        if isinstance(self.sweep, SloSweep) and not any(self.slo.model_dump().values()):
+            keys = " or ".join(f"slo.{name}" for name in SloConfig.model_fields)
+            raise ValueError(f"slo: +sweep=slo searches for where objectives begin to be missed; set {keys} (seconds)")
+        return self
 
 
 def validate(content: dict[str, Any], sweeps: list[str]) -> Experiment:
@@ -435,7 +514,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 
 _WISH = re.compile(r"^\w+ should ")
-_SWEEP_KINDS = ("kv", "batching", "concurrency", "rate", "capacity")
+_SWEEP_KINDS = ("kv", "batching", "concurrency", "rate", "capacity", "knee", "slo", "envelope")
 _UNION_TAG = re.compile(r"literal\[|constrained-|nullable|int$|float$|bool$|str$|drawn$")
 
 
@@ -458,7 +537,7 @@ def _known_keys(location: list[str]) -> list[str]:
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "cost": CostConfig, "kv": KvSweep,
         "batching": BatchingSweep, "concurrency": ConcurrencySweep, "rate": RateSweep,
-        "near_full_context": NearFullContext, "capacity": CapacitySweep,
+        "near_full_context": NearFullContext, "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep,
         "stages": StageConfig, "precision": PrecisionConfig,
         "drawn": DrawnConfig, "uniform": UniformConfig, "normal": BellConfig, "lognormal": BellConfig,
         "shared_prefix": SharedPrefixConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 
 from contract import kv
@@ -103,6 +104,17 @@ def levels_past(kv_concurrency: int) -> tuple[int, ...]:
     while levels[-1] <= kv_concurrency:
         levels.append(levels[-1] * 2)
     return tuple(levels)
+
+
+def most_at_once(cache: kv.KVLayout, blocks: int, length: int) -> int:
+    """Return how many running sequences of `length` tokens so many blocks hold at once."""
+    return bisect.bisect_right(range(blocks + 1), blocks, key=lambda n: cache.blocks_at_once(n, length)) - 1
+
+
+def levels_around(borders: list[int]) -> tuple[int, ...]:
+    """Return powers of two to the first past the highest border, and each border (the last that fits) and the next."""
+    near = {level for border in borders for level in (border, border + 1) if level >= 1}
+    return tuple(sorted({*near, *levels_past(max(borders))}))
 
 
 def _power_of_two(at_least: float) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contract.rows import RESULT_STATUSES, PointRow, SessionEnd, SessionRow, to_table
+from contract.rows import RESULT_STATUSES, PointRow, SessionEnd, SessionRow, arrow_schema, to_table
 from orchestrator.problems import ConfigError
 
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
@@ -50,27 +50,25 @@ class Store:
         self._write(self._shard(end.row.session_id, SESSION_SHARD), [end.row], SessionRow)
         _replace(self._path("logs") / f"{end.row.session_id}.log", end.log.encode())
 
-    def done(self, session_id: str, point_id: str) -> bool:
-        """Return whether a readable shard says that the point was measured, or that its failure is its result."""
+    def rows(self, session_id: str) -> dict[str, PointRow]:
+        """Return the rows of a session whose points are done, by point id, without what is nested in them.
+
+        Done is a point whose readable shard says that it was measured, or that its failure is its result.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self.directory / "shards" / session_id / f"{point_id}.parquet"
-        try:
-            statuses = pq.read_table(path, columns=["status"]).column("status").to_pylist()
-        except (OSError, ValueError, KeyError):
-            return False
-        return bool(statuses) and all(status in RESULT_STATUSES for status in statuses)
-
-    def max_concurrency(self, session_id: str) -> float | None:
-        """Return the KV concurrency that the engine of a session has told in any of its shards."""
-        import pyarrow.parquet as pq
-
-        told: list[float] = []
-        for path in (self.directory / "shards" / session_id).glob("*.parquet"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                column = pq.read_table(path, columns=["engine_max_concurrency"]).column(0).to_pylist()
-                told += [value for value in column if value is not None]
-        return max(told, default=None)
+        flat = [column.name for column in arrow_schema(PointRow) if not pa.types.is_nested(column.type)]
+        found: dict[str, PointRow] = {}
+        for path in (self.directory / "shards" / session_id).glob("[!.]*.parquet"):
+            if path.name == SESSION_SHARD:
+                continue
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                file = pq.ParquetFile(path)
+                written = file.read(columns=[name for name in flat if name in file.schema_arrow.names]).to_pylist()
+                if written and all(row["status"] in RESULT_STATUSES for row in written):
+                    found[path.stem] = PointRow(**written[-1])
+        return found
 
     def put_manifest(self, manifest: dict[str, Any]) -> None:
         """Write provenance and plan."""

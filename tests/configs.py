@@ -40,6 +40,7 @@ def raw(sweep: str | None = "kv", model: str = "tiny", engine: str = "vllm", **c
         "cost": {"gpu_hour": None},
         "output_root": "outputs",
         "seed": 0,
+        "controls": "on",
         "dry_run": False,
     }
     for key, value in changes.items():

@@ -89,7 +89,7 @@ class Layout:
             if layers.kind != "sliding_window":
                 held += self.blocks(layers, tokens)
                 continue
-            held += tables * (math.ceil(min(self.window, tokens) / self.block) + 1)
+            held += tables * min(math.ceil(tokens / self.block), math.ceil(self.window / self.block) + 1)
             shared += tables * math.ceil(self.flight * max(tokens - self.window, 0) / tokens / self.block)
         return min(requests * self.sequence(tokens), self.block_bytes * (requests * held + shared))
 

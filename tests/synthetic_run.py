@@ -299,6 +299,27 @@ def ladder_row(shape: Shape, concurrency: int) -> PointRow:
     )
 
 
+def envelope_row(shape: Shape, length: int, concurrency: int, **columns: object) -> PointRow:
+    """Return a cell of an envelope whose pool holds eight sequences of 1,024 tokens; half of a context is answer."""
+    pool, blocks = pool_of(shape, 8, 1024, 2048)
+    row = replace(
+        ladder_row(shape, concurrency),
+        purpose="envelope",
+        point_id=f"envelope-{length}-{concurrency}",
+        session_id="session-envelope",
+        max_model_len=1024,
+        max_num_batched_tokens=2048,
+        sequences=8,
+        prompt_tokens=length // 2,
+        output_tokens=length // 2,
+        running_max=min(concurrency, 8 * 1024 // length),
+        waiting_max=0,
+        preemptions=0,
+        **kv_columns(shape, 1024, pool, blocks, 2048),
+    )
+    return replace(row, **columns)
+
+
 def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter: float) -> PointRow:
     """Fill a load row: throughput saturates, and each request takes what Little's law then leaves."""
     output = row.output_tokens or 64

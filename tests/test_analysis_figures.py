@@ -42,6 +42,7 @@ CONSTANTS = {
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
     "rule.kv_near_full_pct": 95,
+    "rule.drift_limit_pct": 5,
     "rule.context_step_tokens": 1024,
     "rule.cuda_segment_mib": 2,
     "rule.host_scatter_mib": 8,
@@ -94,6 +95,31 @@ def repeated(saturation: float, **at_32: object) -> list[synthetic.PointRow]:
     made = [synthetic.load_row(shape, "concurrency", c, r) for c in shape.sweep_levels for r in range(3)]
     made = synthetic.changed(made, lambda row: True, max_num_seqs=at_32.get("max_num_seqs"))
     return synthetic.changed(made, lambda row: row.concurrency == 32, **at_32)
+
+
+def anchor(n: int, tok_s: float) -> synthetic.PointRow:
+    return replace(synthetic.load_row(synthetic.GPU, "anchor", 8, n), tok_s=tok_s)
+
+
+def objectives() -> list[synthetic.PointRow]:
+    """Return a sweep of three repeats: at one level they disagree, one is of failed requests; and its anchor."""
+    made = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 8, 16, 24, 32) for r in range(3)]
+    made += [anchor(n, tok_s) for n, tok_s in enumerate((3000.0, 3030.0, 2800.0, 2950.0))]
+    return [*made, synthetic.failed(synthetic.load_row(synthetic.GPU, "concurrency", 64, 0), "load_error_rate")]
+
+
+FULL = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
+
+
+def envelope() -> list[synthetic.PointRow]:
+    """Return cells that agree, one that does not, one that failed and two that were pruned."""
+    made = [synthetic.envelope_row(FULL, 1024, 8), synthetic.envelope_row(FULL, 512, 16)]
+    made += [synthetic.envelope_row(FULL, 1024, 9, preemptions=3)]
+    made += [synthetic.envelope_row(FULL, 512, 17), synthetic.envelope_row(FULL, 1024, 4)]
+    made += [synthetic.envelope_row(FULL, 1024, 32, waiting_max=24, kv_usage_max=0.99)]
+    lost, one = synthetic.envelope_row(FULL, 512, 40), synthetic.envelope_row(FULL, 512, 1)
+    decided = synthetic.failed(one, "", "fits: 8 x 1024 tokens did", "pruned")
+    return [*made, synthetic.failed(lost, "engine_dead"), replace(decided, failure_class=None)]
 
 
 SLIDING = synthetic.family("tiny-sliding", synthetic.CPU, lengths=(512, 1024, 2048, 4096, 8192))
@@ -157,10 +183,13 @@ MANIFESTS: dict[str, dict[str, dict[str, float]]] = {
     "cpu, few": {"slo": {"p95_e2e_s": 10}, "cost": {"gpu_hour": 3}},
     "sweep alone": {"slo": {"p95_ttft_s": 0.01}},
     "no power": {"slo": {"p95_e2e_s": 0.05}},
+    "objectives": {"slo": {"p95_ttft_s": 0.3, "p95_tpot_s": 0.00405}},
     "straddling": {"slo": {"p95_e2e_s": 0.0651}},
 }
 """Objectives and prices of the runs that have them."""
 RUNS = {
+    "objectives": objectives(),
+    "envelope": envelope(),
     "sliding": about_kv(SLIDING),
     "sliding, two batches": surprising(GEMMA),
     "mla, two cards": about_kv(MLA),
@@ -196,6 +225,7 @@ RUNS = {
 
 
 CONFIGS = {
+    "envelope": FULL.config,
     "sliding": SLIDING.config,
     "sliding, two batches": GEMMA.config,
     "mla, two cards": MLA.config,
@@ -293,6 +323,11 @@ class Auditor:
             (r"(?:envelope\.(?:len|c)|question\.)(\d+)", float),
             (r"slo\.(\w+)", lambda key: self.slo[key]),
             (r"cost\.gpu_hour", lambda: self.gpu_hour),
+            (r"anchor\.([^.]+)\.(?:r(\d+)\.)?(\w+)", self.anchor),
+            (r"cells\.[^.]+\.(?:len|c)(\d+)", float),
+            (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
+            (r"cells\.[^.]+\.(\w+)", self.cells),
+            (r"(\w+)\.[^.]+\.slo_(held|broke|undecided|ratio)", self.border),
             (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"run\.(\w+)", self.of_the_run),
@@ -718,6 +753,7 @@ class Auditor:
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
+            "anchor_drift_pct": lambda: float(self.anchor(own.session_id.iloc[0], None, "drift_pct")),
             "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
             "p95_over_lowest": lambda: here.p95_e2e_s / first.p95_e2e_s,
@@ -841,6 +877,72 @@ class Auditor:
             return self.knee(purpose).of_curve(what)
         value = row[what]
         return value if isinstance(value, str) else float(value)
+
+    # --- objectives and envelope ---
+
+    def border(self, purpose: str, what: str) -> float | str:
+        rows = self.points[self.points.purpose == purpose]
+        rows = rows[(rows.status == "measured") | (rows.failure_class == "load_error_rate")]
+        met = pd.Series(True, rows.index)
+        for name, limit in self.slo.items():
+            met &= (rows[name] <= limit) if limit else True
+        if purpose == "rate":
+            window = rows.steady_to_s - rows.steady_from_s
+            sent = 0.9 * rows.offered_qps * window
+            met &= rows.steady_completed >= sent - 2 * np.sqrt(sent)
+        shares = met.groupby(rows["request_rate" if purpose == "rate" else "concurrency"]).mean()
+        broke = shares.index[shares == 0].min()
+        held = shares.index[(shares == 1) & ~(shares.index > broke)].max()
+        torn = shares.index[(shares > 0) & (shares < 1) & (shares.index > held) & ~(shares.index > broke)]
+        if what == "undecided":
+            return ", ".join(f"{level:g}" for level in torn)
+        return float({"held": held, "broke": broke, "ratio": broke / held}[what])
+
+    def anchor(self, session: str, reading: str | None, what: str) -> float | str:
+        rows = self.points[(self.points.purpose == "anchor") & (self.points.session_id == session)].set_index("repeat")
+        if reading is not None:
+            column = what.removesuffix("_change_pct")
+            if what == "repeat":
+                return float(reading)
+            value, first = rows[column][int(reading)], rows[column][0]
+            return float(value if column == what else 100 * (value / first - 1))
+        changes = 100 * (rows.tok_s / rows.tok_s[0] - 1)
+        values = {"title": self.title(), "concurrency": rows.concurrency[0], "readings": len(rows)}
+        return values[what] if what != "drift_pct" else float(changes[changes.abs().idxmax()])
+
+    def cells(self, what: str) -> float | str:
+        rows = self.points[self.points.purpose == "envelope"]
+        if what in ("title", "version"):
+            return self.title() if what == "title" else self.version()
+        measured = rows[rows.status == "measured"]
+        pool = rows.engine_num_blocks.max() - 1
+        fits = measured.concurrency * np.ceil((measured.prompt_tokens + measured.output_tokens) / 16) <= pool
+        full = (measured.waiting_max > 0) & (measured.kv_usage_max >= 0.95)
+        full &= measured.running_max < measured.concurrency
+        seen = (measured.preemptions == 0) & ~full
+        counts = {
+            "cells": len(rows),
+            "judged": len(measured),
+            "pruned": (rows.status == "pruned").sum(),
+            "agree": (fits == seen).sum(),
+            "pool_blocks": pool,
+            "max_model_len": rows.max_model_len.iloc[0],
+            "engine_block_size": rows.engine_block_size.max(),
+        }
+        return float(counts[what])
+
+    def cell(self, length: str, concurrency: str, what: str) -> float | str:
+        rows = self.points[(self.points.purpose == "envelope") & (self.points.concurrency == int(concurrency))]
+        (at,) = rows.index[rows.prompt_tokens + rows.output_tokens == int(length)]
+        row, pool = rows.loc[at], self.points.engine_num_blocks.max() - 1
+        if what == "reason":
+            return str(row.failure_message)
+        derived = {
+            "context_tokens": float(length),
+            "need_pct": 100 * row.concurrency * math.ceil(int(length) / 16) / pool,
+            "kv_usage_max_pct": 100 * row.kv_usage_max,
+        }
+        return float(derived[what] if what in derived else row[what])
 
     @functools.cache  # noqa: B019
     def knee(self, purpose: str) -> KneeAudit:

@@ -13,10 +13,11 @@ from contract.lengths import LogNormal, Normal, Uniform
 from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
 from orchestrator.fleet import NoRoom
 from orchestrator.manifest import make_manifest
-from orchestrator.plan import Plan, _identified, further_points, make_plan
+from orchestrator.plan import Plan, _identified, make_plan
 from orchestrator.preflight import check
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment
+from tests import synthetic_run as synthetic
 from tests.configs import cpu_fleet, experiment, gpu_fleet, resolved, sim_fleet
 
 MIB = 2**20
@@ -99,9 +100,12 @@ def test_near_full_ladder_on_a_pool_of_known_size() -> None:
 
 
 def test_near_full_ladder_grows_where_the_engine_holds_more_than_was_foreseen() -> None:
-    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4)
-    (session,) = [s for s in plan(asked).sessions if s.sequences == 4]
-    more = further_points(session, 17.9)
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__sequences=4, controls="off")
+    made = plan(asked)
+    (session,) = [s for s in made.sessions if s.sequences == 4]
+    (search,) = made.searches[session.id]
+    told = replace(synthetic.rows()[0], engine_max_concurrency=17.9)
+    more = search.next({"told": told}).measure
     assert [(p.concurrency, p.num_requests) for p in more] == [(16, 160), (32, 320)]
     named = [1, 2, 4, 8, 16, 32]
     asked = experiment(
@@ -109,13 +113,12 @@ def test_near_full_ladder_grows_where_the_engine_holds_more_than_was_foreseen() 
     )
     (same,) = [s for s in plan(asked).sessions if s.sequences == 4]
     assert [p.id for p in same.points] == [p.id for p in (*session.points, *more)], "resume must know them again"
-    assert further_points(replace(session, points=(*session.points, *more)), 17.9) == []
+    assert search.next({p.id: told for p in more}).measure == ()
 
 
 def test_levels_that_the_user_named_are_not_added_to() -> None:
-    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__concurrency=[1, 2])
-    session = next(s for s in plan(asked).sessions if any(p.purpose is Purpose.NEAR_FULL_CONTEXT for p in s.points))
-    assert further_points(session, 42.0) == []
+    asked = experiment("capacity", "phi-3-mini-4k", sweep__near_full_context__concurrency=[1, 2], controls="off")
+    assert plan(asked).searches == {}
 
 
 def test_no_room_for_near_full_prompts_is_said() -> None:

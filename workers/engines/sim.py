@@ -39,6 +39,7 @@ class SimEngine:
             "bytes_per_block": layout.bytes_per_block if layout else 2**20,
             "block_size": layout.block_size if layout else 16,
             "blocks_per_sequence": layout.blocks_per_sequence(length) if layout else -(-length // 16),
+            "most_blocks": sum(layout.blocks_held(g, length) for g in layout.groups) if layout else -(-length // 16),
             "runtime_bytes": RUNTIME_BYTES,
             "weight_bytes": _weights(spec),
             "ranks": spec.gpus,

@@ -1,7 +1,8 @@
 """The stand-in server: vLLM's HTTP face over a clock and a block counter. No model, no GPU; every figure is pretended.
 
 Started as a process by `workers.engines.sim`. Decoding takes `step_s` a step for all running requests together, plus
-`step_per_request_s` for each; a request waits until the blocks of its whole length are free. It never preempts.
+`step_per_request_s` for each. A request waits until the blocks of its prompt are free and takes more as it grows; where
+there are none, the youngest is preempted and waits again, as in vLLM.
 """
 
 from __future__ import annotations
@@ -31,11 +32,20 @@ class Pool:
 
     total: int
     block_size: int
+    most: int
+    """Blocks that a request ever holds: a sliding window frees those it has left behind."""
     used: int = 0
 
     def blocks(self, tokens: int) -> int:
         """Return the blocks that `tokens` of one request take."""
-        return -(-tokens // self.block_size)
+        return min(-(-tokens // self.block_size), self.most)
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A request's place in the batch, and the blocks that it holds."""
+
+    blocks: int = 0
 
 
 STEP_BUCKETS = tuple(float(2**power) for power in (0, *range(3, 15)))
@@ -89,8 +99,8 @@ class Server:
         self.pool_bytes = options.kv_cache_memory_bytes or max(
             0, int(options.gpu_memory_utilization * CARD_BYTES) - options.weight_bytes - options.runtime_bytes
         )
-        self.pool = Pool(self.pool_bytes // options.bytes_per_block, options.block_size)
-        self.batch: dict[object, None] = {}
+        self.pool = Pool(self.pool_bytes // options.bytes_per_block, options.block_size, options.most_blocks)
+        self.batch: dict[Place, None] = {}
         """Those that run, the oldest first."""
         self.waiting = 0
         self.counted = Counted()
@@ -113,28 +123,52 @@ class Server:
         """Return the seconds of one decoding step at the present batch."""
         return float(self.options.step_s + self.options.step_per_request_s * self.running)
 
+    @property
+    def free(self) -> int:
+        """Blocks that a request can have: one, the null block, is nobody's."""
+        return self.pool.total - 1 - self.pool.used
+
     @contextlib.asynccontextmanager
-    async def admitted(self, tokens: int) -> AsyncIterator[object]:
-        """Wait for a place in the batch and for the request's blocks, and hold both; the value is the place."""
-        blocks = self.pool.blocks(tokens)
-        self.waiting += 1
-        async with self._room:
-            await self._room.wait_for(
-                lambda: self.running < self.options.max_num_seqs and self.pool.used + blocks <= self.pool.total
-            )
-            self.waiting -= 1
-            place = object()
-            self.batch[place] = None
-            self.pool.used += blocks
-        self.write_state()
+    async def admitted(self, tokens: int) -> AsyncIterator[Place]:
+        """Wait for a place in the batch and for the prompt's blocks, and hold both; the value is the place."""
+        place = Place()
+        await self._admit(place, tokens)
         try:
             yield place
         finally:
-            del self.batch[place]
-            self.pool.used -= blocks
-            self.write_state()
+            if place in self.batch:
+                self._release(place)
             async with self._room:
                 self._room.notify_all()
+
+    async def grow(self, place: Place, tokens: int) -> None:
+        """Let a request hold the blocks of `tokens`: the youngest are preempted for them, at last itself."""
+        needed = self.pool.blocks(tokens)
+        while place in self.batch and needed - place.blocks > self.free:
+            self._release(next(reversed(self.batch)))
+            self.counted.preemptions.inc()
+        if place in self.batch:
+            self.pool.used += needed - place.blocks
+            place.blocks = needed
+        else:
+            await self._admit(place, tokens)
+
+    async def _admit(self, place: Place, tokens: int) -> None:
+        blocks = self.pool.blocks(tokens)
+        self.waiting += 1
+        async with self._room:
+            await self._room.wait_for(lambda: self.running < self.options.max_num_seqs and blocks <= self.free)
+            self.waiting -= 1
+            self.batch[place] = None
+            place.blocks = blocks
+            self.pool.used += blocks
+        self.write_state()
+
+    def _release(self, place: Place) -> None:
+        del self.batch[place]
+        self.pool.used -= place.blocks
+        place.blocks = 0
+        self.write_state()
 
     def look_up(self, prompt: list[Any]) -> None:
         """Look for the prompt's whole blocks in the prefix cache, as vLLM does, and put them there: none is evicted."""
@@ -203,7 +237,7 @@ class Server:
             return web.json_response({"error": {"message": "longer than max_model_len"}}, status=400)
         self.look_up(prompt)
         arrived = time.monotonic()
-        async with self.admitted(len(prompt) + asked) as place:
+        async with self.admitted(len(prompt)) as place:
             scheduled = time.monotonic()
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
@@ -212,6 +246,7 @@ class Server:
             first = last = scheduled
             for index in range(asked):
                 await asyncio.sleep(self.step_s())
+                await self.grow(place, len(prompt) + index)
                 if place is next(iter(self.batch)):  # a step is everybody's: the oldest counts it
                     self.counted.step_tokens.observe(self.running)
                 self.counted.generated.inc()
@@ -244,7 +279,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--state", required=True, help="file that says what is allocated")
     parser.add_argument("--uds")
     parser.add_argument("--port", type=int)
-    for name in ("max-model-len", "bytes-per-block", "block-size", "blocks-per-sequence", "max-num-seqs"):
+    for name in (
+        "max-model-len",
+        "bytes-per-block",
+        "block-size",
+        "blocks-per-sequence",
+        "most-blocks",
+        "max-num-seqs",
+    ):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("weight-bytes", "runtime-bytes", "ranks"):
         parser.add_argument(f"--{name}", type=int, required=True)

@@ -1,0 +1,37 @@
+"""Halving a bracket on a logarithmic scale. Pure numbers."""
+
+from __future__ import annotations
+
+import math
+
+RESOLUTION = 1.1
+"""A bracket is narrow enough once its ends are within this factor, or are neighbouring whole numbers."""
+RATE_DIGITS = 3
+"""Significant digits of a rate that a search asks for."""
+
+
+def whole_between(low: float, high: float) -> int | None:
+    """Return a whole number near the geometric mean of two whole ones, or None where the bracket is narrow enough."""
+    if high <= RESOLUTION * low or high - low < 2:
+        return None
+    return int(min(max(round(math.sqrt(low * high)), low + 1), high - 1))
+
+
+def rate_between(low: float, high: float) -> float | None:
+    """Return a number near the geometric mean, or None where the bracket is narrow enough."""
+    if high <= RESOLUTION * low:
+        return None
+    return float(f"{math.sqrt(low * high):.{RATE_DIGITS}g}")
+
+
+def doublings(lowest: float, highest: float) -> tuple[float, ...]:
+    """Return lowest, twice, four times … as much, and last the highest."""
+    levels = [lowest]
+    while levels[-1] < highest:
+        levels.append(min(2 * levels[-1], highest))
+    return tuple(levels)
+
+
+def halvings() -> int:
+    """Return how often a bracket of two neighbouring doublings is halved until it is narrow enough."""
+    return math.ceil(math.log2(math.log(2) / math.log(RESOLUTION)))

@@ -1,0 +1,46 @@
+"""`+sweep=knee`: doublings until throughput stops scaling, then halvings around the knee. Pure.
+
+What the knee is, and when there is none, is the rule of `analysis.knee`.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from analysis.knee import STILL_GAINS, WITHIN_PEAK, Level, last_doubling, read_off
+from contract.rows import MEASURED
+from orchestrator.search.bisection import whole_between
+from orchestrator.search.rounds import Tried
+
+
+def next_level(tried: Tried, lowest: int, highest: int) -> int | None:
+    """Return the next level for the knee.
+
+    Doublings from `lowest` go on while the last one gained more than `WITHIN_PEAK` of tok/s, up to `highest`. Then the
+    bracket between the knee as it stands and the next lower level is halved. Nothing is halved where there is no knee.
+    """
+    if not tried:
+        return lowest
+    levels = _measured(tried)
+    if not levels:
+        return None
+    doubling, top = last_doubling(levels, None), levels[-1].at
+    climbing = doubling is None or doubling.share > WITHIN_PEAK
+    if climbing and top == max(tried) and top < highest:
+        return min(2 * top, highest)
+    if doubling is None or doubling.share > STILL_GAINS:
+        return None
+    knee = read_off(levels)
+    assert knee is not None
+    below = [level.at for level in takewhile(lambda level: level.at < knee, levels)]
+    middle = whole_between(below[-1], knee) if below else None
+    return None if middle in tried else middle
+
+
+def _measured(tried: Tried) -> tuple[Level, ...]:
+    levels = []
+    for at, rows in tried.items():
+        pairs = [(row.tok_s, row.p95_e2e_s) for row in rows if row.status == MEASURED and row.tok_s and row.p95_e2e_s]
+        if pairs:
+            levels.append(Level(int(at), tuple(tok_s for tok_s, _ in pairs), tuple(p95 for _, p95 in pairs)))
+    return tuple(levels)

@@ -1,0 +1,312 @@
+"""Searches: what they ask for, from rows alone. No server: a function of the level stands for it."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.knee import WITHIN_PEAK
+from analysis.objectives import border
+from contract.rows import FAILED, MEASURED, PRUNED, PointRow
+from contract.specs import Point, PointKind, Purpose
+from orchestrator.plan import make_plan, memory_first
+from orchestrator.problems import ConfigError
+from orchestrator.search import Search, Step, next_step
+from orchestrator.search.anchors import SHARE, Anchors
+from orchestrator.search.bisection import RESOLUTION, rate_between, whole_between
+from orchestrator.search.envelope import Envelope
+from orchestrator.search.rounds import Rounds
+from tests import synthetic_run as synthetic
+from tests.configs import experiment, gpu_fleet, resolved
+
+Measure = Callable[[Point], PointRow]
+BLANK = replace(synthetic.ladder_row(synthetic.GPU, 1), requests=[], telemetry=[], engine_num_blocks=None)
+
+ANY = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency")
+
+
+def searches(sweep: str, model: str = "phi-3-mini-4k", controls: str = "off", **changes: Any) -> tuple[Search, ...]:
+    made = make_plan(resolved(experiment(sweep, model, controls=controls, **changes)), gpu_fleet(1))
+    (session,) = made.sessions
+    found = made.searches[session.id]
+    assert {p.id for p in session.points} == {p.id for s in found for p in s.next({}).measure}
+    return found
+
+
+def drive(search: Search, measure: Measure, rows: dict[str, PointRow] | None = None) -> list[PointRow]:
+    """Do what the driver does; return the rows that were measured, in their order."""
+    rows = {} if rows is None else rows
+    measured = []
+    while (step := search.next(rows)) != Step():
+        for each in step.pruned:
+            rows[each.point.id] = row_of(each.point, status=PRUNED, failure_message=each.reason)
+        for point in (*step.ahead, *step.measure)[:1]:  # asked again after every row
+            assert point.id not in rows, "measured twice"
+            rows[point.id] = measure(point)
+            measured.append(rows[point.id])
+    return measured
+
+
+def row_of(point: Point, **columns: object) -> PointRow:
+    level = {"concurrency": point.concurrency or None, "repeat": point.repeat, "arrivals": None}
+    if point.arrivals:
+        level |= {"request_rate": point.arrivals.rate, "arrivals": "poisson"}
+    made = {"point_id": point.id, "purpose": point.purpose, "status": MEASURED, **level, **columns}
+    return replace(BLANK, **made)  # type: ignore[arg-type]
+
+
+def curve(tok_s: Callable[[float], float], noise: float = 0.0, seed: int = 0) -> Measure:
+    dice = random.Random(seed)
+
+    def measure(point: Point) -> PointRow:
+        value = tok_s(point.concurrency) * math.exp(dice.gauss(0, noise))
+        duration = point.num_requests * 64 / value
+        return row_of(point, tok_s=value, p95_e2e_s=point.concurrency * 64 / value, duration_s=duration)
+
+    return measure
+
+
+def log_grid(lowest: int, highest: int) -> list[int]:
+    levels = [lowest]
+    while levels[-1] < highest:
+        levels.append(min(max(levels[-1] + 1, int(levels[-1] * RESOLUTION)), highest))
+    return levels
+
+
+# --- knee ---
+
+
+@given(st.floats(1, 40), st.integers(4, 300))
+def test_the_knee_is_the_grids_in_less_than_half_its_load_time(half: float, seats: int) -> None:
+    """Throughput saturates, and at the server's `max_num_seqs` it is flat."""
+    tok_s = lambda level: 9000 * min(level, seats) / (min(level, seats) + half)  # noqa: E731
+    (search,) = searches("knee", sweep__repeats=1)
+    measure = curve(tok_s)
+    rows = drive(search, measure)
+    levels = sorted(int(row.concurrency or 0) for row in rows)
+    by_point = {p.concurrency: measure(p) for level in log_grid(1, levels[-1]) for p in _points(search, level)}
+    enough = (1 - WITHIN_PEAK) * max(row.tok_s or 0 for row in by_point.values())
+    on_the_grid = min(level for level, row in by_point.items() if (row.tok_s or 0) >= enough)
+    found = min(int(row.concurrency or 0) for row in rows if (row.tok_s or 0) >= enough)
+    assert max(found, on_the_grid) <= max(RESOLUTION * min(found, on_the_grid), min(found, on_the_grid) + 1)
+    spent, grid = (sum(r.duration_s or 0 for r in some) for some in (rows, by_point.values()))
+    assert levels[-1] < 16 or spent <= grid / 2
+
+
+def _points(search: Search, level: int) -> tuple[Point, ...]:
+    assert isinstance(search, Rounds)
+    return search.points_at(level)
+
+
+def test_rounds_repeat_every_level_before_the_next_repeat() -> None:
+    (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 64})
+    rows = drive(search, curve(lambda level: 100.0 * min(level, 12)))
+    asked = [(row.repeat, row.concurrency) for row in rows]
+    first = [level for repeat, level in asked if repeat == 0]
+    assert first[:5] == [1, 2, 4, 8, 16]
+    assert asked[len(first) :] == [(repeat, level) for repeat in (1, 2) for level in sorted(first)]  # type: ignore[type-var]
+
+
+def test_no_knee_is_not_looked_for_where_throughput_still_rises() -> None:
+    (search,) = searches("knee", sweep__repeats=1, sweep__concurrency={"lowest": 2, "highest": 50})
+    rows = drive(search, curve(lambda level: 100.0 * level))
+    assert [row.concurrency for row in rows] == [2, 4, 8, 16, 32, 50]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0, 0.3))
+def test_any_noise_ends_within_the_points_that_were_announced(seed: int, noise: float) -> None:
+    (search,) = searches("knee", sweep__repeats=2)
+    rows = drive(search, curve(lambda level: 9000 * level / (level + 12), noise, seed))
+    assert len(rows) <= search.at_most
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.data())
+def test_the_same_rows_give_the_same_next_points(seed: int, data: st.DataObject) -> None:
+    """Interrupted anywhere and resumed, it measures what it would have measured anyway."""
+    (search,) = searches("knee", sweep__repeats=2)
+    whole = drive(search, curve(lambda level: 9000 * level / (level + 12), 0.02, seed))
+    known = {row.point_id: row for row in whole}
+    kept = data.draw(st.integers(0, len(whole)))
+    rest = drive(search, lambda point: known[point.id], {row.point_id: row for row in whole[:kept]})
+    assert sorted(row.point_id for row in rest) == sorted(row.point_id for row in whole[kept:])
+
+
+def test_a_level_that_cannot_be_measured_ends_the_ladder_and_is_not_repeated() -> None:
+    (search,) = searches("knee")
+
+    def measure(point: Point) -> PointRow:
+        if point.concurrency > 8:
+            return row_of(point, status=FAILED, tok_s=None, p95_e2e_s=None)
+        return curve(lambda level: 100.0 * level)(point)
+
+    rows = drive(search, measure)
+    assert [row.concurrency for row in rows if row.status == FAILED] == [16]
+    dead = drive(search, lambda point: row_of(point, status=FAILED))
+    assert len(dead) == 1
+
+
+# --- anchors ---
+
+
+@dataclass(frozen=True)
+class Several:
+    """The searches of a session as one, as the driver asks them."""
+
+    searches: tuple[Search, ...]
+
+    def next(self, rows: dict[str, PointRow]) -> Step:
+        return next_step(self.searches, rows)
+
+
+def test_an_anchor_comes_first_and_again_within_a_tenth_of_the_time() -> None:
+    found = searches("knee", controls="on")
+    assert isinstance(found[-1], Anchors)
+    rows = drive(Several(found), curve(lambda level: 3000.0 * level / (level + 8)))  # type: ignore[arg-type]
+    anchors = [index for index, row in enumerate(rows) if row.purpose == Purpose.ANCHOR]
+    assert anchors[0] == 0
+    assert len(anchors) >= 2
+    assert [rows[index].repeat for index in anchors] == list(range(len(anchors)))
+    share = sum(rows[index].duration_s or 0 for index in anchors) / sum(row.duration_s or 0 for row in rows)
+    assert share <= SHARE
+    others = [row.point_id for row in rows if row.purpose != Purpose.ANCHOR]
+    assert others == [row.point_id for row in drive(found[0], curve(lambda level: 3000.0 * level / (level + 8)))]
+
+
+def test_short_sessions_and_those_without_controls_have_no_anchor() -> None:
+    for asked in (experiment("concurrency"), experiment("batching", controls="off"), experiment("kv")):
+        assert make_plan(resolved(asked), gpu_fleet(1)).searches == {}
+    assert len(make_plan(resolved(experiment("batching")), gpu_fleet(1)).searches) == 1
+
+
+def test_memory_is_read_before_an_anchor() -> None:
+    memory, load = (replace(ANY, id=kind, kind=kind) for kind in (PointKind.MEMORY, PointKind.LOAD))
+    assert memory_first([load, memory]) == [memory, load]
+
+
+# --- slo ---
+
+
+def held(limit: float, noise: float = 0.0, seed: int = 0) -> Measure:
+    """A server that meets one second up to a level."""
+    dice = random.Random(seed)
+
+    def measure(point: Point) -> PointRow:
+        level = point.arrivals.rate if point.arrivals else point.concurrency
+        return row_of(point, p95_e2e_s=level / limit * math.exp(dice.gauss(0, noise)), steady_from_s=None)
+
+    return measure
+
+
+@given(st.floats(1.5, 480))
+def test_the_border_of_the_objectives_is_bracketed_on_both_axes(limit: float) -> None:
+    for search in searches("slo", slo__p95_e2e_s=1.0, sweep__repeats=1):
+        rows = drive(search, held(limit))
+        levels = {float(r.request_rate or r.concurrency or 0): (r.p95_e2e_s or 0) <= 1 for r in rows}
+        found = border(levels)
+        assert found.held is not None
+        assert found.broke is not None
+        assert found.held <= limit < found.broke
+        assert found.broke <= RESOLUTION * found.held or found.broke - found.held == 1
+        assert not found.undecided
+
+
+def test_levels_whose_repeats_disagree_are_undecided_and_bracketed_from_both_sides() -> None:
+    search = searches("slo", slo__p95_e2e_s=1.0, sweep__request_rate=None)[0]
+    rows = drive(search, held(100, noise=0.05, seed=3))
+    by_level: dict[float, set[bool]] = {}
+    for row in rows:
+        by_level.setdefault(float(row.concurrency or 0), set()).add((row.p95_e2e_s or 0) <= 1)
+    found = border({level: None if len(seen) > 1 else seen.pop() for level, seen in by_level.items()})
+    assert found.undecided
+    edges = [found.held or 0, *found.undecided, found.broke or 0]
+    for low, high in ((edges[0], edges[1]), (edges[-2], edges[-1])):
+        assert whole_between(low, high) is None
+
+
+def test_a_lowest_level_that_breaks_ends_the_search() -> None:
+    search = searches("slo", slo__p95_e2e_s=1.0, sweep__repeats=1)[1]
+    assert [row.request_rate for row in drive(search, held(0.5))] == [1]
+
+
+def test_an_objective_must_be_set() -> None:
+    with pytest.raises(ConfigError, match=r"set slo.p95_e2e_s or slo.p95_ttft_s or slo.p95_tpot_s"):
+        experiment("slo")
+
+
+@given(st.floats(0.1, 1e4), st.floats(1.01, 2))
+def test_halving_stays_inside_the_bracket(low: float, factor: float) -> None:
+    middle = rate_between(low, low * factor)
+    assert (middle is None) == (low * factor <= RESOLUTION * low)
+    assert middle is None or low < middle < low * factor
+    whole = whole_between(math.floor(low) + 1, math.floor(low * factor) + 1)
+    assert whole is None or math.floor(low) + 1 < whole < math.floor(low * factor) + 1
+
+
+# --- envelope ---
+
+
+def envelope(**changes: Any) -> Envelope:
+    (search,) = searches("envelope", **changes)
+    assert isinstance(search, Envelope)
+    return search
+
+
+def pool_of(blocks: int, cells: Envelope) -> Measure:
+    by_point = {cell.point.id: cell for cell in cells.cells}
+
+    def measure(point: Point) -> PointRow:
+        over = by_point[point.id].need > blocks
+        return row_of(point, preemptions=5 if over else 0, engine_num_blocks=blocks + 1, waiting_max=0)
+
+    return measure
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 32), st.sampled_from(["phi-3-mini-4k", "qwen2.5-1.5b", "tiny-sliding"]), st.floats(0.6, 1.5))
+def test_every_cell_is_measured_or_pruned_truthfully(sequences: int, model: str, wrong: float) -> None:
+    """Also where the engine's pool is not as large as was planned."""
+    grid = envelope(model=model, sweep__sequences=sequences)
+    pool = max(int(grid.planned_blocks * wrong), 1)
+    rows: dict[str, PointRow] = {}
+    measured = drive(grid, pool_of(pool, grid), rows)
+    assert set(rows) == {cell.point.id for cell in grid.cells}
+    assert len(measured) < max(len(grid.cells) / 2, 9)
+    for cell in grid.cells:
+        row = rows[cell.point.id]
+        if row.status == PRUNED and "by KV arithmetic" not in (row.failure_message or ""):
+            assert (row.failure_message or "").startswith("fits") == (cell.need <= pool)
+
+
+def test_the_last_cell_that_should_fit_and_the_next_are_measured_for_every_length() -> None:
+    grid = envelope(sweep__context_tokens=[256, 512, 1024], sweep__sequences=4)
+    measured = {row.point_id for row in drive(grid, pool_of(grid.planned_blocks, grid))}
+    cells = [cell for cell in grid.cells if cell.point.id in measured]
+    assert sorted((c.length, c.concurrency) for c in cells) == [
+        (256, 16), (256, 17), (512, 8), (512, 9), (1024, 4), (1024, 5)
+    ]  # fmt: skip
+
+
+def test_a_sliding_window_holds_no_more_than_its_window() -> None:
+    grid = envelope(sweep__context_tokens=[1024, 4096], sweep__sequences=16)
+    most = max(cell.concurrency for cell in grid.cells)
+    needs = {cell.length: cell.need / most for cell in grid.cells if cell.concurrency == most}
+    assert needs[1024] == 64
+    assert 129 <= needs[4096] < 200, "not 256"
+
+
+def test_queue_below_the_envelope_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sweep.concurrency: 64 is above server.max_num_seqs"):
+        envelope(sweep__concurrency=[1, 64], server__max_num_seqs=32)
+    assert max(cell.concurrency for cell in envelope(server__max_num_seqs=12).cells) <= 12
+
+
+def test_an_envelope_sizes_its_pool_itself() -> None:
+    with pytest.raises(ConfigError, match="an envelope sweep sizes its pools itself"):
+        envelope(server__kv_cache_memory_bytes=10**9)
