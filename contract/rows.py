@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -23,6 +23,8 @@ CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
+JUDGED_FROM_S = 0.5
+"""A shorter window holds too few timers and sends to tell a busy load client from one hiccup: it is not judged."""
 RESULT_STATUSES = (MEASURED, "kv_too_small")
 """Statuses that count as done: a measurement, or a failure that is itself the answer."""
 
@@ -70,6 +72,15 @@ class RequestRow:
 
 
 @dataclass(slots=True)
+class InFlight:
+    """Requests that a load process had in flight at one moment."""
+
+    t_s: float
+    """Since its own window's opening; those of a level's processes are some milliseconds apart."""
+    requests: int
+
+
+@dataclass(slots=True)
 class ClientRow:
     """One load process during a level: what says whether the client, and not the server, was the limit."""
 
@@ -80,13 +91,22 @@ class ClientRow:
     wait_share: float | None = None
     """Share of the window in which it was ready to run and had no core; None where Linux does not say."""
     lag_p99_s: float | None = None
-    """How late its event loop woke up a timer, over timers 20 ms apart: by so much stamps can be late."""
+    """How late its event loop woke up a timer, over timers 10 ms apart: by so much stamps can be late."""
     lag_max_s: float | None = None
     late_share: float | None = None
     """Share of the window in which such a timer was due and had not been woken."""
     slip_p99_s: float | None = None
     """From the end of a stream's answer, or from when a request of an open loop was due, to the send."""
     slip_max_s: float | None = None
+    late_gaps: int | None = None
+    """Gaps between chunks that a stall of its event loop made too long (`workers.load.stalls`)."""
+    late_first_chunks: int | None = None
+    """First chunks that such a stall held back."""
+    held_s: float | None = None
+    """Requests in flight, integrated over the window by counting them at every timer: by Little's law also the sum of
+    their times in flight, which comes from other stamps."""
+    in_flight: list[InFlight] = field(default_factory=list)
+    """About ten a second: the concurrency it achieved over time."""
 
 
 @dataclass(slots=True)
