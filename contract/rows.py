@@ -23,6 +23,8 @@ CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
+KEEPS_UP = 0.9
+"""A server keeps up with an open loop while it ends at least this share of what is sent."""
 JUDGED_FROM_S = 0.5
 """A shorter window holds too few timers and sends to tell a busy load client from one hiccup: it is not judged."""
 RESULT_STATUSES = (MEASURED, "kv_too_small")
@@ -282,7 +284,14 @@ class PointRow:
     request_rate: float | None = None
     """Of an open loop: the level, requests a second; stages are shares of it."""
     offered_qps: float | None = None
-    """Of an open loop: requests over the time from the window's opening to the last of them falling due."""
+    """Of an open loop: requests over the time from the window's opening to the last of them falling due. Of constant
+    arrivals, the first of which is due at once, gaps over that time."""
+    sent_qps: float | None = None
+    """Of an open loop, between the middles of its first and its last quarter: requests that were sent a second."""
+    ended_qps: float | None = None
+    """The same requests, as they ended (`workers.load.keeping_up`)."""
+    keeps_up: bool | None = None
+    """Whether that is at least `KEEPS_UP` of what was sent; None with too few requests, or within noise."""
     p99_send_delay_s: float | None = None
     """Of an open loop: from due to sent. It is in no latency."""
     # --- the steady part of a load point: ramp and drain left out ---
@@ -301,6 +310,8 @@ class PointRow:
     client_wait_share: float | None = None
     """Largest share of the window in which a load process was ready to run and had no core: its stamps can be late by
     as much."""
+    client_lag_s: float | None = None
+    """How late the event loop of the worst load process woke up (p99)."""
     gpu_util_pct: float | None = None
     """Mean of NVML's utilisation over the window and the cards; None without GPUs."""
     cpu_util_pct: float | None = None
