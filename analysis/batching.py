@@ -14,6 +14,7 @@ from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
 from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
+from analysis.server_table import add_server_table
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
 from analysis.under_use import add_under_use
@@ -141,6 +142,7 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
         simulated,
     )
     add_steady_table(doc, curve)
+    add_server_table(doc, curve, "concurrency", concurrency_figure)
 
 
 def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve]) -> None:

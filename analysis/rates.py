@@ -15,8 +15,10 @@ from analysis.figures import Figure, percent, quote
 from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, csv_number, goodput_column, request_notes, server, unmeasured_notes, workload
+from analysis.load_tables import cell, csv_number, goodput_column, server, unmeasured_notes, workload
+from analysis.request_notes import request_notes
 from analysis.series import Reading, concurrency_figure, make_series
+from analysis.server_table import add_server_table
 from analysis.tables import RunPoint, Tables
 from contract.rows import KEEPS_UP
 
@@ -78,6 +80,7 @@ def rate_page(tables: Tables) -> Document | None:
             [[rate_figure(r), *(cell(r, column, 4) for column in shown), _notes(r)] for r in curve.series.readings],
             sample.simulated,
         )
+        add_server_table(doc, curve, "request_rate", rate_figure)
         doc.bullets([_keeps_up(curve)])
     add_failures(doc, rows, tables)
     return doc

@@ -144,8 +144,25 @@ class ServerSample:
     kv_usage: float | None = None
     """Share of KV blocks in use, 0 to 1."""
     preemptions: int | None = None
-    """Since the server's start, like `generation_tokens`."""
+    """Since the server's start, like all that follow."""
     generation_tokens: int | None = None
+    prefix_queries: int | None = None
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int | None = None
+    steps: int | None = None
+    """Engine steps that gave any request a token, and their tokens."""
+    step_tokens: float | None = None
+    queued: int | None = None
+    """Requests that ended, and their seconds from arrival in the engine to their first scheduling; then those to the
+    first token, and from there to the last."""
+    queue_total_s: float | None = None
+    prefilled: int | None = None
+    prefill_total_s: float | None = None
+    decoded: int | None = None
+    decode_total_s: float | None = None
+    first_tokens: int | None = None
+    """Requests that had their first token, and their seconds from arrival in the front end."""
+    ttft_total_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -245,6 +262,8 @@ class PointRow:
     mean_prompt_tokens: float | None = None
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None
+    text_cost_assumed: bool | None = None
+    """Of a chat: the server did not say what words and template cost, so a word was taken for a token."""
     repeat: int | None = None
     seed: int | None = None
     completed: int | None = None
@@ -279,6 +298,10 @@ class PointRow:
     """What ended the level: its `requests`, its `time`, or the `precision` of its metric."""
     warmup_tok_s: list[float] = field(default_factory=list)
     """Throughput of each round of the warm-up: it was over when two neighbours agreed, or after so many."""
+    warmup_stable: bool | None = None
+    """Whether its last two rounds agreed; None without a warm-up, and for an open loop, whose warm-up is one round."""
+    asked_s: float | None = None
+    """Of a closed loop that was to be ended by time."""
     arrivals: str | None = None
     """Of an open loop, in words: process and course of the rate; None for a closed loop."""
     request_rate: float | None = None
@@ -335,6 +358,9 @@ class PointRow:
     """Share of the window that the sampling thread spent asking the device: of one core, never of the GPU."""
     prefix_hit_ratio: float | None = None
     """Prefix-cache hits / queried tokens in the window, from the server's counters."""
+    prefix_shared_ratio: float | None = None
+    """Share of the prompt tokens that prompts were meant to have in common: shared prefixes, a chat's template. Hits
+    come to no more, for the cache holds whole blocks."""
     preemptions: int | None = None
     kv_usage_max: float | None = None
     """Highest vllm:kv_cache_usage_perc sampled in the window, 0 to 1."""
@@ -342,6 +368,8 @@ class PointRow:
     waiting_max: int | None = None
     waiting_capacity_max: int | None = None
     waiting_deferred_max: int | None = None
+    server_hz: float | None = None
+    """Samples of its metrics a second that the server answered in the window."""
     server_generation_tokens: int | None = None
     """The server's own count of generated tokens in the window."""
     token_count_difference: int | None = None
@@ -372,7 +400,7 @@ class PointRow:
     requests: list[RequestRow] = field(default_factory=list)
     telemetry: list[TelemetryRow] = field(default_factory=list)
     server_samples: list[ServerSample] = field(default_factory=list)
-    """The server's own metrics in the window of a level, about twice a second."""
+    """The server's own metrics in the window of a level, at least twice a second (`server_hz`)."""
 
 
 @dataclass(slots=True)

@@ -393,6 +393,12 @@ class Experiment(_Section):
     seed: Annotated[int, Field(ge=0)]
     dry_run: bool
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if isinstance(self.sweep, RateSweep) and (self.load.seconds is not None or self.load.precision is not None):
+            raise ValueError("load.seconds, load.precision: end closed loops; a rate's levels last sweep.seconds")
+        return self
+
 
 def validate(content: dict[str, Any], sweeps: list[str]) -> Experiment:
     """Return the experiment that `content` (plain dicts and lists) describes.
