@@ -16,6 +16,7 @@ from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_note
 from analysis.objective_sentences import add_objectives
 from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
+from analysis.server_table import add_server_table
 from analysis.steady_table import add_steady_table
 from analysis.tables import Tables
 from analysis.targets import NO_OBJECTIVES, Slo
@@ -146,6 +147,7 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
         simulated,
     )
     add_steady_table(doc, curve)
+    add_server_table(doc, curve, "concurrency", concurrency_figure)
 
 
 def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve]) -> None:

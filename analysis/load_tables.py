@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.anchors import drift_notes
 from analysis.caveats import lengths_words
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
@@ -27,14 +26,11 @@ from analysis.figures import (
 from analysis.files import write_csv
 from analysis.intervals import CONFIDENCE
 from analysis.knee import KneeVerdict
-from analysis.load_curve import NEAR_TARGET, P95_JUMP, LoadCurve
+from analysis.load_curve import P95_JUMP, LoadCurve
+from analysis.request_notes import request_notes
 from analysis.series import Reading, concurrency_figure, outcome_figure
 from analysis.tables import RunPoint
 
-CLIENT_WAIT_SHARE = 0.05
-"""From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
-P95_NEEDS = 21
-"""With fewer values a p95 lies between the two highest: it says little of the tail."""
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
 FURTHER_COLUMNS = ("repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee")
 """Behind the tutorial's: the bounds of the 95 % intervals, and whether the level could be the knee (`could be`, `no`;
@@ -153,53 +149,6 @@ def unmeasured_notes(reading: Reading) -> list[Part]:
         return []
     lost = count(f"{reading.name}.unmeasured", len(reading.unmeasured))
     return [phrase("{n} not measured ({why})", n=lost, why=join(outcomes.values(), ", "))]
-
-
-def request_notes(reading: Reading) -> list[Part]:
-    """Return what was odd about a level's requests and about the client that sent them."""
-    notes: list[Part] = []
-    name = reading.name
-    fewest = min(reading.values("completed"), default=None)
-    if fewest is not None and fewest < P95_NEEDS:
-        notes.append(
-            phrase("p95 of only {n} requests: between the two highest", n=count(f"{name}.completed_fewest", fewest))
-        )
-    failed, asked = sum(reading.values("failed")), sum(reading.values("num_requests"))
-    if failed:
-        notes.append(
-            phrase(
-                "{failed} of {asked} requests failed",
-                failed=count(f"{name}.failed_requests", failed),
-                asked=count(f"{name}.requests", asked),
-            )
-        )
-    hits = reading.highest("prefix_hit_ratio")
-    if hits:
-        notes.append(phrase("prefix-cache hits up to {share}", share=percent(f"{name}.prefix_hit_pct", hits, 2)))
-    apart = max(reading.values("token_count_difference"), key=abs, default=0)
-    if apart:
-        n = count(f"{name}.token_count_difference", abs(apart))
-        side = "above" if apart > 0 else "below"
-        notes.append(phrase("the server's count of tokens is {n} " + side + " the client's", n=n))
-    preemptions = reading.highest("preemptions")
-    if preemptions:
-        notes.append(phrase("{n} preemptions", n=count(f"{name}.preemptions_highest", preemptions)))
-    achieved = reading.median("achieved_concurrency")
-    closed = [point for point in reading.measured if point.arrivals is None]
-    if closed and achieved is not None and achieved < NEAR_TARGET * reading.at:
-        notes.append(phrase("{n} in flight on average", n=cell(reading, "achieved_concurrency")))
-    if any(point.limited_before for point in reading.measured):
-        notes.append(phrase("measured again with more load processes: fewer had been the limit"))
-    notes += drift_notes(reading)
-    waited = reading.highest("client_wait_share")
-    if waited is not None and waited > CLIENT_WAIT_SHARE:
-        notes.append(
-            phrase(
-                "the load client had to wait for a core {share} of the time: latencies may be too high by as much",
-                share=percent(f"{name}.client_wait_pct", waited, 0),
-            )
-        )
-    return notes
 
 
 def workload(curve: LoadCurve) -> Phrase:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, percent, quote, significant, times
 from analysis.load_curve import LoadCurve
-from analysis.objectives import KEEPS_UP, border, states
+from analysis.objectives import border, states
 from analysis.targets import Slo
+from contract.rows import KEEPS_UP
 
 
 def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None:

@@ -5,18 +5,12 @@ Used by the pages, and by the search that looks for the border (`orchestrator.se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from analysis.targets import Slo
 from contract.failures import FailureClass
 from contract.rows import MEASURED, PointRow
-
-KEEPS_UP = 0.9
-"""The server keeps up with a rate while it ends at least this share of what is sent, both without ramp and drain."""
-COUNTING_DEVIATIONS = 2.0
-"""By so many standard deviations of a count may the requests that ended fall short of that share: few say little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +38,7 @@ def holds(row: PointRow, slo: Slo) -> bool | None:
         return None
     limits = [(getattr(slo, objective.name), getattr(row, objective.name)) for objective in fields(Slo)]
     met = all(limit is None or value is None or value <= limit for limit, value in limits)
-    return met and not _falls_behind(row)
-
-
-def _falls_behind(row: PointRow) -> bool:
-    """Needs an open loop and a steady part: clearly fewer requests ended in it than were sent."""
-    from_s, to_s, ended = row.steady_from_s, row.steady_to_s, row.steady_completed
-    if row.offered_qps is None or from_s is None or to_s is None or ended is None:
-        return False
-    needed = KEEPS_UP * row.offered_qps * (to_s - from_s)
-    return ended < needed - COUNTING_DEVIATIONS * math.sqrt(needed)
+    return met and row.keeps_up is not False
 
 
 def states(levels: Mapping[float, Sequence[PointRow]], slo: Slo) -> dict[float, bool | None]:

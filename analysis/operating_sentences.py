@@ -14,7 +14,7 @@ from analysis.knee import KneeVerdict
 from analysis.knee_sentences import NO_REPEATS, knee_levels, levels_tell, repeats_tell
 from analysis.kv_headroom import for_latency, for_throughput
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, request_notes, server, unmeasured_notes
+from analysis.load_tables import cell, server, unmeasured_notes
 from analysis.operating_point import (
     Basis,
     Candidate,
@@ -25,6 +25,7 @@ from analysis.operating_point import (
     throughput_level,
 )
 from analysis.rates import level_figure, level_words
+from analysis.request_notes import request_notes
 from analysis.series import Reading
 from analysis.signs import signs
 from analysis.targets import Targets

@@ -23,7 +23,7 @@ from analysis.kv_pages import PageFunction, page_functions
 from analysis.ladder import predicted
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.pages_plot import draw_pages
-from analysis.rates import keeps_up, rate_curves
+from analysis.rates import kept_up, rate_curves
 from analysis.series import Reading, Series
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Targets
@@ -285,9 +285,9 @@ def _rates(curve: LoadCurve, figure: Any) -> None:
     _level_line(bottom, curve, "p95_e2e_s", ORANGE)
     bottom.plot(*_xy(curve.levels, "p50_e2e_s"), color=PURPLE, marker="s", label="p50 e2e")
     bottom.set_ylabel("p95 e2e (s)")
-    held = [reading.at for reading in curve.levels if keeps_up(reading)]
-    if held and held[-1] != rates[-1]:
-        _mark(bottom, held[-1], f"highest rate that the server kept up with ({held[-1]:g})")
+    held = kept_up(curve)
+    if held and held[-1].at != rates[-1]:
+        _mark(bottom, held[-1].at, f"up to here the server kept up ({held[-1].at:g})")
     for axes in (top, bottom):
         axes.legend(loc="upper left", fontsize=8.5)
     bottom.set_xscale("log", base=2)

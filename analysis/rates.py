@@ -10,25 +10,29 @@ from itertools import takewhile
 from pathlib import Path
 
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import Figure, percent, quote, significant
+from analysis.document import Document, Phrase, join, phrase
+from analysis.figures import Figure, percent, quote
 from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, csv_number, goodput_column, request_notes, server, unmeasured_notes, workload
+from analysis.load_tables import cell, csv_number, goodput_column, server, unmeasured_notes, workload
 from analysis.objective_sentences import add_objectives
-from analysis.objectives import KEEPS_UP
+from analysis.request_notes import request_notes
 from analysis.series import Reading, concurrency_figure, make_series
-from analysis.statistics import median
+from analysis.server_table import add_server_table
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
+from contract.rows import KEEPS_UP
 
 FILE = "rate_sweep.md"
 COLUMNS = (
-    "offered_qps", "qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p50_ttft_s", "p95_ttft_s", "p95_tpot_s",
-    "achieved_concurrency", "most_in_flight", "p99_send_delay_s", "goodput_qps",
+    "offered_qps", "sent_qps", "ended_qps", "qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p50_ttft_s", "p95_ttft_s",
+    "p95_tpot_s", "achieved_concurrency", "most_in_flight", "p99_send_delay_s", "goodput_qps",
 )  # fmt: skip
-SHOWN = ("offered_qps", "steady_qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s", "most_in_flight")
+SHOWN = (
+    "offered_qps", "sent_qps", "ended_qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s",
+    "most_in_flight",
+)  # fmt: skip
 
 
 def rate_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
@@ -59,9 +63,10 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
     add_caveats(doc, rows, tables)
     doc.say(
         "Open loop: requests are sent when they are due, however many are in flight, as users do who know nothing of "
-        "each other. request_rate is what was asked for, offered_qps what the drawn arrivals came to, steady_qps the "
-        "successes a second from the first answer to the last send. Latencies run from the send; what a request waited "
-        "in the client is kept apart (p99_send_delay_s in the CSV). A level is the median of its repeats."
+        "each other. request_rate is what was asked for, offered_qps what the drawn arrivals came to. sent_qps and "
+        "ended_qps are of the same requests, from the first quarter of the level to the last: how many were sent a "
+        "second, and how many ended. Latencies run from the send; what a request waited in the client is kept apart "
+        "(p99_send_delay_s in the CSV). A level is the median of its repeats."
     )
     for curve in rate_curves(rows):
         sample, name = curve.series.sample, curve.name
@@ -74,25 +79,25 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         shown = [*SHOWN, *goodput_column(curve.series.readings)]
         doc.table(
             ["request_rate", *shown, "notes"],
-            [[rate_figure(r), *(_cell(r, column) for column in shown), _notes(r)] for r in curve.series.readings],
+            [[rate_figure(r), *(cell(r, column, 4) for column in shown), _notes(r)] for r in curve.series.readings],
             sample.simulated,
         )
+        add_server_table(doc, curve, "request_rate", rate_figure)
         doc.bullets([_keeps_up(curve)])
         add_objectives(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
 
 
-def steady_qps(reading: Reading) -> float | None:
-    """Return the median of successes a second in the steady part."""
-    rates = [rate for point in reading.measured if (rate := _steady_qps(point)) is not None]
-    return median(rates) if rates else None
-
-
 def keeps_up(reading: Reading) -> bool | None:
-    """Return whether the server ended as many as were sent; None where no steady part was long enough to say."""
-    ended, sent = steady_qps(reading), reading.median("offered_qps")
-    return None if ended is None or sent is None else ended >= KEEPS_UP * sent
+    """Return whether the server ended as many as were sent; None where the repeats do not tell, or do not agree."""
+    verdicts = {point.keeps_up for point in reading.measured if point.keeps_up is not None}
+    return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def kept_up(curve: LoadCurve) -> list[Reading]:
+    """Return the levels, from the lowest, before the first of which it is not known that the server keeps up."""
+    return list(takewhile(keeps_up, curve.series.measured))
 
 
 def level_figure(reading: Reading) -> Figure:
@@ -111,34 +116,37 @@ def _open_loop(reading: Reading) -> bool:
 
 
 def _keeps_up(curve: LoadCurve) -> Phrase:
-    levels = curve.series.measured
-    known = [level for level in levels if keeps_up(level) is not None]
-    if not known or len(known) < len(levels):
-        return phrase(
-            "Up to which rate does the server keep up? Not known from this run: a level was too short for a steady "
-            "part. A longer one (sweep.seconds) would tell."
-        )
-    held = list(takewhile(keeps_up, known))
+    levels, held = curve.series.measured, kept_up(curve)
+    after = levels[len(held)] if len(held) < len(levels) else None
     rule = percent("rule.keeps_up_pct", KEEPS_UP, 0)
+    if not levels:
+        return phrase("Up to which rate does the server keep up? Not known from this run: no level was measured.")
     if not held:
-        first = known[0]
-        return phrase(
-            "Up to which rate does the server keep up? It did not at the lowest, {rate} requests/s: {ended} ended a "
-            "second, less than {rule} of those sent.",
-            rate=rate_figure(first), ended=_cell(first, "steady_qps"), rule=rule,
-        )  # fmt: skip
+        return phrase("Up to which rate does the server keep up? {below}", below=_beyond(levels[0], rule))
     last = held[-1]
     what = phrase(
         "Up to which rate does the server keep up (ends at least {rule} of what is sent)? {rate} requests/s, at p95 "
         "{p95} s",
-        rule=rule, rate=rate_figure(last), p95=_cell(last, "p95_e2e_s"),
+        rule=rule, rate=rate_figure(last), p95=cell(last, "p95_e2e_s", 4),
     )  # fmt: skip
-    if last is known[-1]:
+    if after is None:
         return phrase("{what}; no higher rate was tried.", what=what)
-    after = known[len(held)]
+    return phrase("{what}. {beyond}", what=what, beyond=_beyond(after, rule))
+
+
+def _beyond(level: Reading, rule: Figure) -> Phrase:
+    """What is known of the lowest level that is not known to keep up."""
+    if keeps_up(level) is None:
+        return phrase(
+            "At {rate} that is not known from this run: too few requests were sent, their latencies were too uneven, "
+            "or repeats did not agree. A longer level (sweep.seconds) would tell.",
+            rate=rate_figure(level),
+        )
     return phrase(
-        "{what}. At {rate} it did not: {ended} ended a second, and up to {most} were in flight.",
-        what=what, rate=rate_figure(after), ended=_cell(after, "steady_qps"), most=_cell(after, "most_in_flight"),
+        "At {rate} it did not: {ended} ended a second, less than {rule} of the {sent} that were sent, and up to {most} "
+        "were in flight.",
+        rate=rate_figure(level), ended=cell(level, "ended_qps", 4), rule=rule, sent=cell(level, "sent_qps", 4),
+        most=cell(level, "most_in_flight", 4),
     )  # fmt: skip
 
 
@@ -149,14 +157,3 @@ def _notes(reading: Reading) -> Phrase:
 def rate_figure(reading: Reading) -> Figure:
     """Return the rate of a reading as a figure."""
     return Figure(f"{reading.name}.request_rate", reading.at, f"{reading.at:g}")
-
-
-def _cell(reading: Reading, column: str) -> Part:
-    if column == "steady_qps":
-        return significant(f"{reading.name}.steady_qps", steady_qps(reading), 4)
-    return cell(reading, column, 4)
-
-
-def _steady_qps(point: RunPoint) -> float | None:
-    from_s, to_s, completed = point.steady_from_s, point.steady_to_s, point.steady_completed
-    return None if from_s is None or to_s is None or completed is None else completed / (to_s - from_s)

@@ -27,7 +27,8 @@ def median(values: Sequence[float]) -> float:
     middle = len(ordered) // 2
     if len(ordered) % 2:
         return ordered[middle]
-    return ordered[middle - 1] + (ordered[middle] - ordered[middle - 1]) / 2
+    below, above = ordered[middle - 1], ordered[middle]
+    return below if below == above else below + (above - below) / 2  # two infinite ones have no difference
 
 
 def spread(values: Sequence[float]) -> float | None:

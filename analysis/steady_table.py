@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from analysis.document import Document
+from analysis.document import Document, join
 from analysis.figures import percent
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
+from analysis.request_notes import few_for_p95
 from analysis.series import concurrency_figure
 from contract.rows import STEADY_SHARE
 
@@ -27,7 +28,14 @@ def add_steady_table(doc: Document, curve: LoadCurve) -> None:
         share=percent("rule.steady_in_flight_pct", STEADY_SHARE, 0),
     )
     doc.table(
-        ["concurrency", *COLUMNS],
-        [[concurrency_figure(r), *(cell(r, column, 4) for column in COLUMNS)] for r in readings],
+        ["concurrency", *COLUMNS, "notes"],
+        [
+            [
+                concurrency_figure(r),
+                *(cell(r, column, 4) for column in COLUMNS),
+                join(few_for_p95(r, "steady_completed")),
+            ]
+            for r in readings
+        ],
         curve.series.sample.simulated,
     )

@@ -90,6 +90,11 @@ class Arrivals:
         return sum(stage.seconds for stage in self.stages)
 
     @property
+    def highest_rate(self) -> float:
+        """Requests a second at the height of the course."""
+        return self.rate * max(max(stage.start, stage.end) for stage in self.stages)
+
+    @property
     def requests(self) -> int:
         """Requests that are sent: as many as are expected in all stages, at least one."""
         return max(1, round(self.rate * sum(stage.area for stage in self.stages)))

@@ -23,6 +23,10 @@ CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
+KEEPS_UP = 0.9
+"""A server keeps up with an open loop while it ends at least this share of what is sent."""
+JUDGED_FROM_S = 0.5
+"""A shorter window holds too few timers and sends to tell a busy load client from one hiccup: it is not judged."""
 PRUNED = "pruned"
 """Not measured, because what is known decides it: `failure_message` says what."""
 RESULT_STATUSES = (MEASURED, "kv_too_small", PRUNED)
@@ -72,6 +76,15 @@ class RequestRow:
 
 
 @dataclass(slots=True)
+class InFlight:
+    """Requests that a load process had in flight at one moment."""
+
+    t_s: float
+    """Since its own window's opening; those of a level's processes are some milliseconds apart."""
+    requests: int
+
+
+@dataclass(slots=True)
 class ClientRow:
     """One load process during a level: what says whether the client, and not the server, was the limit."""
 
@@ -82,13 +95,22 @@ class ClientRow:
     wait_share: float | None = None
     """Share of the window in which it was ready to run and had no core; None where Linux does not say."""
     lag_p99_s: float | None = None
-    """How late its event loop woke up a timer, over timers 20 ms apart: by so much stamps can be late."""
+    """How late its event loop woke up a timer, over timers 10 ms apart: by so much stamps can be late."""
     lag_max_s: float | None = None
     late_share: float | None = None
     """Share of the window in which such a timer was due and had not been woken."""
     slip_p99_s: float | None = None
     """From the end of a stream's answer, or from when a request of an open loop was due, to the send."""
     slip_max_s: float | None = None
+    late_gaps: int | None = None
+    """Gaps between chunks that a stall of its event loop made too long (`workers.load.stalls`)."""
+    late_first_chunks: int | None = None
+    """First chunks that such a stall held back."""
+    held_s: float | None = None
+    """Requests in flight, integrated over the window by counting them at every timer: by Little's law also the sum of
+    their times in flight, which comes from other stamps."""
+    in_flight: list[InFlight] = field(default_factory=list)
+    """About ten a second: the concurrency it achieved over time."""
 
 
 @dataclass(slots=True)
@@ -124,8 +146,25 @@ class ServerSample:
     kv_usage: float | None = None
     """Share of KV blocks in use, 0 to 1."""
     preemptions: int | None = None
-    """Since the server's start, like `generation_tokens`."""
+    """Since the server's start, like all that follow."""
     generation_tokens: int | None = None
+    prefix_queries: int | None = None
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int | None = None
+    steps: int | None = None
+    """Engine steps that gave any request a token, and their tokens."""
+    step_tokens: float | None = None
+    queued: int | None = None
+    """Requests that ended, and their seconds from arrival in the engine to their first scheduling; then those to the
+    first token, and from there to the last."""
+    queue_total_s: float | None = None
+    prefilled: int | None = None
+    prefill_total_s: float | None = None
+    decoded: int | None = None
+    decode_total_s: float | None = None
+    first_tokens: int | None = None
+    """Requests that had their first token, and their seconds from arrival in the front end."""
+    ttft_total_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -225,6 +264,8 @@ class PointRow:
     mean_prompt_tokens: float | None = None
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None
+    text_cost_assumed: bool | None = None
+    """Of a chat: the server did not say what words and template cost, so a word was taken for a token."""
     repeat: int | None = None
     seed: int | None = None
     completed: int | None = None
@@ -259,12 +300,23 @@ class PointRow:
     """What ended the level: its `requests`, its `time`, or the `precision` of its metric."""
     warmup_tok_s: list[float] = field(default_factory=list)
     """Throughput of each round of the warm-up: it was over when two neighbours agreed, or after so many."""
+    warmup_stable: bool | None = None
+    """Whether its last two rounds agreed; None without a warm-up, and for an open loop, whose warm-up is one round."""
+    asked_s: float | None = None
+    """Of a closed loop that was to be ended by time."""
     arrivals: str | None = None
     """Of an open loop, in words: process and course of the rate; None for a closed loop."""
     request_rate: float | None = None
     """Of an open loop: the level, requests a second; stages are shares of it."""
     offered_qps: float | None = None
-    """Of an open loop: requests over the time from the window's opening to the last of them falling due."""
+    """Of an open loop: requests over the time from the window's opening to the last of them falling due. Of constant
+    arrivals, the first of which is due at once, gaps over that time."""
+    sent_qps: float | None = None
+    """Of an open loop, between the middles of its first and its last quarter: requests that were sent a second."""
+    ended_qps: float | None = None
+    """The same requests, as they ended (`workers.load.keeping_up`)."""
+    keeps_up: bool | None = None
+    """Whether that is at least `KEEPS_UP` of what was sent; None with too few requests, or within noise."""
     p99_send_delay_s: float | None = None
     """Of an open loop: from due to sent. It is in no latency."""
     # --- the steady part of a load point: ramp and drain left out ---
@@ -283,6 +335,8 @@ class PointRow:
     client_wait_share: float | None = None
     """Largest share of the window in which a load process was ready to run and had no core: its stamps can be late by
     as much."""
+    client_lag_s: float | None = None
+    """How late the event loop of the worst load process woke up (p99)."""
     gpu_util_pct: float | None = None
     """Mean of NVML's utilisation over the window and the cards; None without GPUs."""
     cpu_util_pct: float | None = None
@@ -306,6 +360,9 @@ class PointRow:
     """Share of the window that the sampling thread spent asking the device: of one core, never of the GPU."""
     prefix_hit_ratio: float | None = None
     """Prefix-cache hits / queried tokens in the window, from the server's counters."""
+    prefix_shared_ratio: float | None = None
+    """Share of the prompt tokens that prompts were meant to have in common: shared prefixes, a chat's template. Hits
+    come to no more, for the cache holds whole blocks."""
     preemptions: int | None = None
     kv_usage_max: float | None = None
     """Highest vllm:kv_cache_usage_perc sampled in the window, 0 to 1."""
@@ -313,6 +370,8 @@ class PointRow:
     waiting_max: int | None = None
     waiting_capacity_max: int | None = None
     waiting_deferred_max: int | None = None
+    server_hz: float | None = None
+    """Samples of its metrics a second that the server answered in the window."""
     server_generation_tokens: int | None = None
     """The server's own count of generated tokens in the window."""
     token_count_difference: int | None = None
@@ -343,7 +402,7 @@ class PointRow:
     requests: list[RequestRow] = field(default_factory=list)
     telemetry: list[TelemetryRow] = field(default_factory=list)
     server_samples: list[ServerSample] = field(default_factory=list)
-    """The server's own metrics in the window of a level, about twice a second."""
+    """The server's own metrics in the window of a level, at least twice a second (`server_hz`)."""
 
 
 @dataclass(slots=True)

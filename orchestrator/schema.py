@@ -473,6 +473,12 @@ class Experiment(_Section):
             raise ValueError(f"slo: +sweep=slo searches for where objectives begin to be missed; set {keys} (seconds)")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if isinstance(self.sweep, RateSweep) and (self.load.seconds is not None or self.load.precision is not None):
+            raise ValueError("load.seconds, load.precision: end closed loops; a rate's levels last sweep.seconds")
+        return self
+
 
 def validate(content: dict[str, Any], sweeps: list[str]) -> Experiment:
     """Return the experiment that `content` (plain dicts and lists) describes.

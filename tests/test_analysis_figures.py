@@ -77,6 +77,9 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, token_count_difference=10 * (row.repeat or 0))
             row = replace(row, foreign_processes=[f"pid {70 + (row.repeat or 0)} on GPU-0: 300 MiB"])
             row = replace(row, throttle_reasons=["power brake", "power cap"][: row.repeat])
+            row = replace(row, client_lag_s=0.013 + (row.repeat or 0) / 1000, server_hz=1.6 - (row.repeat or 0) / 10)
+            row = replace(row, warmup_stable=False, warmup_tok_s=[1.0, 2.0, 4.0, 8.0][: 4 - (row.repeat or 0)])
+            row = replace(row, asked_s=30.0, stopped_by="requests", steady_completed=17 + (row.repeat or 0))
         elif row.purpose == "concurrency" and row.concurrency == 16:
             row = replace(row, power_limit_w=None, energy_j=None, foreign_processes=["pid 7 on GPU-0: 12 MiB"])
             row = replace(row, token_count_difference=-3)
@@ -219,6 +222,15 @@ RUNS = {
         prompt_lengths="lognormal of mean 512 and std 400 from 64 to 4096",
         output_lengths="uniform from 8 to 64",
         shared_prefix="8 shared prefixes of 256 tokens",
+    ),
+    "short windows": synthetic.changed(
+        synthetic.rows(replace(synthetic.GPU, limit_tok_s=100 * synthetic.GPU.limit_tok_s)),
+        lambda row: row.kind == "load",
+        api="chat",
+        mean_prompt_tokens=14.5,
+        text_cost_assumed=True,
+        prefix_hit_ratio=0.1,
+        prefix_shared_ratio=0.125,
     ),
     "no power": synthetic.changed(synthetic.rows(), lambda row: True, power_w=None, energy_j=None),
 }
@@ -746,6 +758,15 @@ class Auditor:
             "completed_fewest": lambda: own.completed.min(),
             "failed_requests": lambda: own.failed.sum(),
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
+            "client_lag_ms": lambda: 1000 * own.client_lag_s.max(),
+            "server_hz_lowest": lambda: own.server_hz.min(),
+            "warmup_rounds": lambda: own.warmup_tok_s.map(len).max(),
+            "ran_out_after_s": lambda: own.duration_s.min(),
+            "asked_s": lambda: own.asked_s.iloc[0],
+            "shortest_s": lambda: own.duration_s.min(),
+            "steady_completed_fewest": lambda: own.steady_completed.min(),
+            "prompt_tokens_off_pct": lambda: 100 * (here.mean_prompt_tokens / own.prompt_tokens.iloc[0] - 1),
+            "prefix_shared_pct": lambda: 100 * own.prefix_shared_ratio.max(),
             "client_wait_pct": lambda: 100 * own.client_wait_share.max(),
             "prefix_hit_pct": lambda: 100 * own.prefix_hit_ratio.max(),
             "token_count_difference": lambda: own.token_count_difference.abs().max(),

@@ -50,6 +50,11 @@ def test_median_agrees_with_numpy(values: list[float]) -> None:
     assert math.isclose(stats.median(values), float(np.median(values)), rel_tol=1e-12, abs_tol=1e-3)
 
 
+def test_median_of_infinite_bounds_is_infinite() -> None:
+    assert stats.median([0.3, math.inf, math.inf, math.inf]) == math.inf
+    assert stats.median([0.3, math.inf]) == math.inf
+
+
 @given(st.lists(positive, min_size=2, max_size=6))
 def test_spread_is_a_share_of_the_median(values: list[float]) -> None:
     assert math.isclose(

@@ -192,6 +192,16 @@ def test_concurrency_is_reached_and_never_exceeded() -> None:
     assert all(row.ok for row in result.requests)
 
 
+def test_what_is_in_flight_is_counted_all_along_and_agrees_with_the_stamps() -> None:
+    with serving(MockOpenAI(preface_s=0.15)) as server:
+        result = load(server, api=Api.CHAT, concurrency=4, num_requests=12)
+    (client,) = result.clients
+    assert client.held_s == pytest.approx(sum(row.last_byte_s or 0 for row in result.requests), rel=0.2)
+    assert {each.requests for each in client.in_flight} <= {0, 1, 2, 3, 4}
+    assert max(each.requests for each in client.in_flight) == 4
+    assert [each.t_s for each in client.in_flight] == sorted(each.t_s for each in client.in_flight)
+
+
 def test_one_at_a_time_means_one() -> None:
     with serving(MockOpenAI()) as server:
         result = load(server, concurrency=1)

@@ -1,9 +1,8 @@
 """Figures read from /metrics and from the log: names and formats of the versions we support."""
 
 import math
-from dataclasses import fields
+from dataclasses import astuple, fields
 
-from contract.rows import ServerSample
 from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec
 from tests.configs import load
 from workers import kv_figures, metrics
@@ -90,7 +89,8 @@ def test_waiting_is_not_split_where_the_version_does_not_split_it() -> None:
 
 
 def test_a_sample_is_a_scrape_at_its_time() -> None:
-    assert metrics.parse(METRICS).sample(1.5) == ServerSample(1.5, 3, 1, 1, 0, 0.25, 2, 512)
+    gauges = astuple(metrics.parse(METRICS).sample(1.5))[:8]
+    assert gauges == (1.5, 3, 1, 1, 0, 0.25, 2, 512)
 
 
 def test_the_stand_in_says_all_that_is_read() -> None:

@@ -32,6 +32,16 @@ def test_every_problem_is_reported_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [{"load__seconds": 5.0}, {"load__seconds": 5.0, "load__precision": {"metric": "p95_e2e_s", "within": 0.1}}],
+)
+def test_what_ends_a_closed_loop_is_refused_for_an_open_one(ending: dict[str, object]) -> None:
+    found = problems(sweep="rate", **ending)
+    assert found == ["load.seconds, load.precision: end closed loops; a rate's levels last sweep.seconds"]
+    assert validate(raw("concurrency", **ending), []).load.seconds == 5.0
+
+
 @pytest.mark.parametrize("share", [-0.01, 1.01])
 def test_share_of_prefix_hits_is_a_share(share: float) -> None:
     (found,) = problems(load__prefix_hit_limit=share)

@@ -3,12 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from contract.failures import FailureClass
 from contract.rows import PointRow, RequestRow, ServerSample
+from contract.specs import Api, SharedPrefix
 from tests.mock_openai import Fault, MockOpenAI, serving
 from workers import metrics, probe, server_view
 from workers.devices.sim import SimDevice
@@ -16,6 +20,7 @@ from workers.histogram import Histogram
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan
+from workers.load.prompts import TextCost
 from workers.metrics import ServerMetrics
 from workers.sampler import METRICS_PERIOD_S, Observed, Sampler
 from workers.standstill import LIMIT_S, at_rest
@@ -86,27 +91,51 @@ def test_tokens_of_failed_requests_are_counted_where_the_client_knows_them() -> 
 
 
 @pytest.mark.parametrize(
-    ("ratio", "limit", "expected", "fails"),
+    ("ratio", "limit", "shared", "fails"),
     [
-        (0.03, 0.02, False, True),
-        (0.02, 0.02, False, False),
-        (1.0, 1.0, False, False),
-        (0.001, 0.0, False, True),
-        (0.0, 0.0, False, False),
-        (None, 0.0, False, False),
-        (0.9, 0.02, True, False),
+        (0.03, 0.02, None, True),
+        (0.02, 0.02, 0.0, False),
+        (1.0, 1.0, 0.0, False),
+        (0.001, 0.0, 0.0, True),
+        (0.0, 0.0, 0.0, False),
+        (None, 0.0, 0.0, False),
+        (0.51, 0.02, 0.5, False),
+        (0.53, 0.02, 0.5, True),
+        (1.0, 0.02, 0.3, True),  # a chat all of which was cached, not its template alone
+        (0.0, 0.02, 0.5, False),  # nothing was cached: the engine did more than it had to
     ],
 )
 def test_a_level_that_measured_the_cache_is_told_by_the_share_of_hits(
-    ratio: float | None, limit: float, expected: bool, fails: bool
+    ratio: float | None, limit: float, shared: float | None, fails: bool
 ) -> None:
-    failure = server_view.prefix_hit_failure(ratio, limit, expected)
+    made = row()
+    made.prefix_hit_ratio, made.prefix_shared_ratio = ratio, shared
+    failure = server_view.prefix_hit_failure(made, limit)
     assert (failure is not None) == fails
     if failure:
         assert failure.failure_class == FailureClass.PREFIX_HITS
         assert f"{ratio:.2%} of the prompt tokens" in failure.message
         assert f"limit: {limit:.2%}" in failure.message
         assert "server.enable_prefix_caching=false" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean_prompt_tokens", "shared"),
+    [
+        ({}, 100.0, 0.0),
+        ({"shared_prefix": SharedPrefix(8, 60)}, 100.0, 0.6),
+        ({"shared_prefix": SharedPrefix(8, 60)}, None, 0.6),
+        ({"api": Api.CHAT, "text_cost": TextCost(1.5, 20.0)}, 98.0, 20 / 98),
+        ({"api": Api.CHAT, "text_cost": TextCost(1.5, 20.0), "shared_prefix": SharedPrefix(8, 60)}, 100.0, 0.8),
+        ({"api": Api.CHAT}, 125.0, 0.2),  # nobody told what the template takes: what came on top
+        ({"api": Api.CHAT}, 90.0, 0.0),
+    ],
+)
+def test_what_prompts_share_on_purpose_is_known(
+    changes: dict[str, object], mean_prompt_tokens: float | None, shared: float
+) -> None:
+    plan = LoadPlan(Endpoint("http://x", "m"), 1, 8, 100, 8, 0, 256, 0, 20.0)
+    assert server_view.shared_ratio(replace(plan, **changes), mean_prompt_tokens) == pytest.approx(shared)
 
 
 def scrapes(*seen: ServerMetrics) -> Callable[[], ServerMetrics]:
@@ -131,34 +160,61 @@ def test_a_server_that_never_rests_is_not_waited_for() -> None:
     assert LIMIT_S <= time.monotonic() - started < LIMIT_S + 1
 
 
-def loaded(server: MockOpenAI) -> tuple[int | None, list[RequestRow]]:
-    """Return tokens that a server's /metrics counted for six requests of eight tokens, and the client's rows."""
+def loaded(server: MockOpenAI, streams: int, tokens: int) -> tuple[int | None, list[RequestRow]]:
+    """Return by how many tokens a server's /metrics and the client differ over ten requests, and the client's rows."""
     endpoint = Endpoint(server.url, "mock")
 
     def scrape() -> ServerMetrics:
         return metrics.parse(probe.get(endpoint, "/metrics")[1])
 
     before = at_rest(scrape)
-    result = generate(LoadPlan(endpoint, 2, 6, 20, 8, first_ordinal=0, vocab_size=256, seed=0, timeout_s=20.0))
+    result = generate(
+        LoadPlan(endpoint, streams, 10, 20, tokens, first_ordinal=0, vocab_size=256, seed=0, timeout_s=20.0)
+    )
     generated = (at_rest(scrape).generation_tokens or 0) - (before.generation_tokens or 0)
     return server_view.token_count_difference(generated, result.requests), result.requests
 
 
-@pytest.mark.parametrize(
-    ("fault", "difference"),
-    [(Fault.NONE, 0), (Fault.NO_DONE, 0), (Fault.SHORT, 0), (Fault.NO_USAGE, 8), (Fault.BREAKS_OFF, 4)],
+NEVER_LEARNT = {Fault.NONE: 0, Fault.NO_DONE: 0, Fault.SHORT: 0, Fault.NO_USAGE: 1.0, Fault.BREAKS_OFF: 0.5}
+"""The share of an answer's tokens that the server made and the client cannot know of."""
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.sampled_from(list(NEVER_LEARNT)), max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([2, 8, 20]),
 )
 def test_client_and_server_count_the_same_tokens_but_for_those_the_client_never_learnt(
-    fault: Fault, difference: int
+    faults: list[Fault], streams: int, tokens: int
 ) -> None:
-    with serving(MockOpenAI(faults=[fault])) as server:
-        found, requests = loaded(server)
-    assert found == difference
-    assert sum(not request.ok for request in requests) == (fault is not Fault.NONE)
+    with serving(MockOpenAI(faults=list(faults))) as server:
+        found, requests = loaded(server, streams, tokens)
+    assert found == sum(NEVER_LEARNT[fault] * tokens for fault in faults)
+    assert sum(not request.ok for request in requests) == sum(fault is not Fault.NONE for fault in faults)
+
+
+def test_a_scrape_is_kept_whole() -> None:
+    scrape = ServerMetrics(
+        running=1, generation_tokens=9, prefix_queries=50, prefix_hits=10, step_tokens=Histogram(90.0, 6),
+        queue_s=Histogram(1.5, 3), prefill_s=Histogram(2.5, 3), decode_s=Histogram(4.5, 3), ttft_s=Histogram(4.0, 4),
+    )  # fmt: skip
+    assert scrape.sample(0.4) == ServerSample(
+        0.4, running=1, generation_tokens=9, prefix_queries=50, prefix_hits=10, steps=6, step_tokens=90.0, queued=3,
+        queue_total_s=1.5, prefilled=3, prefill_total_s=2.5, decoded=3, decode_total_s=4.5, first_tokens=4,
+        ttft_total_s=4.0,
+    )  # fmt: skip
+    assert ServerMetrics().sample(0.4) == ServerSample(0.4)
+
+
+def test_scrapes_that_failed_show_in_their_rate() -> None:
+    observed = Observed(server=[ServerSample(100 + at) for at in (0.0, 0.4, 2.8, 3.2, 3.6)])
+    assert observed.server_hz(100.0, 4.0) == 1.25
+    assert observed.server_hz(100.0, 0.3) is None
 
 
 def test_metrics_are_sampled_at_least_twice_a_second(tmp_path: Path) -> None:
-    assert METRICS_PERIOD_S <= 0.5
+    assert METRICS_PERIOD_S < 0.5
     started = time.monotonic()
     with (
         serving(MockOpenAI()) as server,

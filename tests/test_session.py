@@ -13,6 +13,7 @@ from statistics import fmean
 
 import pytest
 
+from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.failures import FailureClass
 from contract.lengths import Uniform
 from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
@@ -33,6 +34,7 @@ from workers import processes
 from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.steady import stable
 from workers.session import Session
 
 POOL = 32 * 512 * 4096
@@ -141,6 +143,12 @@ def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(sessi
     assert (row.status, row.failure_class, row.prefix_hit_ratio) == (FAILED, FailureClass.PREFIX_HITS, 32 / 40)
     assert "80.00% of the prompt tokens" in (row.failure_message or "")
     assert row.tok_s
+    shared = replace(point, shared_prefix=SharedPrefix(1, 16))
+    one.row.requests_sent = 500
+    assert one.measure(shared).status == MEASURED
+    one.row.requests_sent = 500
+    row = one.measure(shared)
+    assert (row.status, row.failure_class, row.prefix_shared_ratio) == (FAILED, FailureClass.PREFIX_HITS, 16 / 40)
     one.spec = replace(one.spec, prefix_hit_limit=0.8)
     one.row.requests_sent = 1
     assert one.measure(point).status == MEASURED
@@ -171,6 +179,9 @@ def test_drawn_lengths_shared_prefixes_and_chats_are_measured_and_told(session: 
     kinds = [kind for kind, _ in groupby((plan.api, plan.shared_prefix) for plan in sent)]  # of warm-ups and windows
     plain, shared = (Api.COMPLETIONS, None), (Api.COMPLETIONS, SharedPrefix(4, 16))
     assert kinds == [plain, shared, plain, (Api.CHAT, None)]  # the first is the gate's
+    assert (chat.text_cost_assumed, exact.text_cost_assumed) == (True, None)
+    assert exact.prefix_shared_ratio == pytest.approx(16 / (exact.mean_prompt_tokens or 0))
+    assert (exact.prefix_hit_ratio or 0) <= exact.prefix_shared_ratio
     assert chat.mean_prompt_tokens == exact.mean_prompt_tokens  # the stand-in counts words, and has no template
     assert exact.server_generation_tokens == sum(r.completion_tokens or 0 for r in exact.requests)
 
@@ -245,10 +256,10 @@ def test_cores_that_a_server_binds_are_left_to_it() -> None:
 
 
 class SlowClients:
-    """Runs a level's load and says of every process how late its event loop was, by their number."""
+    """Runs a level's load and says of every process how many gaps its stalls made too long, by their number."""
 
-    def __init__(self, lag_by_processes: dict[int, float]) -> None:
-        self.lags = lag_by_processes
+    def __init__(self, late_gaps: dict[int, int]) -> None:
+        self.late_gaps = late_gaps
         self.processes: list[int] = []
 
     def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
@@ -257,8 +268,8 @@ class SlowClients:
             self.processes.append(len(plans))
             for result in results:
                 for client in result.clients:
-                    client.lag_p99_s, client.cpu_share = self.lags.get(len(plans), 0.0), 0.1
-                    client.late_share = client.lag_p99_s
+                    client.late_gaps, client.late_first_chunks = self.late_gaps.get(len(plans), 0), 0
+                    client.cpu_share = client.wait_share = 0.1
         return results
 
 
@@ -272,13 +283,13 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
 
 
 def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(session: Made) -> None:
-    clients = SlowClients({1: 0.5})
+    clients = SlowClients({1: 56})
     row = limited(session, clients).measure(LEVEL)
     assert (row.status, len(row.clients)) == (MEASURED, 4)
     assert clients.processes[-2:] == [1, 4]  # the tries, after the warm-up's rounds
     assert len(row.warmup_tok_s) == len(clients.processes) - 2 >= 2
     assert [words.partition(":")[0] for words in row.limited_before] == ["1 processes"]
-    assert "woke up 500 ms late" in row.limited_before[0]
+    assert "made 50.0% of the gaps between chunks too long" in row.limited_before[0]
     assert (row.completed, row.failed) == (16, 0)
 
 
@@ -286,8 +297,47 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
 def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_numbers(
     session: Made, load_processes: int | None
 ) -> None:
-    row = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes).measure(LEVEL)
+    row = limited(session, SlowClients(dict.fromkeys(range(1, 5), 50)), load_processes).measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
-    assert f"the limit with {load_processes or 4} processes: a load process woke up" in (row.failure_message or "")
+    assert f"the limit with {load_processes or 4} processes: stalls of the load client made" in (
+        row.failure_message or ""
+    )
     assert row.tok_s
     assert len(row.requests) == 16
+
+
+OPEN = replace(
+    LEVEL,
+    concurrency=0,
+    num_requests=40,
+    warmup_requests=0,
+    arrivals=Arrivals(ArrivalProcess.CONSTANT, 40.0, (Stage(1),)),
+)
+
+
+def test_an_open_loop_without_a_warm_up_is_measured_again_with_more_processes(session: Made) -> None:
+    clients = SlowClients({1: 140})
+    row = limited(session, clients).measure(OPEN)
+    assert (row.status, clients.processes) == (MEASURED, [1, 4])
+    assert row.completed == 40
+    assert row.limited_before
+
+
+@pytest.mark.parametrize(("rate", "processes"), [(10.0, 1), (400.0, 2), (1600.0, 4)])
+def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, processes: int) -> None:
+    """400 answers a second of 100 tokens are 400 streams of 100 tokens a second."""
+    one = limited(session, SlowClients({}))
+    stages = (Stage(1, 0.5), Stage(1))
+    point = replace(OPEN, output_tokens=100, num_requests=5000, arrivals=Arrivals(ArrivalProcess.POISSON, rate, stages))
+    assert one._processes_for(one._lines(point, [])) == processes
+
+
+def test_a_warm_up_that_never_settled_and_what_a_level_was_asked_for_are_told(session: Made) -> None:
+    one = session(spec())
+    one.start()
+    timed = one.measure(replace(LEVEL, seconds=0.3))
+    assert (timed.asked_s, timed.stopped_by) == (0.3, "time")
+    assert timed.warmup_stable == stable(timed.warmup_tok_s)
+    assert timed.server_hz is None or timed.server_hz > 0
+    cold = one.measure(replace(LEVEL, warmup_requests=0))
+    assert (cold.warmup_stable, cold.asked_s, cold.text_cost_assumed) == (None, None, None)

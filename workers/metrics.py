@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -71,7 +72,18 @@ class ServerMetrics:
             kv_usage=self.kv_usage,
             preemptions=self.preemptions,
             generation_tokens=self.generation_tokens,
+            prefix_queries=self.prefix_queries,
+            prefix_hits=self.prefix_hits,
+            **_sums("steps", "step_tokens", self.step_tokens),
+            **_sums("queued", "queue_total_s", self.queue_s),
+            **_sums("prefilled", "prefill_total_s", self.prefill_s),
+            **_sums("decoded", "decode_total_s", self.decode_s),
+            **_sums("first_tokens", "ttft_total_s", self.ttft_s),
         )
+
+
+def _sums(count: str, total: str, histogram: Histogram | None) -> dict[str, Any]:
+    return {} if histogram is None else {count: histogram.count, total: histogram.total}
 
 
 def parse(text: str) -> ServerMetrics:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from contract import lengths
+from contract.arrivals import ArrivalProcess, Arrivals
 from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, TelemetryRow
 from contract.specs import Point, PointKind, SessionSpec, canonical_json
 from workers.devices.base import Card
 from workers.devices.nvml import throttle_reasons
 from workers.kv_figures import KvFigures
+from workers.load.keeping_up import KeepingUp, keeping_up
 from workers.load.limits import send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import Steady, steady
@@ -118,9 +121,10 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
 def fill_load(row: PointRow, point: Point, plan: LoadPlan, result: LoadResult) -> None:
     """Put what the clients saw of a level into `row`."""
     concurrency = None if point.arrivals else point.concurrency
-    figures: list[LoadSummary | Steady | None] = [
+    figures: list[LoadSummary | Steady | KeepingUp | None] = [
         summarize(result.requests, result.duration_s),
         steady(result.requests, concurrency),
+        keeping_up(result.requests) if point.arrivals else None,
     ]
     for part in figures:
         for name, value in dataclasses.asdict(part).items() if part else ():
@@ -129,9 +133,19 @@ def fill_load(row: PointRow, point: Point, plan: LoadPlan, result: LoadResult) -
     row.stopped_by = result.stopped_by
     row.clients = result.clients
     row.client_wait_share = max((c.wait_share for c in result.clients if c.wait_share is not None), default=None)
+    row.client_lag_s = max((c.lag_p99_s for c in result.clients if c.lag_p99_s is not None), default=None)
     if point.arrivals:
-        row.offered_qps = len(plan.due_s) / plan.due_s[-1] if plan.due_s[-1] > 0 else None
+        row.offered_qps = offered_qps(point.arrivals, plan.due_s)
         row.p99_send_delay_s = send_delay_s(result.requests)
+
+
+def offered_qps(arrivals: Arrivals, due_s: Sequence[float]) -> float | None:
+    """Return how many requests a second were due until the last was; None where that is no time.
+
+    Each of them ends a gap, but the first of constant arrivals, which is due at once.
+    """
+    gaps = len(due_s) - (arrivals.process is ArrivalProcess.CONSTANT)
+    return gaps / due_s[-1] if due_s[-1] > 0 else None
 
 
 def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from contract.failures import FailureClass
+from contract.lengths import expected
 from contract.rows import Failure, PointRow, RequestRow, ServerSample
+from contract.specs import Api
 from workers.histogram import gained
+from workers.load.plan import LoadPlan
+from workers.load.prompts import ASSUMED_COST
 from workers.metrics import ServerMetrics
 
 _Value = TypeVar("_Value", int, float)
@@ -57,17 +61,33 @@ def token_count_difference(generated: int | None, requests: Sequence[RequestRow]
     return generated - sum(request.completion_tokens or 0 for request in requests)
 
 
-def prefix_hit_failure(ratio: float | None, limit: float, expected: bool) -> Failure | None:
-    """Return why a level is no measurement of the engine: more of its prompt tokens than `limit` (0 to 1) were cached.
+def shared_ratio(plan: LoadPlan, mean_prompt_tokens: float | None) -> float:
+    """Return the share of a load's prompt tokens that are meant to be common: shared prefixes, a chat's template.
 
-    `expected`: the prompts were meant to share prefixes.
+    The cache holds whole blocks, so hits come to no more. `mean_prompt_tokens` is by `usage`, None where it did not
+    come. Of a template that the server did not count for us, it is what came on top of the words.
     """
-    if expected or ratio is None or ratio <= limit:
+    asked = expected(plan.prompt_tokens)
+    mean = mean_prompt_tokens or asked
+    template = 0.0
+    if plan.api is Api.CHAT:
+        template = max(mean - asked, 0.0) if plan.text_cost is ASSUMED_COST else plan.text_cost.overhead_tokens
+    prefix = plan.shared_prefix.tokens if plan.shared_prefix else 0
+    return min((template + prefix) / mean, 1.0)
+
+
+def prefix_hit_failure(row: PointRow, limit: float) -> Failure | None:
+    """Return why a level is no measurement of the engine: of its prompt tokens more than `limit` (0 to 1) beyond those
+    that were meant to be shared were cached."""
+    ratio, shared = row.prefix_hit_ratio, row.prefix_shared_ratio or 0.0
+    if ratio is None or ratio <= shared + limit:
         return None
+    meant = f", of which {shared:.2%} were shared on purpose" if shared else ""
     return Failure(
         FailureClass.PREFIX_HITS,
-        f"{ratio:.2%} of the prompt tokens were in the prefix cache (limit: {limit:.2%}): the level measured the cache "
-        "and not the engine. Set server.enable_prefix_caching=false, or raise load.prefix_hit_limit if this is meant",
+        f"{ratio:.2%} of the prompt tokens were in the prefix cache{meant} (limit: {limit:.2%}): the level measured "
+        "the cache and not the engine. Set server.enable_prefix_caching=false, or raise load.prefix_hit_limit if this "
+        "is meant",
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from contract import lengths
 from contract.failures import FailureClass
 from contract.lengths import Lengths
 from contract.rows import (
@@ -63,6 +64,8 @@ SETTLE_LIMIT_S = 5.0
 WARMUP_OUTPUT_TOKENS = 8
 WARMUP_ROUNDS = 4
 """Of a level, at most."""
+STREAM_TOKENS_PER_S = 100
+"""What a stream of an open loop is taken to carry, before anything is known of its server; see `tasks`."""
 MORE_THAN_EXPECTED = 1.5
 """Requests made ready for a level that is ended by time, over those that the warm-up's rate would send."""
 DEFAULT_BATCHED_TOKENS = 2048
@@ -298,13 +301,14 @@ class Session:
     def _load_level(self, point: Point) -> PointRow:
         """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
         warmup = self._warm_up(point)
-        lines = point.concurrency or max((result.most_in_flight for result in warmup), default=1)
-        most = min(len(self._client_cores), lines)
+        lines = self._lines(point, warmup)
+        most = min(len(self._client_cores), point.concurrency or point.num_requests)
         processes = self._processes_for(lines)
         limited_before: list[str] = []
         while True:
             row, result = self._load_once(point, self._level(point, lines, warmup), processes)
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
+            row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
             row.limited_before = limited_before
             limits = limits_of(result.clients, result.requests, point.concurrency or None)
             if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
@@ -315,6 +319,7 @@ class Session:
                 return row
             limited_before = [f"{processes} processes: {'; '.join(limits)}"]
             processes = most  # at once: a long level must not be measured five times
+            lines = point.concurrency or max(lines, most)
 
     def _warm_up(self, point: Point) -> list[LoadSummary]:
         """Send rounds of the level until two neighbours have the same throughput, or there have been enough.
@@ -322,13 +327,21 @@ class Session:
         An open loop's throughput is that of its arrivals: it has one round.
         """
         rounds: list[LoadSummary] = []
-        lines = point.concurrency or 1
+        lines = self._lines(point, rounds)
         most = 0 if not point.warmup_requests else 1 if point.arrivals else WARMUP_ROUNDS
         while len(rounds) < most and not stable([r.tok_s or 0.0 for r in rounds]):
             plan = self._plan_of(point, point.warmup_requests, lines, "warm-up")
             result = self._run(plan, self._processes_for(lines))
             rounds.append(summarize(result.requests, result.duration_s))
         return rounds
+
+    def _lines(self, point: Point, warmup: list[LoadSummary]) -> int:
+        """Lines that a level is sent over; of an open loop as many as are expected to be in flight."""
+        if not point.arrivals:
+            return point.concurrency
+        streams = point.arrivals.highest_rate * lengths.expected(point.output_tokens) / STREAM_TOKENS_PER_S
+        seen = max((result.most_in_flight for result in warmup), default=1)
+        return min(max(math.ceil(streams), seen, self.spec.load_processes or 1), point.num_requests)
 
     def _processes_for(self, lines: int) -> int:
         return self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
@@ -352,9 +365,12 @@ class Session:
         samples = sampler.observed.server_window(result.started_monotonic_s, result.duration_s)
         server_view.fill(row, before, after, samples, result.requests)
         point_rows.fill_load(row, point, plan, result)
+        row.server_hz = sampler.observed.server_hz(result.started_monotonic_s, result.duration_s)
+        row.asked_s = point.seconds
+        row.text_cost_assumed = plan.text_cost is ASSUMED_COST if point.api is Api.CHAT else None
+        row.prefix_shared_ratio = server_view.shared_ratio(plan, row.mean_prompt_tokens)
         row = self._judged(row, result)
-        shared = point.shared_prefix is not None or point.api is Api.CHAT  # a chat's template is the same in all
-        hits = server_view.prefix_hit_failure(row.prefix_hit_ratio, self.spec.prefix_hit_limit, expected=shared)
+        hits = server_view.prefix_hit_failure(row, self.spec.prefix_hit_limit)
         if hits is not None and row.status == MEASURED:
             row.status, row.failure_class, row.failure_message = FAILED, hits.failure_class, hits.message
         return row, result

@@ -24,6 +24,7 @@ from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
+from workers.load.stalls import late_stamps
 from workers.load.watch import Watch, undisturbed
 from workers.load.wire import Answer, Line, Wire
 
@@ -84,7 +85,7 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
             if plan.start is not None:
                 await plan.start.wait()
             with undisturbed():
-                watch = Watch()
+                watch = Watch(lambda: sum(line.busy for line in lines))
                 ending = Ending(plan.stop, watch.started_s, plan.start)
                 if plan.due_s:
                     await _open_loop(lines, bodies, plan, watch.started_s, keep)
@@ -95,6 +96,7 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     judging_s = time.thread_time()
     sent.sort(key=lambda each: each.ordinal)
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
+    client.late_gaps, client.late_first_chunks = late_stamps(rows, watch.stalls)
     judging_s = time.thread_time() - judging_s
     return LoadResult(rows, duration_s, watch.started_s, watch.started_wall_s, [client], ending.by, judging_s)
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from contract.rows import ClientRow, RequestRow
-from workers.load.summary import end_s, percentile
+from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
+from workers.load.stalls import TICK_S, late_from_s
+from workers.load.summary import percentile
 
 BUSY_SHARE = 0.9
 """A process that ran or waited for a core for so much of the window had no time left to be on time."""
-LAG_S = 0.01
-LAG_SHARE = 0.05
-LATE_SHARE = 0.05
-"""An event loop is late when its p99 lag is above both, the first and this share of the median latency, and it was late
-for this share of the window: one hiccup in a short window is not the client's limit."""
-JUDGED_FROM_S = 0.5
-"""A shorter window holds too few timers and sends to tell a busy client from one hiccup: it is not judged."""
+LATE_GAPS_SHARE = 0.01
+"""With more of the gaps between chunks made longer by stalls of the client, their p99 is not the server's."""
+LATE_FIRST_CHUNKS_SHARE = 0.05
+"""With more of the first chunks held back by them, the p95 of TTFT is not."""
 ACHIEVED_SHARE = 0.95
 """Less than this of the asked concurrency, while there was something left to send, and the level was not offered."""
+LITTLE_SHARE = 0.05
+"""The two counts of time in flight may differ by this share, and by the time between two timers for every request."""
 
 
 def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], concurrency: int | None) -> list[str]:
@@ -26,24 +26,26 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
 
     `concurrency` is what a closed loop was asked for, None for an open one, whose requests have to be sent when due.
     """
-    if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
+    if max((row.sent_s + _busy_s(row) for row in requests), default=0.0) < JUDGED_FROM_S:
         return []
     found = []
     busiest = max((client.cpu_share + (client.wait_share or 0.0) for client in clients), default=0.0)
     if busiest >= BUSY_SHARE:
         found.append(f"a load process was busy or waiting for a core for {busiest:.0%} of the window")
-    latency_s = percentile([row.e2e_s for row in requests if row.ok and row.e2e_s is not None], 50)
-    late = (c.lag_p99_s or 0.0 for c in clients if c.late_share is None or c.late_share > LATE_SHARE)
-    lag_s = max(late, default=0.0)
-    if latency_s is not None and lag_s > max(LAG_S, LAG_SHARE * latency_s):
-        found.append(f"a load process woke up {lag_s * 1000:.0f} ms late (p99), median latency {latency_s:.3g} s")
+    gaps, late_gaps = sum(len(row.gaps_us) for row in requests), sum(client.late_gaps or 0 for client in clients)
+    if late_gaps > LATE_GAPS_SHARE * gaps:
+        found.append(f"stalls of the load client made {late_gaps / gaps:.1%} of the gaps between chunks too long")
+    late_first = sum(client.late_first_chunks or 0 for client in clients)
+    if late_first > LATE_FIRST_CHUNKS_SHARE * len(requests):
+        found.append(f"stalls of the load client held back {late_first / len(requests):.1%} of the first chunks")
+    ttft_s = percentile([row.ttft_s for row in requests if row.ok and row.ttft_s is not None], 50)
     delay_s = send_delay_s(requests)
-    if delay_s is not None and latency_s is not None and delay_s > max(LAG_S, LAG_SHARE * latency_s):
+    if delay_s is not None and ttft_s is not None and delay_s > late_from_s(ttft_s):
         found.append(f"requests were sent {delay_s * 1000:.0f} ms after they were due (p99)")
     achieved = None if concurrency is None else achieved_share(requests, concurrency)
     if achieved is not None and achieved < ACHIEVED_SHARE:
         found.append(f"{achieved:.1%} of the asked concurrency was in flight while requests were left to send")
-    return found
+    return [*found, *_little(clients, requests)]
 
 
 def send_delay_s(requests: Sequence[RequestRow]) -> float | None:
@@ -64,6 +66,17 @@ def achieved_share(requests: Sequence[RequestRow], concurrency: int) -> float | 
         return None
     held = (min(row.sent_s + _busy_s(row), last_s) - row.sent_s for row in requests)
     return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * concurrency)
+
+
+def _little(clients: Sequence[ClientRow], requests: Sequence[RequestRow]) -> list[str]:
+    """Little's law: what the processes counted in flight, integrated, is the sum of the requests' times in flight."""
+    counted = [client.held_s for client in clients if client.held_s is not None]
+    if len(counted) < len(clients):
+        return []
+    counted_s, stamped_s = math.fsum(counted), math.fsum(_busy_s(row) for row in requests)
+    if abs(counted_s - stamped_s) <= LITTLE_SHARE * stamped_s + TICK_S * len(requests):
+        return []
+    return [f"requests were in flight for {counted_s:.3g} s by counting and for {stamped_s:.3g} s by their stamps"]
 
 
 def _busy_s(row: RequestRow) -> float:

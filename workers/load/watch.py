@@ -1,4 +1,5 @@
-"""What a load process itself did in a window: its share of a core, how late its event loop woke up.
+"""What a load process itself did in a window: its share of a core, how late its event loop woke up, what it had in
+flight.
 
 Used by `workers.load.client`. By these figures `workers.load.limits` tells whether the client was the limit.
 """
@@ -9,30 +10,48 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from contract.rows import ClientRow
+from contract.rows import ClientRow, InFlight
+from workers.load.stalls import SHORTEST_S, TICK_S, Stall
 from workers.load.summary import percentile
 
-TICK_S = 0.02
+TICKS_KEPT = 10
+"""Of so many counts of what is in flight, one is kept."""
 
 
 class Watch:
-    """What the client itself did in a window, from its making to `stop`."""
+    """What the client itself did in a window, from its making to `stop`.
 
-    def __init__(self) -> None:
+    `in_flight` counts the requests that are under way at the moment.
+    """
+
+    def __init__(self, in_flight: Callable[[], int]) -> None:
+        self.stalls: list[Stall] = []
+        self._count = in_flight
         self._lags: list[float] = []
+        self._in_flight: list[InFlight] = []
+        self._held_s = 0.0
         self._ticking = asyncio.ensure_future(self._tick())
         self._waited_s = _cpu_wait_s()
         self._cpu_s = time.thread_time()
         self.started_wall_s, self.started_s = time.time(), time.monotonic()
 
     async def _tick(self) -> None:
+        before_s = self.started_s
         while True:
             due_s = time.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
-            self._lags.append(max(time.monotonic() - due_s, 0.0))
+            now_s, count = time.monotonic(), self._count()
+            lag_s = max(now_s - due_s, 0.0)
+            if lag_s > SHORTEST_S:
+                self.stalls.append(Stall(now_s - self.started_s, lag_s))
+            if len(self._lags) % TICKS_KEPT == 0:
+                self._in_flight.append(InFlight(now_s - self.started_s, count))
+            self._lags.append(lag_s)
+            self._held_s += count * (now_s - before_s)
+            before_s = now_s
 
     def stop(self, streams: int, duration_s: float, slips: list[float]) -> ClientRow:
         """Return the row of this process."""
@@ -48,6 +67,8 @@ class Watch:
             late_share=sum(self._lags) / duration_s,
             slip_p99_s=percentile(slips, 99),
             slip_max_s=max(slips, default=None),
+            held_s=self._held_s,
+            in_flight=self._in_flight,
         )
 
 

@@ -189,6 +189,8 @@ class Line:
         self._connection: aiohttp.connector.Connection | None = None
         self._head = b""
         self._idle_since = 0.0
+        self.busy = False
+        """Whether a request is in flight on it."""
 
     def another(self) -> Line:
         """Return a further line of the same kind, not yet connected."""
@@ -217,6 +219,13 @@ class Line:
         Raises what aiohttp raises where a connection cannot be made, is lost, or does not speak HTTP; `answer` then
         holds what had come before. Cancelling it closes the connection.
         """
+        self.busy = True
+        try:
+            await self._post(body, answer)
+        finally:
+            self.busy = False
+
+    async def _post(self, body: bytes, answer: Answer) -> None:
         await self.open()
         assert self._connection is not None
         tap = self._connection.protocol

@@ -1,0 +1,81 @@
+"""Notes of a level: each stands where its condition is met, and only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from analysis.document import Document, join
+from analysis.load_curve import LoadCurve, load_curves
+from analysis.request_notes import few_for_p95, request_notes
+from analysis.series import concurrency_figure
+from analysis.server_table import add_server_table
+from analysis.steady_table import add_steady_table
+from tests import synthetic_run as synthetic
+
+
+def curve(**columns: object) -> LoadCurve:
+    """A level of 32 requests with these columns."""
+    row = replace(synthetic.load_row(synthetic.GPU, "concurrency", 8, 0), concurrency=8, **columns)
+    (made,) = load_curves(synthetic.tables_of([row]).points, "concurrency")
+    return made
+
+
+def notes(**columns: object) -> str:
+    return join(request_notes(curve(**columns).series.readings[0])).text
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"client_lag_s": 0.0132}, "the load client's event loop was up to 13.2 ms late (p99)"),
+        ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),
+        ({"warmup_stable": False, "warmup_tok_s": [1.0, 2.0, 4.0]}, "had not settled after 3 rounds"),
+        ({"asked_s": 30.0, "duration_s": 20.5, "stopped_by": "requests"}, "ran out of requests after 20.5 of 30.0 s"),
+        ({"server_hz": 1.25}, "the server's metrics were answered only 1.2 times a second"),
+        ({"api": "chat", "mean_prompt_tokens": 12.3}, "12.3 tokens a prompt by usage"),
+        ({"api": "chat", "mean_prompt_tokens": 13.2}, "prompts are +10.0 % off the asked length"),
+        ({"api": "chat", "text_cost_assumed": True}, "a word was taken for a token"),
+        ({"prefix_hit_ratio": 0.4, "prefix_shared_ratio": 0.5}, "hits up to 40.00 % (shared on purpose: 50.00 %)"),
+        ({"prefix_hit_ratio": 0.0, "prefix_shared_ratio": 0.5}, "hits up to 0.00 % (shared on purpose: 50.00 %)"),
+        ({"completed": 20}, "p95 of only 20 requests"),
+    ],
+)
+def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
+    assert words in notes(**columns)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"client_lag_s": 0.009, "duration_s": 0.51, "warmup_stable": None, "server_hz": 2.0, "completed": 21},
+        {"asked_s": 30.0, "duration_s": 30.1, "stopped_by": "time"},
+        {"duration_s": 0.3, "simulated": True},  # a stand-in's client is not judged
+    ],
+)
+def test_what_was_as_it_should_be_is_not(columns: dict[str, object]) -> None:
+    assert notes(**columns) == ""
+
+
+def test_a_chat_of_the_asked_length_says_its_length_and_no_more() -> None:
+    assert notes(api="chat", mean_prompt_tokens=12.3) == "12.3 tokens a prompt by usage"
+
+
+def test_the_steady_part_has_requests_of_its_own_to_be_too_few() -> None:
+    doc = Document("page.md")
+    add_steady_table(doc, curve(steady_completed=12))
+    assert "p95 of only 12 requests" in doc.text()
+    assert few_for_p95(curve(steady_completed=21).series.readings[0], "steady_completed") == []
+
+
+def test_what_the_servers_histograms_say_stands_in_a_table() -> None:
+    doc = Document("page.md")
+    add_server_table(doc, curve(), "concurrency", concurrency_figure)
+    assert "server_queue_mean_s" in doc.text()
+    assert "0.008000 | inf |" in doc.text()
+    empty = {name: None for name in synthetic.PointRow.__slots__ if name.startswith("server_") and name[-1] in "s"}
+    doc = Document("page.md")
+    add_server_table(doc, curve(**empty), "concurrency", concurrency_figure)
+    assert doc.text().strip() == ""
