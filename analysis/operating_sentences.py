@@ -14,7 +14,7 @@ from analysis.knee import KneeVerdict
 from analysis.knee_sentences import NO_REPEATS, knee_levels, levels_tell, repeats_tell
 from analysis.kv_headroom import for_latency, for_throughput
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, request_notes, server, unmeasured_notes
+from analysis.load_tables import cell, server, unmeasured_notes
 from analysis.operating_point import (
     Basis,
     Candidate,
@@ -25,6 +25,7 @@ from analysis.operating_point import (
     throughput_level,
 )
 from analysis.rates import level_figure, level_words
+from analysis.request_notes import request_notes
 from analysis.series import Reading
 from analysis.signs import signs
 from analysis.targets import Targets
@@ -91,8 +92,12 @@ def _unknown(choice: Choice) -> Phrase:
     undecided = choice.having(Standing.UNDECIDED)
     if undecided:
         seen = " (by single repeats none meets them)" if all(c.missed_as_measured for c in undecided) else ""
-        steady = all(c.keeps_up is None for c in undecided)
-        tells = "a longer one (`sweep.seconds`) has a steady part" if steady else repeats_tell(undecided[0].curve)
+        short = all(c.keeps_up is None for c in undecided)
+        tells = (
+            "a longer one (`sweep.seconds`) tells whether the server keeps up"
+            if short
+            else repeats_tell(undecided[0].curve)
+        )
         return phrase(
             "Not known from this run: no level meets every objective beyond noise, and {levels} undecided"
             + seen

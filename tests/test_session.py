@@ -307,7 +307,11 @@ def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_number
 
 
 OPEN = replace(
-    LEVEL, concurrency=0, num_requests=40, warmup_requests=0, arrivals=Arrivals(ArrivalProcess.CONSTANT, 40.0, (Stage(1),))
+    LEVEL,
+    concurrency=0,
+    num_requests=40,
+    warmup_requests=0,
+    arrivals=Arrivals(ArrivalProcess.CONSTANT, 40.0, (Stage(1),)),
 )
 
 

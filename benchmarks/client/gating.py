@@ -198,7 +198,8 @@ def client(run: Run, port: int) -> dict[str, Any]:
                 stalling.cancel()
 
     endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
-    due_s = Arrivals(ArrivalProcess.POISSON, run.rate, (Stage(1),)).times(run.requests, str(run.seed)) if run.poisson else []
+    arrivals = Arrivals(ArrivalProcess.POISSON, run.rate, (Stage(1),))
+    due_s = arrivals.times(run.requests, str(run.seed)) if run.poisson else []
     plan = LoadPlan(
         endpoint, run.streams, run.requests, 16, run.tokens, 0, 32_000, run.seed, 120.0, due_s=tuple(due_s)
     )  # fmt: skip

@@ -19,12 +19,12 @@ from typing import Any, NoReturn
 import uvloop
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
-from contract.rows import RequestRow
+from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
 from workers.load.client import TooFewFiles, allow_connections
 from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
-from workers.load.limits import JUDGED_FROM_S, client_limits, send_delay_s
+from workers.load.limits import client_limits, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.progress import Hopeless, run_watched
 from workers.load.prompts import GivenText
