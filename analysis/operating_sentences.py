@@ -92,8 +92,12 @@ def _unknown(choice: Choice) -> Phrase:
     undecided = choice.having(Standing.UNDECIDED)
     if undecided:
         seen = " (by single repeats none meets them)" if all(c.missed_as_measured for c in undecided) else ""
-        steady = all(c.keeps_up is None for c in undecided)
-        tells = "a longer one (`sweep.seconds`) has a steady part" if steady else repeats_tell(undecided[0].curve)
+        short = all(c.keeps_up is None for c in undecided)
+        tells = (
+            "a longer one (`sweep.seconds`) tells whether the server keeps up"
+            if short
+            else repeats_tell(undecided[0].curve)
+        )
         return phrase(
             "Not known from this run: no level meets every objective beyond noise, and {levels} undecided"
             + seen

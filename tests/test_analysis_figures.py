@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +27,7 @@ from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout
 from tests.model_files import published
 from tests.page_reader import prose
+from workers.load.keeping_up import keeping_up
 
 MIB, GIB = 2**20, 2**30
 NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
@@ -165,9 +166,11 @@ def open_loop(keeps_up_to: float = 8) -> list[synthetic.PointRow]:
     for rate in (1, 4, 8, 16):
         for repeat in range(3):
             row = synthetic.load_row(synthetic.GPU, "rate", rate, repeat)
-            offered = (row.qps or 0.0) * (1 if rate <= keeps_up_to else 2)
+            found = keeping_up(row.requests)
+            assert found is not None
             row = replace(row, concurrency=None, arrivals="poisson, 30 s", request_rate=float(rate), sweep="rate")
-            made.append(replace(row, offered_qps=offered, most_in_flight=2 * rate + repeat))
+            row = replace(row, **asdict(found) | {"keeps_up": rate <= keeps_up_to})
+            made.append(replace(row, offered_qps=1.01 * rate, most_in_flight=2 * rate + repeat))
     return made
 
 
@@ -411,7 +414,17 @@ class Auditor:
                 rows.loc[at, "goodput_qps"] = len(good) / rows.duration_s[at].iloc[0]
         if purpose == "rate":
             rows["concurrency"] = rows.request_rate
-            rows["steady_qps"] = rows.steady_completed / (rows.steady_to_s - rows.steady_from_s)
+            for point_id, requests in self.requests.groupby("point_id"):
+                sent = requests[requests.ok].sort_values("sent_s", kind="stable")
+                n, at = len(sent) // 4, rows.index[rows.point_id == point_id]
+                if len(at):
+                    first, last, apart = (
+                        sent[:n].mean(numeric_only=True),
+                        sent[-n:].mean(numeric_only=True),
+                        len(sent) - n,
+                    )
+                    rows.loc[at, "sent_qps"] = apart / (last.sent_s - first.sent_s)
+                    rows.loc[at, "ended_qps"] = apart / (last.sent_s + last.e2e_s - first.sent_s - first.e2e_s)
         return rows
 
     @functools.cache  # noqa: B019

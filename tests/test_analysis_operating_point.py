@@ -188,7 +188,7 @@ def test_servers_that_were_sent_the_same_load_compete() -> None:
     assert len(choices(synthetic.tables_of([*sweep(), *other_load]), Slo(), None)) == 2
 
 
-def rates(keeps_up: float | None = 1.0) -> list[PointRow]:
+def rates(at_8: bool | None = True) -> list[PointRow]:
     made = []
     for rate in (2, 4, 8):
         for repeat in range(3):
@@ -196,17 +196,16 @@ def rates(keeps_up: float | None = 1.0) -> list[PointRow]:
             row = replace(
                 row, concurrency=None, arrivals="poisson, 30 s", request_rate=float(rate), most_in_flight=rate
             )
-            offered = (row.qps or 0.0) * (1 if rate < 8 else keeps_up or 1)
-            made.append(replace(row, offered_qps=offered, **({} if keeps_up else {"steady_completed": None})))
+            made.append(replace(row, keeps_up=at_8 if rate == 8 or at_8 is None else True))
     return made
 
 
 def test_a_rate_that_the_server_does_not_keep_up_with_meets_nothing() -> None:
     assert at(choice(rates(), Slo(p95_e2e_s=5))) == 8
-    assert at(choice(rates(3.0), Slo(p95_e2e_s=5))) == 4
-    assert "misses: does not keep up" in page(rates(3.0), Slo(p95_e2e_s=5))
-    unsteady = page(rates(None), Slo(p95_e2e_s=5))
-    assert "every one is undecided; a longer one (`sweep.seconds`) has a steady part." in unsteady
+    assert at(choice(rates(at_8=False), Slo(p95_e2e_s=5))) == 4
+    assert "misses: does not keep up" in page(rates(at_8=False), Slo(p95_e2e_s=5))
+    short = page(rates(at_8=None), Slo(p95_e2e_s=5))
+    assert "every one is undecided; a longer one (`sweep.seconds`) tells whether the server keeps up." in short
     assert "an open loop has no operating point" in page(rates())
 
 

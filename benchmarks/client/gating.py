@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clients import poisson_s
 from truth import truth_server
 
 TOKENS = (32, 128, 512)
