@@ -301,6 +301,16 @@ def test_double_context_follows_the_slope_and_never_claims_a_latency() -> None:
     assert "**does not fit**" in steep
 
 
+def test_a_context_that_the_model_does_not_take_is_refused_first() -> None:
+    shape = synthetic.family("phi-3-mini-4k", synthetic.GPU)
+    rows = synthetic.rows(shape)
+    configs = {row.session_id: shape.config for row in rows}
+    made = operating_page(replace(synthetic.tables_of(rows), configs=configs), Slo(), TARGETS, None)
+    assert made is not None
+    assert "**No**: the model takes 4,096 tokens at most. Memory: target.concurrency 16 requests" in made.text()
+    assert "Whether the model takes that length is not known from this run." in page(rows)
+
+
 def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -> None:
     assert "8 → 16: tok/s +38.9 %" in page(sweep())
     without = [row for row in sweep() if row.concurrency != 8]
