@@ -382,7 +382,7 @@ def test_terminal_gives_it_in_a_line_where_there_is_an_objective(tmp_path: Path)
     run = synthetic.write_run(tmp_path, sweep())
     reduce(run)
     assert "operating point" not in answer(run)
-    for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.450 s"), (0.01, "no measured level meets the")):
+    for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.4500 s"), (0.01, "no measured level meets the")):
         (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": limit}}))
         assert f"  operating point (12 + 64 tokens): {words}" in answer(run)
 
