@@ -94,7 +94,14 @@ def double_context(subject: Subject) -> Phrase:
         + "**; the pool holds {holds} of them.",
         **parts,
     )
-    return join([memory, _model_takes(subject, double, limit), _latency_at(subject, double)], " ")
+    if limit is None:
+        unknown = phrase("Whether the model takes that length is not known from this run.")
+        return join([memory, unknown, _latency_at(subject, double)], " ")
+    longest = count(f"{subject.name}.model_limit_tokens", limit)
+    if double > limit:
+        return phrase("**No**: the model takes {longest} tokens at most. {memory}", longest=longest, memory=memory)
+    takes = phrase("The model takes up to {longest} tokens.", longest=longest)
+    return join([memory, takes, _latency_at(subject, double)], " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +128,6 @@ def _need(subject: Subject, tokens: int, n: int) -> _Need | None:
     if room is None:
         return None
     return _Need(room.held_bytes, room.pool_bytes, room.holds, "the pool of the server under load", None)
-
-
-def _model_takes(subject: Subject, tokens: int, limit: int | None) -> Phrase:
-    if limit is None:
-        return phrase("Whether the model takes that length is not in the rows.")
-    longest = count(f"{subject.name}.model_limit_tokens", limit)
-    if tokens > limit:
-        return phrase("But the model takes {longest} tokens at most.", longest=longest)
-    return phrase("The model takes up to {longest} tokens.", longest=longest)
 
 
 def _latency_at(subject: Subject, tokens: int) -> Phrase:

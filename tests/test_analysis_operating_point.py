@@ -300,6 +300,16 @@ def test_double_context_follows_the_slope_and_never_claims_a_latency() -> None:
     assert "**does not fit**" in steep
 
 
+def test_a_context_that_the_model_does_not_take_is_refused_first() -> None:
+    shape = synthetic.family("phi-3-mini-4k", synthetic.GPU)
+    rows = synthetic.rows(shape)
+    configs = {row.session_id: shape.config for row in rows}
+    made = operating_page(replace(synthetic.tables_of(rows), configs=configs), Slo(), TARGETS, None)
+    assert made is not None
+    assert "**No**: the model takes 4,096 tokens at most. Memory: target.concurrency 16 requests" in made.text()
+    assert "Whether the model takes that length is not known from this run." in page(rows)
+
+
 def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -> None:
     assert "8 → 16: tok/s +38.9 %" in page(sweep())
     without = [row for row in sweep() if row.concurrency != 8]
@@ -371,7 +381,7 @@ def test_terminal_gives_it_in_a_line_where_there_is_an_objective(tmp_path: Path)
     run = synthetic.write_run(tmp_path, sweep())
     reduce(run)
     assert "operating point" not in answer(run)
-    for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.450 s"), (0.01, "no measured level meets the")):
+    for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.4500 s"), (0.01, "no measured level meets the")):
         (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": limit}}))
         assert f"  operating point (12 + 64 tokens): {words}" in answer(run)
 
