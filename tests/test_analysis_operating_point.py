@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import answer, reduce
@@ -260,6 +260,7 @@ SHAPES = {
 }
 
 
+@settings(deadline=None)
 @given(shape=st.sampled_from(sorted(SHAPES)), length=st.integers(2, 20_000), tokens=st.integers(1, 40_000))
 def test_a_request_never_takes_more_than_it_is_said_to(shape: str, length: int, tokens: int) -> None:
     config = {
@@ -350,6 +351,7 @@ def test_alerts_on_p95_are_the_interval_s_end_or_the_objective_where_it_is_lower
     assert "| `vllm:e2e_request_latency_seconds`, p95 | not known from this run |" in page(sweep(repeats=1))
 
 
+@settings(deadline=None)
 @given(
     p95=st.lists(st.floats(0.01, 10), min_size=5, max_size=5),
     limit=st.floats(0.01, 10),
