@@ -346,7 +346,7 @@ class Auditor:
             (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"run\.(\w+)", self.of_the_run),
-            (r"lost\.points", lambda: float((self.points.status != "measured").sum())),
+            (r"lost\.points", lambda: float((~self.points.status.isin(["measured", "pruned"])).sum())),
             (r"manifest\.(\w+)", lambda key: str(self.manifest[key])),
             (r"manifest\.versions\.(\d+)\.(package|version)", self.package),
             (r"server\.(.+)\.(\w+)", self.server),
@@ -921,9 +921,7 @@ class Auditor:
         for name, limit in self.slo.items():
             met &= (rows[name] <= limit) if limit else True
         if purpose == "rate":
-            window = rows.steady_to_s - rows.steady_from_s
-            sent = 0.9 * rows.offered_qps * window
-            met &= rows.steady_completed >= sent - 2 * np.sqrt(sent)
+            met &= rows.keeps_up.map(lambda verdict: pd.isna(verdict) or bool(verdict))
         shares = met.groupby(rows["request_rate" if purpose == "rate" else "concurrency"]).mean()
         broke = shares.index[shares == 0].min()
         held = shares.index[(shares == 1) & ~(shares.index > broke)].max()

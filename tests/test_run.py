@@ -114,6 +114,28 @@ def test_only_what_is_missing_is_left_to_do(cluster: tuple[Cluster, Fleet], tmp_
     assert left_to_do(plan, store) == []
 
 
+def test_a_search_adds_points_to_a_live_session_and_goes_on_from_the_rows_on_disk(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path
+) -> None:
+    from orchestrator.resume import left_to_do
+
+    asked = experiment("envelope", engine="sim", sweep__context_tokens=[32, 64], sweep__sequences=2)
+    plan = make_plan(resolved(asked), cluster[1])
+    store = Store.create(tmp_path, "test")
+    outcome = Driver(*cluster, store, Progress(1, 1.0)).run(left_to_do(plan, store), plan.searches)
+    (session,) = plan.sessions
+    whole = store.rows(session.id)
+    assert len(whole) == plan.searched + plan.points
+    assert outcome.measured == sum(row.status == MEASURED for row in whole.values()) < len(whole)
+    assert left_to_do(plan, store) == []
+    lost = [row.point_id for row in whole.values() if row.status == MEASURED][1:]
+    for point_id in lost:
+        (store.directory / "shards" / session.id / f"{point_id}.parquet").unlink()
+    again = Driver(*cluster, store, Progress(1, 1.0)).run(left_to_do(plan, store), plan.searches)
+    assert again.measured <= len(lost)
+    assert left_to_do(plan, store) == []
+
+
 # --- command lines ---
 
 

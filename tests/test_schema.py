@@ -78,6 +78,20 @@ def test_axes_are_not_empty_positive_and_ascending(axis: list[int], message: str
     assert problems(sweep__max_model_len=axis) == [message]
 
 
+@pytest.mark.parametrize(
+    ("sweep", "changes", "message"),
+    [
+        ("knee", {"sweep__concurrency": {"lowest": 8, "highest": 8}}, "highest: must be above lowest, got 8 to 8"),
+        ("slo", {"sweep__concurrency": None, "sweep__request_rate": None}, "at least one must have a range"),
+        ("envelope", {"sweep__output_share": 0.99, "sweep__context_tokens": [64]}, "64 leaves no prompt of 2 tokens"),
+        ("envelope", {"sweep__context_tokens": [64, 32]}, "context_tokens: must ascend"),
+    ],
+)
+def test_ranges_and_cells_of_searches_make_sense(sweep: str, changes: dict[str, object], message: str) -> None:
+    (found,) = problems(sweep=sweep, **changes)
+    assert message in found
+
+
 def test_no_sweep_lists_the_sweeps_beside_other_problems() -> None:
     found = problems(sweep=None, server__max_model_len=1)  # type: ignore[arg-type]
     assert "no sweep named: add +sweep=NAME, NAME one of batching, kv" in found

@@ -120,8 +120,10 @@ def _on_the_clock(path: Path, clock: Clock, ids: Sequence[str], columns: Sequenc
     if not path.is_file() or not clock.places:
         return None
     kinds = {name: pa.string() for name in ("session_id", "point_id", *ids)}
-    schema = pa.schema([*kinds.items(), *((name, pa.float64()) for name in ("t_s", *columns))])
     try:
+        there = set(pq.read_schema(path).names)
+        values = ("t_s", *(column for column in columns if column in there))
+        schema = pa.schema([*kinds.items(), *((name, pa.float64()) for name in values)])
         table = pq.read_table(path, columns=schema.names).select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise AnalysisError(f"{path}: not a table of samples ({clean(first_line(error))})") from error
@@ -148,7 +150,7 @@ def _bands(
     bin_s = max(SHORTEST_BIN_S, (ends["max"] - ends["min"]) / BINS)
     samples = samples.append_column("bin", pc.floor(pc.divide(samples["at"], bin_s)))
     found = {}
-    for column in columns:
+    for column in (name for name in columns if name in samples.column_names):
         seen = samples.filter(pc.is_finite(samples[column]))
         if seen.num_rows:
             found[column] = _of_a_column(seen, column, keys, label, bin_s)
