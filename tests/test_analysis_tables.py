@@ -12,7 +12,7 @@ import pytest
 from analysis import AnalysisError, answer, reduce
 from analysis.shards import build_tables
 from analysis.tables import NESTED, read_tables
-from contract.rows import PointRow, SessionRow, to_table
+from contract.rows import ClientRow, PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 
 
@@ -204,6 +204,26 @@ def test_run_of_an_older_version_is_read_without_the_columns_it_had_not(tmp_path
     assert frame(tmp_path, "server_samples").empty
     assert len(frame(tmp_path, "requests")) == row.num_requests
     reduce(tmp_path)
+
+
+def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> None:
+    """Version 5 added to samples and load processes."""
+    row = replace(synthetic.rows()[-1], schema_version=4, clients=[ClientRow(8, 0.1)])
+    shard = tmp_path / "shards" / row.session_id / f"{row.point_id}.parquet"
+    shard.parent.mkdir(parents=True)
+    content = to_table([row], PointRow).to_pylist()[0]
+    for client in content["clients"]:
+        for name in ("late_gaps", "late_first_chunks", "held_s", "in_flight"):
+            del client[name]
+    for sample in content["server_samples"]:
+        del sample["prefix_hits"], sample["ttft_total_s"]
+    missing = ("sent_qps", "ended_qps", "keeps_up", "server_hz")
+    pq.write_table(pa.Table.from_pylist([content]).drop_columns(list(missing)), shard)
+    build_tables(tmp_path)
+    (point,) = read_tables(tmp_path).points
+    assert (point.keeps_up, point.server_hz, point.tok_s) == (None, None, row.tok_s)
+    assert point.clients[0]["late_gaps"] is None
+    assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
 
 
 def test_what_a_row_must_say_is_missed_in_an_older_version_too(tmp_path: Path) -> None:
