@@ -485,7 +485,8 @@ class Auditor:
     def lost(self, session: str, point: str, what: str) -> float | str:
         row = self.points[(self.points.session_id == session) & (self.points.point_id == point)].iloc[0]
         if what == "outcome":
-            return row.status if row.status == row.failure_class else f"{row.status}: {row.failure_class}"
+            alone = row.failure_class in (None, row.status) or pd.isna(row.failure_class)
+            return str(row.status) if alone else f"{row.status}: {row.failure_class}"
         if what == "message":
             return str(row.failure_message)
         if what == "alike":
