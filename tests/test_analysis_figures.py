@@ -518,7 +518,8 @@ class Auditor:
             return float(self.memory(mode).max_num_batched_tokens.iloc[0])
         if what == "held":
             alike = self.layout("committed").flight == self.layout("utilization").flight
-            return float(sum(len(self.memory(each)) for each in (("committed", "utilization") if alike else (mode,))))
+            modes = ("committed", "utilization") if alike else (mode,)
+            return float(sum(self.memory(each).formula_max_concurrency.notna().sum() for each in modes))
         return self.layout(mode).figure(what)
 
     def held(self, mode: str, length: str, what: str) -> float:
