@@ -1,11 +1,11 @@
-"""Tables too long to be held: some columns of them, batch by batch, and sums by key."""
+"""Tables too long to be held: some columns of them, batch by batch, and what their rows add up to by key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +13,10 @@ import pyarrow.parquet as pq
 from analysis.errors import AnalysisError, first_line
 
 BATCH_ROWS = 250_000
+MERGE: dict[str, Callable[[Any, Any], Any]] = {"sum": add, "count": add, "min": min, "max": max}
+
+Values: TypeAlias = tuple[Any, ...]
+Totals: TypeAlias = dict[tuple[Any, ...], Values]
 
 
 def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -27,13 +31,27 @@ def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
         raise AnalysisError(f"{path}: not a table of {path.stem} ({first_line(error)})") from error
 
 
-def sums(batches: Iterable[pa.Table], keys: Sequence[str], values: Sequence[str]) -> dict[tuple[Any, ...], list[Any]]:
-    """Return the sums of the value columns (none of them null) by the values of the key columns."""
-    totals: dict[tuple[Any, ...], list[Any]] = {}
+def add_up(totals: Totals, batch: pa.Table, keys: Sequence[str], asked: Sequence[tuple[str, str]]) -> None:
+    """Merge the aggregates of a batch into `totals`, which hold them by the values of the key columns.
+
+    `asked`: column and `sum`, `count`, `min` or `max`; a column holds no nulls.
+    """
+    added = batch.group_by(list(keys), use_threads=False).aggregate(list(asked))
+    columns = [added.column(name).to_pylist() for name in (*keys, *(f"{column}_{how}" for column, how in asked))]
+    for row in zip(*columns, strict=True):
+        key, more = row[: len(keys)], row[len(keys) :]
+        known = totals.get(key)
+        totals[key] = more if known is None else merged(known, more, [how for _, how in asked])
+
+
+def merged(one: Values, other: Values, hows: Sequence[str]) -> Values:
+    """Return the aggregates of two parts together."""
+    return tuple(MERGE[how](a, b) for a, b, how in zip(one, other, hows, strict=True))
+
+
+def totals_of(batches: Iterable[pa.Table], keys: Sequence[str], asked: Sequence[tuple[str, str]]) -> Totals:
+    """Return the aggregates of all batches together (`add_up`)."""
+    totals: Totals = {}
     for batch in batches:
-        added = batch.group_by(list(keys), use_threads=False).aggregate([(value, "sum") for value in values])
-        columns = [added.column(name).to_pylist() for name in (*keys, *(f"{value}_sum" for value in values))]
-        for row in zip(*columns, strict=True):
-            key, more = row[: len(keys)], row[len(keys) :]
-            totals[key] = list(map(add, totals.get(key, [0] * len(values)), more))
+        add_up(totals, batch, keys, asked)
     return totals

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.batches import read_batches, sums
+from analysis.batches import read_batches, totals_of
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
 
@@ -28,7 +28,7 @@ def with_goodput(run_dir: Path, tables: Tables, slo: Slo) -> Tables:
     schema = pa.schema(
         [*((name, pa.string()) for name in ids), ("ok", pa.bool_()), *((c, pa.float64()) for c in limits)]
     )
-    good = sums((_with_good(batch, limits) for batch in read_batches(path, schema)), ids, ["good"])
+    good = totals_of((_with_good(batch, limits) for batch in read_batches(path, schema)), ids, [("good", "sum")])
     return replace(tables, points=_points(tables.points, {key: number for key, (number,) in good.items()}))
 
 

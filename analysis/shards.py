@@ -71,10 +71,13 @@ class GrowingTable:
     """A Parquet file of one schema that is written a row group at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        # Latencies hardly repeat, so a dictionary of them costs time and saves nothing; gaps lie close together.
+        # Latencies hardly repeat: a dictionary or the bounds of their pages cost time and save nothing. Gaps lie close
+        # together.
         strings = [column.name for column in schema if pa.types.is_string(column.type)]
         gaps = {f"{c.name}.list.element": "DELTA_BINARY_PACKED" for c in schema if c.type == pa.list_(pa.int64())}
-        self._writer = pq.ParquetWriter(path, schema, use_dictionary=strings, column_encoding=gaps or None)
+        self._writer = pq.ParquetWriter(
+            path, schema, use_dictionary=strings, write_statistics=strings, column_encoding=gaps or None
+        )
         self._pending = [schema.empty_table()]
 
     def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.batches import read_batches, sums
+from analysis.batches import read_batches, totals_of
 from analysis.caveats import marks, title
 from analysis.figures import clean
 from analysis.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, draw_all, set_title
@@ -149,7 +149,8 @@ def read_utilization(run_dir: Path, bin_s: float = SAMPLE_S) -> list[Sample]:
     ids, values = ["session_id", "point_id", "device_id"], ["t_s", "utilization_pct"]
     schema = pa.schema([*((name, pa.string()) for name in ids), *((name, pa.float64()) for name in values)])
     batches = (_with_bins(batch.drop_null(), bin_s) for batch in read_batches(path, schema))
-    found = sums(batches, [*ids, "bin"], [*values, "one"])
+    asked = [("t_s", "sum"), ("utilization_pct", "sum"), ("t_s", "count")]
+    found = totals_of(batches, [*ids, "bin"], asked)
     return [(*key[:3], t_s / number, percent / number) for key, (t_s, percent, number) in sorted(found.items())]
 
 
@@ -158,7 +159,7 @@ def _with_bins(samples: pa.Table, bin_s: float) -> pa.Table:
         pc.and_(pc.is_finite(samples.column("t_s")), pc.is_finite(samples.column("utilization_pct")))
     )
     bins = pc.floor(pc.divide(finite.column("t_s"), bin_s))
-    return finite.append_column("bin", bins).append_column("one", pa.repeat(1, finite.num_rows))
+    return finite.append_column("bin", bins)
 
 
 def utilization_lines(

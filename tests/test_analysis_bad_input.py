@@ -26,6 +26,8 @@ def sent(run: Path) -> Path:
     pq.write_table(pa.Table.from_pylist([requests]), run / "requests.parquet")
     telemetry = {"session_id": "s", "point_id": "x", "device_id": "GPU-0", "t_s": 0.1, "utilization_pct": 50.0}
     pq.write_table(pa.Table.from_pylist([telemetry]), run / "telemetry.parquet")
+    samples = {"session_id": rows[0].session_id, "point_id": rows[0].point_id, "t_s": 0.1, "kv_usage": 0.5}
+    pq.write_table(pa.Table.from_pylist([samples]), run / "server_samples.parquet")
     (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": 1.0}, "target": {"concurrency": 4}}))
     return run
 
@@ -97,6 +99,8 @@ READ_FOR_ARTIFACTS = {
     "requests foreign": ("requests", foreign, "not a table of requests"),
     "requests with another type": ("requests", column("e2e_s", words), "not a table of requests"),
     "requests with nested values": ("requests", column("ok", lists), "not a table of requests"),
+    "server samples truncated": ("server_samples", truncate, "not a table of server_samples"),
+    "server samples with another type": ("server_samples", column("kv_usage", lists), "not a table of server_samples"),
     "telemetry truncated": ("telemetry", truncate, "not a table of telemetry"),
     "telemetry foreign": ("telemetry", foreign, "not a table of telemetry"),
     "telemetry with another type": ("telemetry", column("t_s", words), "not a table of telemetry"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import batches, shards
-from analysis.batches import read_batches, sums
+from analysis.batches import read_batches, totals_of
 from tests import synthetic_run as synthetic
 
 ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(-9, 9)), max_size=30)
@@ -68,18 +68,19 @@ def test_an_unreadable_shard_ends_it_before_anything_is_replaced(tmp_path: Path)
 
 
 @given(ROWS, st.integers(1, 7))
-def test_sums_do_not_hang_on_the_batches(rows: list[tuple[str, int, int]], size: int) -> None:
+def test_aggregates_do_not_hang_on_the_batches(rows: list[tuple[str, int, int]], size: int) -> None:
     table = pa.table(
         {name: pa.array(values, kind) for name, values, kind in zip(
             ("k", "l", "v"), zip(*rows, strict=True) if rows else ([], [], []), (pa.string(), pa.int64(), pa.int64()),
             strict=True,
         )}
     )  # fmt: skip
-    expected: dict[tuple[str, int], list[int]] = {}
-    for k, l_, v in rows:
-        expected[k, l_] = [expected.get((k, l_), [0])[0] + v]
+    expected: dict[tuple[str, int], tuple[int, ...]] = {}
+    for key in {(k, l_) for k, l_, _ in rows}:
+        values = [v for k, l_, v in rows if (k, l_) == key]
+        expected[key] = (sum(values), len(values), min(values), max(values))
     parts = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-    assert sums(parts, ["k", "l"], ["v"]) == expected
+    assert totals_of(parts, ["k", "l"], [("v", how) for how in ("sum", "count", "min", "max")]) == expected
 
 
 def test_a_table_is_read_in_batches_of_the_types_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

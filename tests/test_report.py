@@ -308,7 +308,7 @@ def test_foreign_telemetry_is_one_clear_message(tmp_path: Path) -> None:
     page_of(tmp_path, synthetic.rows()[:1])
     shutil.rmtree(tmp_path / "shards")
     pq.write_table(pa.table({"other": [1]}), tmp_path / "server_samples.parquet")
-    with pytest.raises(AnalysisError, match=r"server_samples\.parquet: not a table of samples"):
+    with pytest.raises(AnalysisError, match=r"server_samples\.parquet: not a table of server_samples"):
         reduced(tmp_path)
 
 

@@ -6,7 +6,7 @@ A bin keeps the lowest, the mean and the highest of its samples, so that no peak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis.batches import Totals, Values, add_up, merged, read_batches, totals_of
 from analysis.errors import AnalysisError, first_line
 from analysis.figures import clean
 from analysis.tables import Tables
@@ -26,6 +27,9 @@ SHORTEST_BIN_S = 1.0
 """Servers are sampled twice a second: a shorter bin would hold nothing now and then."""
 MOST_BANDS = 8
 """With more cards than that all of them become one band, which a page can hold and a reader can read."""
+
+HOWS = ("min", "sum", "count", "max")
+"""What is kept of a bin's samples."""
 
 PointId: TypeAlias = tuple[str, str]
 """Session and point."""
@@ -105,69 +109,101 @@ def clock_of(tables: Tables) -> Clock:
 
 def telemetry(run_dir: Path, clock: Clock, columns: Sequence[str]) -> dict[str, Bands]:
     """Return the bands of each column of telemetry.parquet that holds anything, one band a card."""
-    samples = _on_the_clock(run_dir / "telemetry.parquet", clock, ("device_id",), columns)
-    return _bands(samples, columns, ("node", "device_id"), clock.card)
+    samples = Samples(run_dir / "telemetry.parquet", clock, ("device_id",))
+    return _bands(samples, columns, lambda place, device: clock.card(place.node, device))
 
 
 def server_samples(run_dir: Path, clock: Clock, columns: Sequence[str]) -> dict[str, Bands]:
     """Return the same of server_samples.parquet, one band for the cards that a server had."""
-    samples = _on_the_clock(run_dir / "server_samples.parquet", clock, (), columns)
-    return _bands(samples, columns, ("cards",), lambda cards: cards)
+    return _bands(Samples(run_dir / "server_samples.parquet", clock, ()), columns, lambda place: place.cards)
 
 
-def _on_the_clock(path: Path, clock: Clock, ids: Sequence[str], columns: Sequence[str]) -> pa.Table | None:
-    """Return the samples of points whose start is known, with `at` in seconds on the clock; None without any."""
-    if not path.is_file() or not clock.places:
-        return None
-    kinds = {name: pa.string() for name in ("session_id", "point_id", *ids)}
-    try:
-        there = set(pq.read_schema(path).names)
-        values = ("t_s", *(column for column in columns if column in there))
-        schema = pa.schema([*kinds.items(), *((name, pa.float64()) for name in values)])
-        table = pq.read_table(path, columns=schema.names).select(schema.names).cast(schema)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise AnalysisError(f"{path}: not a table of samples ({clean(first_line(error))})") from error
-    known = list(clock.places)
-    which = pc.index_in(
-        pc.binary_join_element_wise(table["session_id"], table["point_id"], "/"),
-        value_set=pa.array([f"{session}/{point}" for session, point in known], pa.string()),
-    )
-    places = [clock.places[point] for point in known]
-    starts = pa.array([place.start_s for place in places], pa.float64()).take(which)
-    table = table.append_column("at", pc.add(starts, table["t_s"]))
-    for name in ("node", "cards"):
-        table = table.append_column(name, pa.array([getattr(place, name) for place in places], pa.string()).take(which))
-    table = table.filter(pc.is_finite(table["at"]))
-    return table if table.num_rows else None
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A table of samples on the run's clock."""
+
+    path: Path
+    clock: Clock
+    ids: tuple[str, ...]
+    """Columns that tell samples of one point apart."""
+
+    def having(self, columns: Sequence[str]) -> list[str]:
+        """Return those of the columns that the table has."""
+        try:
+            there = pq.read_schema(self.path).names
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise AnalysisError(f"{self.path}: not a table of {self.path.stem} ({first_line(error)})") from error
+        return [column for column in columns if column in there]
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the samples of points whose start is known: ids, columns, `place` (its number), `at` (on the clock)."""
+        kinds = {name: pa.string() for name in ("session_id", "point_id", *self.ids)}
+        schema = pa.schema([*kinds.items(), *((name, pa.float64()) for name in ("t_s", *columns))])
+        numbers = {point: number for number, point in enumerate(self.clock.places)}
+        starts = pa.array([place.start_s for place in self.clock.places.values()], pa.float64())
+        for batch in read_batches(self.path, schema):
+            places = _numbered(batch, numbers)
+            at = pc.add(starts.take(places), batch["t_s"])
+            placed = batch.append_column("place", places).append_column("at", at)
+            if (known := placed.filter(pc.is_finite(at))).num_rows:
+                yield known
 
 
-def _bands(
-    samples: pa.Table | None, columns: Sequence[str], keys: Sequence[str], label: Callable[..., str]
-) -> dict[str, Bands]:
-    if samples is None:
+def _numbered(batch: pa.Table, numbers: Mapping[PointId, int]) -> pa.ChunkedArray:
+    """Return each row's point as its number; null for one without. A batch holds few points: each is looked up once."""
+    session, point = (batch[name].combine_chunks().dictionary_encode() for name in ("session_id", "point_id"))
+    pairs = [numbers.get((a, b)) for a in session.dictionary.to_pylist() for b in point.dictionary.to_pylist()]
+    row = pc.multiply(pc.cast(session.indices, pa.int64()), len(point.dictionary))
+    return pa.array(pairs, pa.int64()).take(pc.add(row, pc.cast(point.indices, pa.int64())))
+
+
+def _bands(samples: Samples, columns: Sequence[str], label: Callable[..., str]) -> dict[str, Bands]:
+    """Return the bands of each column that holds anything; `label` names one by its place and the samples' ids."""
+    if not samples.path.is_file():
         return {}
-    ends = pc.min_max(samples["at"]).as_py()
-    bin_s = max(SHORTEST_BIN_S, (ends["max"] - ends["min"]) / BINS)
-    samples = samples.append_column("bin", pc.floor(pc.divide(samples["at"], bin_s)))
-    found = {}
-    for column in (name for name in columns if name in samples.column_names):
-        seen = samples.filter(pc.is_finite(samples[column]))
-        if seen.num_rows:
-            found[column] = _of_a_column(seen, column, keys, label, bin_s)
-    return found
+    columns = samples.having(columns)
+    ends = totals_of(samples.batches([]), [], [("at", "min"), ("at", "max")])
+    if not ends:
+        return {}
+    ((first, last),) = ends.values()
+    bin_s = max(SHORTEST_BIN_S, (last - first) / BINS)
+    found: dict[str, Totals] = {column: {} for column in columns}
+    for batch in samples.batches(columns):
+        binned = batch.append_column("bin", pc.floor(pc.divide(batch["at"], bin_s)))
+        for column, totals in found.items():
+            seen = binned.filter(pc.is_finite(binned[column]))
+            add_up(totals, seen, ["place", *samples.ids, "bin"], [(column, how) for how in HOWS])
+    places = list(samples.clock.places.values())
+    return {
+        column: _of_a_column(
+            ((label(places[place], *ids), bin_, v) for (place, *ids, bin_), v in totals.items()), bin_s
+        )
+        for column, totals in found.items()
+        if totals
+    }
 
 
-def _of_a_column(seen: pa.Table, column: str, keys: Sequence[str], label: Callable[..., str], bin_s: float) -> Bands:
-    whose = seen.group_by([*keys]).aggregate([]).num_rows
-    together = whose if whose > MOST_BANDS else 0
-    by = [] if together else list(keys)
-    binned = seen.group_by([*by, "bin"]).aggregate([(column, "min"), (column, "mean"), (column, "max")])
-    lines: dict[str, list[tuple[float, Bin]]] = {}
-    for row in binned.to_pylist():
-        who = "all cards" if together else label(*(row[key] for key in by))
-        values = (row[f"{column}_{what}"] for what in ("min", "mean", "max"))
-        lines.setdefault(who, []).append((row["bin"], Bin(row["bin"] * bin_s, *values)))
-    return Bands(bin_s, tuple(Band(who, _segments(lines[who])) for who in sorted(lines)), together)
+def _of_a_column(binned: Iterable[tuple[str, float, Values]], bin_s: float) -> Bands:
+    lines: dict[str, dict[float, Values]] = {}
+    for who, number, values in binned:
+        _merge(lines.setdefault(who, {}), number, values)
+    together = len(lines) if len(lines) > MOST_BANDS else 0
+    if together:
+        every: dict[float, Values] = {}
+        for line in lines.values():
+            for number, values in line.items():
+                _merge(every, number, values)
+        lines = {"all cards": every}
+    bands = tuple(Band(who, _segments(_bins(lines[who], bin_s))) for who in sorted(lines))
+    return Bands(bin_s, bands, together)
+
+
+def _merge(line: dict[float, Values], number: float, values: Values) -> None:
+    line[number] = merged(line[number], values, HOWS) if number in line else values
+
+
+def _bins(line: Mapping[float, Values], bin_s: float) -> list[tuple[float, Bin]]:
+    return [(at, Bin(at * bin_s, low, total / n, high)) for at, (low, total, n, high) in line.items()]
 
 
 def _segments(line: Iterable[tuple[float, Bin]]) -> tuple[tuple[Bin, ...], ...]:
