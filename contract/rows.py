@@ -102,10 +102,10 @@ class ClientRow:
     slip_p99_s: float | None = None
     """From the end of a stream's answer, or from when a request of an open loop was due, to the send."""
     slip_max_s: float | None = None
-    late_gaps: int | None = None
-    """Gaps between chunks that a stall of its event loop made too long (`workers.load.stalls`)."""
-    late_first_chunks: int | None = None
-    """First chunks that such a stall held back."""
+    gap_p99_raised_s: float | None = None
+    """By how much stalls of its event loop raised the p99 of its gaps between chunks (`workers.load.stalls`)."""
+    ttft_p95_raised_s: float | None = None
+    """By how much they raised the p95 of its TTFT."""
     held_s: float | None = None
     """Requests in flight, integrated over the window by counting them at every timer: by Little's law also the sum of
     their times in flight, which comes from other stamps."""

@@ -213,7 +213,7 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     shard.parent.mkdir(parents=True)
     content = to_table([row], PointRow).to_pylist()[0]
     for client in content["clients"]:
-        for name in ("late_gaps", "late_first_chunks", "held_s", "in_flight"):
+        for name in ("gap_p99_raised_s", "ttft_p95_raised_s", "held_s", "in_flight"):
             del client[name]
     for sample in content["server_samples"]:
         del sample["prefix_hits"], sample["ttft_total_s"]
@@ -222,7 +222,7 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     build_tables(tmp_path)
     (point,) = read_tables(tmp_path).points
     assert (point.keeps_up, point.server_hz, point.tok_s) == (None, None, row.tok_s)
-    assert point.clients[0]["late_gaps"] is None
+    assert point.clients[0]["gap_p99_raised_s"] is None
     assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
 
 

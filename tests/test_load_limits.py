@@ -31,10 +31,10 @@ ON_TIME = closed_loop(8, 80, 0.3, 0.0001)
         (CALM, None),
         (ClientRow(8, cpu_share=0.95), "busy or waiting for a core for 95%"),
         (ClientRow(8, cpu_share=0.4, wait_share=0.55), "busy or waiting for a core for 95%"),
-        (ClientRow(8, cpu_share=0.1, late_gaps=9), "made 1.1% of the gaps between chunks too long"),
-        (ClientRow(8, cpu_share=0.1, late_gaps=8), None),  # one in a hundred is beyond the p99
-        (ClientRow(8, cpu_share=0.1, late_first_chunks=5), "held back 6.2% of the first chunks"),
-        (ClientRow(8, cpu_share=0.1, late_first_chunks=4), None),
+        (ClientRow(8, cpu_share=0.1, gap_p99_raised_s=0.012), "raised its p99 gap between chunks by 12 ms"),
+        (ClientRow(8, cpu_share=0.1, gap_p99_raised_s=0.009), None),
+        (ClientRow(8, cpu_share=0.1, ttft_p95_raised_s=0.012), "raised its p95 of TTFT by 12 ms"),
+        (ClientRow(8, cpu_share=0.1, ttft_p95_raised_s=0.009), None),
         (ClientRow(8, cpu_share=0.1, held_s=12.0), None),
         (ClientRow(8, cpu_share=0.1, held_s=9.0), None),  # the other process says nothing: nothing to compare
     ],
@@ -70,7 +70,7 @@ def test_one_round_of_requests_says_nothing_of_it() -> None:
 
 
 def test_a_window_too_short_to_tell_is_not_judged() -> None:
-    busy = ClientRow(8, cpu_share=0.99, late_gaps=99)
+    busy = ClientRow(8, cpu_share=0.99, gap_p99_raised_s=0.5)
     assert client_limits([busy], closed_loop(8, 80, 0.03, 0.01), 8) == []
     assert client_limits([busy], closed_loop(8, 80, 0.06, 0.01), 8) != []
 

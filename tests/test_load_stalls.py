@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.rows import RequestRow
-from workers.load.stalls import TICK_S, Stall, late_stamps
+from workers.load.stalls import TICK_S, Stall, made_later_s
+from workers.load.summary import percentile
 
 
 def stamped(due_s: float, blocked: list[tuple[float, float]]) -> float:
@@ -41,30 +42,53 @@ def answers(streams: int, tokens: int, gap_s: float, blocked: list[tuple[float, 
     return made
 
 
+def figures(rows: list[RequestRow]) -> tuple[float, float]:
+    gaps = percentile([gap / 1e6 for row in rows for gap in row.gaps_us], 99)
+    return gaps or 0.0, percentile([row.ttft_s or 0.0 for row in rows], 95) or 0.0
+
+
 @pytest.mark.parametrize("tokens", [40, 400, 1000])
 def test_a_stalled_loop_is_told_whatever_the_length_of_the_answers(tokens: int) -> None:
     """Answers of 10 s do not excuse 80 ms in which 10 ms between tokens are measured."""
-    window_s = tokens * 0.01
-    blocked = [(n * 0.4 + 0.1, n * 0.4 + 0.18) for n in range(int(window_s / 0.4) + 1)]
-    gaps, _ = late_stamps(answers(16, tokens, 0.01, blocked), seen(blocked, window_s))
-    assert gaps == 16 * sum(start_s < window_s - 0.08 for start_s, _ in blocked)
-    assert gaps > 0.01 * 16 * (tokens - 1)
+    blocked = [(n * 0.4 + 0.1, n * 0.4 + 0.18) for n in range(int(tokens * 0.01 / 0.4) + 1)]
+    seen_p99, _ = figures(answers(16, tokens, 0.01, blocked))
+    assert seen_p99 > 0.05
+    raised_s, _ = made_later_s(answers(16, tokens, 0.01, blocked), seen(blocked, tokens * 0.01))
+    assert raised_s == pytest.approx(seen_p99 - 0.01, abs=TICK_S)
+
+
+STALLS = st.lists(st.tuples(st.floats(0.05, 0.6), st.floats(0.001, 0.3)), max_size=12)
+"""(between two, how long)."""
+
+
+@given(STALLS, st.sampled_from([0.005, 0.02, 0.08]), st.integers(1, 8))
+def test_what_stalls_did_is_known_to_a_timers_period(
+    stalls: list[tuple[float, float]], gap_s: float, streams: int
+) -> None:
+    blocked, at_s = [], 0.0
+    for calm_s, long_s in stalls:
+        blocked.append((at_s + calm_s, at_s + calm_s + long_s))
+        at_s += calm_s + long_s
+    tokens = int(4 / gap_s)
+    rows, true = answers(streams, tokens, gap_s, blocked), answers(streams, tokens, gap_s, [])
+    found = made_later_s(rows, seen(blocked, 12.0))
+    for told, measured, truth in zip(found, figures(rows), figures(true), strict=True):
+        assert told >= 0
+        assert measured - told - truth <= TICK_S + 1e-5  # no more is left than a stall that no timer saw
+    if not blocked:
+        assert found == (0.0, 0.0)
 
 
 def test_a_first_chunk_that_lay_there_while_the_loop_stood_is_late() -> None:
     rows = [RequestRow(n, float(n), True, ttft_s=0.02 if n % 5 else 0.07) for n in range(20)]
     stalls = [Stall(n + 0.07, 0.045) for n in range(0, 20, 5)]
-    assert late_stamps(rows, stalls) == (0, 4)
-    assert late_stamps(rows, []) == (0, 0)  # the server itself was slow
+    assert made_later_s(rows, stalls) == (0.0, pytest.approx(0.05))
+    assert made_later_s(rows, []) == (0.0, 0.0)  # the server itself was slow
 
 
 def test_a_gap_of_the_servers_own_is_not_the_clients() -> None:
-    rows = [RequestRow(0, 0.0, True, ttft_s=0.01, gaps_us=[10_000] * 50 + [200_000] + [10_000] * 50)]
-    assert late_stamps(rows, [Stall(0.3, 0.08), Stall(0.9, 0.08)]) == (0, 0)
-    assert late_stamps(rows, [Stall(0.712, 0.19)]) == (1, 0)
-
-
-@given(st.lists(st.floats(0, 5), max_size=30), st.floats(0, 0.0045))
-def test_stalls_too_short_to_matter_make_nothing_late(starts: list[float], lag_s: float) -> None:
-    rows = answers(4, 100, 0.02, [])
-    assert late_stamps(rows, [Stall(start_s, lag_s) for start_s in sorted(starts)]) == (0, 0)
+    gaps = [10_000] * 20 + [200_000] + [10_000] * 20
+    rows = [RequestRow(0, 0.0, True, ttft_s=0.01, gaps_us=gaps)]
+    assert made_later_s(rows, [Stall(0.1, 0.006), Stall(0.55, 0.006)])[0] == pytest.approx(0, abs=1e-4)
+    assert made_later_s(rows, [Stall(0.412, 0.006)])[0] <= 0.011  # a short stall does not make a long gap its own
+    assert made_later_s(rows, [Stall(0.412, 0.19)])[0] > 0.1

@@ -256,10 +256,10 @@ def test_cores_that_a_server_binds_are_left_to_it() -> None:
 
 
 class SlowClients:
-    """Runs a level's load and says of every process how many gaps its stalls made too long, by their number."""
+    """Runs a level's load and says of every process by how much its stalls raised its p99 gap, by their number."""
 
-    def __init__(self, late_gaps: dict[int, int]) -> None:
-        self.late_gaps = late_gaps
+    def __init__(self, raised_s: dict[int, float]) -> None:
+        self.raised_s = raised_s
         self.processes: list[int] = []
 
     def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
@@ -268,8 +268,8 @@ class SlowClients:
             self.processes.append(len(plans))
             for result in results:
                 for client in result.clients:
-                    client.late_gaps, client.late_first_chunks = self.late_gaps.get(len(plans), 0), 0
-                    client.cpu_share = client.wait_share = 0.1
+                    client.gap_p99_raised_s, client.ttft_p95_raised_s = self.raised_s.get(len(plans), 0.0), 0.0
+                    client.cpu_share, client.wait_share, client.held_s = 0.1, 0.1, None
                 for row in result.requests:
                     row.due_s = row.due_s and row.sent_s  # this host may be late
         return results
@@ -285,13 +285,13 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
 
 
 def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(session: Made) -> None:
-    clients = SlowClients({1: 56})
+    clients = SlowClients({1: 0.5})
     row = limited(session, clients).measure(LEVEL)
     assert (row.status, len(row.clients)) == (MEASURED, 4)
     assert clients.processes[-2:] == [1, 4]  # the tries, after the warm-up's rounds
     assert len(row.warmup_tok_s) == len(clients.processes) - 2 >= 2
     assert [words.partition(":")[0] for words in row.limited_before] == ["1 processes"]
-    assert "made 50.0% of the gaps between chunks too long" in row.limited_before[0]
+    assert "stalls of a load process raised its p99 gap between chunks by 500 ms" in row.limited_before[0]
     assert (row.completed, row.failed) == (16, 0)
 
 
@@ -299,9 +299,9 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
 def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_numbers(
     session: Made, load_processes: int | None
 ) -> None:
-    row = limited(session, SlowClients(dict.fromkeys(range(1, 5), 50)), load_processes).measure(LEVEL)
+    row = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes).measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
-    assert f"the limit with {load_processes or 4} processes: stalls of the load client made" in (
+    assert f"the limit with {load_processes or 4} processes: stalls of a load process raised" in (
         row.failure_message or ""
     )
     assert row.tok_s
@@ -318,7 +318,7 @@ OPEN = replace(
 
 
 def test_an_open_loop_without_a_warm_up_is_measured_again_with_more_processes(session: Made) -> None:
-    clients = SlowClients({1: 140})
+    clients = SlowClients({1: 0.5})
     row = limited(session, clients).measure(OPEN)
     assert (row.status, clients.processes) == (MEASURED, [1, 4])
     assert row.completed == 40

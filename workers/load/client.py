@@ -24,7 +24,7 @@ from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
-from workers.load.stalls import late_stamps
+from workers.load.stalls import made_later_s
 from workers.load.watch import Watch, undisturbed
 from workers.load.wire import Answer, Line, Wire
 
@@ -96,7 +96,7 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     judging_s = time.thread_time()
     sent.sort(key=lambda each: each.ordinal)
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
-    client.late_gaps, client.late_first_chunks = late_stamps(rows, watch.stalls)
+    client.gap_p99_raised_s, client.ttft_p95_raised_s = made_later_s(rows, watch.stalls)
     judging_s = time.thread_time() - judging_s
     return LoadResult(rows, duration_s, watch.started_s, watch.started_wall_s, [client], ending.by, judging_s)
 

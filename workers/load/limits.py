@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
-from workers.load.stalls import TICK_S, late_from_s
+from workers.load.stalls import TICK_S
 from workers.load.summary import percentile
 
 BUSY_SHARE = 0.9
 """A process that ran or waited for a core for so much of the window had no time left to be on time."""
-LATE_GAPS_SHARE = 0.01
-"""With more of the gaps between chunks made longer by stalls of the client, their p99 is not the server's."""
-LATE_FIRST_CHUNKS_SHARE = 0.05
-"""With more of the first chunks held back by them, the p95 of TTFT is not."""
+LATE_S = 0.01
+LATE_SHARE = 0.1
+"""The client is late by more than both: the first, and this share of what that distorts (the median gap between
+chunks, the median TTFT). However long the answers are: p99 of the gaps and p95 of TTFT are off by it."""
 ACHIEVED_SHARE = 0.95
 """Less than this of the asked concurrency, while there was something left to send, and the level was not offered."""
 LITTLE_SHARE = 0.05
@@ -32,15 +32,16 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
     busiest = max((client.cpu_share + (client.wait_share or 0.0) for client in clients), default=0.0)
     if busiest >= BUSY_SHARE:
         found.append(f"a load process was busy or waiting for a core for {busiest:.0%} of the window")
-    gaps, late_gaps = sum(len(row.gaps_us) for row in requests), sum(client.late_gaps or 0 for client in clients)
-    if late_gaps > LATE_GAPS_SHARE * gaps:
-        found.append(f"stalls of the load client made {late_gaps / gaps:.1%} of the gaps between chunks too long")
-    late_first = sum(client.late_first_chunks or 0 for client in clients)
-    if late_first > LATE_FIRST_CHUNKS_SHARE * len(requests):
-        found.append(f"stalls of the load client held back {late_first / len(requests):.1%} of the first chunks")
+    gap_us = percentile([gap for row in requests for gap in row.gaps_us], 50)
+    raised_s = max((client.gap_p99_raised_s or 0.0 for client in clients), default=0.0)
+    if gap_us is not None and raised_s > _late_from_s(gap_us / 1e6):
+        found.append(f"stalls of a load process raised its p99 gap between chunks by {raised_s * 1000:.0f} ms")
     ttft_s = percentile([row.ttft_s for row in requests if row.ok and row.ttft_s is not None], 50)
+    raised_s = max((client.ttft_p95_raised_s or 0.0 for client in clients), default=0.0)
+    if ttft_s is not None and raised_s > _late_from_s(ttft_s):
+        found.append(f"stalls of a load process raised its p95 of TTFT by {raised_s * 1000:.0f} ms")
     delay_s = send_delay_s(requests)
-    if delay_s is not None and ttft_s is not None and delay_s > late_from_s(ttft_s):
+    if delay_s is not None and ttft_s is not None and delay_s > _late_from_s(ttft_s):
         found.append(f"requests were sent {delay_s * 1000:.0f} ms after they were due (p99)")
     achieved = None if concurrency is None else achieved_share(requests, concurrency)
     if achieved is not None and achieved < ACHIEVED_SHARE:
@@ -66,6 +67,10 @@ def achieved_share(requests: Sequence[RequestRow], concurrency: int) -> float | 
         return None
     held = (min(row.sent_s + _busy_s(row), last_s) - row.sent_s for row in requests)
     return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * concurrency)
+
+
+def _late_from_s(distorted_s: float) -> float:
+    return max(LATE_S, LATE_SHARE * distorted_s)
 
 
 def _little(clients: Sequence[ClientRow], requests: Sequence[RequestRow]) -> list[str]:

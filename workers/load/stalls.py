@@ -1,24 +1,23 @@
-"""Which stamps were late because the event loop that takes them had stalled. Pure.
+"""What stalls of the event loop that takes the stamps did to the figures made of them. Pure.
 
-Used by `workers.load.client` when a window has closed; `workers.load.limits` judges by the counts.
+Used by `workers.load.client` when a window has closed; `workers.load.limits` judges by the outcome.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from contract.rows import RequestRow
 from workers.load.summary import percentile
 
 TICK_S = 0.01
-"""Between the timers by which a stall is seen: a stall lasted about half of it longer than its timer's lag."""
-LATE_S = 0.01
-LATE_SHARE = 0.1
-"""A stamp is late from both on: the first, and this share of what it distorts (the median gap, the median TTFT)."""
-SHORTEST_S = LATE_S - TICK_S / 2
-"""A shorter lag cannot have made a stamp late."""
+"""Between the timers by which a stall is seen: it lasted about half of that longer than its timer's lag."""
+SHORTEST_S = 0.005
+"""A shorter lag is none: with the half of a timer's period it is no later than what counts as late."""
 AFTERWARDS_S = 0.005
 """So long after its timer was woken a stall's last reads are stamped."""
 
@@ -32,43 +31,57 @@ class Stall:
     lag_s: float
     """How late that was."""
 
+    @property
+    def length_s(self) -> float:
+        """How long it lasted, about."""
+        return self.lag_s + TICK_S / 2
 
-def late_from_s(distorted_s: float) -> float:
-    """Return from how much on lateness counts, for a median of what it distorts."""
-    return max(LATE_S, LATE_SHARE * distorted_s)
 
+def made_later_s(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> tuple[float, float]:
+    """Return by how much stalls (ascending) raised two figures of their process: p99 of the gaps, p95 of TTFT.
 
-def late_stamps(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> tuple[int, int]:
-    """Return how many gaps between chunks, and how many first chunks, stalls of their process made too long or late.
-
-    Those that are longer than the median by what counts as late, and whose end was stamped as a stall of at least that
-    length was over: the chunk may have lain there since the stall began. `stalls` by time.
+    In each stream a stall holds back the first chunk that is stamped as it ends, by its length at the most. Without it
+    that gap, or that TTFT, would have been so much shorter.
     """
-    gaps_s = percentile([gap for row in requests for gap in row.gaps_us], 50)
-    ttft_s = percentile([row.ttft_s for row in requests if row.ok and row.ttft_s is not None], 50)
-    if not stalls or ttft_s is None:
-        return 0, 0
-    typical_s = (gaps_s or 0.0) / 1e6
-    long_gaps = _ends_of_gaps(requests, typical_s + late_from_s(typical_s))
-    firsts = (r.sent_s + r.ttft_s for r in requests if r.ttft_s is not None and r.ttft_s > ttft_s + late_from_s(ttft_s))
-    return _in_stalls(long_gaps, stalls, late_from_s(typical_s)), _in_stalls(firsts, stalls, late_from_s(ttft_s))
-
-
-def _ends_of_gaps(requests: Sequence[RequestRow], longer_than_s: float) -> Iterator[float]:
+    gaps: list[tuple[float, float]] = []
+    firsts: list[tuple[float, float]] = []
     for row in requests:
-        if max(row.gaps_us, default=0) > longer_than_s * 1e6:
-            at_s = row.sent_s + (row.ttft_s or 0.0)
-            for gap_us in row.gaps_us:
-                at_s += gap_us / 1e6
-                if gap_us > longer_than_s * 1e6:
-                    yield at_s
+        for index, stall in _held_back(row, stalls):
+            value = row.gaps_us[index - 1] / 1e6 if index else row.ttft_s or 0.0
+            (gaps if index else firsts).append((value, max(value - stall.length_s, 0.0)))
+    all_gaps = [gap / 1e6 for row in requests for gap in row.gaps_us] if gaps else []
+    all_firsts = [row.ttft_s for row in requests if row.ttft_s is not None]
+    return _raised_by(all_gaps, gaps, 99), _raised_by(all_firsts, firsts, 95)
 
 
-def _in_stalls(stamps_s: Iterator[float], stalls: Sequence[Stall], least_s: float) -> int:
-    long = [stall for stall in stalls if stall.lag_s + TICK_S / 2 >= least_s]
-    woken = [stall.woken_s + AFTERWARDS_S for stall in long]
-    found = 0
-    for stamp_s in stamps_s:
-        at = bisect_left(woken, stamp_s)
-        found += at < len(long) and long[at].woken_s - long[at].lag_s <= stamp_s
-    return found
+def _held_back(row: RequestRow, stalls: Sequence[Stall]) -> Iterator[tuple[int, Stall]]:
+    """Yield (index of a request's chunk, the stall that held it back)."""
+    if row.ttft_s is None:
+        return
+    first_s = row.sent_s + row.ttft_s
+    at = bisect_left(stalls, first_s - AFTERWARDS_S, key=lambda stall: stall.woken_s)
+    if at == len(stalls) or stalls[at].woken_s - stalls[at].lag_s > first_s + sum(row.gaps_us) / 1e6:
+        return
+    stamps = [first_s + us / 1e6 for us in accumulate(row.gaps_us, initial=0)]
+    taken = -1
+    for stall in stalls[at:]:
+        if stall.woken_s - stall.lag_s > stamps[-1]:
+            return
+        index = bisect_left(stamps, stall.woken_s - stall.lag_s)
+        if index > taken and stamps[index] <= stall.woken_s + AFTERWARDS_S:
+            taken = index
+            yield index, stall
+
+
+def _raised_by(values: Sequence[float], changed: Sequence[tuple[float, float]], q: float) -> float:
+    """Return the `q`-th percentile of the values less what it is where some, as (before, after), are changed."""
+    if not changed:
+        return 0.0
+    before, left = sorted(values), Counter(value for value, _ in changed)
+    kept = [after for _, after in changed]
+    for value in before:
+        if left.get(value):
+            left[value] -= 1
+        else:
+            kept.append(value)
+    return (percentile(before, q) or 0.0) - (percentile(kept, q) or 0.0)
