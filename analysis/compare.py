@@ -19,7 +19,7 @@ from analysis.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, draw_svg
 from analysis.runs import Run, open_runs
 from analysis.series import Series
 
-SHOWN_FIRST = ("concurrency", "batching", "rate", "near_full_context", "comparison", "kv_scaling")
+SHOWN_FIRST = ("concurrency", "batching", "rate", "near_full_context", "envelope", "comparison", "kv_scaling")
 """Of which purpose the plot is: the first that the runs have in common."""
 PANELS = {"kv_scaling": {"mem_ready_bytes": "memory when ready (MiB)", "engine_kv_bytes": "KV pool of a GPU (MiB)"}}
 LOAD_PANELS = {"tok_s": "tok/s", "p95_e2e_s": "p95 e2e (s)"}

@@ -92,7 +92,7 @@ def grouped(points: Sequence[RunPoint], columns: Sequence[str]) -> list[Group]:
     by_key: dict[Key, list[RunPoint]] = {}
     for point in sorted(points, key=lambda p: sum(getattr(p, column) is None for column in LEARNED)):
         key = tuple(getattr(point, column) for column in columns)
-        by_key.setdefault(_known(key, columns, list(by_key)), []).append(point)
+        by_key.setdefault(key if key in by_key else _known(key, columns, list(by_key)), []).append(point)
     keys = sorted(by_key, key=_order)
     model_at = list(columns).index("model")
     taken: set[str] = set()

@@ -56,6 +56,7 @@ FAMILIES = (
     Family("batching", None, CLOSED, "concurrency"),
     Family("concurrency", None, CLOSED, "concurrency"),
     Family("near_full_context", None, CLOSED, "concurrency"),
+    Family("envelope", None, CLOSED, "concurrency"),
     Family("rate", None, CLOSED, "request_rate"),
 )
 

@@ -3,7 +3,7 @@
     python benchmarks/analysis_scale.py [REQUESTS_A_POINT [TIMES]]     # 5000 and 3; 2,000 points
     taskset -c 0,1 python benchmarks/analysis_scale.py                 # on two cores
 
-Writes a synthetic run directory as the driver does (one zstd shard a point, its requests, telemetry and server samples
+Writes a synthetic run directory as the driver does (one shard a point, its requests, telemetry and server samples
 nested; answers of 64 tokens with a gap for each further one), analyses it as a command of its own, prints wall and CPU
 seconds and the peak of its resident memory, and removes it. TMPDIR says where: it takes about 1.2 GB, and as much again
 for the tables. Numbers in it are made up; only their count and their layout are what they would be.
@@ -105,7 +105,7 @@ def _write_point(run_dir: Path, requests: int, place: Place) -> None:
     if table.schema != arrow_schema(PointRow):
         raise SystemExit("the synthetic shard has not the schema of the driver's")
     path = run_dir / "shards" / place.session_id / f"{place.point_id}.parquet"
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path)
 
 
 def _samples(duration: float, hz: float, fixed: dict[str, object]) -> dict[str, Sequence[object]]:

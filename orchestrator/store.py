@@ -109,7 +109,8 @@ class Store:
         import pyarrow.parquet as pq
 
         temporary = path.with_suffix(".tmp")
-        pq.write_table(to_table(rows, row_class), temporary, compression="zstd")
+        # snappy, Arrow's own choice: zstd sets up a decoder for each of the many short columns, and saves little
+        pq.write_table(to_table(rows, row_class), temporary)
         temporary.replace(path)
 
 
