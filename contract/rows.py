@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -264,6 +264,8 @@ class PointRow:
     mean_prompt_tokens: float | None = None
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None
+    prefix_reset: bool | None = None
+    """Whether the server said, before the level, that its prefix cache was emptied; None where it cannot be asked."""
     text_cost_assumed: bool | None = None
     """Of a chat: the server did not say what words and template cost, so a word was taken for a token."""
     repeat: int | None = None

@@ -30,7 +30,17 @@ from contract.rows import (
     SessionRow,
 )
 from contract.specs import Api, Point, PointKind, SessionSpec, Start
-from workers import caches, kv_figures, metrics, point_rows, probe, processes, provenance, server_view
+from workers import (
+    caches,
+    kv_figures,
+    metrics,
+    point_rows,
+    prefix_cache,
+    probe,
+    processes,
+    provenance,
+    server_view,
+)
 from workers.account import ServerAccount
 from workers.devices import open_device
 from workers.devices.context_probe import context_bytes
@@ -310,6 +320,8 @@ class Session:
 
     def _load_level(self, point: Point) -> PointRow:
         """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
+        assert self._endpoint is not None
+        emptied = prefix_cache.reset(self._endpoint)
         warmup = self._warm_up(point)
         lines = self._lines(point, warmup)
         most = min(len(self._client_cores), point.concurrency or point.num_requests)
@@ -319,7 +331,7 @@ class Session:
             row, result = self._load_once(point, self._level(point, lines, warmup), processes)
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
-            row.limited_before = limited_before
+            row.limited_before, row.prefix_reset = limited_before, emptied
             limits = limits_of(result.clients, result.requests, point.concurrency or None)
             if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
                 return row
