@@ -251,6 +251,8 @@ class ClusterConfig(_Section):
     address: Annotated[str, Field(min_length=1)]
     num_gpus: Annotated[int, Field(ge=0)] | None
     cores_per_session: Count
+    gpu: Annotated[str, Field(min_length=1)] | None = None
+    shared_gpus: bool = False
 
 
 class SloConfig(_Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -120,6 +121,15 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where `path` is or will be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
 def check_root(root: str) -> Path:
     """Return the output root as an absolute path, looked at but not made. Raises `ConfigError` with the way out."""
     path = Path(root).expanduser().absolute()
@@ -127,7 +137,7 @@ def check_root(root: str) -> Path:
         raise ConfigError(
             [f"output_root: {path} lies inside Ray's package cache, which Ray deletes: give an absolute output_root"]
         )
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    existing = _existing(path)
     if not existing.is_dir():
         raise ConfigError([f"output_root: {existing} is not a directory"])
     try:
