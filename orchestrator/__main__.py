@@ -81,14 +81,19 @@ def _resumed(asked: Arguments) -> list[Experiment]:
 
     if asked.resume_strict not in ("true", "false"):
         raise ConfigError([f"resume.strict={asked.resume_strict}: should be true or false"])
-    more = asked.overrides + asked.flags
+    address = asked.value_of("cluster.address") or asked.value_of("cluster")
+    where = [
+        argument for argument in asked.overrides if argument.lstrip("+").startswith(("cluster=", "cluster.address="))
+    ]
+    more = [argument for argument in asked.overrides + asked.flags if argument not in where]
     if more and asked.value_of("sweep") is None:
         changes = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
         raise ConfigError([f"{changes}; name a whole grid to add (+sweep=NAME ...)"])
     store = Store(Path(asked.resume or ""))
     store.manifest()  # before Hydra says anything
+    store.refuse_links()
     further = compose([*_default_model(asked), *asked.overrides], asked.flags) if more else []
-    return experiments_of(store, further)
+    return experiments_of(store, further, address)
 
 
 def _default_model(asked: Arguments) -> list[str]:

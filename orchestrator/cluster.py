@@ -29,8 +29,8 @@ from workers.node_report import NodeReport
 from workers.temporary import private_directory
 
 OBJECT_STORE_BYTES = 256 * 2**20
-SOCKETS_BELOW = 68
-"""Characters of /session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
+SOCKETS_BELOW = 70
+"""Characters of /r/session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
 ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
 PROBE_LIMIT_S = 120.0
@@ -98,7 +98,7 @@ class Cluster:
                 logging_level=logging.ERROR,
                 configure_logging=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=self._private_dir,
+                _temp_dir=f"{self._private_dir}/r",  # Ray opens it to every user: the one above stays ours alone
                 _node_ip_address="127.0.0.1",
             )
         except Exception as error:  # Ray has no class of its own for this
