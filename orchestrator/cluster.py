@@ -151,24 +151,30 @@ class Cluster:
         if engine.device == "cpu" or (engine.device == "auto" and not on_gpu):
             cores = self._config.cores_per_session
             nodes = [_node(node, max(1, int(node["Resources"].get("CPU", 1)) // cores)) for node in alive]
-            seen = self._reports([node.id for node in nodes], (), on_cards=False)
+            seen = self._reports([node.id for node in nodes], (), most_cards=0)
             return _some("cpu", nodes, next(iter(seen.values())).vllm_version)
-        seen = self._reports([node["NodeID"] for node in on_gpu], (), on_cards=True)
+        seen = self._reports([node["NodeID"] for node in on_gpu], (), most_cards=None)
         nodes = [_node_of_cards(node, seen[node["NodeID"]]) for node in on_gpu]
         chosen = of_one_kind(nodes, self._config.gpu)
         return _some("cuda", chosen, seen[chosen[0].id].vllm_version if chosen else None)
 
     def reports(self, fleet: Fleet, models: tuple[ModelSpec, ...]) -> dict[str, NodeReport]:
         """Return what each node of the fleet says of itself, by id. Raises `ClusterError` where one says nothing."""
-        return self._reports([node.id for node in fleet.nodes], models, on_cards=fleet.device == "cuda")
+        if fleet.device != "cuda":
+            most_cards: int | None = 0
+        else:
+            most_cards = fleet.slots if self._local is not None else None  # a private Ray hands out the first so many
+        return self._reports([node.id for node in fleet.nodes], models, most_cards)
 
-    def _reports(self, nodes: list[str], models: tuple[ModelSpec, ...], on_cards: bool) -> dict[str, NodeReport]:
+    def _reports(
+        self, nodes: list[str], models: tuple[ModelSpec, ...], most_cards: int | None
+    ) -> dict[str, NodeReport]:
         if self._local is not None:
-            return dict.fromkeys(nodes, node_report.look((), on_cards))  # its models were read for the plan
+            return dict.fromkeys(nodes, node_report.look((), most_cards))  # its models were read for the plan
         import ray
 
         look: Any = ray.remote(num_cpus=0, max_retries=1)(node_report.look)
-        looks = [look.options(scheduling_strategy=_on(node)).remote(models, on_cards) for node in nodes]
+        looks = [look.options(scheduling_strategy=_on(node)).remote(models, most_cards) for node in nodes]
         try:
             seen: list[NodeReport] = ray.get(looks, timeout=PROBE_LIMIT_S)
         except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not

@@ -109,7 +109,7 @@ def test_a_node_says_which_models_it_cannot_read(tmp_path: Path) -> None:
     here = ModelSpec("here", {}, False, path=str(tmp_path))
     gone = ModelSpec("gone", {}, False, path="/no/such/model")
     shape = ModelSpec("shape", {}, True)
-    report = node_report.look((here, gone, shape), on_cards=False)
+    report = node_report.look((here, gone, shape), most_cards=0)
     assert report.missing_models == (
         "/no/such/model is no directory there: models belong on a shared file system, or on every node alike",
     )

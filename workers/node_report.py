@@ -43,15 +43,15 @@ class NodeReport:
     """Models that cannot be read there, and why."""
 
 
-def look(models: tuple[ModelSpec, ...] = (), on_cards: bool = True) -> NodeReport:
-    """Return this node's report. `on_cards`: whether servers are to run on GPUs, so that nobody else should.
+def look(models: tuple[ModelSpec, ...] = (), most_cards: int | None = None) -> NodeReport:
+    """Return this node's report. `most_cards`: only the first so many are to hold servers (None: all).
 
     Raises `NoSuchCard` where CUDA_VISIBLE_DEVICES names a card that is not there.
     """
     from workers.devices.nvml import driver_version, visible_cards
     from workers.engines.vllm import installed_version
 
-    cards = visible_cards() if on_cards else []
+    cards = visible_cards()[:most_cards] if most_cards != 0 else []
     temporary = tempfile.gettempdir()
     return NodeReport(
         host=socket.gethostname(),
