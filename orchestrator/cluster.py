@@ -187,6 +187,8 @@ class Cluster:
         """Return how many GPUs of the cluster other jobs hold now."""
         import ray
 
+        if self._local is not None:
+            return 0
         every, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
         return int(every.get("GPU", 0) - free.get("GPU", 0))
 
