@@ -139,13 +139,17 @@ def test_a_manifest_does_not_name_code(tmp_path: Path, flags: dict[str, object])
 # --- spreadsheets ---
 
 
+def cells(path: Path) -> list[str]:
+    """Return the first row under the heading."""
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1]
+
+
 @pytest.mark.parametrize("cell", ["-0.5", "+12.0 %", "-3 MiB", "-1e-05", "-", "1,024", "a name", ""])
 def test_numbers_and_words_stay_as_they_are_in_csv(tmp_path: Path, cell: str) -> None:
-    assert write_csv(tmp_path / "x.csv", ["a", "b"], [[cell, "x"]]).read_text().splitlines()[1].startswith(cell or ",")
+    assert cells(write_csv(tmp_path / "x.csv", ["a", "b"], [[cell, "x"]])) == [cell, "x"]
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "-1+cmd|' /C calc'!A0", "+HYPERLINK(1)", "\t=1"])
 def test_what_a_spreadsheet_would_compute_is_text(tmp_path: Path, cell: str) -> None:
-    path = write_csv(tmp_path / "x.csv", ["a"], [[cell]])
-    with path.open(newline="") as file:
-        assert list(csv.reader(file))[1] == [f"'{cell}"]
+    assert cells(write_csv(tmp_path / "x.csv", ["a"], [[cell]])) == [f"'{cell}"]
