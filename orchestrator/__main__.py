@@ -41,12 +41,15 @@ def _main(asked: Arguments) -> int:
         return experiments
     from orchestrator.cluster import ClusterError
     from orchestrator.fleet import NoRoom
+    from orchestrator.preflight import NotReady
     from orchestrator.problems import ConfigError
 
     try:
         return _run(experiments, asked)
     except ConfigError as error:
         return _refuse(error.problems, BAD_CONFIGURATION)
+    except NotReady as error:
+        return _refuse(error.problems, NO_ROOM)
     except (NoRoom, ClusterError) as error:
         return _refuse([str(error)], NO_ROOM)
 
@@ -78,14 +81,19 @@ def _resumed(asked: Arguments) -> list[Experiment]:
 
     if asked.resume_strict not in ("true", "false"):
         raise ConfigError([f"resume.strict={asked.resume_strict}: should be true or false"])
-    more = asked.overrides + asked.flags
+    address = asked.value_of("cluster.address") or asked.value_of("cluster")
+    where = [
+        argument for argument in asked.overrides if argument.lstrip("+").startswith(("cluster=", "cluster.address="))
+    ]
+    more = [argument for argument in asked.overrides + asked.flags if argument not in where]
     if more and asked.value_of("sweep") is None:
         changes = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
         raise ConfigError([f"{changes}; name a whole grid to add (+sweep=NAME ...)"])
     store = Store(Path(asked.resume or ""))
     store.manifest()  # before Hydra says anything
+    store.refuse_links()
     further = compose([*_default_model(asked), *asked.overrides], asked.flags) if more else []
-    return experiments_of(store, further)
+    return experiments_of(store, further, address)
 
 
 def _default_model(asked: Arguments) -> list[str]:
@@ -135,6 +143,7 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
         plan = plan or _plan(resolved, fleet)
         if first.dry_run:
             return _show(plan, fleet)
+        _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
         _warm_up(cluster, fleet, plan)
         store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
         outcome = _measure(cluster, fleet, store, experiments, plan)
@@ -152,6 +161,20 @@ def _compare(store: Store, fleet: Fleet, asked: Arguments) -> None:
         raise ConfigError([f"{store.directory} was made with something else", *found, way_out])
     for line in found:
         print(f"WARNING  {line}")
+
+
+def _look_at_nodes(
+    cluster: Cluster, fleet: Fleet, experiment: Experiment, root: Path, models: tuple[ModelSpec, ...]
+) -> None:
+    """Before the first server. What is no reason to stop is said."""
+    from orchestrator.preflight import check_nodes
+    from orchestrator.store import free_bytes
+
+    engine, shared = experiment.engine, experiment.cluster.shared_gpus
+    for line in check_nodes(fleet, cluster.reports(fleet, models), engine, shared, free_bytes(root)):
+        print(f"WARNING  {line}")
+    if held := cluster.held_by_others():
+        print(f"WARNING  other jobs hold {held} GPU(s) of the cluster: sessions wait for theirs, but not for long")
 
 
 def _warm_up(cluster: Cluster, fleet: Fleet, plan: Plan) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -48,7 +49,9 @@ class Store:
     def put_session(self, end: SessionEnd) -> None:
         """Write a session's row and its server's log."""
         self._write(self._shard(end.row.session_id, SESSION_SHARD), [end.row], SessionRow)
-        _replace(self._path("logs") / f"{end.row.session_id}.log", end.log.encode())
+        logs = self._path("logs")
+        logs.chmod(0o700)  # a server that was told to log its requests has prompts in it
+        _replace(logs / f"{end.row.session_id}.log", end.log.encode())
 
     def rows(self, session_id: str) -> dict[str, PointRow]:
         """Return the rows of a session whose points are done, by point id, without what is nested in them.
@@ -85,6 +88,12 @@ class Store:
             pass
         raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
 
+    def refuse_links(self) -> None:
+        """Raise `ConfigError` where anything in it is a link: a run from elsewhere is written to inside it only."""
+        for path in self.directory.rglob("*"):
+            if path.is_symlink():
+                raise ConfigError([f"{path} is a link: a run that holds links is not gone on with"])
+
     def made_so_far(self) -> dict[str, Any]:
         """Return what a manifest of a resumed run keeps of the one before: its servers, and with what it was made."""
         try:
@@ -120,6 +129,15 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where `path` is or will be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
 def check_root(root: str) -> Path:
     """Return the output root as an absolute path, looked at but not made. Raises `ConfigError` with the way out."""
     path = Path(root).expanduser().absolute()
@@ -127,7 +145,7 @@ def check_root(root: str) -> Path:
         raise ConfigError(
             [f"output_root: {path} lies inside Ray's package cache, which Ray deletes: give an absolute output_root"]
         )
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    existing = _existing(path)
     if not existing.is_dir():
         raise ConfigError([f"output_root: {existing} is not a directory"])
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,12 @@ _KEPT = re.compile(
 )
 _SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL|PROXY", re.IGNORECASE)
 _HOME_PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)*site-packages/")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+"""USER:PASSWORD@ of a URL, whatever variable or message it stands in."""
+_PROMPT = re.compile(r"(?P<name>prompt|prompt_token_ids): (?P<said>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\[[^\]]*\]?)")
+"""As vLLM's request logger writes them (`--enable-log-requests`); the last of a cut line is open."""
+SHORTEST_SECRET = 8
+"""Characters: a shorter value would blot out ordinary words."""
 MASK = "***"
 
 
@@ -38,18 +45,29 @@ def shown_argv(argv: list[str], places: Places) -> list[str]:
 def shown_environment(environment: dict[str, str], places: Places) -> list[str]:
     """Return `NAME=value` of the variables that can move a number, sorted; values of secret ones masked."""
     return [
-        f"{name}={MASK if _SECRET.search(name) else places.named(value)}"
+        f"{name}={MASK if _SECRET.search(name) else _CREDENTIALS.sub(f'{MASK}@', places.named(value))}"
         for name, value in sorted(environment.items())
         if _KEPT.match(name)
     ]
 
 
+def secret_values(environment: Mapping[str, str]) -> list[str]:
+    """Return what must stand in nothing that is kept: values of variables that are named like secrets."""
+    return [
+        value for name, value in environment.items() if _SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET
+    ]
+
+
 def masked(log: str, places: Places, *secrets: str | None) -> str:
-    """Return a log without the session's secrets, directories and libraries by their names."""
-    for secret in secrets:
-        if secret:
-            log = log.replace(secret, MASK)
-    return _HOME_PATH.sub("", places.named(log))
+    """Return a log without the given secrets and any URL's password, directories and libraries by their names."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        log = log.replace(secret, MASK)
+    return _HOME_PATH.sub("", places.named(_CREDENTIALS.sub(f"{MASK}@", log)))
+
+
+def without_prompts(log: str) -> str:
+    """Return a log without the prompts in it."""
+    return _PROMPT.sub(rf"\g<name>: {MASK}", log)
 
 
 def python_version() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import secrets
 import socket
 import threading
@@ -289,7 +290,10 @@ class Session:
                 return self._failed_row(point, self._start_failure())
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
-            return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
+            row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
+            if row.status == MEASURED and not self._process.running:  # on TCP somebody else could have answered since
+                return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server ended in the middle"))
+            return row
         except (probe.NoAnswer, EndpointError) as error:
             return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
         except Exception as error:
@@ -494,7 +498,7 @@ class Session:
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
         row.failure_message = self._masked(failure.message)
-        row.log_tail = self._masked(failure.log_tail) or self._log_tail()
+        row.log_tail = self._masked_tail(failure.log_tail) or self._log_tail()
         row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
         return row
 
@@ -502,7 +506,7 @@ class Session:
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
         self.row.failure_message = self._masked(failure.message)
-        self.row.log_tail = self._masked(failure.log_tail)
+        self.row.log_tail = self._masked_tail(failure.log_tail)
 
     def _start_failure(self) -> Failure:
         return Failure(
@@ -512,10 +516,14 @@ class Session:
         )
 
     def _log_tail(self) -> str:
-        return self._masked(self._process.log_tail()) if self._process else ""
+        return self._masked_tail(self._process.log_tail()) if self._process else ""
+
+    def _masked_tail(self, tail: str) -> str:
+        """Tails go into tables and pages, which are read by others."""
+        return provenance.without_prompts(self._masked(tail))
 
     def _masked(self, text: str) -> str:
-        return provenance.masked(text, self._places, self._address.api_key)
+        return provenance.masked(text, self._places, self._address.api_key, *provenance.secret_values(os.environ))
 
     # --- end ---
 
