@@ -195,7 +195,7 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
         points = points_words(progress.total_points, searched)
         progress.say(f"{len(sessions)} servers, {points}, about {seconds / 60:.0f} min")
         progress.say(f"on {fleet.describe()}; results in {store.directory}")
-        outcome = Driver(cluster, fleet, store, progress).run(sessions, plan.searches)
+        outcome = Driver(cluster, fleet, store, progress).run(sessions, plan.searches, plan.controls)
     finally:
         progress.close()
     manifest["servers"] += [server_entry(row) for row in outcome.servers]
