@@ -13,6 +13,7 @@ from analysis.kv_envelope_table import add_envelopes
 from analysis.kv_fit import KvResult
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
+from analysis.neighbours import neighbour_sentences
 from analysis.operating_point import latency_level, throughput_level
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
@@ -142,6 +143,7 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
         items = [for_latency(curve), for_throughput(curve)]
         doc.say("From the levels measured in this run ({load}):", load=workload(curve))
         doc.bullets(items)
+    doc.bullets(neighbour_sentences([point for point in points if _who(point) in own]))
     doc.say(
         "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
         "the envelope lets fit."

@@ -6,6 +6,7 @@ from analysis.alerts import add_alerts
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document
 from analysis.load_tables import confidence, lengths_sent
+from analysis.neighbours import neighbour_sentences
 from analysis.operating_point import Basis, Choice
 from analysis.operating_sentences import answer, around, objectives
 from analysis.operating_tables import figure_rows, level_rows
@@ -26,6 +27,7 @@ def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float |
     doc.heading(1, "Operating point")
     add_caveats(doc, tables.points, tables)
     _add_rule(doc, slo)
+    doc.bullets(neighbour_sentences(tables.points))
     for subject in subjects(tables, slo, targets, gpu_hour):
         points = subject.group.points
         sample = next((point for point in points if point.status == MEASURED), points[0])

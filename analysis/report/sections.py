@@ -21,6 +21,7 @@ from analysis.limits import verdict_on_the_run
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import lengths
 from analysis.manifest import read_manifest
+from analysis.neighbours import add_neighbours
 from analysis.report.load_charts import comparable, concurrency_charts, pareto_chart
 from analysis.report.memory_chart import memory_chart
 from analysis.report.page import Page
@@ -54,6 +55,7 @@ def report_page(run_dir: Path, tables: Tables) -> Page:
     _answer(doc, tables, read_slo(run_dir))
     _load(doc, tables)
     _trade(doc, tables)
+    add_neighbours(doc, tables.points)
     _memory(doc, tables)
     _time(doc, run_dir, tables)
     add_failures(doc, tables.points, tables)
