@@ -72,8 +72,8 @@ def _session(doc: Document, name: str, some: Sequence[RunPoint]) -> None:
     beside = sum(bool(point.co_running_sessions) for point in some)
     if 0 < beside < len(some):
         doc.say(
-            "Of these readings {beside} were beside other sessions on its host, the others alone: what neighbours cost "
-            "is in that change, too.",
+            "Readings beside other sessions on its host: {beside}. The others were alone, so what neighbours cost is "
+            "in that change, too.",
             beside=count(f"{name}.beside", beside),
         )
 

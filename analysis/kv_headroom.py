@@ -41,8 +41,8 @@ def longest_safe(result: KvResult, concurrency: int) -> Reading | None:
 def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: Targets) -> None:
     if result.pool is None:
         doc.say(
-            "Not known from this run: no server took its pool by gpu_memory_utilization, so what the card can hold was "
-            "not measured; `+sweep=kv` with mode utilization measures it."
+            "Not known from this run: no server that took its pool by gpu_memory_utilization was measured, so what the "
+            "card can hold is open; `+sweep=kv` with mode utilization measures it."
         )
         return
     readings = [r for r in result.pool.measured if r.median("engine_max_concurrency") is not None]
@@ -136,7 +136,8 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
     curves = [c for c in knee_curves(points) if _who(c.series.sample) in own and len(c.levels) > 1]
     if not curves:
         doc.say(
-            "Not known from this run: it holds no levels of load for this model; `+sweep=concurrency` measures them."
+            "Not known from this run: fewer than two levels of load were measured for this model; `+sweep=knee` "
+            "measures them."
         )
         return
     for curve in curves:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import arguments, interrupts
+from orchestrator import arguments, interrupts, output
 from orchestrator.arguments import Arguments
 
 if TYPE_CHECKING:
@@ -231,4 +231,5 @@ def _refuse(problems: list[str], code: int) -> int:
 
 
 if __name__ == "__main__":
+    output.outlives_its_reader()
     sys.exit(main())

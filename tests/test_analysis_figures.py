@@ -1020,6 +1020,7 @@ class Auditor:
             return str(row.failure_message)
         derived = {
             "context_tokens": float(length),
+            "need_blocks": row.concurrency * math.ceil(int(length) / 16),
             "need_pct": 100 * row.concurrency * math.ceil(int(length) / 16) / pool,
             "kv_usage_max_pct": 100 * row.kv_usage_max,
         }

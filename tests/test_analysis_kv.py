@@ -294,7 +294,7 @@ def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
 
 def test_a_run_without_accounts_says_that_none_was_made() -> None:
     page = notes(memory(synthetic.CPU))
-    assert "Not known from this run: no server's workers were asked for it" in page
+    assert "Not known from this run: no server gave an account of its memory" in page
     assert "by the account" not in page
 
 

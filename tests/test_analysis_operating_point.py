@@ -83,7 +83,7 @@ def test_an_objective_that_nothing_meets_is_said_with_what_was_measured() -> Non
     assert "less at once cannot be asked of it" in text
     assert "| `vllm:e2e_request_latency_seconds`, p95 | 0.1 | the objective itself" in text
     from_four = [row for row in sweep() if row.concurrency != 1]
-    assert "with lower levels in `sweep.concurrency` tells" in page(from_four, Slo(p95_e2e_s=0.1))
+    assert "with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells" in page(from_four, Slo(p95_e2e_s=0.1))
 
 
 def test_with_one_repeat_the_choice_stands_as_measured_and_is_not_called_known() -> None:
@@ -157,7 +157,10 @@ def test_all_failed_chooses_nothing_and_says_so() -> None:
 
 def test_no_load_at_all_answers_what_memory_alone_tells() -> None:
     text = page(synthetic.rows()[:8])
-    assert "it holds no levels of load; `+sweep=concurrency` measures them." in text
+    assert (
+        "it holds no levels of load to choose from; `+sweep=knee`, or `+sweep=slo` for objectives, measures them."
+        in text
+    )
     assert "**Q2. Which max_model_len for production, by the KV sweep?** The longest that keeps" in text
     assert "**Q7. One more doubling of concurrency: is it acceptable?** Not known from this run" in text
 

@@ -37,7 +37,7 @@ LOST = Key("✕", BAD, "no measurement: failed (at the foot of the chart) or cli
 RINGED = Key("◯", INK, "ringed: could be the knee (tok/s), or the last level before p95 outgrows tok/s (p95)")
 REPEATS = Key("·", INK, "single repeats; the line joins their medians")
 LAGGING = Key("◯", INK, "ringed: the server does not keep up with this rate")
-AS_SENT = Key("╌", MUTED, "as many as arrive")
+AS_SENT = Key("╌", MUTED, "the same requests, as many as were sent a second")
 INTERVALS = Key("▮", MUTED, f"bars: {CONFIDENCE:.0%} interval of the mean")
 
 
@@ -88,10 +88,17 @@ def rate_charts(curves: Sequence[LoadCurve]) -> list[Chart]:
         if _has(curves, column)
     ]
     if _has(curves, "ended_qps"):
+        by_series = {"field": "series", "type": "nominal"}
         ended = _against(curves, "ended_qps", "requests ended a second", RATE, _lagging)
-        rates = [{"at": reading.at, "value": reading.at} for curve in curves for reading in curve.levels]
+        sent = [
+            {"series": index, "at": reading.at, "value": reading.median("sent_qps")}
+            for index, curve in enumerate(curves)
+            for reading in curve.levels
+            if reading.values("sent_qps")
+        ]
         line = {"type": "line", "color": MUTED, "strokeDash": [5, 4], "strokeWidth": 1}
-        ended["layer"].append(layer(rates, line, x=ended["layer"][0]["encoding"]["x"], y=number("value", "")))
+        axes = ended["layer"][0]["encoding"]
+        ended["layer"].append(layer(sent, line, x=axes["x"], y=axes["y"] | {"field": "value"}, detail=by_series))
         charts.append(Chart("requests ended against arrival rate", ended, (*legend, AS_SENT)))
     return charts
 

@@ -13,17 +13,17 @@ from typing import Any
 
 from analysis.answer import findings, losses
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Part, phrase
+from analysis.document import Part, Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
 from analysis.figures import GIB, NOTHING, Figure, clean, count, quote, significant
 from analysis.knee_sentences import knee_sentences
 from analysis.kv_fit import kv_results
 from analysis.limits import verdict_on_the_run
 from analysis.load_curve import LoadCurve, load_curves
-from analysis.load_tables import lengths
+from analysis.load_tables import lengths, unmeasured_notes
 from analysis.manifest import read_manifest
 from analysis.neighbours import add_neighbours
-from analysis.rates import keeps_up_sentence, rate_curves
+from analysis.rates import keeps_up_sentence, level_words, rate_curves
 from analysis.report.envelope_chart import envelope_chart
 from analysis.report.load_charts import comparable, concurrency_charts, pareto_chart, rate_charts
 from analysis.report.memory_chart import memory_chart
@@ -31,6 +31,7 @@ from analysis.report.page import Page
 from analysis.report.samples import Bands, Clock, clock_of, server_samples, telemetry
 from analysis.report.startup_chart import waterfall
 from analysis.report.time_charts import TimeAxis, axis_for, band_chart, gantt
+from analysis.request_notes import request_notes
 from analysis.rules import knee_curves
 from analysis.series import outcome, outcome_figure
 from analysis.tables import RunPoint, Tables
@@ -109,7 +110,7 @@ def _load(doc: Page, tables: Tables) -> None:
     doc.heading(2, "Throughput and latency against concurrency")
     curves = _plotted(tables)
     if not curves:
-        doc.say("Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them.")
+        doc.say("Not known from this run: it holds no levels of a closed loop; `+sweep=concurrency` measures them.")
         return
     doc.say("A closed loop: so many requests are in flight all the time. Curves share axes where their lengths agree.")
     for same in comparable(curves):
@@ -129,8 +130,8 @@ def _trade(doc: Page, tables: Tables) -> None:
     drawn = [(same, chart) for same in comparable(_plotted(tables)) if (chart := pareto_chart(same)) is not None]
     if not drawn:
         doc.say(
-            "Not known from this run: no measured level has both tok_s and a TPOT, which answers of two tokens or more "
-            "have; `+sweep=concurrency` measures them."
+            "Not known from this run: no measured level of a closed loop has both tok_s and a TPOT, which answers of "
+            "two tokens or more have; `+sweep=concurrency` measures them."
         )
         return
     doc.say(
@@ -176,7 +177,16 @@ def _rates(doc: Page, tables: Tables) -> None:
         for curve in same:
             if len(same) > 1:
                 doc.say("{who}:", who=identity(curve.series.sample, curve.name, curve.series.group.label))
-            doc.bullets([keeps_up_sentence(curve)])
+            doc.bullets([keeps_up_sentence(curve), *_rate_notes(curve)])
+
+
+def _rate_notes(curve: LoadCurve) -> list[Phrase]:
+    """What a reader must know of a level's p95 before trusting its place in the chart."""
+    return [
+        phrase("{level}: {notes}", level=level_words(reading), notes=join(notes))
+        for reading in curve.series.readings
+        if (notes := [*request_notes(reading), *unmeasured_notes(reading)])
+    ]
 
 
 def _envelope(doc: Page, tables: Tables) -> None:
