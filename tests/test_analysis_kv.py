@@ -204,7 +204,7 @@ def test_envelope_says_which_pool_it_stands_on() -> None:
 
 
 def test_trade_offs_are_not_known_without_load() -> None:
-    assert "`+sweep=concurrency` measures them" in notes(memory())
+    assert "`+sweep=knee` measures them" in notes(memory())
     assert "Latency-focused: concurrency up to 8, the lowest that the noise allows" in notes(synthetic.rows())
     assert "Throughput-focused: concurrency 32, the highest level tested, still rising" in notes(synthetic.rows())
 

@@ -86,6 +86,46 @@ def test_an_objective_that_nothing_meets_is_said_with_what_was_measured() -> Non
     assert "with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells" in page(from_four, Slo(p95_e2e_s=0.1))
 
 
+@pytest.mark.parametrize(
+    ("made_by", "tells"),
+    [
+        ("concurrency", "`+sweep=concurrency` with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells"),
+        ("capacity", "`+sweep=concurrency` with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells"),
+        ("knee", "`+sweep=slo` tells"),
+        ("slo", "`+sweep=slo` with a lower `sweep.concurrency.lowest` tells"),
+    ],
+)
+def test_levels_of_a_search_are_a_closed_loops_and_its_own_sweep_goes_on(made_by: str, tells: str) -> None:
+    rows = [replace(row, sweep=made_by) for row in sweep() if row.concurrency != 1]
+    assert at(choice(rows, Slo(p95_e2e_s=0.5))) == 16
+    assert tells in page(rows, Slo(p95_e2e_s=0.1))
+
+
+@pytest.mark.parametrize(
+    ("made_by", "tells"),
+    [
+        ("concurrency", "`+sweep=concurrency` with higher levels in `sweep.concurrency`, or `+sweep=knee`, tells"),
+        ("knee", "`+sweep=knee` with a higher `sweep.concurrency.highest` tells"),
+        ("slo", "`+sweep=knee` tells"),
+    ],
+)
+def test_no_knee_yet_names_the_sweep_that_goes_on(made_by: str, tells: str) -> None:
+    rows = [replace(row, sweep=made_by) for row in sweep() if (row.concurrency or 0) < 16]
+    assert "there is no knee up to concurrency 8" in page(rows)
+    assert tells in page(rows)
+
+
+def test_noise_of_a_search_is_told_by_its_own_repeats() -> None:
+    rows = [replace(row, sweep="knee") for row in sweep(repeats=1)]
+    assert "`+sweep=knee` with `sweep.repeats` of three or more tells" in page(rows)
+
+
+def test_cells_of_an_envelope_are_no_levels_to_run() -> None:
+    family = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
+    text = page([synthetic.envelope_row(family, 1024, 8)])
+    assert "it holds no levels of load to choose from (cells of an envelope are not warmed up" in text
+
+
 def test_with_one_repeat_the_choice_stands_as_measured_and_is_not_called_known() -> None:
     made = choice(sweep(repeats=1), Slo(p95_e2e_s=0.5))
     assert (made.basis, at(made)) == (Basis.AS_MEASURED, 16)
