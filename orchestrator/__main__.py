@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import arguments, interrupts
+from orchestrator import arguments, interrupts, output
 from orchestrator.arguments import Arguments
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
         points = points_words(progress.total_points, searched)
         progress.say(f"{len(sessions)} servers, {points}, about {seconds / 60:.0f} min")
         progress.say(f"on {fleet.describe()}; results in {store.directory}")
-        outcome = Driver(cluster, fleet, store, progress).run(sessions, plan.searches)
+        outcome = Driver(cluster, fleet, store, progress).run(sessions, plan.searches, plan.controls)
     finally:
         progress.close()
     manifest["servers"] += [server_entry(row) for row in outcome.servers]
@@ -254,4 +254,5 @@ def _refuse(problems: list[str], code: int) -> int:
 
 
 if __name__ == "__main__":
+    output.outlives_its_reader()
     sys.exit(main())

@@ -33,6 +33,7 @@ from orchestrator.plan import memory_first
 from orchestrator.progress import Progress, title
 from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
 from orchestrator.search import Pruned, Search, next_step
+from orchestrator.search.control import Control
 from orchestrator.store import Store
 from workers import point_rows
 from workers.kv_figures import KvFigures
@@ -60,21 +61,31 @@ class Driver:
         self._cluster, self._fleet, self._store, self._progress = cluster, fleet, store, progress
         self._run_id = store.directory.name
         self._live: dict[str, str] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
+        """Sessions that measure nothing any more, and what is set once they are gone."""
+        self._queue = Queue({node.id: node.slots for node in fleet.nodes})
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
         self._searches: Mapping[str, tuple[Search, ...]] = {}
+        self._controls: Mapping[str, Control] = {}
         self._rows: dict[str, dict[str, PointRow]] = {}
         """What searches know: rows of this run and of what it goes on with, without what is nested in them."""
         self._interrupted_at = -math.inf
         self.outcome = Outcome()
 
-    def run(self, sessions: list[SessionSpec], searches: Mapping[str, tuple[Search, ...]] | None = None) -> Outcome:
-        """Measure all points of `sessions`, and those that `searches` (by session) ask for while a server lives.
+    def run(
+        self,
+        sessions: list[SessionSpec],
+        searches: Mapping[str, tuple[Search, ...]] | None = None,
+        controls: Mapping[str, Control] | None = None,
+    ) -> Outcome:
+        """Measure all points of `sessions`, those that `searches` (by session) ask for while a server lives, and the
+        `controls` of sessions that are the last on their host.
 
         Ctrl-C and SIGTERM stop the servers and return what there is.
         """
-        self._searches = searches or {}
+        self._searches, self._controls = searches or {}, controls or {}
         with interrupts.deferred() as early:
             asyncio.run(self._run(sessions, early))
         return self.outcome
@@ -87,8 +98,7 @@ class Driver:
             self._ask(session)
         waiting = [session for session in sessions if self._pending[session.id]]
         jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in waiting]
-        queue = Queue({node.id: node.slots for node in self._fleet.nodes})
-        task = asyncio.ensure_future(queue.run(jobs, self._execute))
+        task = asyncio.ensure_future(self._queue.run(jobs, self._execute))
         with interrupts.handled_by(asyncio.get_running_loop(), lambda: self._interrupt(task)):
             if early:
                 early.clear()
@@ -126,7 +136,8 @@ class Driver:
             self._give_up(spec, job.attempt, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
             if handle is not None:
-                stopping = asyncio.ensure_future(self._stop(spec, handle, job.attempt))
+                self._leaving.setdefault(spec.id, asyncio.Event())
+                stopping = asyncio.ensure_future(self._leave(spec, handle, job.attempt))
                 try:
                     await asyncio.shield(stopping)
                 except asyncio.CancelledError:
@@ -141,7 +152,7 @@ class Driver:
         started = await handle.start()
         self._progress.ready(spec, started)
         pending = self._pending[spec.id]
-        while pending:
+        while pending or await self._ask_control(spec):
             point = pending[0]
             self._progress.doing(spec, f"{point.purpose} {point.concurrency or ''}".rstrip())
             try:
@@ -156,6 +167,7 @@ class Driver:
             self._put(spec, point, row)
             if started.status == MEASURED:
                 self._ask(spec)
+        self._leaving[spec.id] = asyncio.Event()
         self._progress.doing(spec, "settling its account")
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
@@ -171,6 +183,22 @@ class Driver:
         self._progress.total_points += len(more)
         self._prune(spec, step.pruned)
 
+    async def _ask_control(self, spec: SessionSpec) -> bool:
+        """Let the control of a session that has measured all else add a reading, if it is alone on its host and stays
+        so: no session waits to be started, and those beside it, if any, are being stopped."""
+        control = self._controls.get(spec.id)
+        point = control.next(self._rows[spec.id]) if control is not None and self._queue.drained else None
+        others = self._neighbours(spec)
+        if point is None or not others <= set(self._leaving):
+            return False
+        if others:
+            self._progress.doing(spec, "waiting for its neighbours to be gone")
+            await asyncio.gather(*(self._leaving[other].wait() for other in others))
+        self._beside[spec.id] = self._neighbours(spec)
+        self._pending[spec.id].append(point)
+        self._progress.total_points += 1
+        return True
+
     def _prune(self, spec: SessionSpec, pruned: tuple[Pruned, ...]) -> None:
         for each in pruned:
             row = self._unmeasured(spec, each.point, 1, PRUNED, None, each.reason)
@@ -178,6 +206,12 @@ class Driver:
             self._rows[spec.id][row.point_id] = row
         if pruned:
             self._progress.pruned(spec, len(pruned))
+
+    async def _leave(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
+        """Stop a session; after it nothing of it is on its host."""
+        await self._stop(spec, handle, attempt)
+        self._live.pop(spec.id, None)
+        self._leaving.pop(spec.id).set()
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
         self._progress.doing(spec, "stopping")

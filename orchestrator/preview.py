@@ -46,6 +46,7 @@ def _line(session: SessionSpec, plan: Plan) -> str:
         parts.append(f"up to {searched} more, searched")
     anchors = [search for search in plan.searches.get(session.id, ()) if isinstance(search, Anchors)]
     parts += [f"an anchor at {_level(search.point_at(0))} again and again" for search in anchors]
+    parts += ["at the end alone on its host, too"] if session.id in plan.controls else []
     gpus = f"{session.gpus} GPU" if session.gpus else "CPU"
     return f"  {session.id}  {title(session)}  {gpus}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"
 

@@ -49,6 +49,11 @@ class Queue:
     def __post_init__(self) -> None:
         self._capacity = dict(self.free)
 
+    @property
+    def drained(self) -> bool:
+        """Whether no job waits to be started."""
+        return not self._waiting
+
     async def run(self, jobs: list[Job], execute: Execute) -> None:
         """Run all jobs. Cancelling it cancels those that run and waits for them."""
         self._waiting = ordered(jobs)

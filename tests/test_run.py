@@ -7,21 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from contract.rows import MEASURED, SessionRow
-from contract.specs import SessionSpec
+from contract.rows import MEASURED, PointRow, SessionRow
+from contract.specs import Point, Purpose, SessionSpec
 from orchestrator.cluster import Cluster, SessionHandle
 from orchestrator.driver import Driver, Outcome
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
+from orchestrator.search.control import Control
 from orchestrator.store import Store
 from tests.command_line import ROOT, Place, orchestrate
 from tests.configs import experiment, resolved
@@ -134,6 +136,35 @@ def test_a_search_adds_points_to_a_live_session_and_goes_on_from_the_rows_on_dis
     again = Driver(*cluster, store, Progress(1, 1.0)).run(left_to_do(plan, store), plan.searches)
     assert again.measured <= len(lost)
     assert left_to_do(plan, store) == []
+
+
+def test_control_is_measured_alone_by_the_last_session_of_a_host(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path
+) -> None:
+    """The anchors that would pay for it are left out: two readings are asked for whatever they cost."""
+    asked = [
+        experiment("concurrency", engine="sim", sweep__concurrency=[2], server__max_num_seqs=seqs, **QUICK)
+        for seqs in (8, 16, 32)
+    ]
+    plan = make_plan(resolved(*asked), cluster[1])
+
+    class Twice:
+        def __init__(self, session: SessionSpec) -> None:
+            control = replace(session.points[0], purpose=Purpose.CONTROL)
+            self.points = [replace(control, id=f"control{n}", repeat=n) for n in range(2)]
+
+        def next(self, rows: Mapping[str, PointRow]) -> Point | None:
+            return next((point for point in self.points if point.id not in rows), None)
+
+    store = Store.create(tmp_path, "test")
+    controls = cast("Mapping[str, Control]", {session.id: Twice(session) for session in plan.sessions})
+    outcome = Driver(*cluster, store, Progress(3, 1.0)).run(list(plan.sessions), {}, controls)
+    points = [pq.read_table(p).to_pylist()[0] for p in store.directory.glob("shards/*/[!s]*.parquet")]
+    alone = [point for point in points if point["purpose"] == "control"]
+    assert (len(points), outcome.measured, outcome.failed) == (5, 5, [])
+    assert len({point["session_id"] for point in alone}) == 1
+    assert [point["co_running_sessions"] for point in alone] == [[], []]
+    assert sum(bool(point["co_running_sessions"]) for point in points) == 3
 
 
 # --- command lines ---
