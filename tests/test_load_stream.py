@@ -321,6 +321,13 @@ def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
     assert stream_module._quick(body) == by_the_parser(body)
 
 
+def test_an_object_cut_over_two_events_beside_two_in_one_is_not_taken_for_a_whole_stream() -> None:
+    odd = [event(b'{"choices": [], "x": '), event(b"{}}"), event(b'{"choices": []}{"choices": []}')]
+    body = reads([chunked([*GOOD_EVENTS[:1], *odd, *GOOD_EVENTS[1:]])])
+    assert digest(body) == by_the_parser(body)
+    assert digest(body).malformed is not None
+
+
 # --- chats ---
 
 PREFACE = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}

@@ -1,11 +1,14 @@
 """Real vLLM (the CPU build) under loads of drawn lengths, shared prefixes and chats: one server for all."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
+from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
 from contract.rows import MEASURED
 from contract.specs import (
@@ -84,3 +87,27 @@ def test_shared_prefixes_are_answered_from_the_cache(session: Session) -> None:
     row = session.measure(SHARED)
     assert (row.status, row.completed, row.prefix_reset) == (MEASURED, 16, True)
     assert row.prefix_hit_ratio == pytest.approx(256 / 320, abs=0.01)  # all were warm, and nothing else is shared
+
+
+def test_requests_that_are_cut_by_the_time_limit_end_on_the_server_too(session: Session) -> None:
+    plan = replace(session._plan(4, 8, 16, 480), timeout_s=0.5)
+    before = session._scrape().generation_tokens or 0
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(generate, plan)
+        assert comes(lambda: (session._scrape().running or 0) > 0)
+        rows = load.result().requests
+    assert {row.failure_class for row in rows} == {FailureClass.TIMEOUT}
+    assert all("no end within 0.5 s" in (row.failure_message or "") for row in rows)
+    assert comes(lambda: session._scrape().running == 0)
+    generated = (session._scrape().generation_tokens or 0) - before
+    assert generated < 8 * 480  # they were aborted, and did not run to their ends
+
+
+def comes(true: Callable[[], bool]) -> bool:
+    """Whether it becomes true within seconds."""
+    deadline_s = time.monotonic() + 5
+    while not true():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.02)
+    return True

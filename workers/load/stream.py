@@ -206,70 +206,83 @@ def _is_preface(delta: dict[str, Any]) -> bool:
     return not any(delta.get(key) for key in _TOKENS) and ("role" in delta or delta.get("content") is None)
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     delta: dict[str, Any] | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice]
     usage: Any = None
     error: Any = None
     object: str = ""
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
-_DATA = b"data: "
+_decode_lines = msgspec.json.Decoder(_Chunk).decode_lines
+_DONE = b"data: [DONE]"
 
 
 def _quick(reads: Reads) -> StreamRecord | None:
     """The record of a whole stream whose HTTP chunks hold whole events of one `data:` line each, or None."""
-    raw = b"".join(reads.data)
-    if not reads.chunked or not _is_text(raw):
-        return None
-    record = StreamRecord()
-    stamps, ends = reads.at_s, list(itertools.accumulate(map(len, reads.data)))
-    at, read = 0, 0
     try:
-        while True:
-            line_end = raw.index(b"\r\n", at)
-            size = chunk_size(raw[at:line_end])
-            start = line_end + 2
-            if size is None:
+        events, stamps = _events(reads)
+        if not events or events.pop() != _DONE:
+            return None
+        lines = b"\n".join(events)
+        whole = lines.startswith(b"data: {") and lines.endswith(b"}") and b"\r" not in lines
+        # Every newline is between the end of an object and the begin of another: no object lies in two events, and as
+        # there are as many objects as events, none has two. So one call can decode them all.
+        if not whole or not lines.count(b"\n") == lines.count(b"}\ndata: {") == len(events) - 1:
+            return None
+        record = StreamRecord(saw_done=True)
+        reason = None
+        chunks = _decode_lines(lines[6:].replace(b"\ndata: ", b"\n"))
+        for chunk, at_s in zip(chunks, stamps[:-1], strict=True):
+            if chunk.error is not None or chunk.object == "error":
                 return None
-            if size == 0:
-                break
-            end = start + size
-            if record.saw_done or raw[end - 2 : end + 2] != b"\n\n\r\n":
-                return None
-            for event in raw[start : end - 2].split(b"\n\n"):
-                start += len(event) + 2
-                if not event.startswith(_DATA) or b"\n" in event or b"\r" in event or len(event) > MAX_EVENT_BYTES:
-                    return None
-                while ends[read] < start:
-                    read += 1
-                if event == b"data: [DONE]":
-                    record.saw_done = True
-                    continue
-                if record.saw_done:
-                    return None
-                chunk = _decode(event[6:])
-                if chunk.error is not None or chunk.object == "error":
-                    return None
-                if chunk.choices:
-                    choice = chunk.choices[0]
-                    reason, delta = choice.finish_reason, choice.delta
-                    if reason or delta is None or not _is_preface(delta):
-                        if record.finish_reason:
-                            return None
-                        record.chunk_at_s.append(stamps[read])
-                    record.finish_reason = reason or record.finish_reason
-                if chunk.usage is not None:
-                    record.prompt_tokens, record.completion_tokens = _plain_counts(chunk.usage)
-            at = end + 2
-    except (ValueError, IndexError, RecursionError, msgspec.MsgspecError):
+            if chunk.choices:
+                choice = chunk.choices[0]
+                if choice.finish_reason or choice.delta is None or not _is_preface(choice.delta):
+                    if reason:
+                        return None
+                    record.chunk_at_s.append(at_s)
+                reason = choice.finish_reason or reason
+            if chunk.usage is not None:
+                record.prompt_tokens, record.completion_tokens = _plain_counts(chunk.usage)
+        record.finish_reason = reason
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
-    return record if raw[start:] == b"\r\n" else None
+    return record
+
+
+def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
+    """A body's events without their empty lines, and when the last byte of each arrived.
+
+    Nothing where a chunk is not what its size line says, does not end with an event, or none of size 0 ends the body.
+    """
+    raw = b"".join(reads.data)
+    *chunks, end = raw.split(b"\n\n\r\n")
+    if not reads.chunked or end != b"0\r\n\r\n" or not _is_text(raw):
+        return [], []
+    events: list[bytes] = []
+    stamps: list[float] = []
+    ends, read, at = list(itertools.accumulate(map(len, reads.data))), 0, 0
+    known, size = b"", None
+    for chunk in chunks:
+        size_line, _, body = chunk.partition(b"\r\n")
+        if size_line != known:
+            known, size = size_line, chunk_size(size_line)
+        if size != len(body) + 2 or size > MAX_EVENT_BYTES:
+            return [], []
+        at += len(size_line) + 2
+        for event in body.split(b"\n\n"):
+            at += len(event) + 2
+            while ends[read] < at:
+                read += 1
+            events.append(event)
+            stamps.append(reads.at_s[read])
+        at += 2
+    return events, stamps
 
 
 def _is_text(raw: bytes) -> bool:
