@@ -42,6 +42,7 @@ def _main(asked: Arguments) -> int:
     from orchestrator.cluster import ClusterError
     from orchestrator.fleet import NoRoom
     from orchestrator.problems import ConfigError
+    from orchestrator.store import NotWritten
 
     try:
         return _run(experiments, asked)
@@ -49,6 +50,8 @@ def _main(asked: Arguments) -> int:
         return _refuse(error.problems, BAD_CONFIGURATION)
     except (NoRoom, ClusterError) as error:
         return _refuse([str(error)], NO_ROOM)
+    except NotWritten as error:  # before there was anything to lose
+        return _refuse([str(error)], BAD_CONFIGURATION)
 
 
 def _experiments(asked: Arguments) -> list[Experiment] | int:
@@ -200,7 +203,8 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
         progress.close()
     manifest["servers"] += [server_entry(row) for row in outcome.servers]
     manifest["status"] = "interrupted" if outcome.interrupted else "failed points" if outcome.failed else "complete"
-    store.put_manifest(manifest)
+    if outcome.not_written is None:
+        store.put_manifest(manifest)
     return outcome
 
 
@@ -213,11 +217,14 @@ def _conclude(store: Store, outcome: Outcome) -> int:
         written = analysis.reduce(store.directory)
         print(answer(store.directory))
         print("\n".join(f"  {path}" for path in written))
-    except (analysis.AnalysisError, ValueError) as error:
+    except (analysis.AnalysisError, ValueError, OSError) as error:
         reduced = False
         print(f"no artifacts: {error}\nwhat was measured is in {store.directory}; python -m analysis rebuilds from it")
     if outcome.failed:
         print(f"{len(outcome.failed)} point(s) failed:\n" + "\n".join(f"  {line}" for line in outcome.failed))
+    if outcome.not_written:
+        print(f"ended early: {outcome.not_written}; go on with: python -m orchestrator resume={store.directory}")
+        return SOME_FAILED
     if outcome.interrupted:
         print(f"interrupted; go on with: python -m orchestrator resume={store.directory}")
         return INTERRUPTED

@@ -23,6 +23,7 @@ from contract.specs import Point, SessionSpec, Start
 from orchestrator import interrupts
 from orchestrator.fleet import SIM_GPU_BYTES, Fleet, Node, NoRoom
 from orchestrator.schema import ClusterConfig, EngineConfig
+from workers.load.tasks import LoadLost
 from workers.temporary import private_directory
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -33,6 +34,10 @@ ACTOR_LIMIT_S = 180.0
 CONNECT_LIMIT_S = 5.0
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
+
+
+NODES_LIMIT_S = 5.0
+"""For the cluster to say which of its nodes live."""
 
 
 class ActorLost(Exception):
@@ -172,6 +177,16 @@ class Cluster:
         actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
             self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, _users_omp_num_threads())
+
+    async def has_lost(self, node: str) -> bool:
+        """Return whether the cluster has given a node up. One that was cut off a moment ago it has not yet."""
+        import ray
+
+        try:
+            nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), NODES_LIMIT_S)
+        except Exception:  # TimeoutError and Ray's own: who does not answer does not say
+            return False
+        return not any(each["NodeID"] == node and each["Alive"] for each in nodes)
 
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
@@ -323,10 +338,12 @@ def _together(load: Any, plans: list[Any]) -> list[Any]:
     running = [load.remote(plan) for plan in plans]
     try:
         results: list[Any] = ray.get(running)
-    except BaseException:
+    except BaseException as error:
         for task in running:
             ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
+        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            raise LoadLost(f"{type(error).__name__}: {_first_line(error)}") from None
         raise
     return results
 

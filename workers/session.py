@@ -50,6 +50,7 @@ from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST, TextCost
 from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
+from workers.load.tasks import LoadLost
 from workers.load.tokenizer import text_cost
 from workers.models import write_model_dir
 from workers.point_rows import Origin
@@ -139,6 +140,9 @@ class Session:
             self._launch(baseline)
         except readiness.StartFailed as error:
             self._fail(error.failure)
+        except LoadLost as error:
+            message = f"the load process of the first completion ended early: {error}"
+            self._fail(Failure(FailureClass.LOAD_LOST, message, self._log_tail()))
         except Exception as error:
             self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
@@ -268,10 +272,12 @@ class Session:
             if self.row.status != MEASURED:
                 return self._failed_row(point, self._start_failure())
             if self._process is None or not self._process.running or self._settled:
-                return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
+                return self._failed_row(point, self._death("the server has ended"))
             return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
         except (probe.NoAnswer, EndpointError) as error:
-            return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
+            return self._failed_row(point, self._death(f"the server does not answer: {error}"))
+        except LoadLost as error:
+            return self._failed_row(point, Failure(FailureClass.LOAD_LOST, f"a load process ended early: {error}"))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -387,13 +393,13 @@ class Session:
         row.duration_s = result.duration_s
         if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
             first = next(request for request in result.requests if not request.ok)
-            alive = self._process is not None and self._process.running
-            row.status = FAILED
-            row.failure_class = FailureClass.LOAD_ERROR_RATE if alive else FailureClass.ENGINE_DEAD
-            row.failure_message = (
+            message = (
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
+            alive = self._process is not None and self._process.running
+            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if alive else self._death(message)
+            row.status, row.failure_class, row.failure_message = FAILED, failure.failure_class, failure.message
             row.log_tail = self._log_tail()
         return row
 
@@ -481,6 +487,10 @@ class Session:
         self.row.failure_class = failure.failure_class
         self.row.failure_message = self._masked(failure.message)
         self.row.log_tail = self._masked(failure.log_tail)
+
+    def _death(self, message: str) -> Failure:
+        """Why a server that was ready is of no use any more: the end of its log may tell."""
+        return diagnosis.of_death(self._process.log_text() if self._process else "", message)
 
     def _start_failure(self) -> Failure:
         return Failure(
