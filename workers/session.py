@@ -94,6 +94,7 @@ class Session:
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self._lifecycle = threading.Lock()
         """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
@@ -204,7 +205,7 @@ class Session:
 
         def look() -> None:
             log.look(process.log_text())
-            if offered is not None and log.silent_s > self._engine.silence_limit_s(log.lines):
+            if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
@@ -217,6 +218,7 @@ class Session:
         """End a server that did not start, so that another can be started in its place."""
         with self._lifecycle:
             assert self._process is not None
+            self._process.hurry()
             self._process.stop()
             self._former_log = self._process.log_text()
             for path in (self._workspace.log, self._workspace.socket):
@@ -516,6 +518,14 @@ class Session:
             assert self._account is not None
             self._account.settle(self._process.pid)
 
+    def hurry(self) -> None:
+        """Have `stop`, now or later, take two seconds at the most: whoever asks for it is about to be killed."""
+        self._stopping.set()
+        self._hurried.set()
+        process = self._process
+        if process is not None:
+            process.hurry()
+
     def stop(self) -> SessionEnd:
         """Stop the server, wait for its memory to come back, hand over the row and the log, leave nothing behind."""
         self._stopping.set()
@@ -535,6 +545,8 @@ class Session:
         if self._process is None:
             return
         asked = time.monotonic()
+        if self._hurried.is_set() or self.row.ready_s is None:  # before it is ready it has nothing to lose
+            self._process.hurry()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
         self.row.exit_code = self._process.exit_code
@@ -545,7 +557,7 @@ class Session:
             if self.row.mem_after_stop_bytes <= baseline:
                 self.row.memory_back_s = time.monotonic() - asked
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._hurried.is_set():
                 break
             time.sleep(0.1)
 
