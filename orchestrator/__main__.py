@@ -186,6 +186,7 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
     from orchestrator.preview import estimate_s, points_words
     from orchestrator.progress import Progress
     from orchestrator.resume import left_to_do
+    from orchestrator.store import rebuild
 
     sessions: list[SessionSpec] = left_to_do(plan, store)
     manifest = make_manifest(store.directory.name, experiments, plan, fleet)
@@ -205,6 +206,8 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
     manifest["status"] = "interrupted" if outcome.interrupted else "failed points" if outcome.failed else "complete"
     if outcome.not_written is None:
         store.put_manifest(manifest)
+    if outcome.interrupted:  # whoever is killed while it reduces has said how to
+        print(f"what was measured is in its shards; its artifacts: {rebuild(store)}", flush=True)
     return outcome
 
 

@@ -231,6 +231,11 @@ class SessionHandle:
         """Close the account of the server's memory; only `stop` may follow."""
         await _result(self._actor.settle.remote())
 
+    def hurry(self) -> None:
+        """Have the server down in two seconds: `stop` is under way, or comes."""
+        with contextlib.suppress(Exception):
+            self._actor.hurry.remote()
+
     async def stop(self, limit_s: float) -> SessionEnd:
         """Stop the server and end the actor, whatever else it is doing."""
         try:
@@ -325,6 +330,10 @@ class SessionActor:
     def settle(self) -> None:
         """See `Session.settle`."""
         self._session.settle()
+
+    def hurry(self) -> None:
+        """See `Session.hurry`."""
+        self._session.hurry()
 
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import datetime
 import math
+import signal
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ from orchestrator.plan import memory_first
 from orchestrator.progress import Progress, title
 from orchestrator.scheduler import Job, Queue
 from orchestrator.search import Pruned, Search, next_step
-from orchestrator.store import NotWritten, Store
+from orchestrator.store import NotWritten, Store, rebuild
 from workers import point_rows
 from workers.kv_figures import KvFigures
 
@@ -97,10 +98,11 @@ class Driver:
         waiting = [session for session in sessions if self._pending[session.id]]
         jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in waiting]
         task = asyncio.ensure_future(self._queue.run(jobs, self._execute))
-        with interrupts.handled_by(asyncio.get_running_loop(), lambda: self._interrupt(task)):
+        with interrupts.handled_by(asyncio.get_running_loop(), lambda number: self._interrupt(task, number)):
             if early:
+                number = early[0]
                 early.clear()
-                self._interrupt(task)
+                self._interrupt(task, number)
             try:
                 for job in await task:
                     message = "no node is left that has room for it"
@@ -111,15 +113,21 @@ class Driver:
                 if not self.outcome.interrupted:
                     raise
 
-    def _interrupt(self, task: asyncio.Future[list[Job]]) -> None:
+    def _interrupt(self, task: asyncio.Future[list[Job]], number: int) -> None:
+        """Stop: with SIGTERM in two seconds, for `ray job stop` kills after three; else each server in its own time."""
         if time.monotonic() - self._interrupted_at < ONE_INTERRUPT_S:
             return  # `timeout` and terminals deliver one interrupt twice
         if self.outcome.interrupted:
             raise KeyboardInterrupt  # the second time: now; guards end the servers
         self.outcome.interrupted = True
         self._interrupted_at = time.monotonic()
+        if number == signal.SIGTERM:
+            for handle in self._handles.values():
+                handle.hurry()
+            self._progress.say(f"stopping at once; what was measured is kept: {rebuild(self._store)}")
+        else:
+            self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
         task.cancel()
-        self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
 
     async def _execute(self, job: Job, node: str) -> Again:
         """Run one session on a node. Returns where it should be tried again; never raises but to end the run."""

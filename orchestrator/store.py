@@ -115,6 +115,11 @@ class Store:
             pq.write_table(table, temporary)
 
 
+def rebuild(store: Store) -> str:
+    """Return the command that makes the artifacts of what a run has measured."""
+    return f"python -m analysis {store.directory}"
+
+
 def _made(directory: Path) -> Path:
     try:
         directory.mkdir(exist_ok=True)

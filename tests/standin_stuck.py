@@ -1,7 +1,7 @@
 """The simulator as a module that can be forked; forked with STUCK set it says one word and hangs, or ends.
 
-With STARTS_AS `silent` it says nothing and never listens, with `slow` it says a word ten times a second for three seconds
-before it listens, with `stubborn` it does not heed SIGTERM and never listens."""
+With STARTS_AS `silent` it says nothing and never listens, with `slow` it says a word ten times a second for three
+seconds before it listens, with `stubborn` it does not heed SIGTERM and never listens."""
 
 import os
 import signal

@@ -1,6 +1,10 @@
 """The driver on a pretended cluster: what is tried again and where, by cause, and that no late row counts."""
 
 import asyncio
+import contextlib
+import io
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +67,9 @@ class Handle:
     async def settle(self) -> None:
         pass
 
+    def hurry(self) -> None:
+        self.cluster.hurried.append(self.spec.id)
+
     async def stop(self, limit_s: float) -> SessionEnd:
         self.cluster.stopped.append(self.attempt)
         return SessionEnd(self.row(), "log")
@@ -76,6 +83,7 @@ class PretendedCluster:
     asked: list[tuple[int, int, str]] = field(default_factory=list)
     """Concurrency, attempt and node of every point that an actor was asked for."""
     stopped: list[int] = field(default_factory=list)
+    hurried: list[str] = field(default_factory=list)
 
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> Handle:
         return Handle(self, spec, node, attempt)
@@ -89,6 +97,7 @@ class Ran:
     outcome: Outcome
     rows: dict[int, PointRow]
     """Of the levels that are done or failed, by concurrency."""
+    said: str
 
 
 def drive(cluster: PretendedCluster, directory: Path, fleet: Fleet | None = None, **timeouts: float) -> Ran:
@@ -98,15 +107,15 @@ def drive(cluster: PretendedCluster, directory: Path, fleet: Fleet | None = None
     asked = experiment("concurrency", engine="sim", sweep__concurrency=LEVELS, sweep__repeats=1, controls="off")
     (spec,) = make_plan(resolved(asked), fleet).sessions
     spec = replace(spec, timeouts=replace(spec.timeouts, **timeouts))
-    store = Store.create(directory, "test")
-    outcome = Driver(cluster, fleet, store, Progress(len(LEVELS), 1.0)).run([spec])  # type: ignore[arg-type]
+    store, said = Store.create(directory, "test"), io.StringIO()
+    outcome = Driver(cluster, fleet, store, Progress(len(LEVELS), 1.0, said)).run([spec])  # type: ignore[arg-type]
     rows: dict[int, PointRow] = {}
     names = [name for name in PointRow.__dataclass_fields__ if name in ("status", "attempt", "failure_class")]
     for path in store.directory.glob("shards/*/[!s]*.parquet"):
         (read,) = pq.read_table(path, columns=["concurrency", "failure_message", *names]).to_pylist()
         assert read["concurrency"] not in rows
         rows[read["concurrency"]] = read
-    return Ran(outcome, rows)
+    return Ran(outcome, rows, said.getvalue())
 
 
 def statuses(ran: Ran) -> dict[int, tuple[str, str | None, int]]:
@@ -234,3 +243,57 @@ def test_where_nothing_can_be_written_any_more_the_run_ends_and_servers_are_stop
     assert ran.outcome.not_written == "no space left on device"
     assert list(ran.rows) == [1]
     assert cluster.stopped == [1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_has_ended_and_only_sigterm_hurries(number: int, tmp_path: Path) -> None:
+    cluster = PretendedCluster()
+
+    def behave(handle: Handle, point: Point) -> str | None:
+        if point.concurrency == 2:
+            os.kill(os.getpid(), number)
+            return "never"
+        return None
+
+    cluster.behave = behave
+    ran = drive(cluster, tmp_path)
+    assert ran.outcome.interrupted
+    assert statuses(ran) == {1: (MEASURED, None, 1)}
+    assert cluster.stopped == [1]
+    assert len(cluster.hurried) == (number == signal.SIGTERM)
+    assert ("python -m analysis" in ran.said.splitlines()[-1]) == (number == signal.SIGTERM)
+
+
+def test_a_point_that_ends_as_the_stop_comes_is_a_shard(tmp_path: Path) -> None:
+    cluster = PretendedCluster()
+
+    def behave(handle: Handle, point: Point) -> str | None:
+        if point.concurrency == 2:
+            (task,) = (t for t in asyncio.all_tasks() if "_execute" in repr(t.get_coro()))
+            asyncio.get_running_loop().call_soon(task.cancel)  # in the round of the loop in which the row arrives
+        return None
+
+    cluster.behave = behave
+    with contextlib.suppress(asyncio.CancelledError):
+        drive(cluster, tmp_path)
+    (shards,) = tmp_path.glob("*/shards/*")
+    assert len(list(shards.glob("[!s]*.parquet"))) == 2
+
+
+def test_the_second_stop_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.driver.ONE_INTERRUPT_S", 0.0)
+    cluster = PretendedCluster()
+
+    async def stop(self: Handle, limit_s: float) -> SessionEnd:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    def behave(handle: Handle, point: Point) -> str | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "never"
+
+    cluster.behave = behave
+    monkeypatch.setattr(Handle, "stop", stop)
+    with pytest.raises(KeyboardInterrupt):
+        drive(cluster, tmp_path)

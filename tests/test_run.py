@@ -293,3 +293,29 @@ def test_interrupted_at_any_moment_nothing_is_left(place: Place, after: str, num
         (directory,) = place.outputs.iterdir()
         assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
         assert list(directory.glob("shards/*/session.parquet"))
+
+
+def test_what_ray_job_stop_leaves_after_its_three_seconds_is_whole(place: Place) -> None:
+    asked = ["+sweep=kv", "engine=sim", "cluster.num_gpus=2", "engine.stop_grace_s=60", f"output_root={place.outputs}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *asked],
+        cwd=ROOT, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    said = ""
+    while "[3/" not in said:
+        said += process.stdout.readline()
+        assert process.poll() is None, said
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.kill()
+    said += process.communicate(timeout=60)[0]
+    (run_directory,) = place.outputs.iterdir()
+    shards = [path for path in run_directory.glob("shards/*/[!s]*.parquet") if pq.read_metadata(path).num_rows == 1]
+    assert len(shards) == said.count("MiB when ready") >= 3
+    assert str(run_directory) in said.splitlines()[-1]
+    deadline = time.monotonic() + 30
+    while place.leftovers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert place.leftovers() == []

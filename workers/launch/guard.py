@@ -132,7 +132,7 @@ def _shared_memory(pids: list[int]) -> set[Path]:
         try:
             maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
             names = [line.split(maxsplit=5)[-1] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line]
-            names += [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+            names += [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
         except OSError:
             continue
         found |= {Path(name) for name in names if name.startswith(f"{SHARED_MEMORY}/")}
