@@ -20,6 +20,7 @@ from contract.failures import FailureClass
 from contract.rows import (
     FAILED,
     MEASURED,
+    OVER_BUDGET,
     PRUNED,
     RESULT_STATUSES,
     SCHEMA_VERSION,
@@ -30,6 +31,7 @@ from contract.rows import (
 )
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
+from orchestrator.budget import Budget, Spending, by_use, jobs
 from orchestrator.cluster import ActorLost, Cluster, SessionHandle
 from orchestrator.fleet import Fleet
 from orchestrator.plan import memory_first
@@ -54,6 +56,8 @@ class Outcome:
     servers: list[SessionRow] = field(default_factory=list)
     """Of every server that was started, in the order they ended."""
     interrupted: bool = False
+    left_out: int = 0
+    """Points that the budget had no room for."""
     not_written: str | None = None
     """Why the run directory took no more files, which ended the run."""
 
@@ -61,7 +65,9 @@ class Outcome:
 class Driver:
     """One run over one connected cluster."""
 
-    def __init__(self, cluster: Cluster, fleet: Fleet, store: Store, progress: Progress) -> None:
+    def __init__(
+        self, cluster: Cluster, fleet: Fleet, store: Store, progress: Progress, budget: Budget | None = None
+    ) -> None:
         self._cluster, self._fleet, self._store, self._progress = cluster, fleet, store, progress
         self._run_id = store.directory.name
         self._live: dict[str, str] = {}
@@ -72,6 +78,7 @@ class Driver:
         self._rows: dict[str, dict[str, PointRow]] = {}
         """What searches know: rows of this run and of what it goes on with, without what is nested in them."""
         self._queue = Queue({node.id: node.slots for node in fleet.nodes})
+        self._spending = Spending(budget or Budget())
         self._attempts: dict[str, int] = {}
         """The start of each session that counts: rows of another are late ones of an actor that was given up."""
         self._tries: Counter[str] = Counter()
@@ -90,14 +97,15 @@ class Driver:
         return self.outcome
 
     async def _run(self, sessions: list[SessionSpec], early: list[int]) -> None:
+        if self._spending.budget.limits:
+            sessions = [by_use(session) for session in sessions]
         self._sessions = {session.id: session for session in sessions}
         self._pending = {session.id: list(session.points) for session in sessions}
         self._rows = {session.id: self._store.rows(session.id) for session in sessions}
         for session in sessions:
             self._ask(session)
         waiting = [session for session in sessions if self._pending[session.id]]
-        jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in waiting]
-        task = asyncio.ensure_future(self._queue.run(jobs, self._execute))
+        task = asyncio.ensure_future(self._queue.run(jobs(waiting, self._spending.budget), self._execute))
         with interrupts.handled_by(asyncio.get_running_loop(), lambda number: self._interrupt(task, number)):
             if early:
                 number = early[0]
@@ -133,6 +141,10 @@ class Driver:
         """Run one session on a node. Returns where it should be tried again; never raises but to end the run."""
         spec = self._sessions[job.id]
         self._attempts[spec.id] = job.attempt
+        self._leave_out_what_has_no_room(spec)
+        if not self._pending[spec.id]:
+            return Again.NEVER
+        self._spending.begins(spec)
         self._arrive(spec, node)
         handle: SessionHandle | None = None
         try:
@@ -155,6 +167,7 @@ class Driver:
                     raise
                 finally:
                     del self._handles[spec.id]
+            self._spending.ends(spec)
             self._live.pop(spec.id, None)
             self._progress.ended(spec)
         return self._after(spec, node, failure)
@@ -192,8 +205,10 @@ class Driver:
         if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
             return Failure(started.failure_class or "", started.failure_message or "")
         pending = self._pending[spec.id]
-        while pending:
+        while self._leave_out_what_has_no_room(spec):
             point = pending[0]
+            began = time.monotonic()
+            self._spending.measures(spec, point)
             self._progress.doing(spec, f"{point.purpose} {point.concurrency or ''}".rstrip())
             self._tries[point.id] += 1
             measuring = asyncio.ensure_future(handle.measure(point))
@@ -216,6 +231,8 @@ class Driver:
             else:
                 pending.remove(point)
                 self._put(spec, point, row)
+                if row.status == MEASURED:
+                    self._spending.measured(point, time.monotonic() - began)
                 if started.status == MEASURED:
                     self._ask(spec)
             if stopped:
@@ -226,6 +243,18 @@ class Driver:
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
         return None
+
+    def _leave_out_what_has_no_room(self, spec: SessionSpec) -> bool:
+        """Put a row for each pending point that the budget does not hold, up to one that it does: is there one?"""
+        pending = self._pending[spec.id]
+        while pending and (why := self._spending.over(spec, pending[0])):
+            point = pending.pop(0)
+            row = self._unmeasured(spec, point, self._attempts[spec.id], OVER_BUDGET, None, why)
+            self._store.put(row)
+            self._rows[spec.id][row.point_id] = row
+            self._progress.left_out(spec, point, why)
+            self.outcome.left_out += 1
+        return bool(pending)
 
     async def _row_of(
         self, spec: SessionSpec, point: Point, measuring: asyncio.Future[PointRow], node: str

@@ -153,11 +153,19 @@ def _soonest(job: Job, left: Mapping[str, int], ends: list[tuple[float, str, int
 
 def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
     """Return the seconds that the queue would take if every estimate were true."""
+    starts = start_times(jobs, free)
+    return max((starts[job.id] + job.estimate_s for job in jobs), default=0.0)
+
+
+def start_times(jobs: list[Job], free: Mapping[str, int]) -> dict[str, float]:
+    """Return when each job would start (seconds) if every estimate were true."""
+    starts: dict[str, float] = {}
     now, left, running = 0.0, dict(free), list[tuple[float, str, int]]()
     waiting = ordered(jobs)
     while waiting:
         for job, node in place(waiting, left, running, now):
             waiting.remove(job)
+            starts[job.id] = now
             left[node] -= job.slots
             running.append((now + job.estimate_s, node, job.slots))
         if not running:
@@ -165,4 +173,4 @@ def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
         running.sort()
         now, node, slots = running.pop(0)
         left[node] += slots
-    return max([now, *(at for at, _, _ in running)])
+    return starts
