@@ -30,7 +30,7 @@ from contract.rows import (
     SessionRow,
 )
 from contract.specs import Api, Point, PointKind, SessionSpec, Start
-from workers import kv_figures, metrics, point_rows, probe, processes, provenance, server_view
+from workers import caches, kv_figures, metrics, point_rows, probe, processes, provenance, server_view
 from workers.account import ServerAccount
 from workers.devices import open_device
 from workers.devices.context_probe import context_bytes
@@ -52,8 +52,9 @@ from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
 from workers.load.tasks import LoadLost
 from workers.load.tokenizer import text_cost
-from workers.models import write_model_dir
+from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
+from workers.provenance import Places
 from workers.sampler import Observed, Sampler
 from workers.standstill import at_rest
 
@@ -99,9 +100,12 @@ class Session:
         """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
         self._workspace = Workspace.make()
+        self._cache = caches.cache_root()
+        self._places = Places(self._workspace.root, self._cache)
         self._device = open_device(spec.device, visible_devices, self._workspace)
         self._process: ServerProcess | None = None
         self._address = Address()
+        self.model = ""
         self._endpoint: Endpoint | None = None
         self._kv = KvFigures()
         self._log_figures = vllm_log.LogFigures()
@@ -235,11 +239,11 @@ class Session:
 
     def _make_process(self, offered: warm.Offer | None) -> ServerProcess:
         spec, workspace = self.spec, self._workspace
-        model = spec.model.path or (str(write_model_dir(spec.model, workspace.model)))
+        self.model = spec.model.path or str(self._model_dir())
         self._address = _address(spec.server.transport, workspace)
         self._endpoint = _endpoint(spec, self._address)
         environment = inherited_environment(self._omp_num_threads)
-        environment |= self._engine.environment(spec, self._address)
+        environment |= self._engine.environment(spec, self._address) | caches.compile_caches(self._cache)
         environment |= {
             "TMPDIR": str(workspace.temporary),
             "VLLM_RPC_BASE_PATH": str(workspace.temporary),
@@ -248,10 +252,16 @@ class Session:
         }
         if offered is not None:
             environment = self._engine.forked_environment() | environment
-        command = self._engine.command(spec, model, self._address)
-        self.row.argv = provenance.shown_argv(command, workspace.root)
-        self.row.environment = provenance.shown_environment(environment, workspace.root)
+        command = self._engine.command(spec, self.model, self._address)
+        self.row.argv = provenance.shown_argv(command, self._places)
+        self.row.environment = provenance.shown_environment(environment, self._places)
         return ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s, offered)
+
+    def _model_dir(self) -> Path:
+        """The shape's directory: one that other sessions have had too, so that what is compiled for it is found."""
+        if self._cache is None:
+            return write_model_dir(self.spec.model, self._workspace.model)
+        return cached_model_dir(self.spec.model, caches.shape_dir(self._cache))
 
     def _names_for_cuda(self) -> list[str]:
         """Cards as vLLM takes them: indices, or whole UUIDs where the cluster shortened them."""
@@ -505,7 +515,7 @@ class Session:
         return self._masked(self._process.log_tail()) if self._process else ""
 
     def _masked(self, text: str) -> str:
-        return provenance.masked(text, self._workspace.root, self._address.api_key)
+        return provenance.masked(text, self._places, self._address.api_key)
 
     # --- end ---
 
