@@ -29,6 +29,8 @@ JUDGED_FROM_S = 0.5
 """A shorter window holds too few timers and sends to tell a busy load client from one hiccup: it is not judged."""
 PRUNED = "pruned"
 """Not measured, because what is known decides it: `failure_message` says what."""
+OVER_BUDGET = "over_budget"
+"""Left out, because the run's budget had no room for it: `failure_message` says which. Resume measures it."""
 RESULT_STATUSES = (MEASURED, "kv_too_small", PRUNED)
 """Statuses that count as done: a measurement, a failure that is itself the answer, or what needs no measurement."""
 

@@ -25,6 +25,7 @@ from orchestrator.fleet import SIM_GPU_BYTES, DeviceKind, Fleet, Node, NoRoom, k
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
 from workers.lease import RENEWED_EVERY_S, Lease
+from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
 from workers.temporary import private_directory
 
@@ -35,6 +36,10 @@ ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
+
+
+NODES_LIMIT_S = 5.0
+"""For the cluster to say which of its nodes live."""
 
 
 class ActorLost(Exception):
@@ -200,6 +205,16 @@ class Cluster:
         for node in fleet.nodes:
             self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, _users_omp_num_threads())
 
+    async def has_lost(self, node: str) -> bool:
+        """Return whether the cluster has given a node up. One that was cut off a moment ago it has not yet."""
+        import ray
+
+        try:
+            nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), NODES_LIMIT_S)
+        except Exception:  # TimeoutError and Ray's own: who does not answer does not say
+            return False
+        return not any(each["NodeID"] == node and each["Alive"] for each in nodes)
+
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
@@ -246,6 +261,11 @@ class SessionHandle:
     async def settle(self) -> None:
         """Close the account of the server's memory; only `stop` may follow."""
         await _result(self._actor.settle.remote())
+
+    def hurry(self) -> None:
+        """Have the server down in two seconds: `stop` is under way, or comes."""
+        with contextlib.suppress(Exception):
+            self._actor.hurry.remote()
 
     async def stop(self, limit_s: float) -> SessionEnd:
         """Stop the server and end the actor, whatever else it is doing."""
@@ -359,6 +379,10 @@ class SessionActor:
         """See `Session.settle`."""
         self._session.settle()
 
+    def hurry(self) -> None:
+        """See `Session.hurry`."""
+        self._session.hurry()
+
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""
         return self._session.stop()
@@ -371,10 +395,12 @@ def _together(load: Any, plans: list[Any]) -> list[Any]:
     running = [load.remote(plan) for plan in plans]
     try:
         results: list[Any] = ray.get(running)
-    except BaseException:
+    except BaseException as error:
         for task in running:
             ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
+        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            raise LoadLost(f"{type(error).__name__}: {_first_line(error)}") from None
         raise
     return results
 

@@ -28,7 +28,7 @@ def check(experiments: list[Experiment]) -> None:
     first = experiments[0]
     problems = [
         f"{section}: experiments of one run must agree on it"
-        for section in ("engine", "cluster", "output_root", "dry_run", "target", "slo", "cost")
+        for section in ("engine", "cluster", "output_root", "dry_run", "target", "slo", "cost", "budget")
         if any(getattr(other, section) != getattr(first, section) for other in experiments)
     ]
     if first.cluster.address != "local" and first.cluster.num_gpus is not None:

@@ -32,6 +32,8 @@ def experiments_of(store: Store, further: list[Experiment], address: str | None 
             each.model_copy(update={"cluster": each.cluster.model_copy(update={"address": address})}) for each in own
         ]
     here = [experiment.model_copy(update={"output_root": own[0].output_root}) for experiment in further]
+    if here:  # the budget is of one start of the run: what is typed now counts
+        own = [experiment.model_copy(update={"budget": here[0].budget}) for experiment in own]
     return own + [experiment for experiment in here if experiment not in own]
 
 

@@ -284,6 +284,11 @@ class CostConfig(_Section):
     gpu_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
+class BudgetConfig(_Section):
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class TargetConfig(_Section):
     concurrency: Count
     context_tokens: Count
@@ -482,6 +487,7 @@ class Experiment(_Section):
     target: TargetConfig
     slo: SloConfig
     cost: CostConfig = CostConfig()
+    budget: BudgetConfig = BudgetConfig()
     output_root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     controls: Literal["on", "off"] = "on"
@@ -563,6 +569,7 @@ def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "cost": CostConfig, "kv": KvSweep,
+        "budget": BudgetConfig,
         "batching": BatchingSweep, "concurrency": ConcurrencySweep, "rate": RateSweep,
         "near_full_context": NearFullContext, "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep,
         "stages": StageConfig, "precision": PrecisionConfig,

@@ -10,6 +10,7 @@ import datetime
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from orchestrator.problems import ConfigError
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
 SESSION_SHARD = "session.parquet"
 _OF_A_START = ("created_at", "argv", "python", "platform", "versions", "schema_version", "workload_version", "fleet")
+
+
+class NotWritten(Exception):
+    """The run directory took a file not at all: nothing more can be kept."""
 
 
 class Store:
@@ -104,29 +109,50 @@ class Store:
         return {"servers": list(before.get("servers", [])), "earlier": [*before.get("earlier", []), kept]}
 
     def _path(self, name: str) -> Path:
-        path = self.directory / name
-        path.mkdir(exist_ok=True)
-        return path
+        return _made(self.directory / name)
 
     def _shard(self, session_id: str, name: str) -> Path:
-        directory = self._path("shards") / session_id
-        directory.mkdir(exist_ok=True)
-        return directory / name
+        return _made(self._path("shards") / session_id) / name
 
     @staticmethod
     def _write(path: Path, rows: list[Any], row_class: type) -> None:
         import pyarrow.parquet as pq
 
-        temporary = path.with_suffix(".tmp")
-        # snappy, Arrow's own choice: zstd sets up a decoder for each of the many short columns, and saves little
-        pq.write_table(to_table(rows, row_class), temporary)
+        table = to_table(rows, row_class)
+        with _written_whole(path) as temporary:
+            # snappy, Arrow's own choice: zstd sets up a decoder for each of the many short columns, and saves little
+            pq.write_table(table, temporary)
+
+
+def rebuild(store: Store) -> str:
+    """Return the command that makes the artifacts of what a run has measured."""
+    return f"python -m analysis {store.directory}"
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise NotWritten(f"{directory} could not be made: {error.strerror}") from error
+    return directory
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file to fill, which then becomes `path`. Raises `NotWritten`, and leaves nothing of it."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    try:
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise NotWritten(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with _written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def free_bytes(path: Path) -> int:

@@ -61,6 +61,7 @@ from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST, TextCost
 from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
+from workers.load.tasks import LoadLost
 from workers.load.tokenizer import text_cost
 from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
@@ -105,6 +106,7 @@ class Session:
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self._lifecycle = threading.Lock()
         """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
@@ -154,6 +156,9 @@ class Session:
             self._launch(baseline)
         except readiness.StartFailed as error:
             self._fail(error.failure)
+        except LoadLost as error:
+            message = f"the load process of the first completion ended early: {error}"
+            self._fail(Failure(FailureClass.LOAD_LOST, message, self._log_tail()))
         except Exception as error:
             self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
@@ -215,7 +220,7 @@ class Session:
 
         def look() -> None:
             log.look(process.log_text())
-            if offered is not None and log.silent_s > self._engine.silence_limit_s(log.lines):
+            if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
@@ -228,6 +233,7 @@ class Session:
         """End a server that did not start, so that another can be started in its place."""
         with self._lifecycle:
             assert self._process is not None
+            self._process.hurry()
             self._process.stop()
             self._former_log = self._process.log_text()
             for path in (self._workspace.log, self._workspace.socket):
@@ -289,13 +295,15 @@ class Session:
             if self.row.status != MEASURED:
                 return self._failed_row(point, self._start_failure())
             if self._process is None or not self._process.running or self._settled:
-                return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
+                return self._failed_row(point, self._death("the server has ended"))
             row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
             if row.status == MEASURED and not self._process.running:  # on TCP somebody else could have answered since
-                return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server ended in the middle"))
+                return self._failed_row(point, self._death("the server ended in the middle"))
             return row
         except (probe.NoAnswer, EndpointError) as error:
-            return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
+            return self._failed_row(point, self._death(f"the server does not answer: {error}"))
+        except LoadLost as error:
+            return self._failed_row(point, Failure(FailureClass.LOAD_LOST, f"a load process ended early: {error}"))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -413,13 +421,13 @@ class Session:
         row.duration_s = result.duration_s
         if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
             first = next(request for request in result.requests if not request.ok)
-            alive = self._process is not None and self._process.running
-            row.status = FAILED
-            row.failure_class = FailureClass.LOAD_ERROR_RATE if alive else FailureClass.ENGINE_DEAD
-            row.failure_message = (
+            message = (
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
+            alive = self._process is not None and self._process.running
+            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if alive else self._death(message)
+            row.status, row.failure_class, row.failure_message = FAILED, failure.failure_class, failure.message
             row.log_tail = self._log_tail()
         return row
 
@@ -508,6 +516,10 @@ class Session:
         self.row.failure_message = self._masked(failure.message)
         self.row.log_tail = self._masked_tail(failure.log_tail)
 
+    def _death(self, message: str) -> Failure:
+        """Why a server that was ready is of no use any more: the end of its log may tell."""
+        return diagnosis.of_death(self._process.log_text() if self._process else "", message)
+
     def _start_failure(self) -> Failure:
         return Failure(
             self.row.failure_class or FailureClass.START_FAILED,
@@ -536,6 +548,14 @@ class Session:
             assert self._account is not None
             self._account.settle(self._process.pid)
 
+    def hurry(self) -> None:
+        """Have `stop`, now or later, take two seconds at the most: whoever asks for it is about to be killed."""
+        self._stopping.set()
+        self._hurried.set()
+        process = self._process
+        if process is not None:
+            process.hurry()
+
     def stop(self) -> SessionEnd:
         """Stop the server, wait for its memory to come back, hand over the row and the log, leave nothing behind."""
         self._stopping.set()
@@ -555,6 +575,8 @@ class Session:
         if self._process is None:
             return
         asked = time.monotonic()
+        if self._hurried.is_set() or self.row.ready_s is None:  # before it is ready it has nothing to lose
+            self._process.hurry()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
         self.row.exit_code = self._process.exit_code
@@ -565,7 +587,7 @@ class Session:
             if self.row.mem_after_stop_bytes <= baseline:
                 self.row.memory_back_s = time.monotonic() - asked
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._hurried.is_set():
                 break
             time.sleep(0.1)
 
