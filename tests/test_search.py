@@ -180,6 +180,19 @@ def test_an_anchor_comes_first_and_again_within_a_tenth_of_the_time() -> None:
     assert others == [row.point_id for row in drive(found[0], curve(lambda level: 3000.0 * level / (level + 8)))]
 
 
+def test_a_long_level_is_followed_by_one_reading_and_a_resumed_order_does_not_matter() -> None:
+    anchors = Anchors(lambda n: replace(ANY, id=f"anchor{n}", purpose=Purpose.ANCHOR, repeat=n))
+    seconds = [("anchor0", Purpose.ANCHOR, 3.0), ("long", Purpose.CONCURRENCY, 120.0), ("anchor1", Purpose.ANCHOR, 3.0)]
+    more = [("short", Purpose.CONCURRENCY, 10.0), ("longer", Purpose.CONCURRENCY, 25.0)]
+    rows = {
+        name: row_of(replace(ANY, id=name, purpose=purpose), duration_s=s, started_at=f"{at}")
+        for at, (name, purpose, s) in enumerate([*seconds, *more])
+    }
+    due = [bool(anchors.next(dict(list(rows.items())[:n])).ahead) for n in range(6)]
+    assert due == [True, False, True, False, False, True]
+    assert anchors.next(dict(reversed(rows.items()))) == anchors.next(rows)
+
+
 def test_short_sessions_and_those_without_controls_have_no_anchor() -> None:
     for asked in (experiment("concurrency"), experiment("batching", controls="off"), experiment("kv")):
         assert make_plan(resolved(asked), gpu_fleet(1)).searches == {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from statistics import fmean
 
-from contract.rows import MEASURED
+from contract.rows import MEASURED, PointRow
 from contract.specs import Point, Purpose
 from orchestrator.search import Rows, Step
 
@@ -19,7 +20,10 @@ FEWEST = 2
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """The first comes before all other load; each further one once the others' time pays for it."""
+    """The first comes before all other load; each further one once the others' time since the last pays for it.
+
+    So a long level is followed by one reading, not by as many as it would pay for: they would tell the same.
+    """
 
     point_at: Callable[[int], Point]
     """The n-th reading of the anchor, with its id."""
@@ -44,7 +48,10 @@ class Anchors:
         return Step(ahead=(point,))
 
     def _due(self, rows: Rows) -> bool:
-        return affordable(rows, (Purpose.ANCHOR,), self.share)
+        timed = [(row.purpose, row.duration_s or 0.0) for row in _measured(rows)]
+        own = [seconds for purpose, seconds in timed if purpose == Purpose.ANCHOR]
+        since = sum(seconds for _, seconds in itertools.takewhile(lambda t: t[0] != Purpose.ANCHOR, reversed(timed)))
+        return affordable(rows, (Purpose.ANCHOR,), self.share) and fmean(own) <= self.share * since
 
 
 def affordable(rows: Rows, purposes: Collection[str], share: float) -> bool:
@@ -52,10 +59,15 @@ def affordable(rows: Rows, purposes: Collection[str], share: float) -> bool:
 
     It is taken to last as long as their mean; before the first there is none, and so no.
     """
-    timed = [(row.purpose, row.duration_s or 0.0) for row in rows.values() if row.status == MEASURED]
+    timed = [(row.purpose, row.duration_s or 0.0) for row in _measured(rows)]
     own = [seconds for purpose, seconds in timed if purpose in purposes]
     others = sum(seconds for purpose, seconds in timed if purpose not in READINGS)
     return bool(own) and sum(own) * (1 + 1 / len(own)) <= share * others
+
+
+def _measured(rows: Rows) -> list[PointRow]:
+    """In the order of their measurement, which that of a resumed run's rows is not."""
+    return sorted((row for row in rows.values() if row.status == MEASURED), key=lambda row: row.started_at)
 
 
 def anchor_of(levels: Iterable[Point], load_s: float, share: float = SHARE) -> Point | None:
