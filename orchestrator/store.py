@@ -104,9 +104,10 @@ class Store:
         """Return the manifest. Raises `ConfigError` where it is missing or not ours."""
         try:
             content = json.loads((self.directory / "manifest.json").read_text())
-            if isinstance(content, dict) and "experiments" in content:
-                return content
-        except (OSError, ValueError):
+            experiments = content.get("experiments") if isinstance(content, dict) else None
+            if experiments and isinstance(experiments, list) and all(isinstance(each, dict) for each in experiments):
+                return content  # type: ignore[no-any-return]
+        except (OSError, ValueError, RecursionError):
             pass
         raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
 

@@ -1,4 +1,4 @@
-"""Does a trial's faults to a run that goes on: finds whom a signal goes to, and sees to it that what it stopped goes on."""
+"""Does a trial's faults to a run: finds whom a signal goes to, and sees to it that what it stopped goes on."""
 
 import contextlib
 import shutil
@@ -162,7 +162,7 @@ def _mounts(*words: str) -> bool:
 
 
 def registered(faults: Path, role: str) -> Iterable[psutil.Process]:
-    """Give the living among those that servers have named: a later process may have the number, so its age is looked at."""
+    """Give the living among those that servers have named, not later processes that have their numbers."""
     for path in faults.glob(f"{role}.*"):
         with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(int(path.suffix[1:]))

@@ -1,4 +1,4 @@
-"""Compares what a run has left with its plan. Every finding is a sentence; none means that nothing was lost or doubled."""
+"""Compares what a run has left with its plan. No finding means that nothing was lost or doubled."""
 
 import json
 from collections import Counter

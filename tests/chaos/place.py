@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ SITE = Path(__file__).with_name("site")
 LEFT_LIMIT_S = 15.0
 NODE_LIMIT_S = 60.0
 WORKERS = 2
-_OURS = ("guard.py", standin.MODULE, "warm_parent.py")
+_OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE)
 
 
 def variables(faults: Path) -> dict[str, str]:
@@ -52,8 +53,8 @@ class ChaosPlace:
         environment = {**os.environ, "TMPDIR": str(self.mark), **variables(self.faults)}
         room = [] if arguments[0].startswith("resume=") else ["cluster.num_gpus=3"]
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", "orchestrator", *arguments, *room], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
+            [sys.executable, "-u", "-m", "orchestrator", *arguments, *room], cwd=ROOT, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     def processes(self) -> Iterator[psutil.Process]:
@@ -94,20 +95,36 @@ class ChaosPlace:
         named = [each for role in ("server", "core", "guard") for each in registered(self.faults, role)]
         found = [f"process {each.pid} of a server" for each in named]
         found += [f"temporary file {path}" for path in self.mark.iterdir()]
+        for process in self._ours():
+            with contextlib.suppress(psutil.Error):
+                found.append(f"process {process.pid}: {' '.join(process.cmdline()) or process.name()}")
+        if self.hosts:
+            found += [f"temporary file {path}" for path in self.hosts.mark.glob("vc-*")]
+        found += [f"shared memory {path}" for path in self._shared_memory()]
+        return found
+
+    def clear(self) -> None:
+        """Forget the servers of the last trial, and end what it has left: the next one is to be judged for itself."""
+        for process in list(self._ours()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        left = [*self.mark.iterdir(), *(self.hosts.mark.glob("vc-*") if self.hosts else ())]
+        for path in [*left, *self.faults.iterdir(), *self._shared_memory()]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _shared_memory(self) -> list[Path]:
+        return list(Path("/dev/shm").glob(f"{standin.shared_memory(self.faults)}*"))
+
+    def _ours(self) -> Iterator[psutil.Process]:
+        """Give the processes that a run should not leave: of nodes that stay Ray's own may."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 line = " ".join(process.cmdline())
                 if not self.hosts or any(word in line for word in _OURS) or line.startswith("ray::SessionActor"):
-                    found.append(f"process {process.pid}: {line or process.name()}")
-        if self.hosts:
-            found += [f"temporary file {path}" for path in self.hosts.mark.glob("vc-*")]
-        found += [f"shared memory {path}" for path in Path("/dev/shm").glob(f"{standin.shared_memory(self.faults)}*")]
-        return found
-
-    def clear(self) -> None:
-        """Forget the servers of the last trial."""
-        for path in self.faults.iterdir():
-            path.unlink()
+                    yield process
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -45,7 +45,7 @@ class Where(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `at_s` counts from when the run has begun to measure; `pick` (0 to 1) chooses among several targets."""
+    """One fault. `at_s` counts from the end of planning; `pick` (0 to 1) chooses among several targets."""
 
     kind: Kind
     at_s: float

@@ -1,7 +1,7 @@
 """The simulated server with a child, as vLLM has its engine core: it ends when the child does, and they share memory.
 
-It takes faults: `early` (a start that says ready and cannot serve), `port` (a start that finds its port taken), `cut` and `slow` (one
-stream that ends in its middle, or stands still for two seconds).
+It takes faults: `early` (a start that says ready and cannot serve), `port` (a start that finds its port taken), `cut`
+and `slow` (one stream that ends in its middle, or stands still for two seconds).
 """
 
 import asyncio
@@ -20,7 +20,6 @@ from tests.chaos import standin
 from workers.engines import sim_server
 
 SLOW_S = 2.0
-CORE = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 class Server(sim_server.Server):
@@ -47,7 +46,7 @@ def main() -> None:
     """Entry of the process."""
     shared = Path(tempfile.mkstemp(prefix=standin.shared_memory(Path(os.environ[standin.FAULTS])), dir="/dev/shm")[1])
     held = os.open(shared, os.O_RDWR)
-    core = subprocess.Popen([sys.executable, "-S", "-c", CORE], pass_fds=[held])
+    core = subprocess.Popen([sys.executable, "-S", "-c", standin.CORE], pass_fds=[held])
     names = {"server": os.getpid(), "core": core.pid, "guard": os.getppid()}
     for role, pid in names.items():
         (Path(os.environ[standin.FAULTS]) / f"{role}.{pid}").touch()

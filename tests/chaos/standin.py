@@ -9,6 +9,7 @@ from contract.specs import SessionSpec
 from workers.engines.base import Address
 
 MODULE = "tests.chaos.server"
+CORE = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 FAULTS = "VCT_FAULTS"
 """Names the directory where faults wait to be taken (files named by their kind) and servers say who they are."""
 
