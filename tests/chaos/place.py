@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,7 @@ def _children(pid: int) -> list[psutil.Process]:
 @contextmanager
 def chaos_place(where: Where) -> Iterator[ChaosPlace]:
     """Lend a place; nothing of it outlives the block."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background would inherit that it is ignored
     with tempfile.TemporaryDirectory(prefix="vcc-", dir="/tmp") as made:
         mark, faults = Path(made) / "t", Path(made) / "f"
         mark.mkdir()

@@ -8,7 +8,8 @@ hurry. When the owner dies PRIVATE_DIR is removed too, also where the server had
 has made in /dev/shm since the guard began, and a killed process could not remove, is removed with it.
 
 It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that
-no descendant can slip away. Where it is killed itself, the server is, too, and the owner ends what is left. It stays in the session: Linux schedules each session as a group (autogroup, sched(7)), and
+no descendant can slip away. Where it is killed itself, the server is, too, and the owner ends what is left. It stays in
+the session: Linux schedules each session as a group (autogroup, sched(7)), and
 a server in another group could starve its load client. It ends when the tree has ended and its owner knows or is dead.
 """
 
