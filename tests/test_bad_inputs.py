@@ -44,7 +44,7 @@ def text(name: str, content: str) -> Callable[[Path], None]:
 
 
 def linked(here: Path) -> None:
-    text("run/manifest.json", '{"experiments": []}')(here)
+    text("run/manifest.json", '{"experiments": [{}]}')(here)
     (here / "run/shards").symlink_to("/tmp")
 
 
@@ -111,15 +111,27 @@ FILES = [
     Bad("resume={here}/run", "is not a run directory", make=text("run", "a file")),
     Bad("resume={here}/run", "is not a run directory", make=text("run/manifest.json", '{"experiments": []}')),
     Bad("resume={here}/run", "is not a run directory", make=text("run/manifest.json", '{"experiments": 3}')),
-    Bad("resume={here}/run", "engine: is missing", make=text("run/manifest.json", '{"experiments": [{"sweep": {"kind": "kv"}}]}')),
+    Bad(
+        "resume={here}/run",
+        "engine: is missing",
+        make=text("run/manifest.json", '{"experiments": [{"sweep": {"kind": "kv"}}]}'),
+    ),
     Bad("resume={here}/run", "is a link", make=linked),
     Bad("+sweep=kv engine=sim output_root={here}/file", "is not a directory", make=text("file", "")),
     Bad("+sweep=kv engine=sim output_root={here}/file/below", "is not a directory", make=text("file", "")),
     Bad("+sweep=kv engine=sim output_root=/proc/nothing", "/proc cannot be written"),
     Bad("+sweep=kv engine=sim output_root={here}/runtime_resources/working_dir_files/_ray_pkg_1/o", "package cache"),
-    Bad("+sweep=kv model=hf model.name={here}/m", "cannot be read (Expecting property name", make=text("m/config.json", "{")),
+    Bad(
+        "+sweep=kv model=hf model.name={here}/m",
+        "cannot be read (Expecting property name",
+        make=text("m/config.json", "{"),
+    ),
     Bad("+sweep=kv model=hf model.name={here}/m", "is not a JSON object", make=text("m/config.json", "[]")),
-    Bad("+sweep=kv model=hf model.name={here}/m", "no usable 'num_hidden_layers'", make=text("m/config.json", '{"architectures": ["No"]}')),
+    Bad(
+        "+sweep=kv model=hf model.name={here}/m",
+        "no usable 'num_hidden_layers'",
+        make=text("m/config.json", '{"architectures": ["No"]}'),
+    ),
     Bad("analysis {here}/run", "nothing to analyse", make=text("run/manifest.json", "{}")),
     Bad("analysis {here}/nothing", "no such run directory"),
     Bad("analysis {here}/run", "points", make=half_a_table),
