@@ -32,8 +32,10 @@ def private_directory(prefix: str, below: int) -> Path:
 
 def own(directory: Path) -> int:
     """Mark a directory as this process's: return a descriptor to keep open, which the kernel closes with us."""
-    lock = os.open(directory / OWNER, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    unseen = directory / f"{OWNER}.new"  # until it is locked
+    lock = os.open(unseen, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    unseen.rename(directory / OWNER)
     return lock
 
 
