@@ -69,6 +69,13 @@ def _session(doc: Document, name: str, some: Sequence[RunPoint]) -> None:
         n=count(f"{name}.readings", len(some)),
         drift=signed_percent(f"{name}.drift_pct", drift),
     )
+    beside = sum(bool(point.co_running_sessions) for point in some)
+    if 0 < beside < len(some):
+        doc.say(
+            "Readings beside other sessions on its host: {beside}. The others were alone, so what neighbours cost is "
+            "in that change, too.",
+            beside=count(f"{name}.beside", beside),
+        )
 
 
 def _value_and_change(name: str, point: RunPoint, first: RunPoint, column: str) -> list[Figure]:

@@ -18,7 +18,7 @@ from analysis.load_tables import cell, lengths
 from analysis.objective_sentences import border_words
 from analysis.operating_point import Basis, Choice, Standing, choices
 from analysis.operating_sentences import gives
-from analysis.rates import level_words, rate_curves
+from analysis.rates import keeps_up_sentence, level_words, rate_curves
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure, outcome, outcome_figure, point_name
 from analysis.tables import RunPoint, Tables, read_tables
@@ -49,8 +49,8 @@ def findings(tables: Tables, slo: Slo) -> list[Finding]:
               for result in kv_results(tables.points)]  # fmt: skip
     load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency")))
             for curve in knee_curves(tables.points)]  # fmt: skip
-    rates = [Finding(_about(curve), tuple(_objective(curve, slo, "requests/s")))
-             for curve in rate_curves(tables.points) if slo.percentiles()]  # fmt: skip
+    rates = [Finding(_about(curve), (keeps_up_sentence(curve), *_objective(curve, slo, "requests/s")))
+             for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
     return [*memory, *load, *rates, *_operating(tables, slo), *borders]
@@ -105,6 +105,8 @@ def _kv_lines(result: KvResult) -> Iterator[Phrase]:
     ]
     if found:
         yield phrase("bytes per KV token: {found}", found=join(found, ", "))
+    if not result.readings:
+        yield phrase("no reading of memory was measured")
     for series in result.capacity:
         fits = [_capacity(reading) for reading in series.measured if reading.values("engine_max_concurrency")]
         if fits:

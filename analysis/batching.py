@@ -13,6 +13,7 @@ from analysis.ladder import add_ladder
 from analysis.limits import add_limits
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
+from analysis.neighbours import add_neighbours
 from analysis.objective_sentences import add_objectives
 from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
@@ -23,7 +24,7 @@ from analysis.targets import NO_OBJECTIVES, Slo
 from analysis.under_use import add_under_use
 
 FILE = "batching_benchmark.md"
-PURPOSES = ("comparison", "batching", "concurrency", "near_full_context", "anchor")
+PURPOSES = ("comparison", "batching", "concurrency", "near_full_context", "anchor", "control")
 MORE_COLUMNS = ("tok_s", "total_tok_s", "p50_ttft_s", "p95_ttft_s", "p50_tpot_s", "p99_e2e_s")
 PAIR_ROWS = (
     ("s, all requests", "duration_s"),
@@ -55,6 +56,7 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
     add_anchors(doc, rows)
+    add_neighbours(doc, tables.points)
     add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
     rules = rules_of_thumb(tables.points)

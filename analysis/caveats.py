@@ -9,7 +9,7 @@ from analysis.figures import count, plain, quote
 from analysis.groups import unique_slug
 from analysis.series import outcome_figure, point_name
 from analysis.tables import RunPoint, Tables
-from contract.rows import MEASURED, PRUNED
+from contract.rows import MEASURED, OVER_BUDGET, PRUNED
 
 
 def marks(point: RunPoint) -> list[str]:
@@ -117,6 +117,13 @@ def add_failures(doc: Document, points: Sequence[RunPoint], tables: Tables) -> N
     if not lost and not silent:
         return
     doc.heading(2, "Not measured")
+    left_out = sum(point.status == OVER_BUDGET for point in lost)
+    if left_out:
+        doc.say(
+            "Left out because the run's budget had no room for them (`over_budget`): {n} points. "
+            "`python -m orchestrator resume=RUN` measures them.",
+            n=count("lost.over_budget", left_out),
+        )
     if silent:
         doc.say("Sessions that failed before any of their points had a row: {n}.", n=count("lost.sessions", silent))
     by_kind: dict[tuple[str, str, int, int | None, str], list[RunPoint]] = {}

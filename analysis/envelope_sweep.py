@@ -214,13 +214,14 @@ def _word(cell: Cell | None) -> str:
 def _cell_table(doc: Document, grid: EnvelopeGrid) -> None:
     doc.table(
         [
-            "context_tokens", "concurrency", "need of the pool", "expected", "measured", *SIGNS, "kv_usage_max",
-            "notes",
+            "context_tokens", "concurrency", "blocks needed", "of the pool", "expected", "measured", *SIGNS,
+            "kv_usage_max", "notes",
         ],
         [
             [
                 plain(f"{cell.name}.context_tokens", cell.length),
                 plain(f"{cell.name}.concurrency", cell.concurrency),
+                count(f"{cell.name}.need_blocks", cell.need_blocks),
                 percent(f"{cell.name}.need_pct", cell.need_share, 0),
                 str(cell.expected),
                 NOTHING if cell.measured is Outcome.UNKNOWN else str(cell.measured),

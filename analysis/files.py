@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?!$|[\d.,]+(e[+-]?\d+)?( %| [\w/]+)?$|inf$)")
 
 
 @contextmanager
@@ -44,11 +47,15 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
-    """Write a CSV whose cells are already text; a cell with a comma or a quote is quoted."""
+    """Write a CSV whose cells are already text; a cell with a comma or a quote is quoted.
+
+    Words that a spreadsheet would compute (a model named `=...`) get a `'` before them; numbers stay as they are.
+    Source: OWASP, CSV Injection.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([f"'{cell}" if _FORMULA.match(cell) else cell for cell in row] for row in rows)
     return write_text(path, buffer.getvalue())
 
 

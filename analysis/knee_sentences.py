@@ -23,19 +23,43 @@ SWEEPS = {
     "rate": ("rate", "sweep"),
 }
 """What measures a purpose's levels, and the key of its settings; `concurrency` does unless told otherwise."""
+SEARCHES = {"knee": ("concurrency", "batching"), "slo": ("concurrency", "batching", "rate")}
+"""Sweeps that find a level by themselves, and the purposes whose load they can send."""
 
 
-def repeats_tell(curve: LoadCurve) -> str:
-    """Return which sweep would tell what is noise."""
-    sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
-    return f"`+sweep={sweep}` with `{key}.repeats` of three or more tells"
+def repeats_tell(curve: LoadCurve, search: str = "") -> str:
+    """Return which sweep would tell what is noise; `search`, `knee` or `slo`, is named too where it would."""
+    sweep, key = _measured_by(curve)
+    words = f"`+sweep={sweep}` with `{key}.repeats` of three or more"
+    return f"{words}, or `+sweep={search}`, tells" if _another(curve, search) else f"{words} tells"
 
 
-def levels_tell(curve: LoadCurve, which: str = "higher") -> str:
-    """Return which sweep would tell what lies beyond the levels, `higher` or `lower`."""
-    sweep, key = SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
-    axis = "request_rate" if sweep == "rate" else "concurrency"
-    return f"`+sweep={sweep}` with {which} levels in `{key}.{axis}` tells"
+def levels_tell(curve: LoadCurve, which: str = "higher", search: str = "knee") -> str:
+    """Return which sweep would tell what lies beyond the levels, `higher` or `lower`.
+
+    `search` is the one that goes there by itself, where this load can be searched.
+    """
+    sweep, key = _measured_by(curve)
+    axis = "request_rate" if curve.series.sample.purpose == "rate" else "concurrency"
+    if sweep == search:
+        return f"`+sweep={sweep}` with a {which} `{key}.{axis}.{'highest' if which == 'higher' else 'lowest'}` tells"
+    if sweep in SEARCHES and _another(curve, search):
+        return f"`+sweep={search}` tells"
+    words = f"`+sweep={sweep}` with {which} levels in `{key}.{axis}`"
+    return f"{words}, or `+sweep={search}`, tells" if _another(curve, search) else f"{words} tells"
+
+
+def _measured_by(curve: LoadCurve) -> tuple[str, str]:
+    """The sweep that measures such levels, and the key of its settings: the search that measured these, if one did."""
+    sample = curve.series.sample
+    if sample.sweep in SEARCHES:
+        return sample.sweep, "sweep"
+    return SWEEPS.get(sample.purpose, ("concurrency", "sweep"))
+
+
+def _another(curve: LoadCurve, search: str) -> bool:
+    sample = curve.series.sample
+    return search != sample.sweep and sample.purpose in SEARCHES.get(search, ())
 
 
 def add_rule(doc: Document) -> None:
@@ -121,13 +145,19 @@ def knee_sentences(curve: LoadCurve) -> list[Phrase]:
         return [
             phrase(
                 "Where throughput stops scaling and latency blows up is not known from this run: fewer than two levels "
-                "were measured; `+sweep=concurrency` tells."
+                "were measured; " + _more_levels(curve) + "."
             )
         ]
     return [
         phrase("Where does throughput stop scaling? {answer}", answer=_throughput(curve)),
         phrase("Where does latency blow up? {answer}", answer=_latency(curve)),
     ]
+
+
+def _more_levels(curve: LoadCurve) -> str:
+    if len(curve.series.readings) > 1:
+        return "`resume=RUN` tries the others again"
+    return "`+sweep=capacity` tells" if curve.series.sample.purpose == "near_full_context" else "`+sweep=knee` tells"
 
 
 def _throughput(curve: LoadCurve) -> Phrase:

@@ -13,6 +13,7 @@ from analysis.kv_envelope_table import add_envelopes
 from analysis.kv_fit import KvResult
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
+from analysis.neighbours import neighbour_sentences
 from analysis.operating_point import latency_level, throughput_level
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
@@ -40,8 +41,8 @@ def longest_safe(result: KvResult, concurrency: int) -> Reading | None:
 def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: Targets) -> None:
     if result.pool is None:
         doc.say(
-            "Not known from this run: no server took its pool by gpu_memory_utilization, so what the card can hold was "
-            "not measured; `+sweep=kv` with mode utilization measures it."
+            "Not known from this run: no server that took its pool by gpu_memory_utilization was measured, so what the "
+            "card can hold is open; `+sweep=kv` with mode utilization measures it."
         )
         return
     readings = [r for r in result.pool.measured if r.median("engine_max_concurrency") is not None]
@@ -135,13 +136,15 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
     curves = [c for c in knee_curves(points) if _who(c.series.sample) in own and len(c.levels) > 1]
     if not curves:
         doc.say(
-            "Not known from this run: it holds no levels of load for this model; `+sweep=concurrency` measures them."
+            "Not known from this run: fewer than two levels of load were measured for this model; `+sweep=knee` "
+            "measures them."
         )
         return
     for curve in curves:
         items = [for_latency(curve), for_throughput(curve)]
         doc.say("From the levels measured in this run ({load}):", load=workload(curve))
         doc.bullets(items)
+    doc.bullets(neighbour_sentences([point for point in points if _who(point) in own]))
     doc.say(
         "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
         "the envelope lets fit."

@@ -24,7 +24,10 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
     """Write the section: a table and the run's verdict for every curve."""
     doc.heading(2, "What limits each level")
     if not curves:
-        doc.say("Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them.")
+        doc.say(
+            "Not known from this run: it holds neither a sweep of levels nor near-full contexts; `+sweep=capacity` "
+            "measures both."
+        )
         return
     doc.say(
         "*KV-bound*: preemptions, or requests waiting for capacity while the KV pool is full ({full} of its blocks, or "

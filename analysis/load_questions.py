@@ -30,7 +30,7 @@ DRIFT = "`python -m analysis drift BASELINE RUN`"
 
 
 def _no_levels() -> Phrase:
-    return phrase(UNKNOWN + "fewer than two levels of a closed loop were measured; `+sweep=concurrency` measures them.")
+    return phrase(UNKNOWN + "fewer than two levels of a closed loop were measured; `+sweep=knee` measures them.")
 
 
 def rise(subject: Subject) -> Phrase:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analysis.alerts import add_alerts
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document
 from analysis.load_tables import confidence, lengths_sent
+from analysis.neighbours import neighbour_sentences
 from analysis.operating_point import Basis, Choice
 from analysis.operating_sentences import answer, around, objectives
 from analysis.operating_tables import figure_rows, level_rows
 from analysis.questions import add_questions
 from analysis.subject import subjects
-from analysis.tables import Tables
+from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo, Targets
 from contract.rows import MEASURED
 
@@ -26,17 +29,31 @@ def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float |
     doc.heading(1, "Operating point")
     add_caveats(doc, tables.points, tables)
     _add_rule(doc, slo)
+    doc.bullets(neighbour_sentences(tables.points))
     for subject in subjects(tables, slo, targets, gpu_hour):
         points = subject.group.points
         sample = next((point for point in points if point.status == MEASURED), points[0])
         doc.heading(2, "{who}", who=identity(sample, subject.name, subject.group.label))
         if not subject.choices:
-            doc.say("Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them.")
+            _say_no_levels(doc, points)
         for choice in subject.choices:
             _add_choice(doc, choice, targets, gpu_hour, main=choice is subject.main)
         add_questions(doc, subject)
     add_failures(doc, tables.points, tables)
     return doc
+
+
+def _say_no_levels(doc: Document, points: Sequence[RunPoint]) -> None:
+    cells = any(point.purpose == "envelope" for point in points)
+    doc.say(
+        "Not known from this run: it holds no levels of load to choose from"
+        + (
+            " (cells of an envelope are not warmed up, and say whether requests fit, not how fast they are)"
+            if cells
+            else ""
+        )
+        + "; `+sweep=knee`, or `+sweep=slo` for objectives, measures them."
+    )
 
 
 def _add_rule(doc: Document, slo: Slo) -> None:

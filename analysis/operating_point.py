@@ -22,6 +22,8 @@ from analysis.targets import Slo
 from analysis.token_cost import Price, joules_per_output_token, price_per_million
 
 CLOSED_LOOPS = ("concurrency", "batching", "near_full_context")
+"""Purposes whose levels can be run: those of `+sweep=knee` and `+sweep=slo` are of `concurrency`. An envelope's cells
+cannot: they are not warmed up, and too short for their latencies to be a service's."""
 WORKLOAD = ("api", "prompt_tokens", "output_tokens", "prompt_lengths", "output_lengths", "shared_prefix", "arrivals")
 """Servers compete where they were sent the same load."""
 

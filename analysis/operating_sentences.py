@@ -54,7 +54,7 @@ def answer(choice: Choice) -> Phrase:
         )
     if choice.basis is Basis.AS_MEASURED:
         return phrase(
-            "Not known from this run beyond noise: " + NO_REPEATS + "; " + repeats_tell(point.curve) + ". As it "
+            "Not known from this run beyond noise: " + NO_REPEATS + "; " + repeats_tell(point.curve, "slo") + ". As it "
             "stands, {level} has the highest tok/s within the objectives: {gives}. Server: {server}.",
             server=server(point.curve),
             **given,
@@ -96,7 +96,7 @@ def _unknown(choice: Choice) -> Phrase:
         tells = (
             "a longer one (`sweep.seconds`) tells whether the server keeps up"
             if short
-            else repeats_tell(undecided[0].curve)
+            else repeats_tell(undecided[0].curve, "slo")
         )
         return phrase(
             "Not known from this run: no level meets every objective beyond noise, and {levels} undecided"
@@ -108,7 +108,7 @@ def _unknown(choice: Choice) -> Phrase:
         )
     lowest = min(choice.having(Standing.MISSES), key=lambda c: c.reading.at)
     alone = not choice.open_loop and lowest.reading.at == 1
-    tells = "less at once cannot be asked of it" if alone else levels_tell(lowest.curve, "lower")
+    tells = "less at once cannot be asked of it" if alone else levels_tell(lowest.curve, "lower", "slo")
     return phrase(
         "**None**: no measured level meets every objective. The lowest, {level}, misses {missed}; " + tells + ".",
         level=level_words(lowest.reading),
@@ -132,7 +132,8 @@ def _without_objective(choice: Choice, curve: LoadCurve) -> Phrase:
     if choice.open_loop:
         return phrase(
             "Without an objective an open loop has no operating point: which latency is too much is not for the rows "
-            "to say. Up to which rate the server keeps up stands in rate_sweep.md."
+            "to say. Up to which rate the server keeps up stands in rate_sweep.md; `+sweep=slo` with an objective "
+            "finds the highest rate that holds it."
         )
     if curve.knee.verdict is KneeVerdict.NO_KNEE_YET:
         return phrase(
@@ -196,7 +197,9 @@ def _measured(reading: Reading) -> Phrase:
 def _next_level(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
     above = [c for c in choice.candidates if c.curve is point.curve and c.reading.at > point.reading.at]
     if not above:
-        yield phrase("No higher level was tried, so a higher one may hold, too; " + levels_tell(point.curve) + ".")
+        yield phrase(
+            "No higher level was tried, so a higher one may hold, too; " + levels_tell(point.curve, search="slo") + "."
+        )
         return
     after = above[0]
     parts: dict[str, Part] = {"level": level_words(after.reading)}
@@ -208,7 +211,9 @@ def _next_level(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
         missed = _missed(after)
         yield phrase("The next higher, {level}, gives {gives} and misses {missed}.", missed=missed, **parts)
     elif after.standing is Standing.UNDECIDED:
-        yield phrase("The next higher, {level}, is undecided: {gives}; " + repeats_tell(after.curve) + ".", **parts)
+        yield phrase(
+            "The next higher, {level}, is undecided: {gives}; " + repeats_tell(after.curve, "slo") + ".", **parts
+        )
     else:
         yield phrase("The next higher, {level}, meets every objective, too, with no more tok/s: {gives}.", **parts)
 

@@ -83,7 +83,7 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
             sample.simulated,
         )
         add_server_table(doc, curve, "request_rate", rate_figure)
-        doc.bullets([_keeps_up(curve)])
+        doc.bullets([keeps_up_sentence(curve)])
         add_objectives(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
@@ -115,7 +115,8 @@ def _open_loop(reading: Reading) -> bool:
     return (reading.measured or reading.unmeasured)[0].arrivals is not None
 
 
-def _keeps_up(curve: LoadCurve) -> Phrase:
+def keeps_up_sentence(curve: LoadCurve) -> Phrase:
+    """Return up to which rate the server keeps up, and what is known of the next."""
     levels, held = curve.series.measured, kept_up(curve)
     after = levels[len(held)] if len(held) < len(levels) else None
     rule = percent("rule.keeps_up_pct", KEEPS_UP, 0)

@@ -70,6 +70,8 @@ def _prompts(reading: Reading) -> list[Part]:
             notes.append(phrase("prompts are {share} off the asked length", share=share))
     if any(point.text_cost_assumed for point in chats):
         notes.append(phrase("the server does not say what text costs: a word was taken for a token"))
+    if any(point.prefix_reset is False for point in reading.measured):
+        notes.append(phrase("the server could not empty its prefix cache before the level"))
     hits, shared = reading.highest("prefix_hit_ratio"), reading.highest("prefix_shared_ratio")
     if hits or shared:
         share = percent(f"{name}.prefix_hit_pct", hits, 2)

@@ -131,15 +131,17 @@ def _sequential(curve: LoadCurve) -> Phrase | None:
 
 
 def _unloaded(curve: LoadCurve) -> Phrase | None:
-    """Needs level one with its latencies: the floor that no concurrency goes below."""
+    """Needs level one with its latencies; that higher levels are not quicker, a run whose others are all slower."""
     if not curve.levels or curve.levels[0].at != 1:
         return None
     one = curve.levels[0]
     if one.median("p50_ttft_s") is None or one.median("p50_tpot_s") is None:
         return None
+    means = [mean for level in curve.levels if (mean := level.median("mean_e2e_s")) is not None]
+    floor = len(means) > 1 and means[0] == min(means)
     return phrase(
-        "An undisturbed request takes {mean} s ({load}): {ttft} s to the first token, {tpot} s for each further one. "
-        "No setting of concurrency goes below that.",
+        "One request at a time takes {mean} s ({load}): {ttft} s to the first token, {tpot} s for each further one."
+        + (" No other level measured was quicker." if floor else ""),
         mean=cell(one, "mean_e2e_s"),
         load=workload(curve),
         ttft=cell(one, "p50_ttft_s"),

@@ -36,10 +36,19 @@ HATCHES = {"engine": "//", "compile": "xx", "graphs": "\\\\", "kv": ".."}
 
 def write_startup(run_dir: Path, tables: Tables) -> list[Path]:
     """Write plots/startup.svg unless no session has phases; return the paths."""
-    told = sorted(
-        (session for session in tables.sessions if session.phases), key=lambda row: (row.started_at, row.session_id)
-    )
+    told = told_starts(tables)
     return draw_all(run_dir, [("startup", partial(_draw, told, tables))]) if told else []
+
+
+def told_starts(tables: Tables) -> list[SessionRow]:
+    """Return the sessions whose phases are known, in the order of their starts."""
+    told = (session for session in tables.sessions if session.phases)
+    return sorted(told, key=lambda row: (row.started_at, row.session_id))
+
+
+def end_s(session: SessionRow) -> float:
+    """Return when the last phase of a start ended, in seconds since its launch."""
+    return session.phases[-1].begin_s + session.phases[-1].seconds
 
 
 def _draw(sessions: Sequence[SessionRow], tables: Tables, figure: Any) -> None:
@@ -54,12 +63,12 @@ def _draw(sessions: Sequence[SessionRow], tables: Tables, figure: Any) -> None:
                 linewidth=0,
             )  # fmt: skip
     for row, session in enumerate(sessions):
-        end = session.phases[-1].begin_s + session.phases[-1].seconds
+        end = end_s(session)
         axes.annotate(f"{end:.1f} s", (end, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
     points: dict[str, list[RunPoint]] = {}
     for point in tables.points:
         points.setdefault(point.session_id, []).append(point)
-    axes.set_yticks(range(len(sessions)), [_label(s, points.get(s.session_id, [])) for s in sessions], fontsize=9)
+    axes.set_yticks(range(len(sessions)), [label(s, points.get(s.session_id, [])) for s in sessions], fontsize=9)
     axes.set_ylim(len(sessions) - 0.5, -0.5)
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
@@ -68,5 +77,6 @@ def _draw(sessions: Sequence[SessionRow], tables: Tables, figure: Any) -> None:
     set_title(figure, "Where the start of each server went", subtitle(tables))
 
 
-def _label(session: SessionRow, points: Sequence[RunPoint]) -> str:
+def label(session: SessionRow, points: Sequence[RunPoint]) -> str:
+    """Return what a server was for and how it was started, in a few words."""
     return clean(", ".join(filter(None, (session_words(session, points), session.start))))

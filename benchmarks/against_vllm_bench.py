@@ -132,7 +132,7 @@ def _peer(session: Session) -> Iterator[Peer]:
     endpoint = session._endpoint
     assert endpoint is not None
     asked = {
-        "backend": "openai", "base-url": endpoint.base_url, "model": str(session._workspace.model),
+        "backend": "openai", "base-url": endpoint.base_url, "model": session.model,
         "served-model-name": endpoint.model, "dataset-name": "random",
     }  # fmt: skip
     keep = ("completed", "total_output_tokens", "output_throughput", "median_ttft_ms", "median_tpot_ms")

@@ -1,7 +1,7 @@
 """Why something was not measured: one name for every class of failure.
 
-Workers put them into rows, the driver decides by them what to try again, `analysis` counts them. Values are written to
-Parquet, so a name once released is never given another meaning.
+Workers put them into rows, the driver decides by them what to try again (`contract.causes`), `analysis` counts them.
+Values are written to Parquet, so a name once released is never given another meaning.
 """
 
 from __future__ import annotations
@@ -33,17 +33,23 @@ class FailureClass(StrEnum):
     FREE_MEMORY_LOW = "free_memory_low"  # somebody else uses the card
     MEMORY_PROFILE = "memory_profile"  # memory changed under vLLM while it measured
     OUT_OF_MEMORY = "out_of_memory"
+    GRAPH_MEMORY = "graph_memory"  # out of memory while CUDA graphs were captured, after the pool was made
     PORT_TAKEN = "port_taken"
     WRONG_SERVER = "wrong_server"  # what answers is not the server that was started
-    READY_TIMEOUT = "ready_timeout"
-    NO_PROGRESS = "no_progress"  # forked, it was silent for too long: it is started cold instead
+    READY_TIMEOUT = "ready_timeout"  # it went on, but not to its end: the hard cap
+    NO_PROGRESS = "no_progress"  # it was silent for several times what its phase usually takes
     START_FAILED = "start_failed"  # any other end before it was ready
     # --- one point on a live server ---
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
+    MEMORY_UNDER_LOAD = "memory_under_load"  # it ended, out of memory, while it served
+    POINT_TIMEOUT = "point_timeout"  # the point's own time limit
+    LOAD_LOST = "load_lost"  # a load process ended before its level
     CLIENT_LIMITED = "client_limited"  # the load client was the limit, and the host had no more to give
     PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
     # --- the run ---
     STOPPED = "stopped"  # the user or the scheduler stopped the run
-    ACTOR_LOST = "actor_lost"  # the session's actor or node is gone
+    ACTOR_LOST = "actor_lost"  # the session's actor is gone, or not to be reached
+    NODE_LOST = "node_lost"  # the session's node is gone for good
+    NOT_WRITTEN = "not_written"  # the run directory takes no more files: a full disk, say
     INTERNAL = "internal"  # a defect of ours: the message is the exception

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -29,6 +29,8 @@ JUDGED_FROM_S = 0.5
 """A shorter window holds too few timers and sends to tell a busy load client from one hiccup: it is not judged."""
 PRUNED = "pruned"
 """Not measured, because what is known decides it: `failure_message` says what."""
+OVER_BUDGET = "over_budget"
+"""Left out, because the run's budget had no room for it: `failure_message` says which. Resume measures it."""
 RESULT_STATUSES = (MEASURED, "kv_too_small", PRUNED)
 """Statuses that count as done: a measurement, a failure that is itself the answer, or what needs no measurement."""
 
@@ -264,6 +266,8 @@ class PointRow:
     mean_prompt_tokens: float | None = None
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None
+    prefix_reset: bool | None = None
+    """Whether the server said, before the level, that its prefix cache was emptied; None where it cannot be asked."""
     text_cost_assumed: bool | None = None
     """Of a chat: the server did not say what words and template cost, so a word was taken for a token."""
     repeat: int | None = None

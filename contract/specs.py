@@ -51,6 +51,7 @@ class Purpose(StrEnum):
     RATE = "rate"  # rate_sweep.csv: open loop
     NEAR_FULL_CONTEXT = "near_full_context"  # the ladder whose prompts almost fill max_model_len
     ANCHOR = "anchor"  # a level that is repeated while a session lives: its drift
+    CONTROL = "control"  # the anchor's level with no other session on its host: what neighbours cost
     ENVELOPE = "envelope"  # envelope_sweep.md: lengths x concurrency against the KV pool
 
 

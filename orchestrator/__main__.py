@@ -1,7 +1,7 @@
 """`python -m orchestrator`: reads the command line, plans, runs, reduces, and ends with the exit code that says how.
 
-0 all points measured · 2 bad configuration, nothing started · 3 some points failed · 4 no or too few GPUs, or no
-cluster · 130 interrupted. Imports Ray, pandas and the rest only once there is something to run.
+0 all points measured, or left out by the budget · 2 bad configuration, nothing started · 3 some points failed · 4 no or
+too few GPUs, or no cluster · 130 interrupted. Imports Ray, pandas and the rest only once there is something to run.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import arguments, interrupts
+from orchestrator import arguments, interrupts, output
 from orchestrator.arguments import Arguments
 
 if TYPE_CHECKING:
     from contract.specs import ModelSpec, SessionSpec
+    from orchestrator.budget import Budget
     from orchestrator.cluster import Cluster
     from orchestrator.driver import Outcome
     from orchestrator.fleet import Fleet
@@ -41,14 +42,20 @@ def _main(asked: Arguments) -> int:
         return experiments
     from orchestrator.cluster import ClusterError
     from orchestrator.fleet import NoRoom
+    from orchestrator.preflight import NotReady
     from orchestrator.problems import ConfigError
+    from orchestrator.store import NotWritten
 
     try:
         return _run(experiments, asked)
     except ConfigError as error:
         return _refuse(error.problems, BAD_CONFIGURATION)
+    except NotReady as error:
+        return _refuse(error.problems, NO_ROOM)
     except (NoRoom, ClusterError) as error:
         return _refuse([str(error)], NO_ROOM)
+    except NotWritten as error:  # before there was anything to lose
+        return _refuse([str(error)], BAD_CONFIGURATION)
 
 
 def _experiments(asked: Arguments) -> list[Experiment] | int:
@@ -78,14 +85,19 @@ def _resumed(asked: Arguments) -> list[Experiment]:
 
     if asked.resume_strict not in ("true", "false"):
         raise ConfigError([f"resume.strict={asked.resume_strict}: should be true or false"])
-    more = asked.overrides + asked.flags
+    address = asked.value_of("cluster.address") or asked.value_of("cluster")
+    where = [
+        argument for argument in asked.overrides if argument.lstrip("+").startswith(("cluster=", "cluster.address="))
+    ]
+    more = [argument for argument in asked.overrides + asked.flags if argument not in where]
     if more and asked.value_of("sweep") is None:
         changes = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
         raise ConfigError([f"{changes}; name a whole grid to add (+sweep=NAME ...)"])
     store = Store(Path(asked.resume or ""))
     store.manifest()  # before Hydra says anything
+    store.refuse_links()
     further = compose([*_default_model(asked), *asked.overrides], asked.flags) if more else []
-    return experiments_of(store, further)
+    return experiments_of(store, further, address)
 
 
 def _default_model(asked: Arguments) -> list[str]:
@@ -123,8 +135,10 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
     store = Store(Path(asked.resume)) if asked.resume else None
     if store and local:
         _compare(store, local, asked)
-    if plan and local and first.dry_run:
-        return _show(plan, local)
+    if plan and local:
+        _check_budget(plan, first)
+        if first.dry_run:
+            return _show(plan, local, first)
     if plan and store and not left_to_do(plan, store):
         print(f"nothing is left to do in {store.directory}")
         return _conclude(store, Outcome())
@@ -132,9 +146,12 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
         fleet = cluster.fleet(first.engine)
         if store and not local:
             _compare(store, fleet, asked)
-        plan = plan or _plan(resolved, fleet)
+        if plan is None:
+            plan = _plan(resolved, fleet)
+            _check_budget(plan, first)
         if first.dry_run:
-            return _show(plan, fleet)
+            return _show(plan, fleet, first)
+        _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
         _warm_up(cluster, fleet, plan)
         store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
         outcome = _measure(cluster, fleet, store, experiments, plan)
@@ -154,6 +171,20 @@ def _compare(store: Store, fleet: Fleet, asked: Arguments) -> None:
         print(f"WARNING  {line}")
 
 
+def _look_at_nodes(
+    cluster: Cluster, fleet: Fleet, experiment: Experiment, root: Path, models: tuple[ModelSpec, ...]
+) -> None:
+    """Before the first server. What is no reason to stop is said."""
+    from orchestrator.preflight import check_nodes
+    from orchestrator.store import free_bytes
+
+    engine, shared = experiment.engine, experiment.cluster.shared_gpus
+    for line in check_nodes(fleet, cluster.reports(fleet, models), engine, shared, free_bytes(root)):
+        print(f"WARNING  {line}")
+    if held := cluster.held_by_others():
+        print(f"WARNING  other jobs hold {held} GPU(s) of the cluster: sessions wait for theirs, but not for long")
+
+
 def _warm_up(cluster: Cluster, fleet: Fleet, plan: Plan) -> None:
     """Before anything else, for an import takes as long as a cold start."""
     from contract.specs import Start
@@ -169,10 +200,24 @@ def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
     return make_plan(resolved, fleet)
 
 
-def _show(plan: Plan, fleet: Fleet) -> int:
+def _check_budget(plan: Plan, experiment: Experiment) -> None:
+    from orchestrator.problems import ConfigError
+
+    problems = _budget(experiment).problems(plan.sessions)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _budget(experiment: Experiment) -> Budget:
+    from orchestrator.budget import Budget
+
+    return Budget(**experiment.budget.model_dump())
+
+
+def _show(plan: Plan, fleet: Fleet, experiment: Experiment) -> int:
     from orchestrator.preview import describe
 
-    print(describe(plan, fleet))
+    print(describe(plan, fleet, _budget(experiment)))
     return OK
 
 
@@ -180,9 +225,10 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
     from orchestrator.driver import Driver
     from orchestrator.manifest import make_manifest, server_entry
     from orchestrator.plan import searched_points
-    from orchestrator.preview import estimate_s, points_words
+    from orchestrator.preview import budget_words, estimate_s, points_words
     from orchestrator.progress import Progress
     from orchestrator.resume import left_to_do
+    from orchestrator.store import rebuild
 
     sessions: list[SessionSpec] = left_to_do(plan, store)
     manifest = make_manifest(store.directory.name, experiments, plan, fleet)
@@ -195,13 +241,25 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
         points = points_words(progress.total_points, searched)
         progress.say(f"{len(sessions)} servers, {points}, about {seconds / 60:.0f} min")
         progress.say(f"on {fleet.describe()}; results in {store.directory}")
-        outcome = Driver(cluster, fleet, store, progress).run(sessions, plan.searches)
+        budget = _budget(experiments[0])
+        for line in budget_words(sessions, fleet, budget):
+            progress.say(line)
+        outcome = Driver(cluster, fleet, store, progress, budget).run(sessions, plan.searches, plan.controls)
     finally:
         progress.close()
     manifest["servers"] += [server_entry(row) for row in outcome.servers]
-    manifest["status"] = "interrupted" if outcome.interrupted else "failed points" if outcome.failed else "complete"
-    store.put_manifest(manifest)
+    manifest["status"] = _status(outcome)
+    if outcome.not_written is None:
+        store.put_manifest(manifest)
+    if outcome.interrupted:  # whoever is killed while it reduces has said how to
+        print(f"what was measured is in its shards; its artifacts: {rebuild(store)}", flush=True)
     return outcome
+
+
+def _status(outcome: Outcome) -> str:
+    if outcome.interrupted:
+        return "interrupted"
+    return "failed points" if outcome.failed else "budget used up" if outcome.left_out else "complete"
 
 
 def _conclude(store: Store, outcome: Outcome) -> int:
@@ -213,11 +271,17 @@ def _conclude(store: Store, outcome: Outcome) -> int:
         written = analysis.reduce(store.directory)
         print(answer(store.directory))
         print("\n".join(f"  {path}" for path in written))
-    except (analysis.AnalysisError, ValueError) as error:
+    except (analysis.AnalysisError, ValueError, OSError) as error:
         reduced = False
         print(f"no artifacts: {error}\nwhat was measured is in {store.directory}; python -m analysis rebuilds from it")
     if outcome.failed:
         print(f"{len(outcome.failed)} point(s) failed:\n" + "\n".join(f"  {line}" for line in outcome.failed))
+    if outcome.left_out:
+        left = f"{outcome.left_out} point(s) left out: the budget had no room for them"
+        print(f"{left}; go on with: python -m orchestrator resume={store.directory}")
+    if outcome.not_written:
+        print(f"ended early: {outcome.not_written}; go on with: python -m orchestrator resume={store.directory}")
+        return SOME_FAILED
     if outcome.interrupted:
         print(f"interrupted; go on with: python -m orchestrator resume={store.directory}")
         return INTERRUPTED
@@ -231,4 +295,5 @@ def _refuse(problems: list[str], code: int) -> int:
 
 
 if __name__ == "__main__":
+    output.outlives_its_reader()
     sys.exit(main())

@@ -12,27 +12,34 @@ import logging
 import os
 import secrets
 import shutil
-import socket
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from contract.rows import PointRow, SessionEnd, SessionRow
-from contract.specs import Point, SessionSpec, Start
-from orchestrator import interrupts
-from orchestrator.fleet import SIM_GPU_BYTES, Fleet, Node, NoRoom
+from contract.specs import ModelSpec, Point, SessionSpec, Start
+from orchestrator import interrupts, knock
+from orchestrator.fleet import SIM_GPU_BYTES, DeviceKind, Fleet, Node, NoRoom, kind_of, of_one_kind
 from orchestrator.schema import ClusterConfig, EngineConfig
+from workers import node_report
+from workers.lease import RENEWED_EVERY_S, Lease
+from workers.load.tasks import LoadLost
+from workers.node_report import NodeReport
 from workers.temporary import private_directory
 
 OBJECT_STORE_BYTES = 256 * 2**20
-SOCKETS_BELOW = 68
-"""Characters of /session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
+SOCKETS_BELOW = 70
+"""Characters of /r/session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
 ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
-CONNECT_LIMIT_S = 5.0
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
+
+
+NODES_LIMIT_S = 5.0
+"""For the cluster to say which of its nodes live."""
 
 
 class ActorLost(Exception):
@@ -50,6 +57,7 @@ class Cluster:
         self._config = config
         self._local = local
         self._warm: dict[str, Any] = {}
+        self._renewing: dict[str, asyncio.Future[None]] = {}
         self._private_dir: str | None = None
         self._saved_environment: dict[str, str | None] = {}
 
@@ -95,7 +103,7 @@ class Cluster:
                 logging_level=logging.ERROR,
                 configure_logging=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=self._private_dir,
+                _temp_dir=f"{self._private_dir}/r",  # Ray opens it to every user: the one above stays ours alone
                 _node_ip_address="127.0.0.1",
             )
         except Exception as error:  # Ray has no class of its own for this
@@ -104,7 +112,8 @@ class Cluster:
     def _connect(self) -> None:
         import ray
 
-        self._knock()
+        if refused := knock.refusal(self._config.address):
+            raise ClusterError(refused)
         try:
             ray.init(
                 address=self._config.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
@@ -112,17 +121,8 @@ class Cluster:
         except Exception as error:  # ConnectionError, RuntimeError, ValueError and Ray's own, all meaning this
             raise ClusterError(
                 f"no Ray cluster at {self._config.address!r}: {_first_line(error)}. Is `ray start` running? "
-                "If it was started with a token, export RAY_AUTH_MODE=token"
+                f"If it was started with a token, export RAY_AUTH_MODE=token; {knock.WHERE_TOKENS_ARE}"
             ) from None
-
-    def _knock(self) -> None:
-        """Ray tries a wrong address for minutes; a closed port says so at once."""
-        host, colon, port = self._config.address.rpartition(":")
-        if colon and port.isdigit():
-            try:
-                socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), CONNECT_LIMIT_S).close()
-            except OSError as error:
-                raise ClusterError(f"nobody listens at cluster.address={self._config.address} ({error})") from None
 
     def _leave(self) -> None:
         import ray
@@ -141,7 +141,10 @@ class Cluster:
             _set(name, value)
 
     def fleet(self, engine: EngineConfig) -> Fleet:
-        """Return the nodes as Ray sees them. Raises `NoRoom` where there are no GPUs to run on."""
+        """Return the nodes as Ray sees them.
+
+        Raises `NoRoom` where there are no GPUs to run on, or GPUs of several kinds.
+        """
         import ray
 
         alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -149,21 +152,50 @@ class Cluster:
             return _renamed(self._local, alive[0]["NodeID"])
         on_gpu = [node for node in alive if node["Resources"].get("GPU")]
         if engine.name == "sim":
-            nodes = [_node(node, int(node["Resources"]["GPU"]), "simulated GPU", SIM_GPU_BYTES) for node in on_gpu]
-        elif engine.device == "cpu" or (engine.device == "auto" and not on_gpu):
+            return _some("sim", [_node(node, _gpus(node), "simulated GPU", SIM_GPU_BYTES) for node in on_gpu])
+        if engine.device == "cpu" or (engine.device == "auto" and not on_gpu):
             cores = self._config.cores_per_session
             nodes = [_node(node, max(1, int(node["Resources"].get("CPU", 1)) // cores)) for node in alive]
-            return Fleet("cpu", tuple(nodes), _looked_at(alive)[0].vllm_version)
+            seen = self._reports([node.id for node in nodes], (), most_cards=0)
+            return _some("cpu", nodes, next(iter(seen.values())).vllm_version)
+        seen = self._reports([node["NodeID"] for node in on_gpu], (), most_cards=None)
+        nodes = [_node_of_cards(node, seen[node["NodeID"]]) for node in on_gpu]
+        chosen = of_one_kind(nodes, self._config.gpu)
+        return _some("cuda", chosen, seen[chosen[0].id].vllm_version if chosen else None)
+
+    def reports(self, fleet: Fleet, models: tuple[ModelSpec, ...]) -> dict[str, NodeReport]:
+        """Return what each node of the fleet says of itself, by id. Raises `ClusterError` where one says nothing."""
+        if fleet.device != "cuda":
+            most_cards: int | None = 0
         else:
-            nodes = [
-                _node(node, int(node["Resources"]["GPU"]), seen.gpu_name, seen.gpu_memory_bytes, seen.driver_version)
-                for node, seen in zip(on_gpu, _looked_at(on_gpu), strict=True)
-            ]
-        if not nodes:
-            raise NoRoom("the cluster has no GPUs")
-        if engine.name == "sim":
-            return Fleet("sim", tuple(nodes))
-        return Fleet("cuda", tuple(nodes), _looked_at(on_gpu[:1])[0].vllm_version)
+            most_cards = fleet.slots if self._local is not None else None  # a private Ray hands out the first so many
+        return self._reports([node.id for node in fleet.nodes], models, most_cards)
+
+    def _reports(
+        self, nodes: list[str], models: tuple[ModelSpec, ...], most_cards: int | None
+    ) -> dict[str, NodeReport]:
+        if self._local is not None:
+            return dict.fromkeys(nodes, node_report.look((), most_cards))  # its models were read for the plan
+        import ray
+
+        look: Any = ray.remote(num_cpus=0, max_retries=1)(node_report.look)
+        looks = [look.options(scheduling_strategy=_on(node)).remote(models, most_cards) for node in nodes]
+        try:
+            seen: list[NodeReport] = ray.get(looks, timeout=PROBE_LIMIT_S)
+        except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
+            raise ClusterError(
+                f"a node could not be looked at: {_first_line(error)}. Is the package on all nodes?"
+            ) from None
+        return dict(zip(nodes, seen, strict=True))
+
+    def held_by_others(self) -> int:
+        """Return how many GPUs of the cluster other jobs hold now."""
+        import ray
+
+        if self._local is not None:
+            return 0
+        every, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+        return int(every.get("GPU", 0) - free.get("GPU", 0))
 
     def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
         """Have every node import what servers like `spec` are forked from; who needs it waits for it."""
@@ -173,11 +205,23 @@ class Cluster:
         for node in fleet.nodes:
             self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, _users_omp_num_threads())
 
+    async def has_lost(self, node: str) -> bool:
+        """Return whether the cluster has given a node up. One that was cut off a moment ago it has not yet."""
+        import ray
+
+        try:
+            nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), NODES_LIMIT_S)
+        except Exception:  # TimeoutError and Ray's own: who does not answer does not say
+            return False
+        return not any(each["NodeID"] == node and each["Alive"] for each in nodes)
+
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent: str | None = None
         if spec.start is Start.WARM and node in self._warm:
+            if node not in self._renewing:
+                self._renewing[node] = asyncio.ensure_future(_renew(self._warm[node]))
             with contextlib.suppress(ActorLost, TimeoutError):
                 warm_parent = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
         handle = SessionHandle(actor.remote(spec, run_id, attempt, _users_omp_num_threads(), warm_parent))
@@ -190,6 +234,7 @@ class SessionHandle:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._renewing: asyncio.Future[None] | None = None
 
     async def alive(self) -> None:
         """Wait until the actor answers. Raises `ActorLost` where its cards do not become free."""
@@ -201,6 +246,7 @@ class SessionHandle:
         except BaseException:
             self.kill()
             raise
+        self._renewing = asyncio.ensure_future(_renew(self._actor))
 
     async def start(self) -> SessionRow:
         """Start the server."""
@@ -216,6 +262,11 @@ class SessionHandle:
         """Close the account of the server's memory; only `stop` may follow."""
         await _result(self._actor.settle.remote())
 
+    def hurry(self) -> None:
+        """Have the server down in two seconds: `stop` is under way, or comes."""
+        with contextlib.suppress(Exception):
+            self._actor.hurry.remote()
+
     async def stop(self, limit_s: float) -> SessionEnd:
         """Stop the server and end the actor, whatever else it is doing."""
         try:
@@ -230,8 +281,18 @@ class SessionHandle:
         """End the actor at once; the guard ends what it started."""
         import ray
 
+        if self._renewing is not None:
+            self._renewing.cancel()
         with contextlib.suppress(Exception):
             ray.kill(self._actor)
+
+
+async def _renew(actor: Any) -> None:
+    """Renew an actor's lease until cancelled."""
+    while True:
+        with contextlib.suppress(ActorLost):  # for its caller to find out
+            await _result(actor.ping.remote())
+        await asyncio.sleep(RENEWED_EVERY_S)
 
 
 def _users_omp_num_threads() -> str | None:
@@ -267,6 +328,11 @@ class WarmActor:
 
         processes.niceness_reset()
         self._parent = parent_for(make_engine(spec.engine), spec, omp_num_threads)
+        self._lease = Lease(self._parent.close)
+
+    def ping(self) -> None:
+        """Live on."""
+        self._lease.renew()
 
     def socket(self) -> str:
         """Return where it is asked; it may still be importing."""
@@ -295,9 +361,11 @@ class SessionActor:
             omp_num_threads,
             Path(warm_parent) if warm_parent else None,
         )
+        self._lease = Lease(self._session.stop)
 
     def ping(self) -> None:
-        """Answer."""
+        """Answer, and live on."""
+        self._lease.renew()
 
     def start(self) -> SessionRow:
         """See `Session.start`."""
@@ -311,6 +379,10 @@ class SessionActor:
         """See `Session.settle`."""
         self._session.settle()
 
+    def hurry(self) -> None:
+        """See `Session.hurry`."""
+        self._session.hurry()
+
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""
         return self._session.stop()
@@ -323,10 +395,12 @@ def _together(load: Any, plans: list[Any]) -> list[Any]:
     running = [load.remote(plan) for plan in plans]
     try:
         results: list[Any] = ray.get(running)
-    except BaseException:
+    except BaseException as error:
         for task in running:
             ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
+        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            raise LoadLost(f"{type(error).__name__}: {_first_line(error)}") from None
         raise
     return results
 
@@ -337,39 +411,6 @@ def _generate(plan: Any) -> Any:
 
     processes.niceness_reset()
     return generate(plan)
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a node says of itself."""
-
-    gpu_name: str | None
-    gpu_memory_bytes: int | None
-    vllm_version: str | None
-    driver_version: str | None
-
-
-def _look() -> _Seen:
-    from workers.devices.nvml import driver_version, visible_cards
-    from workers.engines.vllm import installed_version
-
-    cards = visible_cards()
-    memory = min((card.memory_bytes for card in cards), default=None)
-    return _Seen(cards[0].name if cards else None, memory, installed_version(), driver_version())
-
-
-def _looked_at(nodes: list[dict[str, Any]]) -> list[_Seen]:
-    import ray
-
-    look = ray.remote(num_cpus=0, max_retries=1)(_look)
-    looks = [look.options(scheduling_strategy=_on(node["NodeID"])).remote() for node in nodes]
-    try:
-        seen: list[_Seen] = ray.get(looks, timeout=PROBE_LIMIT_S)
-    except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
-        raise ClusterError(
-            f"a node could not be looked at: {_first_line(error)}. Is the package on all nodes?"
-        ) from None
-    return seen
 
 
 def _first_line(error: Exception) -> str:
@@ -383,12 +424,25 @@ def _on(node_id: str) -> Any:
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-def _node(
-    node: dict[str, Any], slots: int, name: str | None = None, memory: int | None = None, driver: str | None = None
-) -> Node:
+def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int | None = None) -> Node:
     resources = node["Resources"]
     ram, cores = int(resources.get("memory", 0)), int(resources.get("CPU", 1))
-    return Node(node["NodeID"], slots, memory, name, ram, cores, driver)
+    return Node(node["NodeID"], slots, memory, name, ram, cores, host=node.get("NodeManagerHostname", ""))
+
+
+def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
+    made = _node(node, _gpus(node), kind_of(seen.gpu_names), seen.gpu_memory_bytes)
+    return replace(made, driver_version=seen.driver_version)
+
+
+def _gpus(node: dict[str, Any]) -> int:
+    return int(node["Resources"]["GPU"])
+
+
+def _some(device: DeviceKind, nodes: Sequence[Node], vllm_version: str | None = None) -> Fleet:
+    if not nodes:
+        raise NoRoom("the cluster has no GPUs")
+    return Fleet(device, tuple(nodes), vllm_version)
 
 
 def _renamed(fleet: Fleet, node_id: str) -> Fleet:

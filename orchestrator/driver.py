@@ -9,14 +9,18 @@ import asyncio
 import contextlib
 import datetime
 import math
+import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from contract.causes import POINT_TRIES, SESSION_STARTS, Again, Cause, Reach, cause
 from contract.failures import FailureClass
 from contract.rows import (
     FAILED,
     MEASURED,
+    OVER_BUDGET,
     PRUNED,
     RESULT_STATUSES,
     SCHEMA_VERSION,
@@ -27,13 +31,15 @@ from contract.rows import (
 )
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
+from orchestrator.budget import Budget, Spending, by_use, jobs
 from orchestrator.cluster import ActorLost, Cluster, SessionHandle
 from orchestrator.fleet import Fleet
 from orchestrator.plan import memory_first
 from orchestrator.progress import Progress, title
-from orchestrator.scheduler import MAX_ATTEMPTS, Job, Queue
+from orchestrator.scheduler import Job, Queue
 from orchestrator.search import Pruned, Search, next_step
-from orchestrator.store import Store
+from orchestrator.search.control import Control
+from orchestrator.store import NotWritten, Store, rebuild
 from workers import point_rows
 from workers.kv_figures import KvFigures
 
@@ -51,114 +57,245 @@ class Outcome:
     servers: list[SessionRow] = field(default_factory=list)
     """Of every server that was started, in the order they ended."""
     interrupted: bool = False
+    left_out: int = 0
+    """Points that the budget had no room for."""
+    not_written: str | None = None
+    """Why the run directory took no more files, which ended the run."""
 
 
 class Driver:
     """One run over one connected cluster."""
 
-    def __init__(self, cluster: Cluster, fleet: Fleet, store: Store, progress: Progress) -> None:
+    def __init__(
+        self, cluster: Cluster, fleet: Fleet, store: Store, progress: Progress, budget: Budget | None = None
+    ) -> None:
         self._cluster, self._fleet, self._store, self._progress = cluster, fleet, store, progress
         self._run_id = store.directory.name
         self._live: dict[str, str] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
+        """Sessions that measure nothing any more, and what is set once they are gone."""
+        self._queue = Queue({node.id: node.slots for node in fleet.nodes})
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
         self._searches: Mapping[str, tuple[Search, ...]] = {}
+        self._controls: Mapping[str, Control] = {}
         self._rows: dict[str, dict[str, PointRow]] = {}
         """What searches know: rows of this run and of what it goes on with, without what is nested in them."""
+        self._queue = Queue({node.id: node.slots for node in fleet.nodes})
+        self._spending = Spending(budget or Budget())
+        self._attempts: dict[str, int] = {}
+        """The start of each session that counts: rows of another are late ones of an actor that was given up."""
+        self._tries: Counter[str] = Counter()
+        self._handles: dict[str, SessionHandle] = {}
         self._interrupted_at = -math.inf
         self.outcome = Outcome()
 
-    def run(self, sessions: list[SessionSpec], searches: Mapping[str, tuple[Search, ...]] | None = None) -> Outcome:
-        """Measure all points of `sessions`, and those that `searches` (by session) ask for while a server lives.
+    def run(
+        self,
+        sessions: list[SessionSpec],
+        searches: Mapping[str, tuple[Search, ...]] | None = None,
+        controls: Mapping[str, Control] | None = None,
+    ) -> Outcome:
+        """Measure all points of `sessions`, those that `searches` (by session) ask for while a server lives, and the
+        `controls` of sessions that are the last on their host.
 
         Ctrl-C and SIGTERM stop the servers and return what there is.
         """
-        self._searches = searches or {}
+        self._searches, self._controls = searches or {}, controls or {}
         with interrupts.deferred() as early:
             asyncio.run(self._run(sessions, early))
         return self.outcome
 
     async def _run(self, sessions: list[SessionSpec], early: list[int]) -> None:
+        if self._spending.budget.limits:
+            sessions = [by_use(session) for session in sessions]
         self._sessions = {session.id: session for session in sessions}
         self._pending = {session.id: list(session.points) for session in sessions}
         self._rows = {session.id: self._store.rows(session.id) for session in sessions}
         for session in sessions:
             self._ask(session)
         waiting = [session for session in sessions if self._pending[session.id]]
-        jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in waiting]
-        queue = Queue({node.id: node.slots for node in self._fleet.nodes})
-        task = asyncio.ensure_future(queue.run(jobs, self._execute))
-        with interrupts.handled_by(asyncio.get_running_loop(), lambda: self._interrupt(task)):
+        task = asyncio.ensure_future(self._queue.run(jobs(waiting, self._spending.budget), self._execute))
+        with interrupts.handled_by(asyncio.get_running_loop(), lambda number: self._interrupt(task, number)):
             if early:
+                number = early[0]
                 early.clear()
-                self._interrupt(task)
+                self._interrupt(task, number)
             try:
-                await task
+                for job in await task:
+                    message = "no node is left that has room for it"
+                    self._give_up(self._sessions[job.id], Failure(FailureClass.NODE_LOST, message))
+            except NotWritten as error:
+                self.outcome.not_written = str(error)
             except asyncio.CancelledError:
                 if not self.outcome.interrupted:
                     raise
 
-    def _interrupt(self, task: asyncio.Future[None]) -> None:
+    def _interrupt(self, task: asyncio.Future[list[Job]], number: int) -> None:
+        """Stop: with SIGTERM in two seconds, for `ray job stop` kills after three; else each server in its own time."""
         if time.monotonic() - self._interrupted_at < ONE_INTERRUPT_S:
             return  # `timeout` and terminals deliver one interrupt twice
         if self.outcome.interrupted:
             raise KeyboardInterrupt  # the second time: now; guards end the servers
         self.outcome.interrupted = True
         self._interrupted_at = time.monotonic()
+        if number == signal.SIGTERM:
+            for handle in self._handles.values():
+                handle.hurry()
+            self._progress.say(f"stopping at once; what was measured is kept: {rebuild(self._store)}")
+        else:
+            self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
         task.cancel()
-        self._progress.say("stopping: no new points; servers are being stopped (again: at once)")
 
-    async def _execute(self, job: Job, node: str) -> bool:
-        """Run one session on a node. Returns whether it should be tried again elsewhere; never raises but to stop."""
+    async def _execute(self, job: Job, node: str) -> Again:
+        """Run one session on a node. Returns where it should be tried again; never raises but to end the run."""
         spec = self._sessions[job.id]
+        self._attempts[spec.id] = job.attempt
+        self._leave_out_what_has_no_room(spec)
+        if not self._pending[spec.id]:
+            return Again.NEVER
+        self._spending.begins(spec)
         self._arrive(spec, node)
         handle: SessionHandle | None = None
         try:
             handle = await self._cluster.session(spec, node, self._run_id, job.attempt)
-            await self._measure_all(spec, handle)
+            self._handles[spec.id] = handle
+            failure = await self._measure_all(spec, handle, node)
         except ActorLost as error:
-            if job.attempt < MAX_ATTEMPTS:
-                self._progress.say(f"lost     {spec.model.name} {spec.id}: {error}; trying again")
-                return True
-            self._give_up(spec, job.attempt, Failure(FailureClass.ACTOR_LOST, str(error)))
+            failure = await self._lost(error, node)
+        except NotWritten:
+            raise
         except Exception as error:  # a defect of ours in one session must not cost the others their rows
-            self._give_up(spec, job.attempt, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
+            failure = Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}")
         finally:
             if handle is not None:
-                stopping = asyncio.ensure_future(self._stop(spec, handle, job.attempt))
+                self._leaving.setdefault(spec.id, asyncio.Event())
+                stopping = asyncio.ensure_future(self._leave(spec, handle, job.attempt))
                 try:
                     await asyncio.shield(stopping)
                 except asyncio.CancelledError:
                     await stopping  # an interrupt must not cost the row and the log of a server that is stopping
                     raise
+                finally:
+                    del self._handles[spec.id]
+            self._spending.ends(spec)
             self._live.pop(spec.id, None)
             self._progress.ended(spec)
-        return False
+        return self._after(spec, node, failure)
 
-    async def _measure_all(self, spec: SessionSpec, handle: SessionHandle) -> None:
+    async def _lost(self, error: ActorLost, node: str) -> Failure:
+        lost = FailureClass.NODE_LOST if await self._cluster.has_lost(node) else FailureClass.ACTOR_LOST
+        return Failure(lost, str(error))
+
+    def _after(self, spec: SessionSpec, node: str, failure: Failure | None) -> Again:
+        """Return where a session goes on that was ended by `failure`. Where it does not, its points get their rows."""
+        if failure is None:
+            return Again.NEVER
+        what = cause(failure.failure_class)
+        if what.reach is Reach.NODE:
+            self._queue.lose(node)
+            self._progress.say(f"lost     node {node}: nothing is placed there any more")
+        if not self._pending[spec.id]:
+            return Again.NEVER
+        if self._starts_again(spec, what):
+            self._progress.say(f"again    {title(spec)}: {failure.failure_class}: {failure.message}")
+            return Again.FRESH_SERVER if what.again is Again.NEVER else what.again
+        self._give_up(spec, failure)
+        return Again.NEVER
+
+    def _starts_again(self, spec: SessionSpec, what: Cause) -> bool:
+        """Whether a session gets a fresh server: because the failure may pass, or for its other points."""
+        goes_on = what.again is not Again.NEVER or what.reach is Reach.SERVER
+        return goes_on and self._attempts[spec.id] < SESSION_STARTS
+
+    async def _measure_all(self, spec: SessionSpec, handle: SessionHandle, node: str) -> Failure | None:
+        """Measure what is pending on one server. Returns what ended it before it was through."""
         self._progress.doing(spec, "starting")
         started = await handle.start()
         self._progress.ready(spec, started)
+        if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
+            return Failure(started.failure_class or "", started.failure_message or "")
         pending = self._pending[spec.id]
-        while pending:
+        while self._leave_out_what_has_no_room(spec) or (
+            await self._ask_control(spec) and self._leave_out_what_has_no_room(spec)
+        ):
             point = pending[0]
+            began = time.monotonic()
+            self._spending.measures(spec, point)
             self._progress.doing(spec, f"{point.purpose} {point.concurrency or ''}".rstrip())
+            self._tries[point.id] += 1
+            measuring = asyncio.ensure_future(handle.measure(point))
+            stopped: asyncio.CancelledError | None = None
             try:
-                row = await asyncio.wait_for(handle.measure(point), spec.timeouts.point_s)
-            except TimeoutError:
-                message = f"{point.purpose} was not measured within {spec.timeouts.point_s:.0f} s"
-                self._give_up(spec, started.attempt, Failure(FailureClass.TIMEOUT, message))
-                return
+                await asyncio.wait({measuring}, timeout=spec.timeouts.point_s)
+            except asyncio.CancelledError as error:
+                if not measuring.done():
+                    measuring.cancel()
+                    raise
+                stopped = error  # what has ended is a shard, also where a stop comes at the same moment
+            row = await self._row_of(spec, point, measuring, node)
             row.co_running_sessions = sorted(self._beside[spec.id])
             self._beside[spec.id] = self._neighbours(spec)
-            pending.pop(0)
-            self._put(spec, point, row)
-            if started.status == MEASURED:
-                self._ask(spec)
+            what = None if row.status in RESULT_STATUSES else cause(row.failure_class)
+            if what and started.status == MEASURED and self._tried_again(spec, point, what):
+                self._progress.say(
+                    f"again    {title(spec)}: {point.purpose}: {row.failure_class}: {row.failure_message}"
+                )
+            else:
+                pending.remove(point)
+                self._put(spec, point, row)
+                if row.status == MEASURED:
+                    self._spending.measured(point, time.monotonic() - began)
+                if started.status == MEASURED:
+                    self._ask(spec)
+            if stopped:
+                raise stopped
+            if what and what.reach in (Reach.SERVER, Reach.NODE):
+                return Failure(row.failure_class or "", row.failure_message or "")
+        self._leaving[spec.id] = asyncio.Event()
         self._progress.doing(spec, "settling its account")
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
+        return None
+
+    def _leave_out_what_has_no_room(self, spec: SessionSpec) -> bool:
+        """Put a row for each pending point that the budget does not hold, up to one that it does: is there one?"""
+        pending = self._pending[spec.id]
+        while pending and (why := self._spending.over(spec, pending[0])):
+            point = pending.pop(0)
+            row = self._unmeasured(spec, point, self._attempts[spec.id], OVER_BUDGET, None, why)
+            self._store.put(row)
+            self._rows[spec.id][row.point_id] = row
+            self._progress.left_out(spec, point, why)
+            self.outcome.left_out += 1
+        return bool(pending)
+
+    async def _row_of(
+        self, spec: SessionSpec, point: Point, measuring: asyncio.Future[PointRow], node: str
+    ) -> PointRow:
+        """Return what came of a point, also where nothing came."""
+        if not measuring.done():
+            measuring.cancel()
+            limit = f"{point.purpose} was not measured within {spec.timeouts.point_s:.0f} s"
+            return self._failed(spec, point, Failure(FailureClass.POINT_TIMEOUT, limit))
+        try:
+            row = measuring.result()
+        except ActorLost as error:
+            return self._failed(spec, point, await self._lost(error, node))
+        if row.attempt != self._attempts[spec.id]:
+            late = f"a row of attempt {row.attempt} came in attempt {self._attempts[spec.id]}: it does not count"
+            return self._failed(spec, point, Failure(FailureClass.ACTOR_LOST, late))
+        return row
+
+    def _tried_again(self, spec: SessionSpec, point: Point, what: Cause) -> bool:
+        """Move a point behind the others if it is to be tried once more."""
+        last_start = what.again is not Again.SAME_SERVER and self._attempts[spec.id] >= SESSION_STARTS
+        if what.again is Again.NEVER or last_start or self._tries[point.id] >= POINT_TRIES:
+            return False
+        pending = self._pending[spec.id]
+        pending[:] = memory_first([*(other for other in pending if other is not point), point])
+        return True
 
     def _ask(self, spec: SessionSpec) -> None:
         """Let the searches of a session add what is next to its pending points, and put the rows of what they prune."""
@@ -171,6 +308,24 @@ class Driver:
         self._progress.total_points += len(more)
         self._prune(spec, step.pruned)
 
+    async def _ask_control(self, spec: SessionSpec) -> bool:
+        """Let the control of a session that has measured all else add a reading, if it is alone on its host and stays
+        so: no session waits to be started, and those beside it, if any, are being stopped."""
+        control = self._controls.get(spec.id)
+        point = control.next(self._rows[spec.id]) if control is not None and self._queue.drained else None
+        others = self._neighbours(spec)
+        if point is None or not others <= set(self._leaving):
+            return False
+        if others:
+            self._progress.doing(spec, "waiting for its neighbours to be gone")
+            await asyncio.gather(*(self._leaving[other].wait() for other in others))
+            if not self._queue.drained or self._neighbours(spec):  # one of them is to start again
+                return False
+        self._beside[spec.id] = self._neighbours(spec)
+        self._pending[spec.id].append(point)
+        self._progress.total_points += 1
+        return True
+
     def _prune(self, spec: SessionSpec, pruned: tuple[Pruned, ...]) -> None:
         for each in pruned:
             row = self._unmeasured(spec, each.point, 1, PRUNED, None, each.reason)
@@ -178,6 +333,12 @@ class Driver:
             self._rows[spec.id][row.point_id] = row
         if pruned:
             self._progress.pruned(spec, len(pruned))
+
+    async def _leave(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
+        """Stop a session; after it nothing of it is on its host."""
+        await self._stop(spec, handle, attempt)
+        self._live.pop(spec.id, None)
+        self._leaving.pop(spec.id).set()
 
     async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
         self._progress.doing(spec, "stopping")
@@ -214,14 +375,16 @@ class Driver:
         elif row.status not in RESULT_STATUSES:
             self.outcome.failed.append(f"{spec.model.name} {point.purpose} {point.id}: {row.failure_class}")
 
-    def _give_up(self, spec: SessionSpec, attempt: int, failure: Failure) -> None:
+    def _give_up(self, spec: SessionSpec, failure: Failure) -> None:
         """Put a failure row for every point that has none."""
         pending = self._pending[spec.id]
         while pending:
-            point = pending[0]
-            row = self._unmeasured(spec, point, attempt, FAILED, failure.failure_class, failure.message)
-            pending.pop(0)
-            self._put(spec, point, row)
+            point = pending.pop(0)
+            self._put(spec, point, self._failed(spec, point, failure))
+
+    def _failed(self, spec: SessionSpec, point: Point, failure: Failure) -> PointRow:
+        attempt = self._attempts.get(spec.id, 1)
+        return self._unmeasured(spec, point, attempt, FAILED, failure.failure_class, failure.message)
 
     def _unmeasured(
         self, spec: SessionSpec, point: Point, attempt: int, status: str, failure_class: str | None, message: str

@@ -6,6 +6,8 @@ Made here for `cluster.address=local` (before any Ray, so that a plan needs none
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ from orchestrator.schema import ClusterConfig, EngineConfig
 DeviceKind = Literal["cuda", "cpu", "sim"]
 SIM_GPUS = 1
 SIM_GPU_BYTES = 80 * 2**30
+AND = " and "
 
 
 class NoRoom(Exception):
@@ -32,6 +35,7 @@ class Node:
     ram_bytes: int = 0
     cores: int = 1
     driver_version: str | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,30 @@ class Fleet:
         return f"{self.slots} {word}(s) on {len(self.nodes)} node(s): {', '.join(names)}"
 
 
+def of_one_kind(nodes: Iterable[Node], wanted: str | None) -> tuple[Node, ...]:
+    """Return the nodes whose cards are `wanted` (a part of the name; None: any), if these are all of one kind.
+
+    Raises `NoRoom` otherwise: a curve over two kinds of cards would be none.
+    """
+    every = tuple(nodes)
+    chosen = tuple(node for node in every if wanted is None or wanted.lower() in (node.gpu_name or "").lower())
+    if every and not chosen:
+        raise NoRoom(f"cluster.gpu={wanted}: no node has it; there are {_kinds(every)}")
+    if len({node.gpu_name for node in chosen}) > 1 or any(AND in (node.gpu_name or "") for node in chosen):
+        way_out = "name one with cluster.gpu=NAME; where one node mixes them, choose by CUDA_VISIBLE_DEVICES"
+        raise NoRoom(f"GPUs of different kinds never share a run: {_kinds(chosen)}; {way_out}")
+    return chosen
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """Return the name of a node's cards; several where they differ."""
+    return AND.join(sorted(set(names))) or None
+
+
+def _kinds(nodes: tuple[Node, ...]) -> str:
+    return "; ".join(f"{node.slots} x {node.gpu_name} on {node.host or 'this host'}" for node in nodes)
+
+
 def _cgroup_limit() -> float:
     """Memory that a container may use; infinite where it has no limit (cgroup v2)."""
     try:
@@ -107,5 +135,6 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
         places = max(1, cores // cluster.cores_per_session)
         return Fleet("cpu", (Node("local", places, None, None, ram, cores),), version)
     memory = min(card.memory_bytes for card in cards[:wanted])
-    node = Node("local", wanted, memory, cards[0].name, ram, cores, driver_version())
-    return Fleet("cuda", (node,), version)
+    name = kind_of(card.name for card in cards[:wanted])
+    node = Node("local", wanted, memory, name, ram, cores, driver_version(), socket.gethostname())
+    return Fleet("cuda", of_one_kind([node], cluster.gpu), version)

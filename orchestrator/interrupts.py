@@ -27,11 +27,11 @@ def _heeded() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def handled_by(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Iterator[None]:
-    """Let `callback` answer interrupts while `loop` runs the block; afterwards they are what they were."""
+def handled_by(loop: asyncio.AbstractEventLoop, callback: Callable[[int], None]) -> Iterator[None]:
+    """Let `callback` answer interrupts, by their number, while `loop` runs the block; afterwards they are as before."""
     before = {number: signal.getsignal(number) for number in _heeded()}
     for number in before:
-        loop.add_signal_handler(number, callback)
+        loop.add_signal_handler(number, callback, number)
     try:
         yield
     finally:

@@ -45,7 +45,8 @@ from orchestrator.schema import (
     SloSweep,
 )
 from orchestrator.search import Search, bisection, knee, next_step, slo
-from orchestrator.search.anchors import Anchors, anchor_of
+from orchestrator.search.anchors import SHARE, Anchors, anchor_of
+from orchestrator.search.control import ANCHORS_SHARE, Control
 from orchestrator.search.envelope import Cell, Envelope
 from orchestrator.search.ladder import PastThePool
 from orchestrator.search.rounds import Rounds
@@ -75,6 +76,8 @@ class Plan:
     sessions: tuple[SessionSpec, ...]
     searches: Mapping[str, tuple[Search, ...]] = field(default_factory=dict)
     """By session: what adds points to it while it lives. Its points already hold each search's first step."""
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    """By session: what measures it alone on its host after all else, where others may have been beside it."""
 
     @property
     def points(self) -> int:
@@ -117,10 +120,15 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
                     problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
+    controls: dict[str, Control] = {}
     if any(experiment.controls == "on" for experiment, _ in experiments):
         for session in sessions.values():
-            searches[session.id] += _anchors(session, searches[session.id])
-    return Plan(tuple(sessions.values()), {session: found for session, found in searches.items() if found})
+            company = _company(session, sessions.values(), fleet)
+            anchors, control = _controls(session, searches[session.id], company)
+            searches[session.id] += anchors
+            if control is not None:
+                controls[session.id] = control
+    return Plan(tuple(sessions.values()), {session: found for session, found in searches.items() if found}, controls)
 
 
 def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:
@@ -145,17 +153,33 @@ def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
     )
 
 
-def _anchors(session: SessionSpec, searches: tuple[Search, ...]) -> tuple[Search, ...]:
-    """Return the anchor of a session whose closed-loop levels take long enough for one."""
+def _company(session: SessionSpec, sessions: Iterable[SessionSpec], fleet: Fleet) -> bool:
+    """Whether another session can run on a host while this one does."""
+    others = [max(other.gpus, 1) for other in sessions if other.id != session.id]
+    largest = max((node.slots for node in fleet.nodes), default=0)
+    return bool(others) and max(session.gpus, 1) + min(others) <= largest
+
+
+def _controls(
+    session: SessionSpec, searches: tuple[Search, ...], company: bool
+) -> tuple[tuple[Search, ...], Control | None]:
+    """Return the anchor of a session whose closed-loop levels take long enough for one, and its control where others
+    may be beside it and there is time for both."""
     planned = [point for point in session.points if point.purpose in (Purpose.BATCHING, Purpose.CONCURRENCY)]
     rounds = [search for search in searches if isinstance(search, Rounds)]
     coarse = [search.points_at(level)[0] for search in rounds for level in search.coarse]
     levels = [point for point in (*planned, *coarse) if point.repeat == 0 and point.arrivals is None]
-    anchor = anchor_of(levels, session.estimate_s - session.start_estimate_s)
+    load_s = session.estimate_s - session.start_estimate_s
+    both = company and anchor_of(levels, load_s, ANCHORS_SHARE) is not None
+    anchor = anchor_of(levels, load_s)
     if anchor is None:
-        return ()
-    template = replace(anchor, purpose=Purpose.ANCHOR)
-    return (Anchors(lambda n: _identified(session.id, replace(template, repeat=n))),)
+        return (), None
+
+    def reading(purpose: Purpose, n: int) -> Point:
+        return _identified(session.id, replace(anchor, purpose=purpose, repeat=n))
+
+    anchors = Anchors(partial(reading, Purpose.ANCHOR), ANCHORS_SHARE if both else SHARE)
+    return (anchors,), Control(partial(reading, Purpose.CONTROL)) if both else None
 
 
 def _problems(experiment: Experiment, model: ModelSpec) -> list[str]:

@@ -1,9 +1,24 @@
-"""What must hold before anything is started, beyond one experiment's own validity."""
+"""What must hold before anything is started, beyond one experiment's own validity. Pure but for one look for vLLM."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from orchestrator.fleet import Fleet
 from orchestrator.problems import ConfigError
-from orchestrator.schema import Experiment
+from orchestrator.schema import EngineConfig, Experiment
+from workers.node_report import NodeReport
+
+LEAST_FREE_BYTES = 2**30
+"""For logs, sockets and temporary files of servers, and for shards."""
+
+
+class NotReady(Exception):
+    """The nodes are there, but servers on them would fail or measure something else: one line a problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 def check(experiments: list[Experiment]) -> None:
@@ -13,7 +28,7 @@ def check(experiments: list[Experiment]) -> None:
     first = experiments[0]
     problems = [
         f"{section}: experiments of one run must agree on it"
-        for section in ("engine", "cluster", "output_root", "dry_run", "target", "slo", "cost")
+        for section in ("engine", "cluster", "output_root", "dry_run", "target", "slo", "cost", "budget")
         if any(getattr(other, section) != getattr(first, section) for other in experiments)
     ]
     if first.cluster.address != "local" and first.cluster.num_gpus is not None:
@@ -26,3 +41,66 @@ def check(experiments: list[Experiment]) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def check_nodes(
+    fleet: Fleet, reports: Mapping[str, NodeReport], engine: EngineConfig, shared_gpus: bool, free_for_results: int
+) -> list[str]:
+    """Return what a user should know of the nodes before the first server, one line each.
+
+    Args:
+        reports: by node id, of all nodes of the fleet.
+        shared_gpus: others may be on the cards: they are named and no problem.
+        free_for_results: bytes free where the run directory will be.
+
+    Raises:
+        NotReady: with all that would make servers fail, or measure different things on different nodes.
+    """
+    problems, warnings = [], []
+    hosts = [reports[node.id] for node in fleet.nodes]
+    if engine.name == "vllm":
+        problems += _unlike("vLLM", {r: r.vllm_version or "none" for r in hosts})
+        problems += [f"{r.host}: vLLM is not installed there" for r in hosts if r.vllm_version is None]
+        warnings += _unlike(
+            "driver", {r: r.driver_version or "unknown" for r in hosts} if fleet.device == "cuda" else {}
+        )
+    problems += _unlike("this package", {r: r.code for r in hosts})
+    if fleet.device == "cuda":
+        problems += [
+            f"{r.host}: Ray was told of {node.slots} GPUs, NVML shows {len(r.gpu_names)}"
+            for node, r in zip(fleet.nodes, hosts, strict=True)
+            if node.slots > len(r.gpu_names)
+        ]
+        foreign = [
+            f"{r.host}: somebody else is on its GPUs: {'; '.join(r.foreign_processes)}"
+            for r in hosts
+            if r.foreign_processes
+        ]
+        if foreign and not shared_gpus:
+            foreign.append("end them, leave their cards out (CUDA_VISIBLE_DEVICES), or cluster.shared_gpus=true")
+        (warnings if shared_gpus else problems).extend(foreign)
+    problems += [f"{r.host}: {missing}" for r in hosts for missing in r.missing_models]
+    problems += [_full(f"{r.host}: {r.temporary}", r.free_bytes) for r in hosts if r.free_bytes < LEAST_FREE_BYTES]
+    if free_for_results < LEAST_FREE_BYTES:
+        problems.append(_full("output_root", free_for_results))
+    if problems:
+        raise NotReady(list(dict.fromkeys(problems)))
+    return list(dict.fromkeys(warnings))
+
+
+def _unlike(what: str, seen: Mapping[NodeReport, str]) -> list[str]:
+    """One line where nodes differ, naming who has what."""
+    by_value: dict[str, list[str]] = {}
+    for report, value in seen.items():
+        by_value.setdefault(value, []).append(report.host)
+    if len(by_value) < 2:
+        return []
+    return [f"{what} differs: {'; '.join(f'{value} on {_names(hosts)}' for value, hosts in sorted(by_value.items()))}"]
+
+
+def _names(hosts: Sequence[str]) -> str:
+    return ", ".join(sorted(set(hosts)))
+
+
+def _full(where: str, free_bytes: int) -> str:
+    return f"{where} has {free_bytes / 2**20:.0f} MiB free, a run needs {LEAST_FREE_BYTES / 2**20:.0f}"

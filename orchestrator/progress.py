@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from contract.rows import MEASURED, PointRow, SessionRow
-from contract.specs import PointKind, SessionSpec
+from contract.specs import Point, PointKind, SessionSpec
 
 MIB = 2**20
 
@@ -86,6 +86,11 @@ class Progress:
         self.done += points
         self.total_points += points
         self.say(f"pruned   {title(session)}: {points} points that KV arithmetic or measured points decide")
+
+    def left_out(self, session: SessionSpec, point: Point, why: str) -> None:
+        """A point has its row without having been measured, for want of budget."""
+        self.done += 1
+        self.say(f"[{self.done}/{self.total_points}] {title(session)}: {point.purpose} left out: {why}")
 
     def ended(self, session: SessionSpec) -> None:
         """A session is over."""

@@ -10,18 +10,30 @@ from typing import Any
 from contract.specs import WORKLOAD_VERSION, SessionSpec
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan, memory_first
+from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment, validate
 from orchestrator.search import next_step
 from orchestrator.store import Store
 
 
-def experiments_of(store: Store, further: list[Experiment]) -> list[Experiment]:
+def experiments_of(store: Store, further: list[Experiment], address: str | None = None) -> list[Experiment]:
     """Return the experiments that a run was made of, then those of `further` that are not among them.
 
-    Raises `ConfigError` where it is no run, or its experiments are not understood any more.
+    `address` is the cluster to go on with, as the user names it. Raises `ConfigError` where it is no run, its
+    experiments are not understood any more, or the manifest alone says which host to trust: what a cluster's head
+    sends back is executed, and the run may come from elsewhere.
     """
     own = [validate(content, []) for content in store.manifest()["experiments"]]
+    made_on = own[0].cluster.address
+    if address is None and made_on not in ("local", "auto"):
+        raise ConfigError([f"the run was made on the cluster at {made_on}: name it, cluster.address={made_on}"])
+    if address is not None:
+        own = [
+            each.model_copy(update={"cluster": each.cluster.model_copy(update={"address": address})}) for each in own
+        ]
     here = [experiment.model_copy(update={"output_root": own[0].output_root}) for experiment in further]
+    if here:  # the budget is of one start of the run: what is typed now counts
+        own = [experiment.model_copy(update={"budget": here[0].budget}) for experiment in own]
     return own + [experiment for experiment in here if experiment not in own]
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-MAX_ATTEMPTS = 3
+from contract.causes import Again
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Job:
     id: str
     slots: int
     estimate_s: float
+    rank: int = 0
+    """Jobs of a lower rank start first, whatever their size."""
     attempt: int = 1
     avoid: frozenset[str] = frozenset()
     """Nodes where it failed for a reason of theirs."""
@@ -32,8 +34,8 @@ class _Running:
     ends_at: float
 
 
-Execute = Callable[[Job, str], Awaitable[bool]]
-"""Runs a job on a node; returns whether it should be tried again elsewhere."""
+Execute = Callable[[Job, str], Awaitable[Again]]
+"""Runs a job on a node; returns whether and where it should be tried again."""
 
 
 @dataclass(slots=True)
@@ -44,19 +46,24 @@ class Queue:
     clock: Callable[[], float] = time.monotonic
     _capacity: dict[str, int] = field(init=False)
     _waiting: list[Job] = field(default_factory=list)
-    _running: dict[asyncio.Task[bool], _Running] = field(default_factory=dict)
+    _running: dict[asyncio.Task[Again], _Running] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._capacity = dict(self.free)
 
-    async def run(self, jobs: list[Job], execute: Execute) -> None:
-        """Run all jobs. Cancelling it cancels those that run and waits for them."""
+    @property
+    def drained(self) -> bool:
+        """Whether no job waits to be started."""
+        return not self._waiting
+
+    async def run(self, jobs: list[Job], execute: Execute) -> list[Job]:
+        """Run all jobs and return those that no node has room for. Cancelling it cancels those that run and waits."""
         self._waiting = ordered(jobs)
         try:
-            while self._waiting or self._running:
+            while True:
                 self._start_what_fits(execute)
                 if not self._running:
-                    raise ValueError(f"no node has room for {self._waiting[0]}")
+                    return self._waiting
                 done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     self._finish(task)
@@ -64,6 +71,11 @@ class Queue:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
+
+    def lose(self, node: str) -> None:
+        """Place nothing on a node any more."""
+        self.free.pop(node, None)
+        self._capacity.pop(node, None)
 
     def _start_what_fits(self, execute: Execute) -> None:
         for job, node in place(self._waiting, self.free, self._ends(), self.clock()):
@@ -75,19 +87,26 @@ class Queue:
     def _ends(self) -> list[tuple[float, str, int]]:
         return [(r.ends_at, r.node, r.job.slots) for r in self._running.values()]
 
-    def _finish(self, task: asyncio.Task[bool]) -> None:
+    def _finish(self, task: asyncio.Task[Again]) -> None:
         ended = self._running.pop(task)
-        self.free[ended.node] += ended.job.slots
-        if task.result() and ended.job.attempt < MAX_ATTEMPTS:
-            avoid = ended.job.avoid | {ended.node}
-            if not any(slots >= ended.job.slots for node, slots in self._capacity.items() if node not in avoid):
-                avoid = frozenset()  # it failed wherever it fits: any node may try again
+        if ended.node in self.free:
+            self.free[ended.node] += ended.job.slots
+        again = task.result()
+        if again is not Again.NEVER:
+            avoid = ended.job.avoid | ({ended.node} if again is Again.OTHER_NODE else frozenset())
             self._waiting.insert(0, replace(ended.job, attempt=ended.job.attempt + 1, avoid=avoid))
+        self._waiting = [replace(job, avoid=self._avoidable(job)) for job in self._waiting]
+
+    def _avoidable(self, job: Job) -> frozenset[str]:
+        """Nothing, for a job that failed wherever it fits: any node may try again."""
+        fits = {node for node, slots in self._capacity.items() if slots >= job.slots}
+        return job.avoid if fits - job.avoid else frozenset()
 
 
 def ordered(jobs: list[Job]) -> list[Job]:
-    """Return jobs as they are started: those of most slots first, then the longest (list scheduling, Graham 1969)."""
-    return sorted(jobs, key=lambda job: (-job.slots, -job.estimate_s))
+    """Return jobs as they are started: by rank, of one rank those of most slots first, then the longest (list
+    scheduling, Graham 1969)."""
+    return sorted(jobs, key=lambda job: (job.rank, -job.slots, -job.estimate_s))
 
 
 def place(
@@ -139,11 +158,19 @@ def _soonest(job: Job, left: Mapping[str, int], ends: list[tuple[float, str, int
 
 def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
     """Return the seconds that the queue would take if every estimate were true."""
+    starts = start_times(jobs, free)
+    return max((starts[job.id] + job.estimate_s for job in jobs), default=0.0)
+
+
+def start_times(jobs: list[Job], free: Mapping[str, int]) -> dict[str, float]:
+    """Return when each job would start (seconds) if every estimate were true."""
+    starts: dict[str, float] = {}
     now, left, running = 0.0, dict(free), list[tuple[float, str, int]]()
     waiting = ordered(jobs)
     while waiting:
         for job, node in place(waiting, left, running, now):
             waiting.remove(job)
+            starts[job.id] = now
             left[node] -= job.slots
             running.append((now + job.estimate_s, node, job.slots))
         if not running:
@@ -151,4 +178,4 @@ def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
         running.sort()
         now, node, slots = running.pop(0)
         left[node] += slots
-    return max([now, *(at for at, _, _ in running)])
+    return starts

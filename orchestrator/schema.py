@@ -43,6 +43,12 @@ UNSUPPORTED_FLAGS = (
     "config", "trust_remote_code", "api_server_count", "pipeline_parallel_size", "data_parallel_size",
     "data_parallel_size_local", "nnodes", "headless",
 )  # fmt: skip
+_CODE = re.compile(
+    r"(^|[._-])(cls|class|plugins?|module_path|middleware|logits_processors?|log_config(_file)?|inductor_passes|"
+    r"trust_remote_code)$"
+)
+"""Flags, and keys inside them, by which vLLM imports what they name: a manifest from elsewhere could name anything."""
+_CREDENTIALS = re.compile(r"://[^/@\s]+:[^/@\s]*@")
 _SECRET = re.compile(r"(^|[._-])(token|api_?key|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 
 
@@ -54,7 +60,18 @@ def is_secret(name: str) -> bool:
 def _holds_secret(value: Any) -> bool:
     if isinstance(value, dict):
         return any(is_secret(str(key)) or _holds_secret(item) for key, item in value.items())
-    return isinstance(value, list) and any(_holds_secret(item) for item in value)
+    if isinstance(value, list):
+        return any(map(_holds_secret, value))
+    return isinstance(value, str) and bool(_CREDENTIALS.search(value))
+
+
+def _names_code(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(
+            _CODE.search(str(key)) or (key == "backend" and "." in str(item)) or _names_code(item)
+            for key, item in value.items()
+        )
+    return isinstance(value, list) and any(map(_names_code, value))
 
 
 class _Section(BaseModel):
@@ -106,6 +123,8 @@ class ServerConfig(_Section):
                 raise ValueError(f"{name} is set by the tool itself")
             if name in UNSUPPORTED_FLAGS:
                 raise ValueError(f"{name} is not supported")
+            if _names_code({name: value}):
+                raise ValueError(f"{name} has vLLM run code that it names: not supported")
             if _holds_secret({name: value}):
                 raise ValueError(f"{name} looks like a secret: secrets are read from the environment only")
             if name == "block_size" and not (isinstance(value, int) and value > 0):
@@ -251,6 +270,8 @@ class ClusterConfig(_Section):
     address: Annotated[str, Field(min_length=1)]
     num_gpus: Annotated[int, Field(ge=0)] | None
     cores_per_session: Count
+    gpu: Annotated[str, Field(min_length=1)] | None = None
+    shared_gpus: bool = False
 
 
 class SloConfig(_Section):
@@ -261,6 +282,11 @@ class SloConfig(_Section):
 
 class CostConfig(_Section):
     gpu_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class BudgetConfig(_Section):
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class TargetConfig(_Section):
@@ -461,6 +487,7 @@ class Experiment(_Section):
     target: TargetConfig
     slo: SloConfig
     cost: CostConfig = CostConfig()
+    budget: BudgetConfig = BudgetConfig()
     output_root: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
     controls: Literal["on", "off"] = "on"
@@ -542,6 +569,7 @@ def _known_keys(location: list[str]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig, "server": ServerConfig, "engine": EngineConfig, "load": LoadConfig,
         "cluster": ClusterConfig, "target": TargetConfig, "slo": SloConfig, "cost": CostConfig, "kv": KvSweep,
+        "budget": BudgetConfig,
         "batching": BatchingSweep, "concurrency": ConcurrencySweep, "rate": RateSweep,
         "near_full_context": NearFullContext, "capacity": CapacitySweep, "knee": KneeSweep, "envelope": EnvelopeSweep,
         "stages": StageConfig, "precision": PrecisionConfig,

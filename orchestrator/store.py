@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from orchestrator.problems import ConfigError
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
 SESSION_SHARD = "session.parquet"
 _OF_A_START = ("created_at", "argv", "python", "platform", "versions", "schema_version", "workload_version", "fleet")
+
+
+class NotWritten(Exception):
+    """The run directory took a file not at all: nothing more can be kept."""
 
 
 class Store:
@@ -48,7 +54,9 @@ class Store:
     def put_session(self, end: SessionEnd) -> None:
         """Write a session's row and its server's log."""
         self._write(self._shard(end.row.session_id, SESSION_SHARD), [end.row], SessionRow)
-        _replace(self._path("logs") / f"{end.row.session_id}.log", end.log.encode())
+        logs = self._path("logs")
+        logs.chmod(0o700)  # a server that was told to log its requests has prompts in it
+        _replace(logs / f"{end.row.session_id}.log", end.log.encode())
 
     def rows(self, session_id: str) -> dict[str, PointRow]:
         """Return the rows of a session whose points are done, by point id, without what is nested in them.
@@ -85,6 +93,12 @@ class Store:
             pass
         raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
 
+    def refuse_links(self) -> None:
+        """Raise `ConfigError` where anything in it is a link: a run from elsewhere is written to inside it only."""
+        for path in self.directory.rglob("*"):
+            if path.is_symlink():
+                raise ConfigError([f"{path} is a link: a run that holds links is not gone on with"])
+
     def made_so_far(self) -> dict[str, Any]:
         """Return what a manifest of a resumed run keeps of the one before: its servers, and with what it was made."""
         try:
@@ -95,29 +109,59 @@ class Store:
         return {"servers": list(before.get("servers", [])), "earlier": [*before.get("earlier", []), kept]}
 
     def _path(self, name: str) -> Path:
-        path = self.directory / name
-        path.mkdir(exist_ok=True)
-        return path
+        return _made(self.directory / name)
 
     def _shard(self, session_id: str, name: str) -> Path:
-        directory = self._path("shards") / session_id
-        directory.mkdir(exist_ok=True)
-        return directory / name
+        return _made(self._path("shards") / session_id) / name
 
     @staticmethod
     def _write(path: Path, rows: list[Any], row_class: type) -> None:
         import pyarrow.parquet as pq
 
-        temporary = path.with_suffix(".tmp")
-        # snappy, Arrow's own choice: zstd sets up a decoder for each of the many short columns, and saves little
-        pq.write_table(to_table(rows, row_class), temporary)
+        table = to_table(rows, row_class)
+        with _written_whole(path) as temporary:
+            # snappy, Arrow's own choice: zstd sets up a decoder for each of the many short columns, and saves little
+            pq.write_table(table, temporary)
+
+
+def rebuild(store: Store) -> str:
+    """Return the command that makes the artifacts of what a run has measured."""
+    return f"python -m analysis {store.directory}"
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise NotWritten(f"{directory} could not be made: {error.strerror}") from error
+    return directory
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file to fill, which then becomes `path`. Raises `NotWritten`, and leaves nothing of it."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    try:
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise NotWritten(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with _written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where `path` is or will be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def check_root(root: str) -> Path:
@@ -127,7 +171,7 @@ def check_root(root: str) -> Path:
         raise ConfigError(
             [f"output_root: {path} lies inside Ray's package cache, which Ray deletes: give an absolute output_root"]
         )
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    existing = _existing(path)
     if not existing.is_dir():
         raise ConfigError([f"output_root: {existing} is not a directory"])
     try:

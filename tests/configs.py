@@ -38,6 +38,7 @@ def raw(sweep: str | None = "kv", model: str = "tiny", engine: str = "vllm", **c
         "target": {"concurrency": 16, "context_tokens": 4096},
         "slo": {"p95_e2e_s": None, "p95_ttft_s": None, "p95_tpot_s": None},
         "cost": {"gpu_hour": None},
+        "budget": {"minutes": None, "gpu_hours": None},
         "output_root": "outputs",
         "seed": 0,
         "controls": "on",

@@ -112,6 +112,15 @@ def objectives() -> list[synthetic.PointRow]:
     return [*made, synthetic.failed(synthetic.load_row(synthetic.GPU, "concurrency", 64, 0), "load_error_rate")]
 
 
+def in_company(neighbours_cost: float, control: int = 2) -> list[synthetic.PointRow]:
+    """Return a sweep beside another session, its anchor (the last reading alone already) and its control."""
+    made = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 8, 16) for r in range(2)]
+    made += [anchor(n, tok_s * (1 - neighbours_cost)) for n, tok_s in enumerate((3000.0, 3030.0, 2980.0))]
+    made = [replace(row, co_running_sessions=["other"]) for row in made] + [anchor(3, 3020.0)]
+    alone = [synthetic.load_row(synthetic.GPU, "control", 8, n) for n in range(control)]
+    return made + [replace(row, tok_s=2990.0 + 20 * (row.repeat or 0)) for row in alone]
+
+
 FULL = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
 
 
@@ -196,6 +205,8 @@ MANIFESTS: dict[str, dict[str, dict[str, float]]] = {
 RUNS = {
     "objectives": objectives(),
     "envelope": envelope(),
+    "in company": in_company(0.2),
+    "in company, at no cost": in_company(0.0),
     "sliding": about_kv(SLIDING),
     "sliding, two batches": surprising(GEMMA),
     "mla, two cards": about_kv(MLA),
@@ -320,6 +331,15 @@ def test_text_of_a_figure_is_its_value_rounded(run: Path) -> None:
             assert abs(float(shown) - value) <= 0.5000001 * 10 ** (exponent - digits), row
 
 
+def student_t(probability: float, df: int) -> float:
+    """By numbers: nothing of analysis."""
+    x = np.linspace(0, 400, 2_000_001)
+    density = (1 + x**2 / df) ** (-(df + 1) / 2)
+    scale = math.gamma((df + 1) / 2) / math.gamma(df / 2) / math.sqrt(df * math.pi)
+    area = np.cumsum(density) - (density + density[0]) / 2  # trapezoids
+    return float(np.interp(probability - 0.5, area * scale * (x[1] - x[0]), x))
+
+
 class Auditor:
     """Recomputes figures by their names from points.parquet and requests.parquet."""
 
@@ -338,6 +358,10 @@ class Auditor:
             (r"(?:envelope\.(?:len|c)|question\.)(\d+)", float),
             (r"slo\.(\w+)", lambda key: self.slo[key]),
             (r"cost\.gpu_hour", lambda: self.gpu_hour),
+            (r"neighbours\.([^.]+)\.(alone|beside)\.(\w+)", self.company),
+            (r"neighbours\.([^.]+)\.(tok_s|p95_e2e_s)_(share|low|high)_pct", self.neighbour),
+            (r"neighbours\.[^.]+\.title", self.title),
+            (r"neighbours\.[^.]+\.concurrency", lambda: self.anchors_of("session-load").concurrency.iloc[0]),
             (r"anchor\.([^.]+)\.(?:r(\d+)\.)?(\w+)", self.anchor),
             (r"cells\.[^.]+\.(?:len|c)(\d+)", float),
             (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
@@ -942,7 +966,30 @@ class Auditor:
             return float(value if column == what else 100 * (value / first - 1))
         changes = 100 * (rows.tok_s / rows.tok_s[0] - 1)
         values = {"title": self.title(), "concurrency": rows.concurrency[0], "readings": len(rows)}
+        values["beside"] = (rows.co_running_sessions.map(len) > 0).sum()
         return values[what] if what != "drift_pct" else float(changes[changes.abs().idxmax()])
+
+    def anchors_of(self, session: str) -> pd.DataFrame:
+        rows = self.points[self.points.purpose.isin(["anchor", "control"]) & (self.points.session_id == session)]
+        return rows[rows.status == "measured"]
+
+    def company(self, session: str, kind: str, what: str) -> float:
+        rows = self.anchors_of(session)
+        rows = rows[(rows.co_running_sessions.map(len) > 0) == (kind == "beside")]
+        return float(len(rows) if what == "readings" else np.exp(np.log(rows[what]).mean()))
+
+    def neighbour(self, session: str, column: str, which: str) -> float:
+        """Student's interval for two samples, of logarithms."""
+        rows = self.anchors_of(session)
+        beside = rows.co_running_sessions.map(len) > 0
+        one, other = np.log(rows[column][~beside]), np.log(rows[column][beside])
+        change = other.mean() - one.mean()
+        if which != "share":
+            df = len(rows) - 2
+            pooled = (one.var(ddof=0) * len(one) + other.var(ddof=0) * len(other)) / df
+            margin = student_t(0.975, df) * math.sqrt(pooled * (1 / len(one) + 1 / len(other)))
+            change += margin if which == "high" else -margin
+        return float(100 * np.expm1(change))
 
     def cells(self, what: str) -> float | str:
         rows = self.points[self.points.purpose == "envelope"]
@@ -973,6 +1020,7 @@ class Auditor:
             return str(row.failure_message)
         derived = {
             "context_tokens": float(length),
+            "need_blocks": row.concurrency * math.ceil(int(length) / 16),
             "need_pct": 100 * row.concurrency * math.ceil(int(length) / 16) / pool,
             "kv_usage_max_pct": 100 * row.kv_usage_max,
         }
@@ -1015,11 +1063,7 @@ class KneeAudit:
         )
 
     def t(self, probability: float) -> float:
-        x = np.linspace(0, 400, 2_000_001)
-        density = (1 + x**2 / self.df) ** (-(self.df + 1) / 2)
-        scale = math.gamma((self.df + 1) / 2) / math.gamma(self.df / 2) / math.sqrt(self.df * math.pi)
-        area = np.cumsum(density) - (density + density[0]) / 2  # trapezoids
-        return float(np.interp(probability - 0.5, area * scale * (x[1] - x[0]), x))
+        return student_t(probability, self.df)
 
     @functools.cached_property
     def t_two_sided(self) -> float:

@@ -204,7 +204,7 @@ def test_envelope_says_which_pool_it_stands_on() -> None:
 
 
 def test_trade_offs_are_not_known_without_load() -> None:
-    assert "`+sweep=concurrency` measures them" in notes(memory())
+    assert "`+sweep=knee` measures them" in notes(memory())
     assert "Latency-focused: concurrency up to 8, the lowest that the noise allows" in notes(synthetic.rows())
     assert "Throughput-focused: concurrency 32, the highest level tested, still rising" in notes(synthetic.rows())
 
@@ -294,7 +294,7 @@ def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
 
 def test_a_run_without_accounts_says_that_none_was_made() -> None:
     page = notes(memory(synthetic.CPU))
-    assert "Not known from this run: no server's workers were asked for it" in page
+    assert "Not known from this run: no server gave an account of its memory" in page
     assert "by the account" not in page
 
 

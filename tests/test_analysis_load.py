@@ -16,6 +16,7 @@ from analysis.batching import batching_page
 from analysis.kv_notes import kv_page
 from analysis.load_curve import load_curves
 from analysis.load_tables import write_concurrency_sweep
+from analysis.rules import rules_of_thumb
 from analysis.targets import Targets
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -504,3 +505,17 @@ def test_servers_and_workloads_are_never_mixed(tmp_path: Path, other: dict[str, 
 
 def test_no_load_rows_no_page() -> None:
     assert batching_page(synthetic.tables_of(synthetic.rows()[:8])) is None
+
+
+def test_one_request_at_a_time_is_the_floor_only_where_the_rows_say_so() -> None:
+    words = "No other level measured was quicker."
+    rows = with_curve({1: 300.0, 2: 500.0}, {1: 0.20, 2: 0.24}, 1, 0.0)
+    assert words in rules_text(rows)
+    quicker = [replace(row, mean_e2e_s=0.01) if row.concurrency == 2 else row for row in rows]
+    assert "One request at a time takes" in rules_text(quicker)
+    assert words not in rules_text(quicker)
+    assert words not in rules_text([row for row in rows if row.concurrency == 1])
+
+
+def rules_text(rows: list[PointRow]) -> str:
+    return " ".join(rule.text for rule in rules_of_thumb(synthetic.tables_of(rows).points))

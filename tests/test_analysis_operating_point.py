@@ -83,7 +83,47 @@ def test_an_objective_that_nothing_meets_is_said_with_what_was_measured() -> Non
     assert "less at once cannot be asked of it" in text
     assert "| `vllm:e2e_request_latency_seconds`, p95 | 0.1 | the objective itself" in text
     from_four = [row for row in sweep() if row.concurrency != 1]
-    assert "with lower levels in `sweep.concurrency` tells" in page(from_four, Slo(p95_e2e_s=0.1))
+    assert "with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells" in page(from_four, Slo(p95_e2e_s=0.1))
+
+
+@pytest.mark.parametrize(
+    ("made_by", "tells"),
+    [
+        ("concurrency", "`+sweep=concurrency` with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells"),
+        ("capacity", "`+sweep=concurrency` with lower levels in `sweep.concurrency`, or `+sweep=slo`, tells"),
+        ("knee", "`+sweep=slo` tells"),
+        ("slo", "`+sweep=slo` with a lower `sweep.concurrency.lowest` tells"),
+    ],
+)
+def test_levels_of_a_search_are_a_closed_loops_and_its_own_sweep_goes_on(made_by: str, tells: str) -> None:
+    rows = [replace(row, sweep=made_by) for row in sweep() if row.concurrency != 1]
+    assert at(choice(rows, Slo(p95_e2e_s=0.5))) == 16
+    assert tells in page(rows, Slo(p95_e2e_s=0.1))
+
+
+@pytest.mark.parametrize(
+    ("made_by", "tells"),
+    [
+        ("concurrency", "`+sweep=concurrency` with higher levels in `sweep.concurrency`, or `+sweep=knee`, tells"),
+        ("knee", "`+sweep=knee` with a higher `sweep.concurrency.highest` tells"),
+        ("slo", "`+sweep=knee` tells"),
+    ],
+)
+def test_no_knee_yet_names_the_sweep_that_goes_on(made_by: str, tells: str) -> None:
+    rows = [replace(row, sweep=made_by) for row in sweep() if (row.concurrency or 0) < 16]
+    assert "there is no knee up to concurrency 8" in page(rows)
+    assert tells in page(rows)
+
+
+def test_noise_of_a_search_is_told_by_its_own_repeats() -> None:
+    rows = [replace(row, sweep="knee") for row in sweep(repeats=1)]
+    assert "`+sweep=knee` with `sweep.repeats` of three or more tells" in page(rows)
+
+
+def test_cells_of_an_envelope_are_no_levels_to_run() -> None:
+    family = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
+    text = page([synthetic.envelope_row(family, 1024, 8)])
+    assert "it holds no levels of load to choose from (cells of an envelope are not warmed up" in text
 
 
 def test_with_one_repeat_the_choice_stands_as_measured_and_is_not_called_known() -> None:
@@ -157,7 +197,10 @@ def test_all_failed_chooses_nothing_and_says_so() -> None:
 
 def test_no_load_at_all_answers_what_memory_alone_tells() -> None:
     text = page(synthetic.rows()[:8])
-    assert "it holds no levels of load; `+sweep=concurrency` measures them." in text
+    assert (
+        "it holds no levels of load to choose from; `+sweep=knee`, or `+sweep=slo` for objectives, measures them."
+        in text
+    )
     assert "**Q2. Which max_model_len for production, by the KV sweep?** The longest that keeps" in text
     assert "**Q7. One more doubling of concurrency: is it acceptable?** Not known from this run" in text
 

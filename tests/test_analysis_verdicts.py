@@ -149,4 +149,6 @@ def test_simulated_verdicts_say_so() -> None:
 
 def test_run_without_load_names_the_sweep() -> None:
     rows = [row for row in synthetic.rows() if row.purpose == "comparison"]
-    assert "Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them." in section(rows)
+    assert "it holds neither a sweep of levels nor near-full contexts; `+sweep=capacity` measures both." in section(
+        rows
+    )

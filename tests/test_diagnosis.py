@@ -24,6 +24,12 @@ TOO_SMALL = (
             FailureClass.FREE_MEMORY_LOW,
         ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", FailureClass.OUT_OF_MEMORY),
+        (
+            '(Worker pid=7) ERROR   File "/x/gpu_model_runner.py", line 5, in capture_model\n'
+            "(Worker pid=7) ERROR     self._capture_cudagraphs(\n"
+            "(Worker pid=7) ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n",
+            FailureClass.GRAPH_MEMORY,
+        ),
         ("OSError: [Errno 98] Address already in use", FailureClass.PORT_TAKEN),
         ("api_server.py: error: unrecognized arguments: --no-such-flag", FailureClass.BAD_ARGUMENT),
         (
@@ -48,3 +54,16 @@ def test_message_is_the_root_cause_and_carries_the_engines_estimate() -> None:
 def test_unknown_errors_keep_their_own_words_not_the_wrappers() -> None:
     log = "RuntimeError: the cause\nRuntimeError: Engine core initialization failed. See root cause above.\n"
     assert diagnosis.of_start(log, 1).message == "RuntimeError: the cause"
+
+
+def test_memory_that_ran_out_while_graphs_were_captured_is_told_in_its_own_line() -> None:
+    log = "File x, in capture_model\n  more\n(W) ERROR torch.OutOfMemoryError: CUDA out of memory. Tried\nlater\n"
+    assert diagnosis.of_start(log, 1).message == "OutOfMemoryError: CUDA out of memory. Tried"
+
+
+def test_a_server_that_ended_under_load_says_whether_it_was_for_memory() -> None:
+    dead = diagnosis.of_death("INFO all is well\n", "7 of 8 requests failed")
+    assert (dead.failure_class, dead.message) == (FailureClass.ENGINE_DEAD, "7 of 8 requests failed")
+    full = diagnosis.of_death("torch.OutOfMemoryError: CUDA out of memory. Tried\n", "7 of 8 requests failed")
+    assert full.failure_class == FailureClass.MEMORY_UNDER_LOAD
+    assert full.message == "7 of 8 requests failed; OutOfMemoryError: CUDA out of memory. Tried"

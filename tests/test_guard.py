@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,16 @@ if os.fork() == 0:
 time.sleep(600)
 """
 POLITE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); time.sleep(600)"
+SHARING = """
+import signal, sys, time
+from multiprocessing import resource_tracker, shared_memory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+resource_tracker.register = lambda *_: None
+made = shared_memory.SharedMemory(create=True, size=4096)
+other = shared_memory.SharedMemory(sys.argv[2])
+open(sys.argv[1], "w").write(made.name + "\\n")
+time.sleep(600)
+"""
 OWNER = """
 import os, sys, time
 from pathlib import Path
@@ -114,6 +126,47 @@ def test_nothing_is_left_when_the_owner_dies_after_its_server() -> None:
     owner.wait()
     until(lambda: not workspace.root.exists())
     until(lambda: not processes.is_running(guard))
+
+
+def test_a_hurried_stop_does_not_wait_for_the_grace(workspace: Workspace) -> None:
+    mark = workspace.root / "grandchild"
+    server = ServerProcess([sys.executable, "-c", STUBBORN, str(mark)], dict(os.environ), workspace, 600.0)
+    grandchild = read_pid(mark)
+    server.hurry()
+    server.stop()  # it would wait for ten minutes
+    assert not processes.is_running(grandchild)
+    assert server.exit_code == -signal.SIGKILL
+
+
+def test_a_stop_that_goes_on_can_be_hurried(workspace: Workspace) -> None:
+    mark = workspace.root / "grandchild"
+    server = ServerProcess([sys.executable, "-c", STUBBORN, str(mark)], dict(os.environ), workspace, 600.0)
+    read_pid(mark)
+    stopping = threading.Thread(target=server.stop, daemon=True)
+    stopping.start()
+    time.sleep(0.3)
+    assert server.running
+    server.hurry()
+    stopping.join(30)
+    assert not stopping.is_alive()
+
+
+def test_shared_memory_of_a_tree_that_was_killed_is_removed_and_that_of_others_is_not(workspace: Workspace) -> None:
+    others = shared_memory.SharedMemory(create=True, size=4096)
+    mark = workspace.root / "made"
+    try:
+        command = [sys.executable, "-c", SHARING, str(mark), others.name]
+        server = ServerProcess(command, dict(os.environ), workspace, 0.5)
+        until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+        made = Path("/dev/shm", mark.read_text().strip())
+        assert made.exists()
+        server.stop()
+        assert server.exit_code == -signal.SIGKILL
+        assert not made.exists()
+        assert Path("/dev/shm", others.name).exists()
+    finally:
+        others.close()
+        others.unlink()
 
 
 def test_stop_twice_is_one_stop(workspace: Workspace) -> None:

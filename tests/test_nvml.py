@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from workers import node_report
 from workers.devices.nvml import NoSuchCard, NvmlDevice, throttle_reasons, visible_cards
 
 GIB = 2**30
@@ -330,6 +331,28 @@ def test_a_card_that_does_not_tell_its_processes_has_none(nvml: Made) -> None:
     nvml(Chip(FIRST, refused=("ComputeRunningProcesses",)), Chip(SECOND, processes=[(999_999_999, GIB)]))
     device = NvmlDevice(["0", "1"])
     assert [found.device_id for found in device.processes(None)] == [SECOND]
+
+
+# --- what a node says before a run ---
+
+
+def test_a_node_names_its_cards_and_who_else_is_on_those_that_count(
+    nvml: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_report, "CLEAN_LIMIT_S", 0.0)
+    nvml(Chip(FIRST), Chip(SECOND, processes=[(999_999_999, GIB)]))
+    every, first, none = (node_report.look((), most) for most in (None, 1, 0))
+    assert every.gpu_names == ("NVIDIA H100 80GB HBM3",) * 2
+    assert every.foreign_processes == (f"pid 999999999 on {SECOND}: 1024 MiB",)
+    assert (len(first.gpu_names), first.foreign_processes) == (1, ())
+    assert (none.gpu_names, none.foreign_processes) == ((), ())
+
+
+def test_a_process_that_is_just_ending_is_waited_for(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = Chip(FIRST, processes=[(999_999_999, GIB)])
+    nvml(chip)
+    monkeypatch.setattr(node_report.time, "sleep", lambda _: chip.processes.clear())
+    assert node_report.look().foreign_processes == ()
 
 
 # --- what this process may use ---

@@ -24,7 +24,9 @@ from analysis.figures import clean, quote
 from analysis.report.html import digest, inline, script, script_json
 from analysis.report.load_charts import frontier
 from analysis.report.samples import BINS, Band, Clock, Place, telemetry
-from contract.rows import PointRow, ServerSample, TelemetryRow
+from analysis.report.startup_chart import MOST_STARTS, waterfall
+from analysis.tables import Tables
+from contract.rows import PointRow, ServerSample, SessionRow, StartPhase, TelemetryRow
 from tests import synthetic_run as synthetic
 from tests.page_reader import PageReader, charts, external, prose, read_page
 
@@ -160,7 +162,10 @@ def of(*purposes: str) -> list[PointRow]:
 LACKS: dict[str, tuple[list[PointRow], list[str]]] = {
     "memory alone": (
         of("kv_scaling"),
-        ["it holds no levels of load; +sweep=concurrency measures them", "no measured level has both tok_s and a TPOT"],
+        [
+            "it holds no levels of a closed loop; +sweep=concurrency measures them",
+            "no measured level of a closed loop has",
+        ],
     ),
     "load alone": (of("concurrency"), ["no reading of memory at any length was measured; +sweep=kv measures them"]),
     "no samples": (
@@ -170,8 +175,9 @@ LACKS: dict[str, tuple[list[PointRow], list[str]]] = {
     "no end": (of("kv_scaling"), ["no server has both a start and an end", "holds no readable manifest.json"]),
     "no TPOT": (
         [replace(row, p50_tpot_s=None) for row in of("concurrency")],
-        ["no measured level has both tok_s and a TPOT"],
+        ["no measured level of a closed loop has both tok_s and a TPOT"],
     ),
+    "no phases": (of("kv_scaling"), ["no server's log told the phases of its start"]),
     "all failed": (
         [synthetic.failed(row, "start_failed") for row in synthetic.rows()],
         ["0 of 38 points measured", "None of these levels was measured", "Not measured", "start_failed x38"],
@@ -251,6 +257,77 @@ def test_frontier_is_what_no_level_beats_in_both(rows: list[dict[str, Any]]) -> 
 
     kept = {(row["user"], row["gpu"]) for row in frontier(rows)}
     assert kept == {(row["user"], row["gpu"]) for row in rows if not beaten(row)}
+
+
+def rates() -> list[PointRow]:
+    made = []
+    for rate in (1, 4, 8):
+        row = synthetic.load_row(synthetic.GPU, "rate", rate, 0)
+        row = replace(row, concurrency=None, arrivals="poisson, 30 s", request_rate=float(rate), sweep="rate")
+        made.append(replace(row, sent_qps=0.9 * rate, ended_qps=0.7 * rate, keeps_up=rate < 8))
+    return made
+
+
+def test_rates_have_charts_that_ring_where_the_server_lags(tmp_path: Path) -> None:
+    lost = synthetic.failed(replace(rates()[2], point_id="lost", request_rate=16.0), "engine_dead")
+    page = page_of(tmp_path, [*rates(), lost])
+    for title in ("p95 e2e (s)", "p95 TTFT (s)", "requests ended a second"):
+        layers = layers_of(page, title)
+        (ringed,) = [one for one in layers if one["mark"].get("size") == 260]
+        assert [row["at"] for row in ringed["data"]["values"]] == [8]
+        crossed = [row for one in layers for row in one["data"]["values"] if "why" in row]
+        assert [(row["at"], row["why"]) for row in crossed] == [(16, "failed: engine_dead")]
+    dashed = layers_of(page, "requests ended a second")[-1]
+    assert [row["value"] for row in dashed["data"]["values"]] == pytest.approx([0.9, 3.6, 7.2])
+    for spec in charts(page):
+        vl_convert.vegalite_to_svg(spec)
+    words = " ".join(prose(page).split())
+    assert "Up to which rate does the server keep up" in words.split("Throughput and latency")[0], "answer first"
+    assert "it holds no levels of a closed loop" in words
+
+
+def test_cells_are_what_arithmetic_says_and_marks_what_was_measured(tmp_path: Path) -> None:
+    family = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
+    quiet, over = synthetic.envelope_row(family, 1024, 8), synthetic.envelope_row(family, 1024, 9, preemptions=3)
+    pruned = synthetic.failed(synthetic.envelope_row(family, 512, 1), "", "fits: 8 x 1024 tokens did", "pruned")
+    lost = synthetic.failed(synthetic.envelope_row(family, 512, 40), "engine_dead")
+    rows = [quiet, over, replace(pruned, failure_class=None), lost]
+    page = page_of(tmp_path, rows, {"sessions": synthetic.planned(rows, family.config)})
+    field, *marks = layers_of(page, "requests at once")
+    assert sorted((c["length"], c["level"], c["expected"]) for c in field["data"]["values"]) == [
+        (512, 1, "fits"), (512, 40, "does not fit"), (1024, 8, "fits"), (1024, 9, "preempts")
+    ]  # fmt: skip
+    found = {row["level"]: (mark["mark"]["shape"], row["why"]) for mark in marks for row in mark["data"]["values"]}
+    assert found.keys() == {8, 9, 40}, "a pruned cell has no mark"
+    assert (found[8][0], found[9][0]) == ("circle", "triangle-up")
+    assert found[40][1] == "failed: engine_dead"
+    for spec in charts(page):
+        vl_convert.vegalite_to_svg(spec)
+
+
+def started(number: int, *phases: tuple[str, float]) -> SessionRow:
+    made, begin = [], 0.0
+    for name, seconds in phases:
+        made.append(StartPhase(name, begin, seconds))
+        begin += seconds
+    at = f"2026-01-02T03:{number:02}:00Z"
+    return SessionRow(5, "run", f"s{number}", 1, "measured", False, at, phases=made, start="cold")
+
+
+def test_a_start_is_its_phases_one_after_the_other() -> None:
+    tables = Tables((), tuple(started(n, ("imports", 8.0), ("weights", 1.0 + n), ("graphs", 0.5)) for n in range(50)))
+    made = waterfall(tables)
+    assert made is not None
+    assert made.left_out == 50 - MOST_STARTS
+    bars, ends = made.chart.spec["layer"]
+    assert len(ends["data"]["values"]) == MOST_STARTS
+    last = [row for row in bars["data"]["values"] if row["row"] == bars["data"]["values"][-1]["row"]]
+    assert [(row["phase"], row["from"], row["to"]) for row in last] == [
+        ("imports", 0.0, 8.0), ("weights", 8.0, 58.0), ("graphs", 58.0, 58.5)
+    ]  # fmt: skip
+    assert "<svg" in vl_convert.vegalite_to_svg(made.chart.spec)
+    assert [key.words for key in made.chart.legend] == ["imports", "weights", "graphs"]
+    assert waterfall(Tables((), (started(0),))) is None
 
 
 # --- bounded ---

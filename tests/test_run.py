@@ -1,27 +1,31 @@
 """Whole runs on pretended GPUs: one Ray for those in this process, real command lines for what only they can show."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from contract.rows import MEASURED, SessionRow
-from contract.specs import SessionSpec
+from contract.rows import MEASURED, PointRow, SessionRow
+from contract.specs import Point, Purpose, SessionSpec
 from orchestrator.cluster import Cluster, SessionHandle
 from orchestrator.driver import Driver, Outcome
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
+from orchestrator.search.control import Control
 from orchestrator.store import Store
 from tests.command_line import ROOT, Place, orchestrate
 from tests.configs import experiment, resolved
@@ -102,6 +106,36 @@ def test_an_actor_that_is_lost_is_tried_again(cluster: tuple[Cluster, Fleet], tm
     assert row["attempt"] == 2
 
 
+def test_a_load_task_that_is_killed_costs_one_try_on_the_same_server(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path
+) -> None:
+    slow = experiment("concurrency", engine="sim", sweep__concurrency=[2], server__extra_args={"step_s": 0.3}, **QUICK)
+    plan = make_plan(resolved(slow), cluster[1])
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "_generate" in " ".join(process.cmdline()):
+                        killed.append(process.pid)
+                        process.kill()
+                        break
+            time.sleep(0.02)
+
+    class Killing(Progress):
+        def ready(self, session: SessionSpec, row: object) -> None:
+            super().ready(session, row)  # type: ignore[arg-type]
+            threading.Thread(target=kill_one).start()
+
+    store = Store.create(tmp_path, "test")
+    outcome = Driver(*cluster, store, Killing(1, 1.0)).run(list(plan.sessions))
+    assert killed
+    assert (outcome.measured, outcome.failed) == (1, [])
+    assert len(outcome.servers) == 1
+
+
 def test_only_what_is_missing_is_left_to_do(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
     from orchestrator.resume import left_to_do
 
@@ -134,6 +168,35 @@ def test_a_search_adds_points_to_a_live_session_and_goes_on_from_the_rows_on_dis
     again = Driver(*cluster, store, Progress(1, 1.0)).run(left_to_do(plan, store), plan.searches)
     assert again.measured <= len(lost)
     assert left_to_do(plan, store) == []
+
+
+def test_control_is_measured_alone_by_the_last_session_of_a_host(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path
+) -> None:
+    """The anchors that would pay for it are left out: two readings are asked for whatever they cost."""
+    asked = [
+        experiment("concurrency", engine="sim", sweep__concurrency=[2], server__max_num_seqs=seqs, **QUICK)
+        for seqs in (8, 16, 32)
+    ]
+    plan = make_plan(resolved(*asked), cluster[1])
+
+    class Twice:
+        def __init__(self, session: SessionSpec) -> None:
+            control = replace(session.points[0], purpose=Purpose.CONTROL)
+            self.points = [replace(control, id=f"control{n}", repeat=n) for n in range(2)]
+
+        def next(self, rows: Mapping[str, PointRow]) -> Point | None:
+            return next((point for point in self.points if point.id not in rows), None)
+
+    store = Store.create(tmp_path, "test")
+    controls = cast("Mapping[str, Control]", {session.id: Twice(session) for session in plan.sessions})
+    outcome = Driver(*cluster, store, Progress(3, 1.0)).run(list(plan.sessions), {}, controls)
+    points = [pq.read_table(p).to_pylist()[0] for p in store.directory.glob("shards/*/[!s]*.parquet")]
+    alone = [point for point in points if point["purpose"] == "control"]
+    assert (len(points), outcome.measured, outcome.failed) == (5, 5, [])
+    assert len({point["session_id"] for point in alone}) == 1
+    assert [point["co_running_sessions"] for point in alone] == [[], []]
+    assert sum(bool(point["co_running_sessions"]) for point in points) == 3
 
 
 # --- command lines ---
@@ -261,3 +324,29 @@ def test_interrupted_at_any_moment_nothing_is_left(place: Place, after: str, num
         (directory,) = place.outputs.iterdir()
         assert json.loads((directory / "manifest.json").read_text())["status"] == "interrupted"
         assert list(directory.glob("shards/*/session.parquet"))
+
+
+def test_what_ray_job_stop_leaves_after_its_three_seconds_is_whole(place: Place) -> None:
+    asked = ["+sweep=kv", "engine=sim", "cluster.num_gpus=2", "engine.stop_grace_s=60", f"output_root={place.outputs}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *asked],
+        cwd=ROOT, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    said = ""
+    while "[3/" not in said:
+        said += process.stdout.readline()
+        assert process.poll() is None, said
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.kill()
+    said += process.communicate(timeout=60)[0]
+    (run_directory,) = place.outputs.iterdir()
+    shards = [path for path in run_directory.glob("shards/*/[!s]*.parquet") if pq.read_metadata(path).num_rows == 1]
+    assert len(shards) == said.count("MiB when ready") >= 3
+    assert str(run_directory) in said.splitlines()[-1]
+    deadline = time.monotonic() + 30
+    while place.leftovers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert place.leftovers() == []

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.causes import Again
 from orchestrator.scheduler import Job, Queue, makespan_s, ordered, place
 
 
@@ -32,9 +33,9 @@ def test_twelve_equal_jobs_on_four_slots_take_three_rounds() -> None:
 async def test_retry_goes_to_another_node_and_ends() -> None:
     seen: list[tuple[str, int]] = []
 
-    async def execute(job: Job, node: str) -> bool:
+    async def execute(job: Job, node: str) -> Again:
         seen.append((node, job.attempt))
-        return True
+        return Again.OTHER_NODE if len(seen) < 3 else Again.NEVER
 
     await Queue({"a": 1, "b": 1}).run([Job("x", 1, 1)], execute)
     assert [attempt for _, attempt in seen] == [1, 2, 3]
@@ -44,32 +45,67 @@ async def test_retry_goes_to_another_node_and_ends() -> None:
 async def test_a_large_job_is_tried_again_on_the_only_node_that_holds_it() -> None:
     seen: list[str] = []
 
-    async def execute(job: Job, node: str) -> bool:
+    async def execute(job: Job, node: str) -> Again:
         seen.append(node)
-        return len(seen) < 2
+        return Again.OTHER_NODE if len(seen) < 2 else Again.NEVER
 
     await Queue({"a": 4, "b": 1}).run([Job("x", 4, 1)], execute)
     assert seen == ["a", "a"]
 
 
-async def test_a_job_that_fits_nowhere_is_an_error_not_a_hang() -> None:
-    async def execute(job: Job, node: str) -> bool:
-        return False
+async def test_a_job_that_fits_nowhere_is_handed_back_not_waited_for() -> None:
+    async def execute(job: Job, node: str) -> Again:
+        return Again.NEVER
 
-    with pytest.raises(ValueError, match="no node has room"):
-        await Queue({"a": 1}).run([Job("x", 2, 1)], execute)
+    large, small = Job("x", 2, 1), Job("y", 1, 1)
+    assert await Queue({"a": 1}).run([large, small], execute) == [large]
+
+
+async def test_a_lost_node_gets_nothing_more_not_even_what_it_alone_has_room_for() -> None:
+    queue, seen = Queue({"a": 2, "b": 1}), list[tuple[str, str]]()
+
+    async def execute(job: Job, node: str) -> Again:
+        seen.append((job.id, node))
+        if node == "a":
+            queue.lose("a")
+            return Again.OTHER_NODE
+        return Again.NEVER
+
+    left = await queue.run([Job("wide", 2, 9), Job("x", 1, 5), Job("y", 1, 5)], execute)
+    assert [job.id for job in left] == ["wide"]
+    assert seen == [("wide", "a"), ("x", "b"), ("y", "b")]
+
+
+async def test_a_job_whose_last_other_node_is_lost_goes_back_to_where_it_failed() -> None:
+    queue, seen = Queue({"a": 1, "b": 1}), list[tuple[str, str]]()
+
+    async def execute(job: Job, node: str) -> Again:
+        seen.append((job.id, node))
+        if job.id == "long":
+            queue.lose(node)
+            return Again.NEVER
+        return Again.OTHER_NODE if job.attempt == 1 else Again.NEVER
+
+    assert await queue.run([Job("long", 1, 9), Job("x", 1, 5)], execute) == []
+    assert [job for job, _ in seen] == ["long", "x", "x"]
+    assert seen[1][1] == seen[2][1]
+
+
+def test_a_lower_rank_starts_first_whatever_its_size() -> None:
+    jobs = [Job("wide", 4, 9, rank=1), Job("narrow", 1, 1)]
+    assert [job.id for job in ordered(jobs)] == ["narrow", "wide"]
 
 
 async def test_cancelling_waits_for_running_jobs() -> None:
     ended: list[str] = []
 
-    async def execute(job: Job, node: str) -> bool:
+    async def execute(job: Job, node: str) -> Again:
         try:
             await asyncio.sleep(60)
         finally:
             await asyncio.sleep(0)
             ended.append(job.id)
-        return False
+        return Again.NEVER
 
     task = asyncio.ensure_future(Queue({"a": 2}).run([Job("x", 1, 1), Job("y", 1, 1)], execute))
     await asyncio.sleep(0.01)
@@ -88,13 +124,13 @@ def test_no_node_is_overbooked_and_every_job_runs_once(sizes: list[tuple[int, fl
     in_use = dict.fromkeys(free, 0)
     ran: list[str] = []
 
-    async def execute(job: Job, node: str) -> bool:
+    async def execute(job: Job, node: str) -> Again:
         in_use[node] += job.slots
         assert in_use[node] <= 4
         await asyncio.sleep(0)
         in_use[node] -= job.slots
         ran.append(job.id)
-        return False
+        return Again.NEVER
 
     jobs = [Job(str(i), slots, seconds) for i, (slots, seconds) in enumerate(sizes)]
     asyncio.run(Queue(dict(free)).run(jobs, execute))

@@ -19,6 +19,7 @@ from orchestrator.problems import ConfigError
 from orchestrator.search import Search, Step, next_step
 from orchestrator.search.anchors import SHARE, Anchors
 from orchestrator.search.bisection import RESOLUTION, rate_between, whole_between
+from orchestrator.search.control import Control
 from orchestrator.search.envelope import Envelope
 from orchestrator.search.rounds import Rounds
 from tests import synthetic_run as synthetic
@@ -179,10 +180,74 @@ def test_an_anchor_comes_first_and_again_within_a_tenth_of_the_time() -> None:
     assert others == [row.point_id for row in drive(found[0], curve(lambda level: 3000.0 * level / (level + 8)))]
 
 
+def test_a_long_level_is_followed_by_one_reading_and_a_resumed_order_does_not_matter() -> None:
+    anchors = Anchors(lambda n: replace(ANY, id=f"anchor{n}", purpose=Purpose.ANCHOR, repeat=n))
+    seconds = [("anchor0", Purpose.ANCHOR, 3.0), ("long", Purpose.CONCURRENCY, 120.0), ("anchor1", Purpose.ANCHOR, 3.0)]
+    more = [("short", Purpose.CONCURRENCY, 10.0), ("longer", Purpose.CONCURRENCY, 25.0)]
+    rows = {
+        name: row_of(replace(ANY, id=name, purpose=purpose), duration_s=s, started_at=f"{at}")
+        for at, (name, purpose, s) in enumerate([*seconds, *more])
+    }
+    due = [bool(anchors.next(dict(list(rows.items())[:n])).ahead) for n in range(6)]
+    assert due == [True, False, True, False, False, True]
+    assert anchors.next(dict(reversed(rows.items()))) == anchors.next(rows)
+
+
 def test_short_sessions_and_those_without_controls_have_no_anchor() -> None:
     for asked in (experiment("concurrency"), experiment("batching", controls="off"), experiment("kv")):
         assert make_plan(resolved(asked), gpu_fleet(1)).searches == {}
     assert len(make_plan(resolved(experiment("batching")), gpu_fleet(1)).searches) == 1
+
+
+def two_servers(gpus: int, **changes: Any) -> tuple[Control, ...]:
+    asked = experiment("knee", controls="on", **changes)
+    plan = make_plan(resolved(asked, experiment("knee", server__max_num_seqs=16, controls="on")), gpu_fleet(gpus))
+    for session in plan.sessions:
+        (anchors,) = [search for search in plan.searches[session.id] if isinstance(search, Anchors)]
+        assert anchors.share == (SHARE / 2 if plan.controls else SHARE)
+    return tuple(plan.controls.values())
+
+
+def test_control_is_planned_where_two_servers_fit_on_a_host() -> None:
+    assert len(two_servers(2)) == 2
+    assert two_servers(1) == ()
+    assert two_servers(2, server__tensor_parallel_size=2) == ()
+    off = experiment("knee", controls="off"), experiment("knee", server__max_num_seqs=16, controls="off")
+    assert make_plan(resolved(*off), gpu_fleet(2)).controls == {}
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.floats(1, 2000))
+def test_control_reads_alone_as_often_as_in_company_within_a_tenth_of_the_load(
+    beside: int, alone: int, load_s: float
+) -> None:
+    control = two_servers(2)[0]
+    level = control.point_at(0).concurrency
+    rows = {"load": row_of(replace(ANY, id="load", concurrency=level), duration_s=load_s)}
+    for n in range(beside + alone):
+        point = replace(ANY, id=f"anchor{n}", purpose=Purpose.ANCHOR, concurrency=level)
+        rows[point.id] = row_of(point, duration_s=5.0, co_running_sessions=["other"] if n < beside else [])
+    while (point := control.next(rows)) is not None:
+        assert point.id not in rows
+        rows[point.id] = row_of(point, duration_s=5.0)
+    added = [row for row in rows.values() if row.purpose == Purpose.CONTROL]
+    assert len({row.repeat for row in added}) == len(added)
+    spent = 5.0 * (beside + alone + len(added))
+    if added:
+        assert beside >= 2
+        assert spent <= SHARE * load_s + 1e-6
+        assert alone + len(added) <= beside
+    elif beside >= 2 and alone < beside:
+        assert spent + 5.0 > SHARE * load_s - 1e-6
+
+
+def test_control_that_failed_is_not_tried_again() -> None:
+    control = two_servers(2)[0]
+    rows = {"load": row_of(ANY, duration_s=1e4)}
+    for n in range(3):
+        rows[f"a{n}"] = row_of(replace(ANY, id=f"a{n}", purpose=Purpose.ANCHOR), co_running_sessions=["other"])
+    point = control.next(rows)
+    assert point is not None
+    assert control.next(rows | {point.id: row_of(point, status=FAILED)}) is None
 
 
 def test_memory_is_read_before_an_anchor() -> None:

@@ -35,6 +35,7 @@ from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import stable
+from workers.load.tasks import LoadLost
 from workers.session import Session
 
 POOL = 32 * 512 * 4096
@@ -210,6 +211,40 @@ def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
     assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
     again = one.measure(LEVEL)
     assert (again.status, again.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
+
+
+def test_a_server_that_ran_out_of_memory_under_load_says_so(session: Made) -> None:
+    one = session(spec(step_s=0.2))
+    pid = one.start().server_pid
+    assert pid
+
+    def run_out() -> None:
+        with one._workspace.log.open("a") as log:
+            log.write("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n")
+        os.kill(pid, 9)
+
+    threading.Timer(0.5, run_out).start()
+    row = one.measure(LEVEL)
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.MEMORY_UNDER_LOAD)
+    assert (row.failure_message or "").endswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_load_process_that_is_lost_is_not_held_against_the_server(session: Made) -> None:
+    lost = [False]
+
+    def generate_or_not(plans: list[LoadPlan]) -> list[LoadResult]:
+        if lost[0]:
+            raise LoadLost("killed")
+        return together(plans)
+
+    one = Session(spec(), "run", 1, ["3"], generate_or_not)
+    session.sessions.append(one)
+    one.start()
+    lost[0] = True
+    row = one.measure(LEVEL)
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.LOAD_LOST)
+    lost[0] = False
+    assert one.measure(LEVEL).status == MEASURED
 
 
 def test_ready_timeout_is_a_failure_with_its_limit(session: Made) -> None:

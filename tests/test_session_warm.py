@@ -1,13 +1,17 @@
 """A session told to start warm: on the stand-in server, forked by a real warm parent."""
 
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from contract.rows import MEASURED, SessionRow
+from contract.failures import FailureClass
+from contract.rows import FAILED, MEASURED, SessionRow
 from contract.specs import SessionSpec, Start
 from tests.test_session import MEMORY, spec, together
 from workers import processes
@@ -31,8 +35,8 @@ class ForkableSim(SimEngine):
     def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
         return super().environment(spec, address) | {"PYTHONPATH": ROOT}
 
-    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
-        return 1.0
+    def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
+        return 1.0 if forked else 60.0
 
 
 @pytest.fixture
@@ -70,6 +74,53 @@ def test_a_warm_start_is_measured_like_any_other(
     assert row.warm_wait_s is not None
     assert row.argv[:3] == ["python", "-m", MODULE]
     assert log.startswith("warm start: forked from a process that had imported")
+
+
+def cold(monkeypatch: pytest.MonkeyPatch, starts_as: str, silence_s: float, **timeouts: float) -> Session:
+    monkeypatch.setattr("workers.session.make_engine", lambda name: ForkableSim())
+    monkeypatch.setattr(ForkableSim, "silence_limit_s", lambda *_: silence_s)
+    monkeypatch.setenv("STARTS_AS", starts_as)
+    asked = spec()
+    return Session(replace(asked, timeouts=replace(asked.timeouts, **timeouts)), "run", 1, ["3"], together)
+
+
+def test_a_cold_start_that_says_nothing_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = cold(monkeypatch, "silent", 0.5, ready_s=600)
+    row = session.start()
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.NO_PROGRESS)
+    assert "no word from it" in (row.failure_message or "")
+    session.stop()
+    assert not processes.is_running(row.server_pid or 0)
+
+
+def test_a_start_that_takes_long_and_goes_on_is_not_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = cold(monkeypatch, "slow", 2.5)
+    row = session.start()
+    session.stop()
+    assert row.status == MEASURED, row.failure_message
+    assert (row.ready_s or 0) > 2.5
+
+
+def test_a_start_that_goes_on_for_ever_ends_at_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = cold(monkeypatch, "stubborn", 600.0, ready_s=0.5)
+    assert session.start().failure_class == FailureClass.READY_TIMEOUT
+    session.stop()
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_a_server_that_is_still_starting_is_not_given_its_grace(hurried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = cold(monkeypatch, "stubborn", 600.0, ready_s=600, stop_grace_s=600.0)
+    thread = threading.Thread(target=session.start)
+    thread.start()
+    while session._process is None or "starting" not in session._process.log_text():
+        time.sleep(0.01)
+    if hurried:
+        session.hurry()
+    end = session.stop()  # it would wait for ten minutes
+    thread.join(30)
+    assert end.row.exit_code == -signal.SIGKILL
+    assert end.row.failure_class in (FailureClass.STOPPED, FailureClass.START_FAILED)
+    assert not session._workspace.root.exists()
 
 
 @pytest.mark.parametrize(

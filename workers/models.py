@@ -6,8 +6,12 @@ anywhere but the environment, nor import a heavy library before it is needed.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -31,15 +35,46 @@ def write_model_dir(model: ModelSpec, directory: Path) -> Path:
 
     vLLM serves it with `--load-format dummy` and no hub.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", model.config)
+    return _write(_files(model), directory)
+
+
+def cached_model_dir(model: ModelSpec, root: Path) -> Path:
+    """Return a directory below `root` with what `write_model_dir` writes, named after its content; made if need be.
+
+    The path of a model is part of the key of what vLLM compiles for it: another path, and it compiles again.
+    """
+    files = _files(model)
+    directory = root / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    if all((directory / name).is_file() for name in files):
+        return directory
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as made:
+        _write(files, Path(made, "model"))
+        shutil.rmtree(directory, ignore_errors=True)  # one that something has cleaned up in part
+        with contextlib.suppress(OSError):  # another session was faster
+            Path(made, "model").rename(directory)
+    return directory
+
+
+def _files(model: ModelSpec) -> dict[str, str]:
+    """A shape's files by name."""
     special_keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     text = model.config.get("text_config") or model.config
     special = {key: text[key] for key in special_keys if text.get(key) is not None}
-    _write_json(directory / "generation_config.json", special)
     tokens = special_tokens(text)
-    _write_json(directory / "tokenizer.json", tokenizer_json(model.vocab_size, tokens))
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(special, tokens))
+    contents = {
+        "config.json": model.config,
+        "generation_config.json": special,
+        "tokenizer.json": tokenizer_json(model.vocab_size, tokens),
+        "tokenizer_config.json": _tokenizer_config(special, tokens),
+    }
+    return {name: json.dumps(content, ensure_ascii=False, separators=(",", ":")) for name, content in contents.items()}
+
+
+def _write(files: dict[str, str], directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
     return directory
 
 
@@ -120,10 +155,6 @@ def _tokenizer_config(special: Mapping[str, Any], tokens: Mapping[int, str]) -> 
         "chat_template": _CHAT_TEMPLATE,
         **named,
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any]:

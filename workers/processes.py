@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,28 @@ def is_running(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def listens(pid: int, port: int) -> bool:
+    """Return whether a process in the tree of `pid` listens on a TCP port: the kernel's word, not the port's.
+
+    Source: proc_pid_net(5); state 0A is LISTEN, the tenth column is the socket's inode.
+    """
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (PROC / str(pid) / "net" / table).read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{columns[9]}]")
+    return any(opened in sockets for member in tree(pid) for opened in _opened(member)) if sockets else False
+
+
+def _opened(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for fd in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(fd)  # noqa: PTH115 (`socket:[N]` is no path)
 
 
 def niceness_reset() -> int:

@@ -5,37 +5,69 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 _KEPT = re.compile(
-    r"^(CUDA_|NCCL_|NVSHMEM_|TORCH_|VLLM_|HF_|OMP_|TOKENIZERS_|TRITON_|PYTORCH_|TMPDIR|DO_NOT_TRACK|LD_PRELOAD)"
+    r"^(CUDA_|NCCL_|NVSHMEM_|TORCH_|VLLM_|HF_|OMP_|TOKENIZERS_|TORCHINDUCTOR_|TRITON_|PYTORCH_|TMPDIR|DO_NOT_TRACK|LD_PRELOAD)"
 )
 _SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL|PROXY", re.IGNORECASE)
 _HOME_PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)*site-packages/")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+"""USER:PASSWORD@ of a URL, whatever variable or message it stands in."""
+_PROMPT = re.compile(r"(?P<name>prompt|prompt_token_ids): (?P<said>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\[[^\]]*\]?)")
+"""As vLLM's request logger writes them (`--enable-log-requests`); the last of a cut line is open."""
+SHORTEST_SECRET = 8
+"""Characters: a shorter value would blot out ordinary words."""
 MASK = "***"
-SESSION = "<session>"
 
 
-def shown_argv(argv: list[str], private: Path) -> list[str]:
-    """Return a command line with the interpreter by its name and the private directory as `<session>`."""
-    return [argument.replace(sys.executable, "python").replace(str(private), SESSION) for argument in argv]
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Directories whose paths mean nothing elsewhere."""
+
+    session: Path
+    cache: Path | None = None
+
+    def named(self, text: str) -> str:
+        """Return a text with the directories as `<session>` and `<cache>`."""
+        if self.cache is not None:
+            text = text.replace(str(self.cache), "<cache>")
+        return text.replace(str(self.session), "<session>")
 
 
-def shown_environment(environment: dict[str, str], private: Path) -> list[str]:
+def shown_argv(argv: list[str], places: Places) -> list[str]:
+    """Return a command line with the interpreter by its name and the directories by theirs."""
+    return [places.named(argument.replace(sys.executable, "python")) for argument in argv]
+
+
+def shown_environment(environment: dict[str, str], places: Places) -> list[str]:
     """Return `NAME=value` of the variables that can move a number, sorted; values of secret ones masked."""
     return [
-        f"{name}={MASK if _SECRET.search(name) else value.replace(str(private), SESSION)}"
+        f"{name}={MASK if _SECRET.search(name) else _CREDENTIALS.sub(f'{MASK}@', places.named(value))}"
         for name, value in sorted(environment.items())
         if _KEPT.match(name)
     ]
 
 
-def masked(log: str, private: Path, *secrets: str | None) -> str:
-    """Return a log without the session's secrets, its private directory as `<session>`, libraries by their names."""
-    for secret in secrets:
-        if secret:
-            log = log.replace(secret, MASK)
-    return _HOME_PATH.sub("", log.replace(str(private), SESSION))
+def secret_values(environment: Mapping[str, str]) -> list[str]:
+    """Return what must stand in nothing that is kept: values of variables that are named like secrets."""
+    return [
+        value for name, value in environment.items() if _SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET
+    ]
+
+
+def masked(log: str, places: Places, *secrets: str | None) -> str:
+    """Return a log without the given secrets and any URL's password, directories and libraries by their names."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        log = log.replace(secret, MASK)
+    return _HOME_PATH.sub("", places.named(_CREDENTIALS.sub(f"{MASK}@", log)))
+
+
+def without_prompts(log: str) -> str:
+    """Return a log without the prompts in it."""
+    return _PROMPT.sub(rf"\g<name>: {MASK}", log)
 
 
 def python_version() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import secrets
 import socket
 import threading
@@ -30,7 +31,17 @@ from contract.rows import (
     SessionRow,
 )
 from contract.specs import Api, Point, PointKind, SessionSpec, Start
-from workers import kv_figures, metrics, point_rows, probe, processes, provenance, server_view
+from workers import (
+    caches,
+    kv_figures,
+    metrics,
+    point_rows,
+    prefix_cache,
+    probe,
+    processes,
+    provenance,
+    server_view,
+)
 from workers.account import ServerAccount
 from workers.devices import open_device
 from workers.devices.context_probe import context_bytes
@@ -50,9 +61,11 @@ from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST, TextCost
 from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
+from workers.load.tasks import LoadLost
 from workers.load.tokenizer import text_cost
-from workers.models import write_model_dir
+from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
+from workers.provenance import Places
 from workers.sampler import Observed, Sampler
 from workers.standstill import at_rest
 
@@ -93,13 +106,17 @@ class Session:
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self._lifecycle = threading.Lock()
         """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
         self._workspace = Workspace.make()
+        self._cache = caches.cache_root()
+        self._places = Places(self._workspace.root, self._cache)
         self._device = open_device(spec.device, visible_devices, self._workspace)
         self._process: ServerProcess | None = None
         self._address = Address()
+        self.model = ""
         self._endpoint: Endpoint | None = None
         self._kv = KvFigures()
         self._log_figures = vllm_log.LogFigures()
@@ -139,6 +156,9 @@ class Session:
             self._launch(baseline)
         except readiness.StartFailed as error:
             self._fail(error.failure)
+        except LoadLost as error:
+            message = f"the load process of the first completion ended early: {error}"
+            self._fail(Failure(FailureClass.LOAD_LOST, message, self._log_tail()))
         except Exception as error:
             self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
@@ -200,7 +220,7 @@ class Session:
 
         def look() -> None:
             log.look(process.log_text())
-            if offered is not None and log.silent_s > self._engine.silence_limit_s(log.lines):
+            if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
@@ -213,6 +233,7 @@ class Session:
         """End a server that did not start, so that another can be started in its place."""
         with self._lifecycle:
             assert self._process is not None
+            self._process.hurry()
             self._process.stop()
             self._former_log = self._process.log_text()
             for path in (self._workspace.log, self._workspace.socket):
@@ -229,11 +250,11 @@ class Session:
 
     def _make_process(self, offered: warm.Offer | None) -> ServerProcess:
         spec, workspace = self.spec, self._workspace
-        model = spec.model.path or (str(write_model_dir(spec.model, workspace.model)))
+        self.model = spec.model.path or str(self._model_dir())
         self._address = _address(spec.server.transport, workspace)
         self._endpoint = _endpoint(spec, self._address)
         environment = inherited_environment(self._omp_num_threads)
-        environment |= self._engine.environment(spec, self._address)
+        environment |= self._engine.environment(spec, self._address) | caches.compile_caches(self._cache)
         environment |= {
             "TMPDIR": str(workspace.temporary),
             "VLLM_RPC_BASE_PATH": str(workspace.temporary),
@@ -242,10 +263,16 @@ class Session:
         }
         if offered is not None:
             environment = self._engine.forked_environment() | environment
-        command = self._engine.command(spec, model, self._address)
-        self.row.argv = provenance.shown_argv(command, workspace.root)
-        self.row.environment = provenance.shown_environment(environment, workspace.root)
+        command = self._engine.command(spec, self.model, self._address)
+        self.row.argv = provenance.shown_argv(command, self._places)
+        self.row.environment = provenance.shown_environment(environment, self._places)
         return ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s, offered)
+
+    def _model_dir(self) -> Path:
+        """The shape's directory: one that other sessions have had too, so that what is compiled for it is found."""
+        if self._cache is None:
+            return write_model_dir(self.spec.model, self._workspace.model)
+        return cached_model_dir(self.spec.model, caches.shape_dir(self._cache))
 
     def _names_for_cuda(self) -> list[str]:
         """Cards as vLLM takes them: indices, or whole UUIDs where the cluster shortened them."""
@@ -268,10 +295,15 @@ class Session:
             if self.row.status != MEASURED:
                 return self._failed_row(point, self._start_failure())
             if self._process is None or not self._process.running or self._settled:
-                return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, "the server has ended"))
-            return self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
+                return self._failed_row(point, self._death("the server has ended"))
+            row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
+            if row.status == MEASURED and not self._process.running:  # on TCP somebody else could have answered since
+                return self._failed_row(point, self._death("the server ended in the middle"))
+            return row
         except (probe.NoAnswer, EndpointError) as error:
-            return self._failed_row(point, Failure(FailureClass.ENGINE_DEAD, f"the server does not answer: {error}"))
+            return self._failed_row(point, self._death(f"the server does not answer: {error}"))
+        except LoadLost as error:
+            return self._failed_row(point, Failure(FailureClass.LOAD_LOST, f"a load process ended early: {error}"))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -300,6 +332,8 @@ class Session:
 
     def _load_level(self, point: Point) -> PointRow:
         """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
+        assert self._endpoint is not None
+        emptied = prefix_cache.reset(self._endpoint)
         warmup = self._warm_up(point)
         lines = self._lines(point, warmup)
         most = min(len(self._client_cores), point.concurrency or point.num_requests)
@@ -309,7 +343,7 @@ class Session:
             row, result = self._load_once(point, self._level(point, lines, warmup), processes)
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
-            row.limited_before = limited_before
+            row.limited_before, row.prefix_reset = limited_before, emptied
             limits = limits_of(result.clients, result.requests, point.concurrency or None)
             if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
                 return row
@@ -387,13 +421,13 @@ class Session:
         row.duration_s = result.duration_s
         if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
             first = next(request for request in result.requests if not request.ok)
-            alive = self._process is not None and self._process.running
-            row.status = FAILED
-            row.failure_class = FailureClass.LOAD_ERROR_RATE if alive else FailureClass.ENGINE_DEAD
-            row.failure_message = (
+            message = (
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
+            alive = self._process is not None and self._process.running
+            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if alive else self._death(message)
+            row.status, row.failure_class, row.failure_message = FAILED, failure.failure_class, failure.message
             row.log_tail = self._log_tail()
         return row
 
@@ -472,7 +506,7 @@ class Session:
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
         row.failure_message = self._masked(failure.message)
-        row.log_tail = self._masked(failure.log_tail) or self._log_tail()
+        row.log_tail = self._masked_tail(failure.log_tail) or self._log_tail()
         row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
         return row
 
@@ -480,7 +514,11 @@ class Session:
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
         self.row.failure_message = self._masked(failure.message)
-        self.row.log_tail = self._masked(failure.log_tail)
+        self.row.log_tail = self._masked_tail(failure.log_tail)
+
+    def _death(self, message: str) -> Failure:
+        """Why a server that was ready is of no use any more: the end of its log may tell."""
+        return diagnosis.of_death(self._process.log_text() if self._process else "", message)
 
     def _start_failure(self) -> Failure:
         return Failure(
@@ -490,10 +528,14 @@ class Session:
         )
 
     def _log_tail(self) -> str:
-        return self._masked(self._process.log_tail()) if self._process else ""
+        return self._masked_tail(self._process.log_tail()) if self._process else ""
+
+    def _masked_tail(self, tail: str) -> str:
+        """Tails go into tables and pages, which are read by others."""
+        return provenance.without_prompts(self._masked(tail))
 
     def _masked(self, text: str) -> str:
-        return provenance.masked(text, self._workspace.root, self._address.api_key)
+        return provenance.masked(text, self._places, self._address.api_key, *provenance.secret_values(os.environ))
 
     # --- end ---
 
@@ -505,6 +547,14 @@ class Session:
             assert self._process is not None
             assert self._account is not None
             self._account.settle(self._process.pid)
+
+    def hurry(self) -> None:
+        """Have `stop`, now or later, take two seconds at the most: whoever asks for it is about to be killed."""
+        self._stopping.set()
+        self._hurried.set()
+        process = self._process
+        if process is not None:
+            process.hurry()
 
     def stop(self) -> SessionEnd:
         """Stop the server, wait for its memory to come back, hand over the row and the log, leave nothing behind."""
@@ -525,6 +575,8 @@ class Session:
         if self._process is None:
             return
         asked = time.monotonic()
+        if self._hurried.is_set() or self.row.ready_s is None:  # before it is ready it has nothing to lose
+            self._process.hurry()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
         self.row.exit_code = self._process.exit_code
@@ -535,7 +587,7 @@ class Session:
             if self.row.mem_after_stop_bytes <= baseline:
                 self.row.memory_back_s = time.monotonic() - asked
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._hurried.is_set():
                 break
             time.sleep(0.1)
 

@@ -1,13 +1,17 @@
-"""Charts of load levels: throughput and p95 against concurrency, and tok/s per GPU against tok/s per user."""
+"""Charts of load levels: throughput and p95 against concurrency or arrival rate, and tok/s per GPU against tok/s per
+user."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from analysis.caveats import title
 from analysis.intervals import CONFIDENCE
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import lengths
+from analysis.rates import keeps_up
 from analysis.report.vega import (
     AT_MOST,
     BAD,
@@ -32,6 +36,8 @@ from contract.rows import CLIENT_LIMITED
 LOST = Key("✕", BAD, "no measurement: failed (at the foot of the chart) or client-limited (where its numbers lie)")
 RINGED = Key("◯", INK, "ringed: could be the knee (tok/s), or the last level before p95 outgrows tok/s (p95)")
 REPEATS = Key("·", INK, "single repeats; the line joins their medians")
+LAGGING = Key("◯", INK, "ringed: the server does not keep up with this rate")
+AS_SENT = Key("╌", MUTED, "the same requests, as many as were sent a second")
 INTERVALS = Key("▮", MUTED, f"bars: {CONFIDENCE:.0%} interval of the mean")
 
 
@@ -55,9 +61,46 @@ def concurrency_charts(curves: Sequence[LoadCurve]) -> list[Chart]:
     ]
     legend = (*_legend(curves), *(one for one, there in known if there))
     return [
-        Chart("tok/s against concurrency", _against(curves, "tok_s", "output tok/s"), legend),
-        Chart("p95 latency against concurrency", _against(curves, "p95_e2e_s", "p95 e2e (s)"), legend),
+        Chart("tok/s against concurrency", _against(curves, "tok_s", "output tok/s", CONCURRENCY, _knees), legend),
+        Chart(
+            "p95 latency against concurrency",
+            _against(curves, "p95_e2e_s", "p95 e2e (s)", CONCURRENCY, _bends),
+            legend,
+        ),
     ]
+
+
+def rate_charts(curves: Sequence[LoadCurve]) -> list[Chart]:
+    """Return p95 of E2EL and TTFT, and requests ended a second, against the arrival rate, for curves that may share
+    axes; nothing where no level has numbers."""
+    if not any(curve.levels or _limited(curve) for curve in curves):
+        return []
+    known = [
+        (LAGGING, any(_lagging(curve) for curve in curves)),
+        (REPEATS, any(len(level.measured) > 1 for curve in curves for level in curve.levels)),
+        (INTERVALS, any(curve.tok_s_noise is not None for curve in curves)),
+        (LOST, bool(_unmeasured(curves, "p95_e2e_s"))),
+    ]
+    legend = (*_legend(curves), *(one for one, there in known if there))
+    charts = [
+        Chart(f"p95 {what} against arrival rate", _against(curves, column, words, RATE, _lagging), legend)
+        for column, what, words in (("p95_e2e_s", "latency", "p95 e2e (s)"), ("p95_ttft_s", "TTFT", "p95 TTFT (s)"))
+        if _has(curves, column)
+    ]
+    if _has(curves, "ended_qps"):
+        by_series = {"field": "series", "type": "nominal"}
+        ended = _against(curves, "ended_qps", "requests ended a second", RATE, _lagging)
+        sent = [
+            {"series": index, "at": reading.at, "value": reading.median("sent_qps")}
+            for index, curve in enumerate(curves)
+            for reading in curve.levels
+            if reading.values("sent_qps")
+        ]
+        line = {"type": "line", "color": MUTED, "strokeDash": [5, 4], "strokeWidth": 1}
+        axes = ended["layer"][0]["encoding"]
+        ended["layer"].append(layer(sent, line, x=axes["x"], y=axes["y"] | {"field": "value"}, detail=by_series))
+        charts.append(Chart("requests ended against arrival rate", ended, (*legend, AS_SENT)))
+    return charts
 
 
 def pareto_chart(curves: Sequence[LoadCurve]) -> Chart | None:
@@ -122,14 +165,29 @@ def frontier(rows: Rows) -> Rows:
     return found
 
 
-def _against(curves: Sequence[LoadCurve], column: str, words: str) -> Spec:
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """What levels are: their axis' title, the same in a tooltip, and how d3 writes them."""
+
+    title: str
+    short: str
+    format: str
+
+
+CONCURRENCY = _Axis("concurrency (requests in flight)", "concurrency", ",d")
+RATE = _Axis("arrival rate (requests/s)", "requests/s", "~g")
+Rings: TypeAlias = Callable[[LoadCurve], Sequence[float]]
+"""Which levels of a curve are ringed."""
+
+
+def _against(curves: Sequence[LoadCurve], column: str, words: str, axis: _Axis, rings: Rings) -> Spec:
     levels = sorted({reading.at for curve in curves for reading in curve.series.readings if reading.at > 0})
-    x: Spec = number("at", "concurrency (requests in flight)")
+    x: Spec = number("at", axis.title)
     x["scale"] = {"type": "log", "base": 2, "domain": [levels[0] / 1.15, levels[-1] * 1.15], "nice": False}
-    x["axis"] = {"values": levels, "format": ",d", "grid": False}
+    x["axis"] = {"values": levels, "format": axis.format, "grid": False}
     y = number("value", words, scale={"zero": True})
-    about = tooltip(who="", at="concurrency", value=words, low="interval from", high="to", repeats="repeats")
-    medians = [row for index, curve in enumerate(curves) for row in _medians(index, curve, column)]
+    about = tooltip(who="", at=axis.short, value=words, low="interval from", high="to", repeats="repeats")
+    medians = [row for index, curve in enumerate(curves) for row in _medians(index, curve, column, rings(curve))]
     single = [row for index, curve in enumerate(curves) for row in _repeats(index, curve, column)]
     ringed = [row for row in medians if row["ring"]]
     lost = _unmeasured(curves, column)
@@ -141,15 +199,16 @@ def _against(curves: Sequence[LoadCurve], column: str, words: str) -> Spec:
         layer(single, {"type": "point", "filled": True, "size": 14, "opacity": 0.7}, x=x, y=y, color=colour()),
         layer(medians, _point(), x=x, y=y, color=colour(), shape=shape(), tooltip=about),
         layer(ringed, {"type": "point", "size": 260, "strokeWidth": 1.8}, x=x, y=y, color=colour()),
-        layer(lost, _cross(), x=x, y=y, tooltip=tooltip(who="", at="concurrency", why="not measured")),
+        layer(lost, _cross(), x=x, y=y, tooltip=tooltip(who="", at=axis.short, why="not measured")),
     ]
     return spec([one for one in layers if one["data"]["values"]])
 
 
-def _medians(index: int, curve: LoadCurve, column: str) -> Rows:
-    rings = _knees(curve) if column == "tok_s" else _bends(curve)
+def _medians(index: int, curve: LoadCurve, column: str, rings: Sequence[float]) -> Rows:
     rows = []
     for reading in curve.levels:
+        if reading.median(column) is None:
+            continue
         interval = curve.interval(reading, column)
         rows.append(
             {
@@ -173,6 +232,14 @@ def _knees(curve: LoadCurve) -> Sequence[int]:
 def _bends(curve: LoadCurve) -> Sequence[int]:
     blow_up = curve.blow_up
     return blow_up.last_before if blow_up is not None and blow_up.seen else ()
+
+
+def _lagging(curve: LoadCurve) -> Sequence[float]:
+    return [reading.at for reading in curve.levels if keeps_up(reading) is False]
+
+
+def _has(curves: Sequence[LoadCurve], column: str) -> bool:
+    return any(reading.values(column) for curve in curves for reading in curve.series.readings)
 
 
 def _repeats(index: int, curve: LoadCurve, column: str) -> Rows:

@@ -13,19 +13,25 @@ from typing import Any
 
 from analysis.answer import findings, losses
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Part, phrase
+from analysis.document import Part, Phrase, join, phrase
+from analysis.envelope_sweep import envelope_grids, summary
 from analysis.figures import GIB, NOTHING, Figure, clean, count, quote, significant
 from analysis.knee_sentences import knee_sentences
 from analysis.kv_fit import kv_results
 from analysis.limits import verdict_on_the_run
 from analysis.load_curve import LoadCurve, load_curves
-from analysis.load_tables import lengths
+from analysis.load_tables import lengths, unmeasured_notes
 from analysis.manifest import read_manifest
-from analysis.report.load_charts import comparable, concurrency_charts, pareto_chart
+from analysis.neighbours import add_neighbours
+from analysis.rates import keeps_up_sentence, level_words, rate_curves
+from analysis.report.envelope_chart import envelope_chart
+from analysis.report.load_charts import comparable, concurrency_charts, pareto_chart, rate_charts
 from analysis.report.memory_chart import memory_chart
 from analysis.report.page import Page
 from analysis.report.samples import Bands, Clock, clock_of, server_samples, telemetry
+from analysis.report.startup_chart import waterfall
 from analysis.report.time_charts import TimeAxis, axis_for, band_chart, gantt
+from analysis.request_notes import request_notes
 from analysis.rules import knee_curves
 from analysis.series import outcome, outcome_figure
 from analysis.tables import RunPoint, Tables
@@ -53,8 +59,11 @@ def report_page(run_dir: Path, tables: Tables) -> Page:
     add_caveats(doc, tables.points, tables)
     _answer(doc, tables, read_slo(run_dir))
     _load(doc, tables)
+    _rates(doc, tables)
     _trade(doc, tables)
+    add_neighbours(doc, tables.points)
     _memory(doc, tables)
+    _envelope(doc, tables)
     _time(doc, run_dir, tables)
     add_failures(doc, tables.points, tables)
     _logs(doc, tables.points)
@@ -101,7 +110,7 @@ def _load(doc: Page, tables: Tables) -> None:
     doc.heading(2, "Throughput and latency against concurrency")
     curves = _plotted(tables)
     if not curves:
-        doc.say("Not known from this run: it holds no levels of load; `+sweep=concurrency` measures them.")
+        doc.say("Not known from this run: it holds no levels of a closed loop; `+sweep=concurrency` measures them.")
         return
     doc.say("A closed loop: so many requests are in flight all the time. Curves share axes where their lengths agree.")
     for same in comparable(curves):
@@ -121,8 +130,8 @@ def _trade(doc: Page, tables: Tables) -> None:
     drawn = [(same, chart) for same in comparable(_plotted(tables)) if (chart := pareto_chart(same)) is not None]
     if not drawn:
         doc.say(
-            "Not known from this run: no measured level has both tok_s and a TPOT, which answers of two tokens or more "
-            "have; `+sweep=concurrency` measures them."
+            "Not known from this run: no measured level of a closed loop has both tok_s and a TPOT, which answers of "
+            "two tokens or more have; `+sweep=concurrency` measures them."
         )
         return
     doc.say(
@@ -149,6 +158,53 @@ def _memory(doc: Page, tables: Tables) -> None:
         doc.charts([chart])
 
 
+def _rates(doc: Page, tables: Tables) -> None:
+    """Nothing where no level has an arrival rate: the closed loop above is what most runs have."""
+    curves = rate_curves(tables.points)
+    if not curves:
+        return
+    doc.heading(2, "Latency against arrival rate")
+    doc.say(
+        "An open loop: requests are sent when they are due, however many are in flight. Curves share axes where their "
+        "lengths agree; their numbers are in rate_sweep.md."
+    )
+    for same in comparable(curves):
+        doc.heading(3, "{lengths}", lengths=lengths(same[0]))
+        charts = rate_charts(same)
+        if not charts:
+            doc.say("None of these levels was measured, so there is nothing to draw.")
+        doc.charts(charts)
+        for curve in same:
+            if len(same) > 1:
+                doc.say("{who}:", who=identity(curve.series.sample, curve.name, curve.series.group.label))
+            doc.bullets([keeps_up_sentence(curve), *_rate_notes(curve)])
+
+
+def _rate_notes(curve: LoadCurve) -> list[Phrase]:
+    """What a reader must know of a level's p95 before trusting its place in the chart."""
+    return [
+        phrase("{level}: {notes}", level=level_words(reading), notes=join(notes))
+        for reading in curve.series.readings
+        if (notes := [*request_notes(reading), *unmeasured_notes(reading)])
+    ]
+
+
+def _envelope(doc: Page, tables: Tables) -> None:
+    """Nothing where the run has no cell."""
+    grids = envelope_grids(tables)
+    if not grids:
+        return
+    doc.heading(2, "Which contexts fit at once")
+    doc.say(
+        "Each field is what KV arithmetic expects of so many requests at once that grow to a context; a mark is what a "
+        "cell that was measured showed. The words are those of envelope_sweep.md."
+    )
+    for grid in grids:
+        doc.heading(3, "{who}", who=identity(grid.sample, grid.name, grid.group.label))
+        doc.charts([envelope_chart(grid)])
+        doc.bullets([summary(grid)])
+
+
 def _time(doc: Page, run_dir: Path, tables: Tables) -> None:
     clock = clock_of(tables)
     cards = telemetry(run_dir, clock, [column for column, *_ in CARDS])
@@ -157,6 +213,7 @@ def _time(doc: Page, run_dir: Path, tables: Tables) -> None:
     _cards(doc, cards, time)
     _pools(doc, pools, time)
     _servers(doc, tables, clock, time)
+    _starts(doc, tables)
 
 
 def _span_s(tables: Tables, sampled: Sequence[Bands]) -> float:
@@ -209,6 +266,17 @@ def _servers(doc: Page, tables: Tables, clock: Clock, time: TimeAxis) -> None:
     doc.say("One bar a server. Between nodes the places are as true as the nodes' clocks.")
     if made.left_out:
         doc.say("The {n} servers that lived shortest are left out.", n=count("report.servers_left_out", made.left_out))
+    doc.charts([made.chart])
+
+
+def _starts(doc: Page, tables: Tables) -> None:
+    doc.heading(2, "Where the start of each server went")
+    made = waterfall(tables)
+    if made is None:
+        doc.say("Not known from this run: no server's log told the phases of its start, as vLLM's does.")
+        return
+    if made.left_out:
+        doc.say("The {n} shortest starts are left out.", n=count("report.starts_left_out", made.left_out))
     doc.charts([made.chart])
 
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from statistics import fmean
 
-from contract.rows import MEASURED
+from contract.rows import MEASURED, PointRow
 from contract.specs import Point, Purpose
 from orchestrator.search import Rows, Step
 
 SHARE = 0.1
-"""Of the time that a session's load takes: what its anchors may take."""
+"""Of the time that a session's load takes: what its anchors and its control may take together."""
+READINGS = (Purpose.ANCHOR, Purpose.CONTROL)
 FEWEST = 2
 """With fewer there is nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """The first comes before all other load; each further one once the others' time pays for it."""
+    """The first comes before all other load; each further one once the others' time since the last pays for it.
+
+    So a long level is followed by one reading, not by as many as it would pay for: they would tell the same.
+    """
 
     point_at: Callable[[int], Point]
     """The n-th reading of the anchor, with its id."""
+    share: float = SHARE
+    """Of the others' time: what it may take."""
 
     @property
     def at_most(self) -> int:
@@ -40,17 +47,30 @@ class Anchors:
             return Step()
         return Step(ahead=(point,))
 
-    @staticmethod
-    def _due(rows: Rows) -> bool:
-        timed = [
-            (row.purpose == Purpose.ANCHOR, row.duration_s or 0.0) for row in rows.values() if row.status == MEASURED
-        ]
-        anchors = [seconds for is_anchor, seconds in timed if is_anchor]
-        others = sum(seconds for is_anchor, seconds in timed if not is_anchor)
-        return bool(anchors) and sum(anchors) * (1 + 1 / len(anchors)) <= SHARE * others
+    def _due(self, rows: Rows) -> bool:
+        timed = [(row.purpose, row.duration_s or 0.0) for row in _measured(rows)]
+        own = [seconds for purpose, seconds in timed if purpose == Purpose.ANCHOR]
+        since = sum(seconds for _, seconds in itertools.takewhile(lambda t: t[0] != Purpose.ANCHOR, reversed(timed)))
+        return affordable(rows, (Purpose.ANCHOR,), self.share) and fmean(own) <= self.share * since
 
 
-def anchor_of(levels: Iterable[Point], load_s: float) -> Point | None:
-    """Return the quickest of a session's levels as its anchor; None where a tenth of `load_s` holds too few of it."""
+def affordable(rows: Rows, purposes: Collection[str], share: float) -> bool:
+    """Return whether one more reading keeps those of `purposes` within `share` of the time of all other load.
+
+    It is taken to last as long as their mean; before the first there is none, and so no.
+    """
+    timed = [(row.purpose, row.duration_s or 0.0) for row in _measured(rows)]
+    own = [seconds for purpose, seconds in timed if purpose in purposes]
+    others = sum(seconds for purpose, seconds in timed if purpose not in READINGS)
+    return bool(own) and sum(own) * (1 + 1 / len(own)) <= share * others
+
+
+def _measured(rows: Rows) -> list[PointRow]:
+    """In the order of their measurement, which that of a resumed run's rows is not."""
+    return sorted((row for row in rows.values() if row.status == MEASURED), key=lambda row: row.started_at)
+
+
+def anchor_of(levels: Iterable[Point], load_s: float, share: float = SHARE) -> Point | None:
+    """Return the quickest of a session's levels as its anchor; None where `share` of `load_s` holds too few of it."""
     quickest = min(levels, key=lambda point: point.estimate_s, default=None)
-    return quickest if quickest is not None and FEWEST * quickest.estimate_s <= SHARE * load_s else None
+    return quickest if quickest is not None and FEWEST * quickest.estimate_s <= share * load_s else None

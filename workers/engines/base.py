@@ -45,8 +45,8 @@ class Engine(Protocol):
     def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
         """Return where a start went, from its log: (seconds since the launch, line)."""
 
-    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
-        """Return how long a forked server may be silent where its log is now: a few times what is usual there."""
+    def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
+        """Return how long a start may be silent where its log is now: a few times what is usual there."""
 
     def parent_environment(self) -> dict[str, str]:
         """Return what a warm parent alone has beside `environment`."""

@@ -61,7 +61,7 @@ class SimEngine:
         """Return nothing: a stand-in's start says nothing."""
         return []
 
-    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
+    def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         """Return a limit that a stand-in does not come near."""
         return 60.0
 

@@ -92,9 +92,9 @@ class VllmEngine:
         """Return where a start went, from its log: (seconds since the launch, line)."""
         return vllm_phases.phases(lines, ready_s)
 
-    def silence_limit_s(self, lines: Sequence[tuple[float, str]]) -> float:
-        """Return how long a forked server may be silent where its log is now."""
-        return vllm_phases.SILENCE_LIMIT_S.get(vllm_phases.reached(lines), vllm_phases.LATER_LIMIT_S)
+    def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
+        """Return how long a start may be silent where its log is now."""
+        return vllm_phases.silence_limit_s(lines, forked, spec.model.dummy_weights)
 
     def parent_environment(self) -> dict[str, str]:
         """Return what has the CPU build's platform let the engine be forked too."""

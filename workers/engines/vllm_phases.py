@@ -6,6 +6,7 @@ write is missing, and its time is in the next phase.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -30,11 +31,14 @@ ENDS: dict[str, re.Pattern[str]] = {
 of the configuration; `engine` and `worker` are the making of those processes, their imports among it; `profile` is the
 forward pass that sizes memory. The log does not tell when an engine's process was asked for: that is in `engine`."""
 LISTENING = "listening"
-SILENCE_LIMIT_S = {"fork": 20.0, "imports": 20.0, "arguments": 30.0, "engine": 90.0, "worker": 90.0}
+FORKED_LIMIT_S = {"fork": 20.0, "imports": 20.0, "arguments": 30.0, "engine": 90.0, "worker": 90.0}
 """What a forked server may take for a phase without a word: at least five times what was seen on two busy cores (0.2,
 0.2, 0.5, 15 and 10 s), of which the last two are imports that a GPU build does not have."""
+COLD_LIMIT_S = 300.0
+"""The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
+that they were seen to take."""
 LATER_LIMIT_S = 900.0
-"""Weights, compilation and graphs can be silent for minutes, and a hang that forking causes comes before them."""
+"""Compilation and graphs can be silent for minutes, and a hang that forking causes comes before them."""
 
 
 def phases(lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
@@ -62,6 +66,17 @@ def reached(lines: Sequence[tuple[float, str]]) -> str:
         for name, later in reversed([("", list(ENDS)), *_with_later()])
         if not name or any(ENDS[name].search(line) for _, line in lines)
     )
+
+
+def silence_limit_s(lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool) -> float:
+    """Return how long a start may say nothing where it is. vLLM downloads weights without a word: only the cap on the
+    whole start holds there."""
+    phase = reached(lines)
+    if phase == "weights" and not dummy_weights:
+        return math.inf
+    if phase not in FORKED_LIMIT_S:
+        return LATER_LIMIT_S
+    return FORKED_LIMIT_S[phase] if forked else COLD_LIMIT_S
 
 
 def _with_later() -> list[tuple[str, list[str]]]:

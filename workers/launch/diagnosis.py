@@ -1,4 +1,4 @@
-"""Why a server did not start, read from its log. Pure; one table of patterns, first match wins."""
+"""Why a server did not start or has ended, read from its log. Pure; one table of patterns, first match wins."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _PATTERNS: tuple[tuple[str, FailureClass], ...] = (
     (r"Free memory on device .* less than desired GPU memory utilization.*", FailureClass.FREE_MEMORY_LOW),
     (r"Error in memory profiling.*", FailureClass.MEMORY_PROFILE),
     (r"greater than the derived max_model_len.*", FailureClass.LENGTH_ABOVE_MODEL),
+    (r"(?s)File [^\n]*, in capture_model\n.*?CUDA out of memory[^\n]*", FailureClass.GRAPH_MEMORY),
     (r"CUDA out of memory.*", FailureClass.OUT_OF_MEMORY),
     (r"[Aa]ddress already in use.*", FailureClass.PORT_TAKEN),
     (r"error: (?:argument|unrecognized arguments|the following arguments).*", FailureClass.BAD_ARGUMENT),
@@ -39,6 +40,14 @@ def of_start(log: str, exit_code: int | None) -> Failure:
     return Failure(FailureClass.START_FAILED, message, tail)
 
 
+def of_death(log: str, message: str) -> Failure:
+    """Return the failure of a server that was ready and then ended, or no longer answers."""
+    match = re.search(r"CUDA out of memory.*", log)
+    if match is None:
+        return Failure(FailureClass.ENGINE_DEAD, message)
+    return Failure(FailureClass.MEMORY_UNDER_LOAD, f"{message}; {_sentence(log, match)}")
+
+
 def estimated_max_model_len(message: str) -> int | None:
     """Return vLLM's own estimate of the longest length that fits, where the message carries one (tokens)."""
     match = _ESTIMATE.search(message)
@@ -46,8 +55,8 @@ def estimated_max_model_len(message: str) -> int | None:
 
 
 def _sentence(log: str, match: re.Match[str]) -> str:
-    """The whole line that holds the match, without its log prefix."""
-    start = log.rfind("\n", 0, match.start()) + 1
+    """The whole line in which the match ends, without its log prefix."""
+    start = log.rfind("\n", 0, match.end()) + 1
     end = log.find("\n", match.end())
     line = log[start : end if end >= 0 else len(log)]
     return re.sub(r"^.*?\b((?:[A-Z]\w*Error|[A-Z]\w*Exception): )", r"\1", line).strip()

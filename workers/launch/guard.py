@@ -3,8 +3,9 @@
     guard.py OWNER_FD STATUS_FILE GRACE_S PRIVATE_DIR -- COMMAND...
 
 Started by `workers.launch.process`, which keeps the other end of OWNER_FD open for its life; that of a warm start is
-forked by `workers.launch.warm_parent`. A byte on OWNER_FD (or SIGTERM) is the owner's request to stop. When the owner
-dies PRIVATE_DIR is removed too, also where the server had ended by itself before.
+forked by `workers.launch.warm_parent`. A byte on OWNER_FD (or SIGTERM) is the owner's request to stop, a second one to
+hurry. When the owner dies PRIVATE_DIR is removed too, also where the server had ended by itself before. What the tree
+has made in /dev/shm since the guard began, and a killed process could not remove, is removed with it.
 
 It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that
 no descendant can slip away. It stays in the session: Linux schedules each session as a group (autogroup, sched(7)), and
@@ -13,7 +14,10 @@ a server in another group could starve its load client. It ends when the tree ha
 
 from __future__ import annotations
 
+import array
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -21,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +33,8 @@ from typing import Protocol
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
+HURRIED_GRACE_S = 1.0
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Server(Protocol):
@@ -50,6 +57,7 @@ class Guard:
             os._exit(0)
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._began_s = time.time()
         self._asked: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda received, _frame: self._asked.append(received))
@@ -58,7 +66,7 @@ class Guard:
         """Return when nothing of the server is left, and its owner knows or is dead."""
         _write_status(self._status_file, server.pid, None)
         _wait(self._owner_fd, until=lambda: server.poll() is not None or bool(self._asked))
-        _end_tree(server, self._grace_s, hurry=lambda: not _owner_lives(self._owner_fd))
+        _end_tree(server, self._grace_s, self._began_s, hurry=lambda: _hurries(self._owner_fd))
         _write_status(self._status_file, server.pid, server.returncode)
         _wait(self._owner_fd, until=lambda: bool(self._asked))
         if not _owner_lives(self._owner_fd):
@@ -77,6 +85,13 @@ def _wait(owner_fd: int, until: Callable[[], bool]) -> None:
         pass
 
 
+def _hurries(owner_fd: int) -> bool:
+    """Whether the owner is dead, or has asked twice."""
+    written = array.array("i", [0])
+    fcntl.ioctl(owner_fd, termios.FIONREAD, written)
+    return written[0] > 1 or not _owner_lives(owner_fd)
+
+
 def _owner_lives(owner_fd: int) -> bool:
     """The pipe's last writer has gone when it hangs up; a byte in it is a request of one that lives, or did."""
     poll = select.poll()
@@ -84,12 +99,13 @@ def _owner_lives(owner_fd: int) -> bool:
     return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
-def _end_tree(server: Server, grace_s: float, hurry: Callable[[], bool]) -> None:
+def _end_tree(server: Server, grace_s: float, began_s: float, hurry: Callable[[], bool]) -> None:
     """SIGTERM to the server, so that it can stop in its own order; to its tree after a second; SIGKILL after the grace.
 
-    An owner that dies meanwhile shortens the grace to a second.
+    An owner that dies meanwhile, or hurries, shortens the grace to a second.
     """
     asked_at = time.monotonic()
+    shared = _shared_memory(_descendants(os.getpid()))
     if server.poll() is None:
         _signal([server.pid], signal.SIGTERM)
     terminated_tree = False
@@ -97,14 +113,40 @@ def _end_tree(server: Server, grace_s: float, hurry: Callable[[], bool]) -> None
         _reap(server)
         left = _descendants(os.getpid())
         if not left:
+            _remove(shared, began_s)
             return
         waited_s = time.monotonic() - asked_at
-        if waited_s > (min(1.0, grace_s) if hurry() else grace_s):
+        if waited_s > (min(HURRIED_GRACE_S, grace_s) if hurry() else grace_s):
+            shared |= _shared_memory(left)
             _signal(left, signal.SIGKILL)
         elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
             _signal(left, signal.SIGTERM)
             terminated_tree = True
         time.sleep(POLL_S)
+
+
+def _shared_memory(pids: list[int]) -> set[Path]:
+    """Files in /dev/shm that these processes have mapped or open."""
+    found = set()
+    for pid in pids:
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+            names = [line.split(maxsplit=5)[-1] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line]
+            names += [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue
+        found |= {Path(name) for name in names if name.startswith(f"{SHARED_MEMORY}/")}
+    return found
+
+
+def _remove(files: set[Path], began_s: float) -> None:
+    """Remove those that are ours, were made in our time, and that nobody else has mapped."""
+    others = _shared_memory([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
+    for path in files - others:
+        with contextlib.suppress(OSError):
+            about = path.lstat()
+            if about.st_uid == os.getuid() and about.st_ctime >= began_s - 1:
+                path.unlink()
 
 
 def _reap(server: Server) -> None:

@@ -1,7 +1,8 @@
 """Proof that the server just started is ready, and is the one that answers. Blocking; reads, never signals.
 
-Used by `workers.session`. On a Unix socket in our private directory nobody else can answer; on TCP the server must know
-the session's key and refuse another one.
+Used by `workers.session`. On a Unix socket in our private directory nobody else can answer. On TCP the port must be
+held by a process of the server's tree before anything is sent there, the session's key least of all; the server must
+then know the key and refuse another one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from contract.failures import FailureClass
 from contract.rows import Failure
 from contract.specs import SessionSpec
-from workers import probe
+from workers import probe, processes
 from workers.launch import diagnosis
 from workers.launch.process import ServerProcess
 from workers.load.endpoint import Endpoint
@@ -51,10 +53,14 @@ def wait_until_ready(
             message = f"not ready after {spec.timeouts.ready_s:.0f} s"
             raise StartFailed(Failure(FailureClass.READY_TIMEOUT, message, process.log_tail()))
         each_poll()
-        if _answers(endpoint, "/health"):
+        if _is_held(endpoint, process) and _answers(endpoint, "/health"):
             break
         time.sleep(POLL_S)
     _prove_identity(endpoint, spec, process)
+
+
+def _is_held(endpoint: Endpoint, process: ServerProcess) -> bool:
+    return endpoint.uds is not None or processes.listens(process.pid, urlsplit(endpoint.base_url).port or 0)
 
 
 def _answers(endpoint: Endpoint, path: str) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from contract.specs import SessionSpec
+from workers.caches import cache_root, compile_caches
 from workers.engines.base import Address, Engine, inherited_environment
 from workers.launch.workspace import Workspace
 from workers.temporary import private_directory
@@ -39,7 +40,7 @@ class NotWarm(Exception):
 def parent_for(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -> WarmParent:
     """Start the parent of servers for `spec`, and for all that are told to see the same environment."""
     environment = inherited_environment(omp_num_threads) | engine.environment(spec, Address())
-    environment |= engine.parent_environment()
+    environment |= engine.parent_environment() | compile_caches(cache_root())
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all cards from whoever has not asked for any
     return WarmParent(engine.warm_modules, environment)
 

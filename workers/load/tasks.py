@@ -18,6 +18,10 @@ STREAMS_PER_PROCESS = 256
 left for burstier servers and slower cores."""
 
 
+class LoadLost(Exception):
+    """A load process ended before its part of the level: raised by whoever runs the parts."""
+
+
 def processes_for(concurrency: int, free_cores: int) -> int:
     """Return how many processes a level should have: one for `STREAMS_PER_PROCESS` streams, no more than free cores."""
     return max(1, min(math.ceil(concurrency / STREAMS_PER_PROCESS), free_cores, concurrency))

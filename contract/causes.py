@@ -1,0 +1,113 @@
+"""What follows from each class of failure: how far it reaches, whether it is a result, and where it is tried again.
+
+One table, which `workers` and `orchestrator.driver` follow; docs/reliability.md shows it. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from contract.failures import FailureClass as F
+
+SESSION_STARTS = 3
+"""How often the actor and server of a session are started, at most."""
+POINT_TRIES = 2
+"""How often a point is tried, at most: one that ends its server twice must not cost the others theirs."""
+
+
+class Reach(StrEnum):
+    """What a failure costs, from the least to the most."""
+
+    REQUEST = "the request"  # counted in its level, which goes on
+    POINT = "the point"  # its server measures the others
+    SERVER = "the point and its server"  # the others get a fresh server
+    START = "all points of the server"
+    NODE = "its servers on the node"  # they go elsewhere, and nothing is placed there any more
+    RUN = "the run"
+
+
+class Again(StrEnum):
+    """Where what failed is tried again in the same run. Which cards of a node it gets is Ray's choice."""
+
+    NEVER = "no"
+    SAME_SERVER = "the same server"
+    FRESH_SERVER = "a fresh server"
+    OTHER_NODE = "a fresh server, on another node where there is one"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What follows from one class of failure."""
+
+    reach: Reach
+    again: Again
+    why: str
+    is_result: bool = False
+    """The failure is the answer: resume does not try it again, as it does all others."""
+
+
+def _request(why: str) -> Cause:
+    return Cause(Reach.REQUEST, Again.NEVER, why)
+
+
+def _fixed(why: str) -> Cause:
+    """A start that would fail again."""
+    return Cause(Reach.START, Again.NEVER, why)
+
+
+CAUSES: dict[F, Cause] = {
+    F.CONNECTION_FAILED: _request("a request sent twice is not the load that was asked for"),
+    F.CONNECTION_LOST: _request("as above"),
+    F.TIMEOUT: _request("as above"),
+    F.HTTP_ERROR: _request("as above"),
+    F.IN_BAND_ERROR: _request("as above"),
+    F.MALFORMED_STREAM: _request("as above"),
+    F.NO_DONE: _request("as above"),
+    F.NO_FINISH_REASON: _request("as above"),
+    F.UNEXPECTED_FINISH_REASON: _request("as above"),
+    F.NO_USAGE: _request("as above"),
+    F.WRONG_TOKEN_COUNT: _request("as above"),
+    F.BAD_ARGUMENT: _fixed("vLLM would refuse the same command line again"),
+    F.LENGTH_ABOVE_MODEL: _fixed("the model stays what it is"),
+    F.MODEL_MISSING: _fixed("the name, the token or the network has to be mended first"),
+    F.NOT_INSTALLED: Cause(Reach.START, Again.OTHER_NODE, "another node may have vLLM"),
+    F.KV_TOO_SMALL: Cause(Reach.START, Again.NEVER, "the engine's own estimate is the measured limit", is_result=True),
+    F.FREE_MEMORY_LOW: Cause(Reach.START, Again.OTHER_NODE, "somebody else uses this card"),
+    F.MEMORY_PROFILE: Cause(Reach.START, Again.FRESH_SERVER, "somebody else's memory moved; it may be over"),
+    F.OUT_OF_MEMORY: _fixed("the same weights and pool would not fit again"),
+    F.GRAPH_MEMORY: _fixed("the same graphs would not fit again"),
+    F.PORT_TAKEN: Cause(Reach.START, Again.FRESH_SERVER, "another port is drawn"),
+    F.WRONG_SERVER: Cause(Reach.START, Again.FRESH_SERVER, "another port is drawn"),
+    F.READY_TIMEOUT: _fixed("the cap is long, and the start went on all the time: raise engine.ready_timeout_s"),
+    F.NO_PROGRESS: Cause(
+        Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"
+    ),
+    F.START_FAILED: _fixed("nothing is known that would change; a forked server is started cold first"),
+    F.ENGINE_DEAD: Cause(Reach.SERVER, Again.FRESH_SERVER, "what ended it may not happen again"),
+    F.MEMORY_UNDER_LOAD: Cause(Reach.SERVER, Again.NEVER, "the same load would need the same memory"),
+    F.POINT_TIMEOUT: Cause(Reach.SERVER, Again.NEVER, "it would take as long again"),
+    F.LOAD_LOST: Cause(Reach.POINT, Again.SAME_SERVER, "the server is as it was"),
+    F.CLIENT_LIMITED: Cause(Reach.POINT, Again.NEVER, "measured again with all free cores before it is said"),
+    F.PREFIX_HITS: Cause(Reach.POINT, Again.NEVER, "the same prompts would be found again"),
+    F.LOAD_ERROR_RATE: Cause(Reach.POINT, Again.NEVER, "the server lives and answers so: that is to be looked into"),
+    F.STOPPED: Cause(Reach.RUN, Again.NEVER, "it was asked for"),
+    F.ACTOR_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
+    F.NODE_LOST: Cause(Reach.NODE, Again.OTHER_NODE, "it says nothing about the point"),
+    F.NOT_WRITTEN: Cause(Reach.RUN, Again.NEVER, "what cannot be kept need not be measured"),
+    F.INTERNAL: Cause(Reach.POINT, Again.NEVER, "a defect of ours: it would happen again"),
+}
+
+
+def cause(failure_class: str | None) -> Cause:
+    """Return what follows from a row's failure class. One that is not known is taken for a defect of ours."""
+    return CAUSES[F(failure_class) if failure_class in set(F) else F.INTERNAL]
+
+
+def table() -> str:
+    """Return the table as Markdown: what docs/reliability.md holds."""
+    lines = ["| class | costs | a result | tried again on | why |", "|---|---|---|---|---|"]
+    for failure_class, what in CAUSES.items():
+        result = "yes" if what.is_result else "no"
+        lines.append(f"| `{failure_class}` | {what.reach} | {result} | {what.again} | {what.why} |")
+    return "\n".join(lines)

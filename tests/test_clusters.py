@@ -1,0 +1,159 @@
+"""Clusters that were started by hand, of pretended GPUs: nodes and links that go away, submitted jobs, tokens."""
+
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from contract.rows import MEASURED
+from orchestrator import knock
+from tests.command_line import ROOT
+from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
+
+pytestmark = pytest.mark.ray
+QUICK = ["engine=sim", "load.requests_min=4", "load.requests_per_level=1", "load.output_tokens=4"]
+SLOW_START = "server.extra_args={start_s: 3}"
+TWO_LEVELS = ["+sweep=concurrency", "sweep.concurrency=[1,2]", *QUICK]
+LEFT_LIMIT_S = 90.0
+
+
+def rows(outputs: Path) -> list[dict[str, object]]:
+    """Return the rows of the points of the last run."""
+    directory = sorted(outputs.iterdir())[-1]
+    return pq.read_table(directory / "points.parquet").to_pylist()  # type: ignore[no-any-return]
+
+
+def assert_each_point_is_measured_once(outputs: Path, points: int) -> None:
+    found = rows(outputs)
+    assert [row["status"] for row in found] == [MEASURED] * points
+    assert len({row["point_id"] for row in found}) == points
+    assert len(list(outputs.glob("*/shards/*/[!s]*.parquet"))) == points
+
+
+def assert_no_server_is_left(hosts: RayHosts) -> None:
+    deadline = time.monotonic() + LEFT_LIMIT_S
+    while hosts.servers() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert hosts.servers() == []
+
+
+# --- one head, with a token and jobs ---
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHosts]:
+    with ray_hosts(token=secrets.token_hex(32)) as hosts:
+        hosts.start_head(gpus=2, dashboard=True)
+        yield hosts
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token: export RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN": ""}, "asks for a token and there is none here"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "refuses the token that is here"),
+    ],
+)
+def test_a_token_that_is_missing_or_wrong_is_said_with_what_to_export(
+    head: RayHosts, tmp_path: Path, environment: dict[str, str], words: str
+) -> None:
+    arguments = [*TWO_LEVELS, f"cluster.address={head.address}", f"output_root={tmp_path}"]
+    process = head.orchestrate(*arguments, **environment)
+    said = process.communicate(timeout=60)[0]
+    assert (process.returncode, list(tmp_path.iterdir())) == (4, [])
+    assert words in said
+    assert "RAY_AUTH_TOKEN" in said
+    assert head.token not in said  # type: ignore[operator]
+    assert "gcs_client" not in said, "Ray was let to try by itself"
+
+
+def test_nobody_at_an_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nobody listens at 127.0.0.1:1" in str(knock.refusal("127.0.0.1:1"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "ray start --head" in str(knock.refusal("auto"))
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert knock.refusal("auto") is None
+
+
+def submitted(head: RayHosts, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{head.dashboard_port}"]
+    command += ["--working-dir", ".", "--", "python", "-m", "orchestrator", *arguments, "cluster=auto"]
+    return subprocess.run(command, cwd=ROOT, env=head.environment(), capture_output=True, text=True, timeout=180)
+
+
+def test_a_submitted_job_writes_where_it_is_told_and_its_exit_code_is_the_jobs(head: RayHosts, tmp_path: Path) -> None:
+    done = submitted(head, *TWO_LEVELS, f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_each_point_is_measured_once(tmp_path, 2)
+    (directory,) = tmp_path.iterdir()
+    assert json.loads((directory / "manifest.json").read_text())["status"] == "complete"
+    assert_no_server_is_left(head)
+
+
+def test_a_submitted_job_without_an_absolute_output_root_is_refused(head: RayHosts) -> None:
+    done = submitted(head, *TWO_LEVELS)
+    assert done.returncode == 1
+    assert "lies inside Ray's package cache, which Ray deletes: give an absolute output_root" in done.stdout
+    assert "exit code 2" in done.stdout + done.stderr
+
+
+# --- nodes and links that go away ---
+
+
+def test_a_node_that_dies_in_the_middle_costs_no_point(tmp_path: Path) -> None:
+    with ray_hosts() as hosts:
+        hosts.start_head(gpus=1)
+        worker = hosts.start_worker(0, gpus=1)
+        arguments = ["+sweep=kv", *QUICK, SLOW_START, f"output_root={tmp_path}", f"cluster.address={hosts.address}"]
+        process = hosts.orchestrate(*arguments)
+        wait_for("ready", process)
+        hosts.kill_raylet(worker)
+        said = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, said
+        assert_each_point_is_measured_once(tmp_path, 8)
+        assert_no_server_is_left(hosts)
+
+
+@pytest.fixture(scope="module")
+def linked() -> Iterator[RayHosts]:
+    try:
+        with linked_hosts() as hosts:
+            hosts.start_head(gpus=1)
+            hosts.start_worker(1, gpus=1)
+            yield hosts
+    except OSError as error:
+        pytest.skip(f"no network namespaces here: {error}")
+
+
+def interrupted_run(linked: RayHosts, outputs: Path, cut_s: float | None) -> str:
+    """Run a sweep over both hosts and cut their link when both have servers; return what it said."""
+    arguments = ["+sweep=kv", *QUICK, SLOW_START, f"output_root={outputs}", f"cluster.address={linked.address}"]
+    process = linked.orchestrate(*arguments)
+    wait_for("ready", process)
+    set_link(linked, up=False)
+    if cut_s is not None:
+        time.sleep(cut_s)
+        set_link(linked, up=True)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def test_a_link_that_is_down_for_seconds_costs_nothing(linked: RayHosts, tmp_path: Path) -> None:
+    said = interrupted_run(linked, tmp_path, cut_s=5.0)
+    assert "lost" not in said
+    assert_each_point_is_measured_once(tmp_path, 8)
+    assert_no_server_is_left(linked)
+
+
+def test_a_host_that_is_cut_off_for_good_costs_no_point_and_ends_its_server(linked: RayHosts, tmp_path: Path) -> None:
+    said = interrupted_run(linked, tmp_path, cut_s=None)
+    assert "trying again" in said
+    assert_each_point_is_measured_once(tmp_path, 8)
+    assert_no_server_is_left(linked)

@@ -1,0 +1,158 @@
+"""Secrets of the environment stand in nothing that a run writes, says or shows; nothing of a grid reaches a shell."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.problems import ConfigError
+from tests.command_line import ROOT, Place
+from tests.configs import experiment
+from workers.provenance import MASK, Places, masked, secret_values, shown_environment, without_prompts
+
+PLACES = Places(Path("/private"))
+FAKE = {
+    "HF_TOKEN": "hf_fakeFAKEfake0001",
+    "OPENAI_API_KEY": "sk-fakeFAKEfake0002",
+    "VLLM_API_KEY": "key-fakeFAKEfake0003",
+    "AWS_SECRET_ACCESS_KEY": "aws/fakeFAKE+fake0004",
+    "HTTPS_PROXY": "http://someone:fakeFAKEfake0005@127.0.0.1:9",
+    "VLLM_MIRROR": "https://someone:fakeFAKEfake0006@mirror.invalid/path",
+}
+SECRETS = ["fake0001", "fake0002", "fake0003", "fake0004", "fakeFAKEfake0005", "fakeFAKEfake0006"]
+TELLTALE = """
+import os, sys
+if any("sim_server" in word for word in sys.orig_argv):
+    print("everything I know:", dict(os.environ), flush=True)
+"""
+"""Has the server write its whole environment into its log, as a careless library might."""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("more", "code"), [([], 0), (["server.extra_args={fail: boom}"], 3)])
+@pytest.mark.parametrize("transport", ["uds", "tcp"])
+def test_no_secret_is_written_said_or_shown(
+    place: Place, tmp_path: Path, transport: str, more: list[str], code: int
+) -> None:
+    (tmp_path / "telltale").mkdir()
+    (tmp_path / "telltale" / "sitecustomize.py").write_text(TELLTALE)
+    outputs = tmp_path / "outputs"
+    environment = {**place.environment(), **FAKE, "PYTHONPATH": f"{tmp_path / 'telltale'}:{ROOT}"}
+    command = [
+        sys.executable, "-m", "orchestrator", "+sweep=concurrency", "sweep.concurrency=[1]", "engine=sim",
+        "load.requests_min=4", "load.requests_per_level=1", "load.output_tokens=4", f"output_root={outputs}",
+        f"server.transport={transport}", *more,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    titles: set[str] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    titles.add(path.read_bytes().decode(errors="replace"))
+                except OSError:
+                    continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    said = process.communicate(timeout=120)[0]
+    ended.set()
+    watcher.join()
+    assert process.returncode == code, said
+    written = {str(path): path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    (log,) = [content.decode() for name, content in written.items() if name.endswith(".log")]
+    assert "everything I know" in log, "the server did not try"
+    assert MASK in log
+    assert any("sim_server" in title for title in titles)
+    for secret in SECRETS:
+        assert secret not in said
+        assert not [title for title in titles if secret in title]
+        assert not [name for name, content in written.items() if secret.encode() in content]
+
+
+@given(st.text(min_size=8).filter(str.strip), st.text(), st.text())
+def test_a_secret_is_masked_wherever_it_stands(secret: str, before: str, after: str) -> None:
+    values = secret_values({"SOME_API_KEY": secret})
+    if values:
+        assert secret not in masked(f"{before}{secret}{after}", PLACES, *values).replace(MASK, "\0") or secret in MASK
+
+
+def test_a_secret_that_holds_another_is_masked_whole() -> None:
+    assert masked("abcdefghij", PLACES, "abcdefgh", "abcdefghij") == MASK
+
+
+def test_short_values_and_other_variables_are_left_alone() -> None:
+    assert secret_values({"HF_TOKEN": "1", "HOME": "/home/somebody", "TOKENIZERS_PARALLELISM": "false-false"}) == []
+
+
+def test_passwords_in_urls_are_masked_under_any_name() -> None:
+    shown = shown_environment({"HF_ENDPOINT": "https://me:secret@mirror/x"}, PLACES)
+    assert shown == [f"HF_ENDPOINT=https://{MASK}@mirror/x"]
+    assert masked("GET https://me:secret@mirror/x failed", PLACES) == f"GET https://{MASK}@mirror/x failed"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Request 1 details: prompt: 'a \\'private\\' matter', prompt_token_ids: [1, 2], prompt_embeds shape: None.",
+        'Request 1 details: prompt: "a private matter", prompt_token_ids: None, prompt_embeds shape: None.',
+        "Request 1 details: prompt: None, prompt_token_ids: [private, 2",
+    ],
+)
+def test_tails_of_logs_have_no_prompts(line: str) -> None:
+    left = without_prompts(line)
+    assert "private" not in left
+    assert left.startswith("Request 1 details: prompt: ")
+
+
+# --- what a grid may say ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"trust_remote_code": True}, "not supported"),
+        ({"tool_parser_plugin": "/tmp/x.py"}, "has vLLM run code that it names"),
+        ({"scheduler_cls": "evil.Scheduler"}, "has vLLM run code that it names"),
+        ({"middleware": ["evil.Middleware"]}, "has vLLM run code that it names"),
+        ({"kv_transfer_config": {"kv_connector_module_path": "evil"}}, "has vLLM run code that it names"),
+        ({"compilation_config": {"backend": "evil.backend"}}, "has vLLM run code that it names"),
+        ({"no_hf_token": "x"}, "secrets are read from the environment only"),
+        ({"otlp_traces_endpoint": "http://me:secret@collector"}, "secrets are read from the environment only"),
+    ],
+)
+def test_flags_that_run_code_or_hold_secrets_are_refused(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        experiment("kv", server__extra_args=flags)
+    assert "secret@" not in str(caught.value)
+
+
+def test_ordinary_flags_of_the_same_kind_pass() -> None:
+    flags = {"compilation_config": {"backend": "inductor", "mode": 3}, "kv_transfer_config": {"kv_connector": "X"}}
+    assert experiment("kv", server__extra_args=flags).server.extra_args == flags
+
+
+@pytest.mark.ray
+def test_what_a_grid_says_reaches_no_shell(place: Place, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    words = f"'$(touch {trap}); touch {trap} `touch {trap}` && touch {trap}'"
+    command = [
+        sys.executable, "-m", "orchestrator", "+sweep=concurrency", "sweep.concurrency=[1]", "engine=sim",
+        f"model.name={words}", f'server.extra_args={{fail: "; touch {trap}"}}', f"output_root={place.outputs / 'o'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, env=place.environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert not trap.exists()
+    (manifest,) = place.outputs.glob("o/*/manifest.json")
+    assert "touch" in json.loads(manifest.read_text())["experiments"][0]["model"]["name"]
+    assert not (os.path.lexists(trap) or list(tmp_path.rglob("trap")))

@@ -1,0 +1,44 @@
+"""Empties a server's prefix cache, so that no level finds what an earlier one left. Blocking; by `workers.session`.
+
+vLLM has the endpoint in developer mode only, which its servers have on private sockets alone (`engines.vllm`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from workers import probe
+from workers.load.endpoint import Endpoint
+
+LIMIT_S = 2.0
+"""The last requests' blocks may be held for a moment after their answers have ended."""
+PAUSE_S = 0.05
+
+
+def reset(endpoint: Endpoint) -> bool | None:
+    """Return whether the cache is empty now; None where this server cannot be asked. Raises `probe.NoAnswer`.
+
+    The status says nothing: vLLM answers 200 and `{"success": false}` while requests hold blocks.
+    """
+    if endpoint.uds is None:
+        return None
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        status, text = probe.post(endpoint, "/reset_prefix_cache", {}, LIMIT_S)
+        if status != 200:
+            return None
+        done = _success(text)
+        if done is not False or time.monotonic() > deadline:
+            return done
+        time.sleep(PAUSE_S)
+
+
+def _success(text: str) -> bool | None:
+    """What the body says; None for a version whose body says nothing."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    found = answer.get("success") if isinstance(answer, dict) else None
+    return found if isinstance(found, bool) else None
