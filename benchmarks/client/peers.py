@@ -67,7 +67,9 @@ def _guidellm(job: Job) -> list[str]:
 
 def _guidellm_says(job: Job) -> tuple[float, float, float]:
     metrics = json.loads((job.directory / "said.json").read_text())["benchmarks"][0]["metrics"]
-    gaps = metrics["inter_token_latency_ms"]["successful"]["percentiles"]
+    gaps = metrics["inter_token_latency_ms"]["successful"][
+        "percentiles"
+    ]  # means of requests, weighted: it has no other
     return gaps["p50"], gaps["p99"], metrics["time_to_first_token_ms"]["successful"]["percentiles"]["p50"]
 
 
