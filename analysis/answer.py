@@ -13,6 +13,7 @@ from analysis.figures import count, decimal, plain, quote
 from analysis.knee_sentences import both_answers
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
+from analysis.kv_too_long import too_long
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, lengths
 from analysis.objective_sentences import border_words
@@ -116,6 +117,7 @@ def _kv_lines(result: KvResult) -> Iterator[Phrase]:
                 share=quote(f"{series.name}.gpu_memory_utilization", share),
                 fits=join(fits, ", "),
             )
+    yield from too_long(result)
 
 
 def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from analysis.caveats import marks
 from analysis.disturbances import foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import GIB, MIB, count, mib, plain, quote, signed_percent
+from analysis.figures import GIB, MESSAGE_LENGTH, MIB, count, mib, plain, quote, signed_percent
 from analysis.files import write_csv
 from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, pool_bytes
+from analysis.kv_too_long import estimate_figure, estimated_max_model_len
 from analysis.series import Reading, Series, outcome_figure, point_name
 from analysis.tables import RunPoint
 
@@ -28,6 +29,7 @@ CAPACITY_COLUMNS = (
     "kv_gib",
     "kv_bytes_per_token",
     "formula_max_concurrency",
+    "engine_estimated_max_model_len",
     "notes",
 )
 MEMORY_LEFT_BYTES = 16 * MIB
@@ -91,6 +93,10 @@ def reading_notes(reading: Reading) -> list[Part]:
     notes: list[Part] = []
     if len(reading.measured) > 1:
         notes.append(phrase("median of {n}", n=count(f"{reading.name}.repeats", len(reading.measured))))
+    longest = estimated_max_model_len(reading)
+    if longest is not None:
+        fits = estimate_figure(reading, longest)
+        notes.append(phrase("the longest that fits by the engine's estimate: {longest} tokens", longest=fits))
     seen: set[str] = set()
     for point in reading.unmeasured:
         outcome = outcome_figure(point)
@@ -98,9 +104,8 @@ def reading_notes(reading: Reading) -> list[Part]:
             notes.append(outcome)
             seen.add(outcome.text)
         if point.status == "kv_too_small" and point.failure_message:
-            notes.append(
-                phrase("the engine said: {words}", words=quote(f"{point_name(point)}.message", point.failure_message))
-            )
+            words = quote(f"{point_name(point)}.message", point.failure_message, MESSAGE_LENGTH)
+            notes.append(phrase("the engine said: {words}", words=words))
     if any(point.warmup_reached_batch is False for point in reading.measured):
         notes.append(phrase("the warm-up load did not fill a step, so the loaded reading may be low"))
     baseline, ready = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
@@ -179,6 +184,7 @@ def _capacity_row(series: Series, reading: Reading) -> list[str]:
         _scaled(pool, GIB, 3),
         _scaled(reading.median("engine_bytes_per_token"), 1, 0),
         _scaled(reading.median("formula_max_concurrency"), 1, 2),
+        _scaled(estimated_max_model_len(reading), 1, 0),
         "; ".join(filter(None, [common_notes(sample), notes])),
     ]
 

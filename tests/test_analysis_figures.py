@@ -73,6 +73,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = synthetic.failed(row, "out_of_memory", "tried to allocate 3 GiB")
         elif row.point_id == "utilization-4096":
             row = synthetic.failed(row, "kv_too_small", "the estimated maximum model length is 3968", "kv_too_small")
+            row = replace(row, engine_estimated_max_model_len=3968)
         elif row.purpose == "batching" and row.concurrency == 4:
             row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2, client_wait_share=0.31)
             row = replace(row, token_count_difference=10 * (row.repeat or 0))
@@ -741,6 +742,9 @@ class Auditor:
         rows = self.memory("utilization")
         if what == "max_model_len":
             return int(length)
+        if what == "engine_estimated_max_model_len":
+            refused = self.points[(self.points["mode"] == "utilization") & (self.points.max_model_len == int(length))]
+            return float(refused.engine_estimated_max_model_len.min())
         if int(length) not in rows.index:
             return float("nan")
         row = rows.loc[int(length)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.answer import answer
+from analysis.artifacts import reduce
 from analysis.kv_fit import kv_results
 from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
@@ -81,6 +83,42 @@ def test_kv_too_small_keeps_the_engines_words_whatever_they_hold(tmp_path: Path)
         'kv_too_small; the engine said: To serve at least one request, 0.03 GiB "KV" is needed, estimated'
         in row["notes"]
     )
+
+
+REFUSED = (
+    "ValueError: To serve at least one request with the model's max seq len (4096), (1.51 GiB KV cache is needed, "
+    "which is larger than the available KV cache memory (0.82 GiB). Based on the available memory, the estimated "
+    "maximum model length is 2208. Try increasing gpu_memory_utilization or decreasing max_model_len when initializing the engine."
+)
+
+
+def too_long(only: bool = False) -> list[PointRow]:
+    """Return rows of which the longest by utilization did not fit; `only`: it alone."""
+
+    def refused(row: PointRow) -> PointRow:
+        failed = synthetic.failed(row, "kv_too_small", REFUSED, "kv_too_small")
+        return replace(failed, engine_estimated_max_model_len=2208)
+
+    made = [refused(row) if row.point_id == "utilization-4096" else row for row in memory()]
+    return [row for row in made if row.point_id == "utilization-4096"] if only else made
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_the_engines_estimate_for_a_length_that_cannot_fit_is_the_answer(tmp_path: Path, only: bool) -> None:
+    rows = too_long(only)
+    (path,) = write_capacity(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    row = list(csv.DictReader(io.StringIO(path.read_text())))[-1]
+    assert row["engine_estimated_max_model_len"] == "2208"
+    assert "the longest that fits by the engine's estimate: 2208 tokens" in row["notes"]
+    assert "when initializing the engine." in row["notes"]
+    sentence = (
+        "not one sequence of max_model_len 4096 fits the pool at gpu_memory_utilization 0.9; the longest that would, "
+        "by the engine's own estimate: 2208 tokens (no server of that length was measured)"
+    )
+    assert sentence in notes(rows).partition("### Which max_model_len is safe")[2]
+    synthetic.write_run(tmp_path, rows)
+    reduce(tmp_path)
+    assert sentence in answer(tmp_path)
 
 
 def test_simulated_stands_in_every_row_and_on_the_page(tmp_path: Path) -> None:
