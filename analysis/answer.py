@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.caveats import silent_sessions, title
+from analysis.caveats import next_steps, silent_sessions, title
 from analysis.document import Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
 from analysis.figures import count, decimal, plain, quote
@@ -73,6 +73,7 @@ def losses(tables: Tables) -> list[Phrase]:
                 classes=join((_lost(lost[words]) for words in sorted(lost)), ", "),
             )
         )
+        lines += next_steps([point for points in lost.values() for point in points])
     if silent := silent_sessions(tables):
         lines.append(
             phrase("Sessions that failed before any of their points had a row: {n}", n=count("lost.sessions", silent))

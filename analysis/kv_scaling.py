@@ -35,7 +35,8 @@ CAPACITY_COLUMNS = (
 MEMORY_LEFT_BYTES = 16 * MIB
 """Memory that did not come back is named from this much above the baseline on; less is what readings differ by."""
 BASELINE_SHARE = 0.01
-"""Memory in use before the server started is mentioned above this share of what the server then showed."""
+"""Memory in use before the server started is mentioned above this share of what the server then showed, or of the
+cards where it did not start."""
 
 
 def write_scaling(run_dir: Path, results: Sequence[KvResult]) -> list[Path]:
@@ -108,12 +109,10 @@ def reading_notes(reading: Reading) -> list[Part]:
             notes.append(phrase("the engine said: {words}", words=words))
     if any(point.warmup_reached_batch is False for point in reading.measured):
         notes.append(phrase("the warm-up load did not fill a step, so the loaded reading may be low"))
-    baseline, ready = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
-    cards = bool(reading.measured) and reading.measured[0].device != "cpu"
-    if cards and baseline and ready and baseline > BASELINE_SHARE * ready:
-        notes.append(
-            phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline))
-        )
+    before = used_before_bytes(reading)
+    if before is not None:
+        size = mib(f"{reading.name}.mem_baseline_mib", before)
+        notes.append(phrase("{size} MiB were in use before the start", size=size))
     notes += foreign_process_notes(reading)
     left = memory_left_bytes(reading)
     if left is not None:
@@ -124,6 +123,23 @@ def reading_notes(reading: Reading) -> list[Part]:
             )
         )
     return notes
+
+
+def used_before_bytes(reading: Reading) -> float | None:
+    """Return what was in use on the cards before the server started, where that is worth a word; never of the CPU.
+
+    Without a measured repeat: the most that one of the others found, held against the memory of the cards.
+    """
+    if reading.measured:
+        baseline, whole = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
+    else:
+        baseline = max((p.mem_baseline_bytes for p in reading.unmeasured if p.mem_baseline_bytes), default=None)
+        whole = max(
+            (p.device_memory_bytes * max(p.gpus, 1) for p in reading.unmeasured if p.device_memory_bytes), default=None
+        )
+    if (reading.measured + reading.unmeasured)[0].device == "cpu" or not baseline or not whole:
+        return None
+    return baseline if baseline > BASELINE_SHARE * whole else None
 
 
 def memory_left_bytes(reading: Reading) -> int | None:

@@ -85,10 +85,31 @@ def test_kv_too_small_keeps_the_engines_words_whatever_they_hold(tmp_path: Path)
     )
 
 
+def test_a_card_that_another_process_fills_is_named_with_the_next_step(tmp_path: Path) -> None:
+    held = {"mem_baseline_bytes": 62_050 * MIB, "foreign_processes": ["pid 7 on GPU-0: 62050 MiB"]}
+    rows = [replace(synthetic.failed(row, "free_memory_low"), **held) for row in memory()]  # type: ignore[arg-type]
+    page = notes(rows)
+    words = (
+        "failed: free_memory_low; 62,050 MiB were in use before the start; "
+        "another process on the card: pid 7 on GPU-0: 62050 MiB"
+    )
+    assert page.count(words) == len(rows)
+    step = "Next step for `free_memory_low`: end what else holds the card's memory"
+    assert step in page.partition("## Not measured")[2]
+    (path,) = write_capacity(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    assert "62,050 MiB were in use before the start; another process" in path.read_text()
+    synthetic.write_run(tmp_path, rows[:1])
+    reduce(tmp_path)
+    assert step in answer(tmp_path)
+    quiet = [replace(row, mem_baseline_bytes=4 * MIB) for row in rows]
+    assert "in use before the start" not in notes(quiet)
+
+
 REFUSED = (
     "ValueError: To serve at least one request with the model's max seq len (4096), (1.51 GiB KV cache is needed, "
     "which is larger than the available KV cache memory (0.82 GiB). Based on the available memory, the estimated "
-    "maximum model length is 2208. Try increasing gpu_memory_utilization or decreasing max_model_len when initializing the engine."
+    "maximum model length is 2208. Try increasing gpu_memory_utilization or decreasing max_model_len when "
+    "initializing the engine."
 )
 
 
