@@ -346,9 +346,38 @@ def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> Non
 
 def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
-    assert "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+1.6 %); by the account: cache +96.0 MiB" in page
-    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 |" in page
-    assert "The largest residual is +1.0 MiB" in page
+    assert "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB" in page
+    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 |" in page
+
+
+def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() -> None:
+    page = notes(memory(replace(synthetic.GPU, extra_ready_bytes={2048: 24 * MIB, 4096: 24 * MIB})))
+    assert "Are there steps (ready)? **None**" in page
+    told = page.partition("No step, but more than memory can be told apart by (ready):")[2].partition("\n\nAre there")[0]
+    assert told.strip().splitlines() == [
+        "- 1024 to 2048: 12,312.0 MiB where the formula has 12,288.0 (+24.0 MiB, +0.2 %); by the account: cache +24.0 MiB; "
+        "more of what activations freed, or of what rounding to whole segments adds, stays in torch's cache"
+    ]
+    assert "No step, but" not in notes(memory())
+    assert "No step, but" not in notes(memory(replace(synthetic.GPU, extra_ready_bytes={4096: 2 * MIB})))
+
+
+def test_what_nobody_names_is_printed_beside_the_residual() -> None:
+    page = notes(memory())
+    assert "Against everything that was read the largest residual is +1.0 MiB" in page
+    assert "so that what nobody names is seen, it is at most +231.0 MiB, and at most 1.51 % of the memory" in page
+    whole = next(row for row in page.splitlines() if row.startswith("| 512 | ready | 15,250.0 | 7,289.0 | "))
+    assert whole.endswith(" | 527.0 | 230.0 | +1.0 |")
+    assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | +231.0 | 1.51 % |" in page
+
+
+def test_without_a_probe_what_nobody_names_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.account_of
+    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, context_bytes=None) for a in known(row)])
+    page = notes(memory())
+    assert "what of *outside torch* nobody names is not known" in page
+    assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | – | – |" in page
+    assert " | – | 757.0 | +1.0 |" in page
 
 
 def test_a_run_without_accounts_says_that_none_was_made() -> None:
@@ -362,4 +391,5 @@ def test_what_was_not_measured_is_a_dash_and_falls_to_the_residual(monkeypatch: 
     monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, outside_bytes=None) for a in known(row)])
     page = notes(memory())
     assert "Where *outside torch* is missing the server did not give its memory back" in page
-    assert "| – | +758.0 | 4.97 % |" in page
+    assert "| 527.0 | – | +231.0 |" in page
+    assert "| +231.0 | 1.51 % | +231.0 | 1.51 % |" in page
