@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 6
+MEMORY_LEFT_BYTES = 16 * 2**20
+"""Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
+differ by, which is said but not warned of."""
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -491,7 +494,7 @@ class SessionRow:
     stop_s: float | None = None
     """Stop request to the last process of the tree gone."""
     memory_back_s: float | None = None
-    """Stop request to memory back at its baseline; None when it did not come back in time."""
+    """Stop request to memory back at its baseline; None when it did not come back in time (`memory_left_bytes`)."""
     mem_baseline_bytes: int | None = None
     mem_after_stop_bytes: int | None = None
     exit_code: int | None = None
@@ -507,6 +510,13 @@ class SessionRow:
     """Device memory that went while the engine captured CUDA graphs (its log, to 0.01 GiB): pools and driver."""
     account: list[MemoryAccount] = field(default_factory=list)
     """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
+
+    @property
+    def memory_left_bytes(self) -> int | None:
+        """What was above the baseline when the wait for it ended; None where it came back or nobody could read it."""
+        if self.memory_back_s is not None or self.mem_after_stop_bytes is None:
+            return None
+        return self.mem_after_stop_bytes - (self.mem_baseline_bytes or 0)
 
 
 @dataclass(slots=True)
