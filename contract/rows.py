@@ -349,7 +349,7 @@ class PointRow:
     cpu_util_pct: float | None = None
     """Mean host CPU utilisation over the window (all cores = 100)."""
     power_w: float | None = None
-    """Mean, summed over the session's cards."""
+    """Mean, summed over the session's cards; None where one of them tells none."""
     power_limit_w: float | None = None
     """What the cards may draw together."""
     energy_j: float | None = None
@@ -439,7 +439,8 @@ class MemoryAccount:
     """What the card still held at the server's end, when torch had freed all: CUDA context, kernels, libraries, and
     what the driver keeps of CUDA graphs."""
     context_bytes: int | None = None
-    """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else."""
+    """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else. None where another
+    process came or went meanwhile."""
 
 
 @dataclass(slots=True)

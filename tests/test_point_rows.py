@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
-from workers.point_rows import offered_qps
+from contract.rows import TelemetryRow
+from workers.point_rows import offered_qps, power_w
 
 
 @given(st.floats(0.5, 100), st.floats(5, 60))
@@ -23,3 +24,22 @@ def test_drawn_arrivals_begin_with_a_gap() -> None:
 
 def test_one_request_at_once_has_no_rate() -> None:
     assert offered_qps(Arrivals(ArrivalProcess.CONSTANT, 1.0, (Stage(1),)), [0.0]) is None
+
+
+def watts(**by_card: list[float | None]) -> list[TelemetryRow]:
+    return [
+        TelemetryRow(at / 10, card, power_w=power)
+        for card, powers in by_card.items()
+        for at, power in enumerate(powers)
+    ]
+
+
+def test_power_is_the_sum_of_the_cards_means() -> None:
+    assert power_w(watts(a=[300.0, 320.0], b=[500.0, 540.0]), ["a", "b"]) == 310 + 520
+    assert power_w(watts(a=[300.0, None], b=[500.0, 540.0]), ["a", "b"]) == 300 + 520  # one sample was not told
+
+
+def test_power_of_two_cards_is_not_twice_that_of_the_one_that_tells() -> None:
+    assert power_w(watts(a=[300.0, 320.0], b=[None, None]), ["a", "b"]) is None
+    assert power_w(watts(a=[300.0, 320.0]), ["a", "b"]) is None
+    assert power_w([], ["a"]) is power_w([], []) is None
