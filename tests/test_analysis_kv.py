@@ -346,14 +346,19 @@ def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> Non
 
 def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
-    assert "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB" in page
+    assert (
+        "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB"
+        in page
+    )
     assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 |" in page
 
 
 def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() -> None:
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes={2048: 24 * MIB, 4096: 24 * MIB})))
     assert "Are there steps (ready)? **None**" in page
-    told = page.partition("No step, but more than memory can be told apart by (ready):")[2].partition("\n\nAre there")[0]
+    told = page.partition("No step, but more than memory can be told apart by (ready):")[2].partition("\n\nAre there")[
+        0
+    ]
     assert told.strip().splitlines() == [
         "- 1024 to 2048: 12,312.0 MiB where the formula has 12,288.0 (+24.0 MiB, +0.2 %); by the account: cache +24.0 MiB; "
         "more of what activations freed, or of what rounding to whole segments adds, stays in torch's cache"
