@@ -18,7 +18,7 @@ from tests.chaos.place import chaos_place
 from tests.chaos.schedule import Kind, Role, Where, trial
 from tests.chaos.trial import carry_out
 
-SUBSET = [(Where.PRIVATE, 110), (Where.PRIVATE, 117), (Where.NODES, 501)]
+SUBSET = [(Where.PRIVATE, 110), (Where.PRIVATE, 111), (Where.NODES, 501)]
 
 
 @pytest.mark.ray
