@@ -37,6 +37,7 @@ CONSTANTS = {
     "rule.linear_residual_pct": 5,
     "rule.step_share_pct": 1,
     "rule.estimates_agree_pct": 1,
+    "rule.estimates_close_pct": 0.1,
     "rule.headroom_pct": 90,
     "rule.steady_in_flight_pct": 95,
     "rule.within_peak_pct": 5,
@@ -89,6 +90,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 8 on GPU-0: unknown memory"])
         elif row.point_id == "committed-1024":
             row = replace(row, mem_baseline_bytes=2_000 * MIB, warmup_reached_batch=False)
+            row = replace(row, mem_tree_bytes=19_000 * MIB)
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 7 on GPU-0: 14 MiB"])
         made.append(row)
     return made
@@ -686,7 +688,7 @@ class Auditor:
             return float("nan")
         if what == "memory_left_mib":
             return self.memory_left(row)
-        if what.startswith(("mem_ready", "mem_loaded", "mem_baseline")):
+        if what.startswith(("mem_ready", "mem_loaded", "mem_baseline", "mem_tree")):
             return float(row[what.replace("_mib", "_bytes")] / MIB)
         if what in ("block_mib", "engine_block_size"):
             return float(

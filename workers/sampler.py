@@ -110,7 +110,7 @@ class Sampler:
             threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_server), daemon=True),
             threading.Thread(target=self._repeat, args=(CPU_PERIOD_S, self._sample_cpu), daemon=True),
-            threading.Thread(target=self._repeat, args=(PROCESSES_PERIOD_S, self._sample_processes), daemon=True),
+            threading.Thread(target=self._watch_processes, daemon=True),
         ]
 
     def __enter__(self) -> Self:
@@ -135,6 +135,11 @@ class Sampler:
         now = time.monotonic()
         self.observed.telemetry += [replace(row, t_s=now) for row in self._device.sample(self._pid)]
         self.observed.asking_s.append((now, time.monotonic() - now))
+
+    def _watch_processes(self) -> None:
+        """Look once more at the end: windows are often shorter than the period, and memory is highest after load."""
+        self._repeat(PROCESSES_PERIOD_S, self._sample_processes)
+        self._sample_processes()
 
     def _sample_processes(self) -> None:
         self.observed.processes.append(self._device.processes(self._pid))
