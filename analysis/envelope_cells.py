@@ -29,7 +29,7 @@ def expected(layout: KVLayout | None, requests: int, prompt: int, length: int, p
     """
     if layout is None or pool_blocks is None:
         return Expected.UNKNOWN
-    if layout.blocks_at_once(requests, length) <= pool_blocks:
+    if layout.blocks_at_once(requests, length, prompt) <= pool_blocks:
         return Expected.FITS
     return Expected.PREEMPTS if layout.blocks_at_once(requests, prompt) <= pool_blocks else Expected.WAITS
 

@@ -62,7 +62,8 @@ class Cell:
     @property
     def need_blocks(self) -> int | None:
         """KV blocks of all requests at their full length."""
-        return self.layout.blocks_at_once(self.concurrency, self.length) if self.layout else None
+        layout = self.layout
+        return layout.blocks_at_once(self.concurrency, self.length, self.point.prompt_tokens) if layout else None
 
     @property
     def prompts_blocks(self) -> int | None:

@@ -18,6 +18,7 @@ from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, pool_byt
 from analysis.kv_too_long import estimate_figure, estimated_max_model_len
 from analysis.series import Reading, Series, outcome_figure, point_name
 from analysis.tables import RunPoint
+from contract.rows import MEMORY_LEFT_BYTES
 
 SCALING_COLUMNS = ("max_model_len", "gpu_mem_used_mb", "delta_mb_from_prev", "bytes_per_token_est", "notes")
 CAPACITY_COLUMNS = (
@@ -32,8 +33,6 @@ CAPACITY_COLUMNS = (
     "engine_estimated_max_model_len",
     "notes",
 )
-MEMORY_LEFT_BYTES = 16 * MIB
-"""Memory that did not come back is named from this much above the baseline on; less is what readings differ by."""
 BASELINE_SHARE = 0.01
 """Memory in use before the server started is mentioned above this share of what the server then showed, or of the
 cards where it did not start."""

@@ -107,20 +107,21 @@ class KVLayout:
         within = _ceil(group.window, self.block_size) + 1  # it need not start at a block's start
         return self._tables(group) * min(_ceil(tokens, self.block_size), within)
 
-    def blocks_at_once(self, sequences: int, length: int | None = None) -> int:
+    def blocks_at_once(self, sequences: int, length: int | None = None, prompt: int | None = None) -> int:
         """Return the most blocks that `sequences` running sequences hold at once, each grown to `length` tokens.
 
-        `blocks_per_sequence` counts tokens in flight for every sequence, but all share them: of `in_flight_tokens` that
-        are being computed, the share (L - window) / L lies outside of windows.
+        `blocks_per_sequence` counts tokens in flight for every sequence, but all share them, and only a `prompt` has
+        many (None: it is all of `length`): of `in_flight_tokens` that are being computed, the share (P - window) / P
+        lies outside of windows.
         """
         tokens = self._length(length)
         held = sum(self.blocks_held(group, tokens) for group in self.groups)
         each = self.blocks_per_sequence(tokens)
-        return min(sequences * each, sequences * held + self.in_flight_blocks(tokens))
+        return min(sequences * each, sequences * held + self.in_flight_blocks(prompt or tokens))
 
-    def in_flight_blocks(self, length: int | None = None) -> int:
+    def in_flight_blocks(self, prompt: int | None = None) -> int:
         """Return the blocks of windowed layers that all tokens in flight take together, outside of their windows."""
-        tokens = self._length(length)
+        tokens = self._length(prompt)
         outside = [
             (group, self.in_flight_tokens * (tokens - group.window) / tokens)
             for group in self.groups

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 6
+MEMORY_LEFT_BYTES = 16 * 2**20
+"""Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
+differ by, which is said but not warned of."""
 
 MEASURED = "measured"
 FAILED = "failed"
@@ -346,7 +349,7 @@ class PointRow:
     cpu_util_pct: float | None = None
     """Mean host CPU utilisation over the window (all cores = 100)."""
     power_w: float | None = None
-    """Mean, summed over the session's cards."""
+    """Mean, summed over the session's cards; None where one of them tells none."""
     power_limit_w: float | None = None
     """What the cards may draw together."""
     energy_j: float | None = None
@@ -437,7 +440,8 @@ class MemoryAccount:
     """What the card still held at the server's end, when torch had freed all: CUDA context, kernels, libraries, and
     what the driver keeps of CUDA graphs."""
     context_bytes: int | None = None
-    """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else."""
+    """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else. None where another
+    process came or went meanwhile."""
 
 
 @dataclass(slots=True)
@@ -492,7 +496,7 @@ class SessionRow:
     stop_s: float | None = None
     """Stop request to the last process of the tree gone."""
     memory_back_s: float | None = None
-    """Stop request to memory back at its baseline; None when it did not come back in time."""
+    """Stop request to memory back at its baseline; None when it did not come back in time (`memory_left_bytes`)."""
     mem_baseline_bytes: int | None = None
     mem_after_stop_bytes: int | None = None
     exit_code: int | None = None
@@ -508,6 +512,13 @@ class SessionRow:
     """Device memory that went while the engine captured CUDA graphs (its log, to 0.01 GiB): pools and driver."""
     account: list[MemoryAccount] = field(default_factory=list)
     """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
+
+    @property
+    def memory_left_bytes(self) -> int | None:
+        """What was above the baseline when the wait for it ended; None where it came back or nobody could read it."""
+        if self.memory_back_s is not None or self.mem_after_stop_bytes is None:
+            return None
+        return self.mem_after_stop_bytes - (self.mem_baseline_bytes or 0)
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from contract.failures import FailureClass
 from contract.rows import (
     FAILED,
     MEASURED,
+    MEMORY_LEFT_BYTES,
     OVER_BUDGET,
     PRUNED,
     RESULT_STATUSES,
@@ -351,7 +352,7 @@ class Driver:
             message = f"while stopping: {type(error).__name__}: {error}"
             end = SessionEnd(self._lost_row(spec, attempt, FailureClass.INTERNAL, message), "")
         if end.row.server_pid is not None and end.row.memory_back_s is None:
-            self._progress.say(f"WARNING  {title(spec)}: its memory did not come back after the stop")
+            self._progress.say(_left_behind(title(spec), end.row.memory_left_bytes))
         self.outcome.servers.append(end.row)
         self._store.put_session(end)
 
@@ -400,6 +401,16 @@ class Driver:
             SCHEMA_VERSION, self._run_id, spec.id, attempt, FAILED, spec.engine == "sim", _now(), _now(),
             failure_class, message,
         )  # fmt: skip
+
+
+def _left_behind(who: str, left_bytes: int | None) -> str:
+    """Return what to say of a server whose memory was not back at its baseline when the wait for it ended."""
+    if left_bytes is None:
+        return f"WARNING  {who}: whether its memory came back after the stop could not be read"
+    left = f"{left_bytes / 2**20:.1f} MiB above the baseline"
+    if left_bytes > MEMORY_LEFT_BYTES:
+        return f"WARNING  {who}: its memory did not come back after the stop: {left}"
+    return f"{who}: after the stop its memory stayed {left}, which is within what readings differ by"
 
 
 def _now() -> str:

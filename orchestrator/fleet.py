@@ -122,7 +122,8 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     try:
         cards = [] if engine.device == "cpu" else visible_cards()
     except NoSuchCard as error:
-        raise NoRoom(str(error)) from None
+        way_out = "name cards that are here, each once, or unset it for all of them; engine.device=cpu needs none"
+        raise NoRoom(f"{error}: {way_out}") from None
     version = vllm.installed_version()
     wanted = len(cards) if cluster.num_gpus is None else cluster.num_gpus
     if wanted > len(cards):

@@ -408,7 +408,7 @@ class _Planner:
         server = self._with_pool(self._server(max_model_len=sweep.context_tokens[-1]), sweep.sequences)
         layout = sizing.layout(self.model, server, self.fleet)
         pool = layout.num_blocks(server.kv_cache_memory_bytes or 0) - 1
-        holds = [sizing.most_at_once(layout, pool, length) for length in sweep.context_tokens]
+        holds = [sizing.most_at_once(layout, pool, length, sweep.lengths(length)[0]) for length in sweep.context_tokens]
         levels = sizing.levels_around(holds) if sweep.concurrency == "auto" else sweep.concurrency
         seats = server.max_num_seqs or levels[-1]
         session = self._session(replace(server, max_num_seqs=seats), Mode.COMMITTED, sweep.sequences, [])
@@ -416,7 +416,7 @@ class _Planner:
             Cell(
                 _identified(session.id, self._cell(*sweep.lengths(length), level)),
                 length,
-                layout.blocks_at_once(level, length),
+                layout.blocks_at_once(level, length, sweep.lengths(length)[0]),
                 layout.blocks_at_once(level, sweep.lengths(length)[0]),
             )
             for length in sweep.context_tokens

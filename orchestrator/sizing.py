@@ -106,9 +106,9 @@ def levels_past(kv_concurrency: int) -> tuple[int, ...]:
     return tuple(levels)
 
 
-def most_at_once(cache: kv.KVLayout, blocks: int, length: int) -> int:
-    """Return how many running sequences of `length` tokens so many blocks hold at once."""
-    return bisect.bisect_right(range(blocks + 1), blocks, key=lambda n: cache.blocks_at_once(n, length)) - 1
+def most_at_once(cache: kv.KVLayout, blocks: int, length: int, prompt: int) -> int:
+    """Return how many running sequences that grow from `prompt` to `length` tokens so many blocks hold at once."""
+    return bisect.bisect_right(range(blocks + 1), blocks, key=lambda n: cache.blocks_at_once(n, length, prompt)) - 1
 
 
 def levels_around(borders: list[int]) -> tuple[int, ...]:

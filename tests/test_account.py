@@ -18,7 +18,7 @@ from workers.devices import context_probe
 from workers.devices.base import Card, CardProcess
 from workers.load.endpoint import Endpoint
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 FIRST, SECOND = Card("GPU-aa", "H100", 80 * GIB), Card("GPU-bb", "H100", 80 * GIB)
 
 
@@ -156,6 +156,27 @@ def test_a_bare_context_is_what_the_card_grows_by(
     monkeypatch.setattr(context_probe, "__file__", str(script))
     readings = iter([100, 600, 600, 100])
     assert context_probe.context_bytes("0", lambda: next(readings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [
+        ([0, 500, 500, 500, 0], 500),
+        ([7, 507, 8], 500),  # as near as two readings are
+        ([0, 800, 300], None),  # somebody came, and stayed
+        ([300, 500, 0], None),  # somebody went
+    ],
+)
+def test_a_context_is_not_known_where_others_came_or_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[int], expected: int | None
+) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    monkeypatch.setattr(context_probe, "__file__", str(script))
+    monkeypatch.setattr(context_probe, "BACK_LIMIT_S", 0.1)
+    left = [mib * MIB for mib in readings]
+    found = context_probe.context_bytes("0", lambda: left.pop(0) if len(left) > 1 else left[0])
+    assert found == (None if expected is None else expected * MIB)
 
 
 def test_a_probe_ends_with_the_process_that_asked(tmp_path: Path) -> None:

@@ -373,8 +373,8 @@ def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() 
     ]
     assert told.strip().splitlines() == [
         "- 1024 to 2048: 12,312.0 MiB where the formula has 12,288.0 (+24.0 MiB, +0.2 %); "
-        "by the account: cache +24.0 MiB; "
-        "more of what activations freed, or of what rounding to whole segments adds, stays in torch's cache"
+        "by the account: cache +24.0 MiB; more of what activations freed, or of what rounding to whole "
+        "segments adds, stays in torch's cache"
     ]
     assert "No step, but" not in notes(memory())
     assert "No step, but" not in notes(memory(replace(synthetic.GPU, extra_ready_bytes={4096: 2 * MIB})))

@@ -54,6 +54,20 @@ def test_refused_with_one_message_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_that_is_named_where_there_is_none_is_not_ignored(tmp_path: Path) -> None:
+    """A run on the CPU would not be what was asked for. Where no card is wanted, its name does not matter."""
+    done = orchestrate(tmp_path, "+sweep=kv", "dry_run=true", CUDA_VISIBLE_DEVICES="97")
+    assert done.returncode == 4, done.stdout + done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "97" in line)
+    assert line.strip().startswith("CUDA_VISIBLE_DEVICES names '97', but this node has no")
+    assert line.endswith("or unset it for all of them; engine.device=cpu needs none")
+    assert "Traceback" not in done.stderr + done.stdout
+    for wanted in ("engine.device=cpu", "engine=sim"):
+        done = orchestrate(tmp_path, "+sweep=kv", "dry_run=true", wanted, CUDA_VISIBLE_DEVICES="97")
+        assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cfg_job_and_dry_run_import_nothing_heavy_and_write_nothing(tmp_path: Path) -> None:
     probe = (
         "import sys, runpy\nsys.argv = ['orchestrator', *sys.argv[1:]]\n"

@@ -25,6 +25,7 @@ from tests.configs import GIB, experiment, resolved, sim_fleet
 from workers import point_rows
 from workers.kv_figures import KvFigures
 
+MIB = 2**20
 LEVELS = [1, 2, 4]
 Behave = Callable[["Handle", Point], str | None]
 """What becomes of a point: None, it is measured; a class of failure; `lost`, the actor is."""
@@ -262,6 +263,35 @@ def test_a_stop_keeps_what_has_ended_and_only_sigterm_hurries(number: int, tmp_p
     assert cluster.stopped == [1]
     assert len(cluster.hurried) == (number == signal.SIGTERM)
     assert ("python -m analysis" in ran.said.splitlines()[-1]) == (number == signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("after_bytes", "back_s", "words"),
+    [
+        (GIB, 0.4, None),
+        (
+            GIB + 700 * MIB,
+            None,
+            "WARNING  X: its memory did not come back after the stop: 700.0 MiB above the baseline",
+        ),
+        (GIB + 3 * MIB, None, "X: after the stop its memory stayed 3.0 MiB above the baseline, which is within what"),
+        (None, None, "WARNING  X: whether its memory came back after the stop could not be read"),
+    ],
+)
+def test_what_a_server_leaves_behind_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_bytes: int | None, back_s: float | None, words: str | None
+) -> None:
+    made = Handle.row
+
+    def row(self: Handle, failure_class: str | None = None) -> SessionRow:
+        after = {"mem_baseline_bytes": GIB, "mem_after_stop_bytes": after_bytes, "memory_back_s": back_s}
+        return replace(made(self, failure_class), server_pid=1, **after)
+
+    monkeypatch.setattr(Handle, "row", row)
+    monkeypatch.setattr("orchestrator.driver.title", lambda _: "X")
+    said = drive(PretendedCluster(), tmp_path).said
+    assert words in said if words else "memory" not in said
+    assert ("WARNING" in said) == (words or "").startswith("WARNING")
 
 
 def test_a_point_that_ends_as_the_stop_comes_is_a_shard(tmp_path: Path) -> None:

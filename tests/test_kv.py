@@ -172,6 +172,14 @@ def test_requests_at_once_hold_what_was_measured_on_an_h100_with_0_25_1(requests
     assert requests * layout.blocks_per_sequence(4088) / 10_806 > 1.4 * share or requests < 8
 
 
+def test_requests_that_grow_past_their_window_hold_what_was_measured_on_an_h100_with_0_25_1() -> None:
+    """14 at once of 2,048 + 2,048 tokens: 87.8 % of 2,057 blocks, no preemption. Only prompts have many in flight."""
+    layout = kv_layout(published("phi-3-mini-4k"), max_num_batched_tokens=8192, vllm_version="0.25.1")
+    assert layout.blocks_at_once(14, 4096, 2048) / 2_057 == pytest.approx(0.878, abs=0.001)
+    assert layout.blocks_at_once(14, 4096) > 2_057
+    assert layout.blocks_at_once(14, 4096, 4096) == layout.blocks_at_once(14, 4096)
+
+
 # --- how vLLM lays blocks out ---
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from workers import node_report
+from workers import node_report, processes
 from workers.devices.nvml import NoSuchCard, NvmlDevice, throttle_reasons, visible_cards
 
 GIB = 2**30
@@ -244,6 +244,24 @@ def test_the_beginning_of_two_uuids_names_no_card(three: PretendedNvml) -> None:
         NvmlDevice(["GPU-8932"])
 
 
+@pytest.mark.parametrize(
+    ("visible", "twice"),
+    [
+        (["0", "0"], "GPU-8932f937-d72c-4106 twice, as '0' and as '0'"),
+        (["1", "0", FIRST], f"{FIRST} twice, as '0' and as '{FIRST}'"),
+        (["GPU-8932f", "2", "0"], f"{FIRST} twice, as 'GPU-8932f' and as '0'"),
+    ],
+)
+def test_one_card_named_twice_is_not_two(
+    three: PretendedNvml, monkeypatch: pytest.MonkeyPatch, visible: list[str], twice: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(visible))
+    for make in (visible_cards, lambda: NvmlDevice(visible)):
+        with pytest.raises(NoSuchCard, match=f"CUDA_VISIBLE_DEVICES names {twice}"):
+            make()
+    assert three.opened == 0
+
+
 # --- what is read ---
 
 
@@ -327,6 +345,22 @@ def test_ours_are_the_processes_in_the_servers_tree(nvml: Made) -> None:
     assert not any(found.ours for found in device.processes(None))
 
 
+def test_a_process_that_is_forked_between_two_readings_is_ours(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the server forked a worker while NVML was being asked: a tree that was read before would not have it."""
+    chip = Chip(FIRST, processes=[(PID, GIB)])
+    pretended = nvml(chip)
+    tree, child = [PID], 999_999_999
+
+    def asked(handle: Chip) -> list[SimpleNamespace]:
+        tree.append(child)
+        chip.processes.append((child, GIB))
+        return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in handle.processes]
+
+    monkeypatch.setattr(pretended, "nvmlDeviceGetComputeRunningProcesses", asked)
+    monkeypatch.setattr(processes, "tree", lambda _: list(tree))
+    assert [(found.pid, found.ours) for found in NvmlDevice(["0"]).processes(PID)] == [(PID, True), (child, True)]
+
+
 def test_a_card_that_does_not_tell_its_processes_has_none(nvml: Made) -> None:
     nvml(Chip(FIRST, refused=("ComputeRunningProcesses",)), Chip(SECOND, processes=[(999_999_999, GIB)]))
     device = NvmlDevice(["0", "1"])
@@ -388,11 +422,22 @@ def test_an_unknown_card_in_cuda_visible_devices_is_an_error_in_words(
     assert three.opened == 0
 
 
-def test_a_host_without_a_driver_has_no_cards(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [None, "", "-1", "-1,0", "NoDevFiles"])
+def test_a_host_without_a_driver_has_no_cards(nvml: Made, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     nvml(driver=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert visible_cards() == []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert visible_cards() == []
+
+
+@pytest.mark.parametrize("value", ["0", "7", FIRST])
+def test_a_card_that_is_named_where_there_is_no_driver_is_an_error_in_words(
+    nvml: Made, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    nvml(driver=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with pytest.raises(NoSuchCard, match=f"names '{value}', but this node has no NVML .NVML Shared Library Not Found"):
+        visible_cards()
 
 
 def test_a_split_card_is_its_first_slice_until_its_slices_are_named(
@@ -400,7 +445,10 @@ def test_a_split_card_is_its_first_slice_until_its_slices_are_named(
 ) -> None:
     nvml(split(), Chip(SECOND))
     assert [card.id for card in visible_cards()] == [SLICE, SECOND]
-    assert [card.id for card in NvmlDevice(["0", FIRST, "GPU-8932f"]).cards] == [SLICE] * 3
+    for name in ("0", FIRST, "GPU-8932f"):
+        assert [card.id for card in NvmlDevice([name]).cards] == [SLICE]
+    with pytest.raises(NoSuchCard, match=f"names {SLICE} twice, as '0' and as '{SLICE}'"):
+        NvmlDevice(["0", SLICE])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"MIG-other,{SLICE}")
     assert [(card.id, card.memory_bytes) for card in visible_cards()] == [("MIG-other", 10 * GIB), (SLICE, 10 * GIB)]
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
-from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow
+from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, TelemetryRow
 from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec
 from workers.devices.base import CardProcess
 from workers.kv_figures import KvFigures
-from workers.point_rows import Origin, blank, fill_window, offered_qps
+from workers.point_rows import Origin, blank, fill_window, offered_qps, power_w
 from workers.sampler import Observed
 
 
@@ -70,3 +70,25 @@ def test_who_was_there_before_stays_named_beside_who_came(
     row = blank_after(*before)
     fill_window(row, Observed(processes=looks), 0.0, 1.0)
     assert row.foreign_processes == (None if named is None else [*map(str, named)])
+
+
+# --- power ---
+
+
+def watts(**by_card: list[float | None]) -> list[TelemetryRow]:
+    return [
+        TelemetryRow(at / 10, card, power_w=power)
+        for card, powers in by_card.items()
+        for at, power in enumerate(powers)
+    ]
+
+
+def test_power_is_the_sum_of_the_cards_means() -> None:
+    assert power_w(watts(a=[300.0, 320.0], b=[500.0, 540.0]), ["a", "b"]) == 310 + 520
+    assert power_w(watts(a=[300.0, None], b=[500.0, 540.0]), ["a", "b"]) == 300 + 520  # one sample was not told
+
+
+def test_power_of_two_cards_is_not_twice_that_of_the_one_that_tells() -> None:
+    assert power_w(watts(a=[300.0, 320.0], b=[None, None]), ["a", "b"]) is None
+    assert power_w(watts(a=[300.0, 320.0]), ["a", "b"]) is None
+    assert power_w([], ["a"]) is power_w([], []) is None

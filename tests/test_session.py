@@ -38,6 +38,7 @@ from workers.load.steady import stable
 from workers.load.tasks import LoadLost
 from workers.session import Session
 
+MIB = 2**20
 POOL = 32 * 512 * 4096
 MEMORY = Point("m", PointKind.MEMORY, Purpose.KV_SCALING, "kv")
 LEVEL = Point("l", PointKind.LOAD, Purpose.CONCURRENCY, "concurrency", 4, 16, 12, 8, warmup_requests=4)
@@ -108,6 +109,32 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert accounts == (by_socket if transport == "uds" else [])
     assert not processes.is_running(started.server_pid or 0)
     assert not one._workspace.root.exists()
+
+
+def test_memory_is_back_at_the_baseline_and_not_near_it(session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session(spec())
+    one.start()
+    readings = iter([[3 * MIB], [1], [0]])
+    monkeypatch.setattr(one._device, "memory_by_card", lambda _: next(readings))
+    end = one.stop().row
+    assert next(readings, None) is None
+    assert (end.mem_after_stop_bytes, end.memory_left_bytes) == (0, None)
+    assert end.memory_back_s is not None
+    assert end.stop_s is not None
+    assert end.memory_back_s > end.stop_s
+
+
+def test_memory_that_stays_above_the_baseline_is_waited_for_and_said(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spec()
+    one = session(replace(asked, timeouts=replace(asked.timeouts, memory_back_s=0.2)))
+    one.start()
+    readings: list[int] = []
+    monkeypatch.setattr(one._device, "memory_by_card", lambda _: readings.append(MIB) or [MIB])
+    end = one.stop().row
+    assert len(readings) > 1
+    assert (end.memory_back_s, end.memory_left_bytes) == (None, MIB)
 
 
 def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:

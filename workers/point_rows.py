@@ -107,8 +107,7 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
     row.telemetry = observed.window(started_s, duration_s)
     row.cpu_util_pct = observed.cpu_util_pct(started_s, duration_s)
     row.gpu_util_pct = mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
-    power_w = mean([s.power_w for s in row.telemetry if s.power_w is not None])
-    row.power_w = None if power_w is None else power_w * len(row.device_ids)
+    row.power_w = power_w(row.telemetry, row.device_ids)
     row.energy_j = energy_j(row.telemetry, duration_s)
     reasons = {reason for s in row.telemetry for reason in throttle_reasons(s.clock_event_reasons or 0)}
     row.throttle_reasons = sorted(reasons)
@@ -149,6 +148,17 @@ def offered_qps(arrivals: Arrivals, due_s: Sequence[float]) -> float | None:
     """
     gaps = len(due_s) - (arrivals.process is ArrivalProcess.CONSTANT)
     return gaps / due_s[-1] if due_s[-1] > 0 else None
+
+
+def power_w(telemetry: list[TelemetryRow], device_ids: list[str]) -> float | None:
+    """Return the mean watts of all cards over a window; None where one of them tells none."""
+    total = 0.0
+    for device in device_ids:
+        watts = mean([s.power_w for s in telemetry if s.device_id == device and s.power_w is not None])
+        if watts is None:
+            return None
+        total += watts
+    return total if device_ids else None
 
 
 def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:

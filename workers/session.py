@@ -70,7 +70,6 @@ from workers.sampler import Observed, Sampler
 from workers.standstill import at_rest
 
 MIB = 2**20
-MEMORY_BACK_TOLERANCE_BYTES = 16 * MIB
 SETTLED_BYTES = MIB
 SETTLED_READINGS = 3
 SETTLE_LIMIT_S = 5.0
@@ -580,7 +579,7 @@ class Session:
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
         self.row.exit_code = self._process.exit_code
-        baseline = (self.row.mem_baseline_bytes or 0) + MEMORY_BACK_TOLERANCE_BYTES
+        baseline = self.row.mem_baseline_bytes or 0
         deadline = asked + self.row.stop_s + self.spec.timeouts.memory_back_s
         while True:
             self.row.mem_after_stop_bytes = sum(self._device.memory_by_card(self._process.pid))

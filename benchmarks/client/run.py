@@ -1,8 +1,10 @@
-"""Our client, the floor of raw sockets and `vllm bench serve` against one server whose truth is known, in turns.
+"""Our client, the floor of raw sockets, `vllm bench serve` and other tools against one server whose truth is known.
 
-    python benchmarks/client/run.py [--streams 256 512] [--runs 5] [--clients floor ours bench] [--poisson]
+    python benchmarks/client/run.py [--streams 256 512] [--runs 5] [--clients floor ours bench aiperf] [--poisson]
 
-With --poisson requests arrive at random, at the rate that keeps as many in flight on average.
+In turns: `floor`, `ours`, `bench`, and those of `guidellm`, `aiperf` and `inference-perf` that are on PATH (each in an
+environment of its own: `PATH=$PATH:/path/to/its/bin`), or what --clients names.
+With --poisson requests arrive at random, at the rate that keeps as many in flight on average, and tools are left out.
 Two cores: the server on the first, the client of the moment on the second. 64 tokens a request, 10 ms apart. Prints
 medians over the runs and their ratios; truth is what the server logged in the same run.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import PEERS, Job, measure
 from truth import truth_server
 
 from orchestrator.compose import compose
@@ -27,6 +31,7 @@ from orchestrator.models import resolve
 from workers.models import write_model_dir
 
 HERE = Path(__file__).parent
+OWN = ("floor", "ours", "bench")
 TOKENS, INTERVAL_MS = 64, 10.0
 
 
@@ -49,24 +54,37 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=6, help="requests of every stream, one after the other")
-    parser.add_argument("--clients", nargs="+", default=["floor", "ours", "bench"])
+    parser.add_argument("--clients", nargs="+", choices=[*OWN, *PEERS])
     parser.add_argument("--poisson", action="store_true", help="an open loop")
     parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2])
-    return parser.parse_args()
+    options = parser.parse_args()
+    found = [name for name in PEERS if shutil.which(name)]
+    options.clients = options.clients or [*OWN, *([] if options.poisson else found)]
+    named = [name for name in options.clients if name in PEERS]
+    if options.poisson and named:
+        parser.error(f"only a closed loop is measured of {', '.join(named)}")
+    if lacking := [name for name in named if name not in found]:
+        parser.error(f"not on PATH: {', '.join(lacking)}")
+    return options
 
 
 def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, model: Path) -> dict[str, Any]:
     with truth_server(directory, options.cores[0], INTERVAL_MS) as server:
-        done = subprocess.run(
-            [sys.executable, str(HERE / "clients.py"), name, str(server.port), str(options.cores[1]), str(streams),
-             str(options.rounds), str(TOKENS), str(model), str(_rate(streams) if options.poisson else 0)],
-            capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-    try:
-        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-    requests = server.requests()[figures.get("warmups", 0) :]
+        if name in PEERS:
+            with tempfile.TemporaryDirectory() as own:
+                job = Job(server.port, streams, streams * options.rounds, TOKENS, Path(own))
+                measured = measure(name, shutil.which(name) or name, job, options.cores[1])
+        else:
+            figures = _own(name, streams, options, server.port, model)
+    requests = server.requests()
+    if name in PEERS:
+        whole = sum(len(writes) == TOKENS for _, writes in requests)
+        if whole != len(requests) or whole != streams * options.rounds:
+            sys.exit(
+                f"{name} sent {len(requests)} requests, {whole} of {TOKENS} tokens, not {streams * options.rounds}"
+            )
+        figures = measured.figures(requests)
+    requests = requests[figures.get("warmups", 0) :]
     gaps = np.concatenate([np.diff(writes) for _, writes in requests]) * 1000
     figures["true_p99_ms"] = float(np.percentile(gaps, 99))
     figures["true_ttft_ms"] = float(np.median([writes[0] - read for read, writes in requests])) * 1000
@@ -75,6 +93,19 @@ def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, 
         ideal = streams * options.rounds * TOKENS / (figures["arrivals_s"] + TOKENS * INTERVAL_MS / 1000)
     figures["share"] = figures["tok_s"] / ideal
     figures["us_parsing"] = figures["us_all"] - figures["us_window"]
+    return figures
+
+
+def _own(name: str, streams: int, options: argparse.Namespace, port: int, model: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "clients.py"), name, str(port), str(options.cores[1]), str(streams),
+         str(options.rounds), str(TOKENS), str(model), str(_rate(streams) if options.poisson else 0)],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    try:
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
     return figures
 
 

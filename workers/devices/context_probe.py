@@ -18,13 +18,18 @@ import time
 from collections.abc import Callable
 
 LIMIT_S = 20.0
+BACK_LIMIT_S = 2.0
+"""For the driver to give back what an ended process had."""
+SAME_BYTES = 2**20
+"""Two readings of a card on which nothing happens differ by no more."""
 MADE = "made"
 
 
 def context_bytes(card: str, used: Callable[[], int]) -> int | None:
     """Return the bytes by which `used()` (of the card) grows with a bare context on `card`; None where none is made.
 
-    Waits until the card is as before.
+    Waits until the card is as before. Where it does not become so, another process came or went meanwhile and the
+    growth is not the context's: None, too. One that both came and went meanwhile is not noticed.
     """
     try:
         return _measured(card, used)
@@ -50,10 +55,16 @@ def _measured(card: str, used: Callable[[], int]) -> int | None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 probe.wait(LIMIT_S)
             probe.kill()
-    deadline = time.monotonic() + 2.0
-    while used() > before and time.monotonic() < deadline:
+    return grown if _is_back(before, used) and told == MADE else None
+
+
+def _is_back(before: int, used: Callable[[], int]) -> bool:
+    deadline = time.monotonic() + BACK_LIMIT_S
+    while abs(used() - before) > SAME_BYTES:
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.02)
-    return grown if told == MADE else None
+    return True
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ class NvmlDevice:
     """The cards that `visible` names: indices in PCI order, `GPU-…` UUIDs or what they begin with, `MIG-…` UUIDs.
 
     A slice of a card (MIG) is a card here; a split card named as a whole stands for its first slice, as in CUDA.
+    Raises `NoSuchCard`.
     """
 
     period_s = 0.1
@@ -34,7 +35,7 @@ class NvmlDevice:
         self._nvml = pynvml
         pynvml.nvmlInit()
         try:
-            self._handles = [_handle(pynvml, name) for name in visible]
+            self._handles = _handles(pynvml, visible)
             self.cards = [_card(pynvml, handle) for handle in self._handles]
             self.driver_version: str | None = _text(pynvml.nvmlSystemGetDriverVersion())
         except BaseException:
@@ -68,12 +69,13 @@ class NvmlDevice:
 
         NVML numbers processes as the host does: in a container with numbers of its own none is in the tree of `pid`.
         """
-        ours = set(processes.tree(pid)) if pid is not None else set()
-        return [
-            CardProcess(card.id, int(process.pid), process.usedGpuMemory, process.pid in ours)
+        seen = [
+            (card.id, process)
             for card, handle in zip(self.cards, self._handles, strict=True)
             for process in _offered(partial(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)) or ()
         ]
+        ours = set(processes.tree(pid)) if pid is not None else set()  # after NVML: what was forked since is in it
+        return [CardProcess(card, int(p.pid), p.usedGpuMemory, p.pid in ours) for card, p in seen]
 
     def close(self) -> None:
         """Shut NVML down."""
@@ -85,24 +87,31 @@ def visible_cards() -> list[Card]:
     """Return the cards this process may use, CUDA_VISIBLE_DEVICES respected; none where there is no NVML.
 
     As for CUDA, an empty name or -1 ends the list. Of a card that is split by MIG and not named by its slices' ids only
-    the first slice is listed: CUDA would use no other.
+    the first slice is listed: CUDA would use no other. Raises `NoSuchCard`, also for a name where there is no NVML.
     """
     import pynvml
 
+    names = _named()
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except pynvml.NVMLError as error:
+        if names:
+            raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {names[0]!r}, but this node has no NVML ({error})") from None
         return []
     try:
-        names = os.environ.get("CUDA_VISIBLE_DEVICES")
         if names is None:
-            handles = [_handle(pynvml, str(i)) for i in range(pynvml.nvmlDeviceGetCount())]
-        else:
-            named = takewhile(lambda name: name not in _END, (name.strip() for name in names.split(",")))
-            handles = [_handle(pynvml, name) for name in named]
-        return [_card(pynvml, handle) for handle in handles]
+            names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [_card(pynvml, handle) for handle in _handles(pynvml, names)]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _named() -> list[str] | None:
+    """Return what CUDA_VISIBLE_DEVICES names; None where it is not set."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return None
+    return list(takewhile(lambda name: name not in _END, (name.strip() for name in value.split(","))))
 
 
 def driver_version() -> str | None:
@@ -124,7 +133,21 @@ _END = ("", "-1", "NoDevFiles")
 
 
 class NoSuchCard(Exception):
-    """CUDA_VISIBLE_DEVICES or the cluster names a card that NVML does not know."""
+    """CUDA_VISIBLE_DEVICES or the cluster names a card that NVML does not know, or one card twice as if it were two."""
+
+
+def _handles(nvml: Any, names: list[str]) -> list[Any]:
+    """Return the cards' handles, in the order of their names."""
+    handles: list[Any] = []
+    name_of: dict[str, str] = {}
+    for name in names:
+        handle = _handle(nvml, name)
+        uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+        if uuid in name_of:
+            raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {uuid} twice, as {name_of[uuid]!r} and as {name!r}")
+        name_of[uuid] = name
+        handles.append(handle)
+    return handles
 
 
 def _handle(nvml: Any, name: str) -> Any:
