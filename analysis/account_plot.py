@@ -16,11 +16,12 @@ COLOURS = {
     "graphs": "#CC79A7",
     "buffers": "#F0E442",
     "cache": "#56B4E9",
+    "context": "#009E73",
     "outside": "#E69F00",
 }
 """Okabe and Ito's, which stay apart for colour-blind readers."""
-HATCHES = {"weights": "", "kv": "", "outside": "//", "graphs": "\\\\", "buffers": "..", "cache": "xx"}
-ORDER = ("weights", "outside", "graphs", "buffers", "cache", "kv")
+HATCHES = {"weights": "", "kv": "", "context": "--", "outside": "//", "graphs": "\\\\", "buffers": "..", "cache": "xx"}
+ORDER = ("weights", "context", "outside", "graphs", "buffers", "cache", "kv")
 """What does not grow stands below what does."""
 
 

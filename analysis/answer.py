@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.caveats import silent_sessions, title
+from analysis.caveats import next_steps, silent_sessions, title
 from analysis.document import Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
 from analysis.figures import count, decimal, plain, quote
 from analysis.knee_sentences import both_answers
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
+from analysis.kv_too_long import too_long
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, lengths
 from analysis.objective_sentences import border_words
@@ -72,6 +73,7 @@ def losses(tables: Tables) -> list[Phrase]:
                 classes=join((_lost(lost[words]) for words in sorted(lost)), ", "),
             )
         )
+        lines += next_steps([point for points in lost.values() for point in points])
     if silent := silent_sessions(tables):
         lines.append(
             phrase("Sessions that failed before any of their points had a row: {n}", n=count("lost.sessions", silent))
@@ -116,6 +118,7 @@ def _kv_lines(result: KvResult) -> Iterator[Phrase]:
                 share=quote(f"{series.name}.gpu_memory_utilization", share),
                 fits=join(fits, ", "),
             )
+    yield from too_long(result)
 
 
 def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:

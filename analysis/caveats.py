@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from analysis.document import Document, Phrase, join, phrase
 from analysis.figures import count, plain, quote
 from analysis.groups import unique_slug
 from analysis.series import outcome_figure, point_name
 from analysis.tables import RunPoint, Tables
+from contract.next_steps import next_step
 from contract.rows import MEASURED, OVER_BUDGET, PRUNED
 
 
@@ -147,3 +148,12 @@ def add_failures(doc: Document, points: Sequence[RunPoint], tables: Tables) -> N
         )
     if rows:
         doc.table(["model", "purpose", "max_model_len", "concurrency", "points", "notes"], rows)
+    doc.bullets(next_steps(lost))
+
+
+def next_steps(lost: Sequence[RunPoint]) -> Iterator[Phrase]:
+    """Return what can be done about what was not measured, a sentence for each class of failure that has one."""
+    for failure_class in sorted({point.failure_class for point in lost if point.failure_class}):
+        step = next_step(failure_class)
+        if step is not None:
+            yield phrase(f"Next step for `{failure_class}`: {step}.")

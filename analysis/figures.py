@@ -19,6 +19,8 @@ NOTHING = "–"
 """The text of a figure whose value is missing."""
 
 _QUOTE_LENGTH = 200
+MESSAGE_LENGTH = 600
+"""An engine's message is quoted so far: what to do about it stands at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +99,17 @@ def times(name: str, ratio: float | None) -> Figure:
     return Figure(name, ratio, NOTHING if ratio is None else f"{significant_text(ratio, 2)}x")
 
 
-def quote(name: str, words: str) -> Figure:
+def quote(name: str, words: str, length: int = _QUOTE_LENGTH) -> Figure:
     """Return words that were read from the run (a model's or a device's name), made harmless for Markdown."""
-    cleaned = clean(words)
+    cleaned = clean(words, length)
     harmless = re.sub(r"([\\|`*\[\]~])", r"\\\1", html.escape(cleaned, quote=False))
     return Figure(name, cleaned, harmless, raw=cleaned)
 
 
-def clean(words: str) -> str:
-    """Return words on one line, without control characters, at most 200 characters."""
+def clean(words: str, length: int = _QUOTE_LENGTH) -> str:
+    """Return words on one line, without control characters, at most `length` characters."""
     line = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in words)).strip()
-    return line if len(line) <= _QUOTE_LENGTH else line[: _QUOTE_LENGTH - 1] + "…"
+    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def write_figures(path: Path, pages: Iterable[tuple[str, Iterable[Figure]]]) -> Path:

@@ -1,4 +1,4 @@
-"""Where a server's memory goes: the account's table, what every difference is made of, what nobody explains."""
+"""Where a server's memory goes: the account's table, what is left of it, what every difference is made of."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ PARTS = {
     "graphs": "graph_pool_bytes",
     "buffers": "buffer_bytes",
     "cache": "cached_bytes",
+    "context": "context_bytes",
     "outside": "outside_bytes",
 }
-"""Parts of the account by their columns."""
+"""Parts of the account by their columns. That of *outside* holds the context, which is taken off it."""
 HEADS = {
     "weights": "weights",
     "kv": "KV pool",
     "graphs": "graph pools",
     "buffers": "buffers",
     "cache": "cache",
-    "outside": "outside torch",
+    "context": "CUDA context",
+    "outside": "outside torch beyond context",
     "residual": "residual",
 }
 MOMENTS = {"mem_ready_bytes": "ready", "mem_loaded_bytes": "peak"}
@@ -45,18 +47,29 @@ class Account:
     used: int
     parts: dict[str, int | None]
     """By the keys of `PARTS`; None for one that was not measured."""
-    context: int | None
     graph_capture: int | None
 
     @property
     def residual(self) -> int:
-        """What the measured parts do not explain."""
+        """What all that was read does not explain."""
         return self.used - sum(value or 0 for value in self.parts.values())
 
     @property
     def share(self) -> float:
         """The residual's share of the memory used."""
         return self.residual / self.used if self.used else 0.0
+
+    @property
+    def unnamed(self) -> int | None:
+        """What the context and torch's allocator alone do not explain; None where no probe told the context."""
+        if self.parts["context"] is None:
+            return None
+        return self.residual + (self.parts["outside"] or 0)
+
+    @property
+    def unnamed_share(self) -> float | None:
+        """Its share of the memory used."""
+        return None if self.unnamed is None or not self.used else self.unnamed / self.used
 
 
 class Accounts:
@@ -73,14 +86,11 @@ class Accounts:
         rows = [row for row in session.account if row.moment == moment and row.used_bytes is not None]
         if not rows:
             return None
-        return Account(
-            f"{reading.name}.account.{moment}",
-            moment,
-            sum(row.used_bytes or 0 for row in rows),
-            {part: _total([getattr(row, column) for row in rows]) for part, column in PARTS.items()},
-            _total([row.context_bytes for row in rows]),
-            session.graph_capture_bytes,
-        )
+        parts = {part: _total([getattr(row, column) for row in rows]) for part, column in PARTS.items()}
+        if parts["outside"] is not None:
+            parts["outside"] -= parts["context"] or 0
+        used = sum(row.used_bytes or 0 for row in rows)
+        return Account(f"{reading.name}.account.{moment}", moment, used, parts, session.graph_capture_bytes)
 
     def moved(self, interval: Interval) -> dict[str, int]:
         """Return by how much each part and the residual changed over an interval; empty where an account is missing."""
@@ -127,9 +137,12 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
         )
         return
     found = [account for series in series_with for _, account in _of(series, accounts)]
-    _explain(doc, found)
+    _explain(doc, found, result.group.points[0].simulated)
     for series in series_with:
         _table(doc, series, accounts)
+    _left(doc, found)
+    for series in series_with:
+        _left_table(doc, series, accounts)
     for committed in result.committed:
         if len(list(_of(committed.series, accounts))) > 2:
             _differences(doc, committed.series, accounts)
@@ -143,25 +156,24 @@ def _of(series: Series, accounts: Accounts) -> Iterator[tuple[Reading, Account]]
                 yield reading, account
 
 
-def _explain(doc: Document, found: list[Account]) -> None:
-    worst = max(found, key=lambda account: abs(account.share))
-    doc.say(
-        "Every part was read by itself; none is what the others leave. *Weights*, *KV pool*, *graph pools* (CUDA "
-        "graphs), *buffers* (other live tensors) and *cache* (blocks that activations have left) are blocks of torch's "
-        "allocator, told apart by their addresses in the engine's workers. *Outside torch* is what the cards still "
-        "held at the server's end, when torch had freed everything: CUDA context, kernels, libraries and what the "
-        "driver keeps of graphs. *Residual*: memory of the cards, less what was there before the server, minus "
-        "their sum. The largest residual is {residual} MiB, {share} of the memory at that moment.",
-        residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
-        share=percent(f"{worst.name}.residual_pct", abs(worst.share), 2),
-    )
-    context = next((account for account in found if account.context), None)
-    if context is not None:
-        doc.say(
-            "A bare CUDA context, made by a probe process before the server, takes {context} MiB of what is *outside "
-            "torch*.",
-            context=mib(f"{context.name}.context_mib", context.context, 1),
-        )
+HOW_READ = {
+    "weights": "blocks of torch's allocator in the engine's workers, told apart by their addresses",
+    "kv": "the same",
+    "graphs": "the same: the private pools of CUDA graphs",
+    "buffers": "the same: other live tensors",
+    "cache": "the same: blocks that activations have left",
+    "context": "NVML: by how much it rose for a probe process that made a bare context, before the server",
+    "outside": "one difference, of which nobody names the parts (kernels, libraries, what the driver keeps of "
+    "CUDA graphs): NVML at the server's end, when torch had freed everything, less what was there before the "
+    "server and the context",
+    "residual": "memory of the cards (NVML, less what was there before the server) minus all of the above",
+}
+"""How each part was read, in the words of the page."""
+
+
+def _explain(doc: Document, found: list[Account], simulated: bool) -> None:
+    doc.say("How each part was read:")
+    doc.table(["what", "notes"], [[HEADS[part], how] for part, how in HOW_READ.items()], simulated)
     capture = next((account for account in found if account.graph_capture), None)
     if capture is not None:
         doc.say(
@@ -176,9 +188,55 @@ def _explain(doc: Document, found: list[Account]) -> None:
         )
 
 
+def _left(doc: Document, found: list[Account]) -> None:
+    worst = max(found, key=lambda account: abs(account.share))
+    doc.say(
+        "What is left over, both ways. Against everything that was read the largest residual is {residual} MiB, "
+        "{share} of the memory at that moment. *Outside torch* is read from the same counter as the memory that it "
+        "explains, so this says that nothing came or went unseen, not what it is.",
+        residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
+        share=percent(f"{worst.name}.residual_pct", abs(worst.share), 2),
+    )
+    known = [account for account in found if account.unnamed is not None]
+    if known:
+        most = max(known, key=lambda account: abs(account.unnamed or 0))
+        highest = max(known, key=lambda account: abs(account.unnamed_share or 0.0))
+        doc.say(
+            "Against the probe's context and torch's allocator alone, so that what nobody names is seen, it is at most "
+            "{unnamed} MiB, and at most {share} of the memory at a moment.",
+            unnamed=signed_mib(f"{most.name}.unnamed_mib", most.unnamed),
+            share=_share(f"{highest.name}.unnamed_pct", highest.unnamed_share),
+        )
+    else:
+        doc.say("No probe told what a bare CUDA context takes, so what of *outside torch* nobody names is not known.")
+
+
+def _left_table(doc: Document, series: Series, accounts: Accounts) -> None:
+    doc.say("{who}:", who=_who(series))
+    heads = ["max_model_len", "moment", "memory", "residual: all that was read", "share"]
+    rows: list[list[str | Part]] = []
+    for reading, account in _of(series, accounts):
+        rows.append(
+            [
+                plain(f"{reading.name}.max_model_len", reading.at),
+                account.moment,
+                mib(f"{account.name}.used_mib", account.used, 1),
+                signed_mib(f"{account.name}.residual_mib", account.residual),
+                percent(f"{account.name}.residual_pct", abs(account.share), 2),
+                signed_mib(f"{account.name}.unnamed_mib", account.unnamed),
+                _share(f"{account.name}.unnamed_pct", account.unnamed_share),
+            ]
+        )
+    doc.table([*heads, "residual: context and allocator alone", "share"], rows, series.sample.simulated)
+
+
+def _share(name: str, share: float | None) -> Part:
+    return percent(name, None if share is None else abs(share), 2)
+
+
 def _table(doc: Document, series: Series, accounts: Accounts) -> None:
     doc.say("{who}:", who=_who(series))
-    heads = ["max_model_len", "moment", "memory", *HEADS.values(), "residual share"]
+    heads = ["max_model_len", "moment", "memory", *HEADS.values()]
     rows: list[list[str | Part]] = []
     for reading, account in _of(series, accounts):
         rows.append(
@@ -188,7 +246,6 @@ def _table(doc: Document, series: Series, accounts: Accounts) -> None:
                 mib(f"{account.name}.used_mib", account.used, 1),
                 *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
                 signed_mib(f"{account.name}.residual_mib", account.residual),
-                percent(f"{account.name}.residual_pct", abs(account.share), 2),
             ]
         )
     doc.table(heads, rows, series.sample.simulated)

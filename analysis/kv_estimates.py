@@ -14,6 +14,8 @@ from analysis.statistics import relative_error
 
 AGREE_SHARE = 0.01
 """Two estimates are said to agree within this share."""
+CLOSE_SHARE = 0.001
+"""What is promised for plain attention, with the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,28 @@ def add_estimates(doc: Document, result: KvResult, accounts: Accounts) -> None:
         doc.say("The formula is not known for this model, so there is nothing to hold the others against.")
 
 
+def _how_close(result: KvResult, found: list[Estimate], reference: float, agree: Part) -> Phrase:
+    errors = [relative_error(estimate.bytes_per_token, reference) or 0.0 for estimate in found]
+    furthest = max(errors, key=abs)
+    close = abs(furthest) <= CLOSE_SHARE
+    return phrase(
+        "All {n} estimates agree with the formula within {share}, "
+        + ("and within" if close else "but not within")
+        + " {close}; the furthest is {furthest} from it.",
+        n=count(f"{result.name}.estimates", len(found)),
+        share=agree,
+        close=percent("rule.estimates_close_pct", CLOSE_SHARE, 1),
+        furthest=signed_percent(f"{result.name}.estimates_furthest_pct", furthest, 3),
+    )
+
+
 def _reasons(result: KvResult, found: list[Estimate], reference: float, accounts: Accounts) -> Iterator[Phrase]:
     agree = percent("rule.estimates_agree_pct", AGREE_SHARE, 0)
     apart = [e for e in found if abs(relative_error(e.bytes_per_token, reference) or 0.0) > AGREE_SHARE]
-    if not apart:
-        yield phrase("All estimates agree within {share}.", share=agree)
+    if len(found) < 2:
+        yield phrase("There is one estimate alone, so nothing for it to agree with.")
+    elif not apart:
+        yield _how_close(result, found, reference, agree)
     else:
         yield phrase(
             "{n} of {all} estimates are further than {share} from the formula.",

@@ -11,6 +11,7 @@ from analysis.knee_sentences import repeats_tell
 from analysis.kv_envelope import HEADROOM, Envelope, envelopes
 from analysis.kv_envelope_table import add_envelopes
 from analysis.kv_fit import KvResult
+from analysis.kv_too_long import too_long
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
 from analysis.neighbours import neighbour_sentences
@@ -39,6 +40,7 @@ def longest_safe(result: KvResult, concurrency: int) -> Reading | None:
 
 
 def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: Targets) -> None:
+    doc.bullets(too_long(result))
     if result.pool is None:
         doc.say(
             "Not known from this run: no server that took its pool by gpu_memory_utilization was measured, so what the "

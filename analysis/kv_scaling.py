@@ -12,9 +12,10 @@ from pathlib import Path
 from analysis.caveats import marks
 from analysis.disturbances import foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import GIB, MIB, count, mib, plain, quote, signed_percent
+from analysis.figures import GIB, MESSAGE_LENGTH, MIB, count, mib, plain, quote, signed_percent
 from analysis.files import write_csv
 from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, pool_bytes
+from analysis.kv_too_long import estimate_figure, estimated_max_model_len
 from analysis.series import Reading, Series, outcome_figure, point_name
 from analysis.tables import RunPoint
 from contract.rows import MEMORY_LEFT_BYTES
@@ -29,10 +30,12 @@ CAPACITY_COLUMNS = (
     "kv_gib",
     "kv_bytes_per_token",
     "formula_max_concurrency",
+    "engine_estimated_max_model_len",
     "notes",
 )
 BASELINE_SHARE = 0.01
-"""Memory in use before the server started is mentioned above this share of what the server then showed."""
+"""Memory in use before the server started is mentioned above this share of what the server then showed, or of the
+cards where it did not start."""
 
 
 def write_scaling(run_dir: Path, results: Sequence[KvResult]) -> list[Path]:
@@ -90,6 +93,10 @@ def reading_notes(reading: Reading) -> list[Part]:
     notes: list[Part] = []
     if len(reading.measured) > 1:
         notes.append(phrase("median of {n}", n=count(f"{reading.name}.repeats", len(reading.measured))))
+    longest = estimated_max_model_len(reading)
+    if longest is not None:
+        fits = estimate_figure(reading, longest)
+        notes.append(phrase("the longest that fits by the engine's estimate: {longest} tokens", longest=fits))
     seen: set[str] = set()
     for point in reading.unmeasured:
         outcome = outcome_figure(point)
@@ -97,17 +104,14 @@ def reading_notes(reading: Reading) -> list[Part]:
             notes.append(outcome)
             seen.add(outcome.text)
         if point.status == "kv_too_small" and point.failure_message:
-            notes.append(
-                phrase("the engine said: {words}", words=quote(f"{point_name(point)}.message", point.failure_message))
-            )
+            words = quote(f"{point_name(point)}.message", point.failure_message, MESSAGE_LENGTH)
+            notes.append(phrase("the engine said: {words}", words=words))
     if any(point.warmup_reached_batch is False for point in reading.measured):
         notes.append(phrase("the warm-up load did not fill a step, so the loaded reading may be low"))
-    baseline, ready = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
-    cards = bool(reading.measured) and reading.measured[0].device != "cpu"
-    if cards and baseline and ready and baseline > BASELINE_SHARE * ready:
-        notes.append(
-            phrase("{size} MiB were in use before the start", size=mib(f"{reading.name}.mem_baseline_mib", baseline))
-        )
+    before = used_before_bytes(reading)
+    if before is not None:
+        size = mib(f"{reading.name}.mem_baseline_mib", before)
+        notes.append(phrase("{size} MiB were in use before the start", size=size))
     notes += foreign_process_notes(reading)
     left = memory_left_bytes(reading)
     if left is not None:
@@ -118,6 +122,23 @@ def reading_notes(reading: Reading) -> list[Part]:
             )
         )
     return notes
+
+
+def used_before_bytes(reading: Reading) -> float | None:
+    """Return what was in use on the cards before the server started, where that is worth a word; never of the CPU.
+
+    Without a measured repeat: the most that one of the others found, held against the memory of the cards.
+    """
+    if reading.measured:
+        baseline, whole = reading.median("mem_baseline_bytes"), reading.median("mem_ready_bytes")
+    else:
+        baseline = max((p.mem_baseline_bytes for p in reading.unmeasured if p.mem_baseline_bytes), default=None)
+        whole = max(
+            (p.device_memory_bytes * max(p.gpus, 1) for p in reading.unmeasured if p.device_memory_bytes), default=None
+        )
+    if (reading.measured + reading.unmeasured)[0].device == "cpu" or not baseline or not whole:
+        return None
+    return baseline if baseline > BASELINE_SHARE * whole else None
 
 
 def memory_left_bytes(reading: Reading) -> int | None:
@@ -178,6 +199,7 @@ def _capacity_row(series: Series, reading: Reading) -> list[str]:
         _scaled(pool, GIB, 3),
         _scaled(reading.median("engine_bytes_per_token"), 1, 0),
         _scaled(reading.median("formula_max_concurrency"), 1, 2),
+        _scaled(estimated_max_model_len(reading), 1, 0),
         "; ".join(filter(None, [common_notes(sample), notes])),
     ]
 

@@ -6,12 +6,12 @@ Two kinds. A *step* is a difference of memory that leaves the formula's: the acc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import count, mib, percent, plain, signed_percent
+from analysis.figures import count, mib, percent, plain, signed_mib, signed_percent
 from analysis.kv_account import Accounts
 from analysis.kv_fit import CUDA_SEGMENT_BYTES, HOST_SCATTER_BYTES, STEP_SHARE, Committed, Interval, block_bytes
 from analysis.kv_pages import Pages
@@ -94,19 +94,29 @@ def add_steps(doc: Document, committed: Committed, accounts: Accounts, pages: Pa
                 ),
                 **grain,
             )
+        _departures(doc, [interval for interval in intervals if interval not in steps], word, accounts)
     _granularity(doc, committed)
     _stairs(doc, committed, pages)
+
+
+def _departures(doc: Document, intervals: Sequence[Interval], word: str, accounts: Accounts) -> None:
+    """Name what is no step but more than the allocator's unit: the CPU backend has neither unit nor account."""
+    found = [i for i in intervals if abs(i.departure_bytes or 0.0) > i.granularity_bytes]
+    if found and found[0].longer.measured[0].device != "cpu":
+        doc.say("No step, but more than memory can be told apart by (" + word + "):")
+        doc.bullets(_step(interval, word, accounts) for interval in found)
 
 
 def _step(interval: Interval, word: str, accounts: Accounts) -> Phrase:
     departure, expected = interval.departure_bytes or 0.0, interval.expected_bytes or 0.0
     name = f"{interval.longer.name}.{word}"
     what = phrase(
-        "{shorter} to {longer}: {delta} MiB where the formula has {expected} ({share})",
+        "{shorter} to {longer}: {delta} MiB where the formula has {expected} ({departure} MiB, {share})",
         shorter=plain(f"{interval.shorter.name}.max_model_len", interval.shorter.at),
         longer=plain(f"{interval.longer.name}.max_model_len", interval.longer.at),
         delta=mib(f"{name}.step_delta_mib", interval.delta_bytes, 1),
         expected=mib(f"{name}.step_expected_mib", expected, 1),
+        departure=signed_mib(f"{name}.step_departure_mib", departure),
         share=signed_percent(f"{name}.step_departure_pct", departure / expected if expected else None),
     )
     causes = accounts.causes(interval, f"{name}.moved")

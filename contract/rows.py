@@ -357,10 +357,11 @@ class PointRow:
     throttle_reasons: list[str] = field(default_factory=list)
     """Why a card's clock was held down at any sample of the window: power cap, heat, an outside brake."""
     foreign_processes: list[str] | None = None
-    """Processes of others seen on the cards during the point; None where the server's own were not among those seen
-    (no card, or NVML's pids are not this container's), so that nobody can tell."""
+    """Processes of others seen on the cards before the server started or during the point. None where none was seen
+    before and the server's own were not among those seen during it (no server, no card, or NVML's pids are not this
+    container's), so that nobody can tell."""
     mem_tree_bytes: int | None = None
-    """Highest memory that NVML attributes to the server's own processes; None as above."""
+    """Highest memory that NVML attributes to the server's own processes at one look; None where they were not seen."""
     telemetry_hz: float | None = None
     """Samples of a card a second that were really taken in the window."""
     sampling_cpu_share: float | None = None

@@ -135,6 +135,9 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
     store = Store(Path(asked.resume)) if asked.resume else None
     if store and local:
         _compare(store, local, asked)
+    if store and not first.dry_run:
+        for path in store.discard_half_servers():
+            print(f"WARNING  {path} was not whole and is removed: what this server was is not known any more")
     if plan and local:
         _check_budget(plan, first)
         if first.dry_run:
@@ -188,8 +191,9 @@ def _look_at_nodes(
 def _warm_up(cluster: Cluster, fleet: Fleet, plan: Plan) -> None:
     """Before anything else, for an import takes as long as a cold start."""
     from contract.specs import Start
+    from workers.engines import make_engine
 
-    warm = [session for session in plan.sessions if session.start is Start.WARM and session.engine == "vllm"]
+    warm = [each for each in plan.sessions if each.start is Start.WARM and make_engine(each.engine).warm_modules]
     if warm:
         cluster.warm_up(fleet, warm[0])
 

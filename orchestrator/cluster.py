@@ -38,6 +38,7 @@ PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
 
 
+WARM_CLOSE_LIMIT_S = 1.0
 NODES_LIMIT_S = 5.0
 """For the cluster to say which of its nodes live."""
 
@@ -128,6 +129,9 @@ class Cluster:
         import ray
 
         with interrupts.deferred():
+            if self._private_dir is None:  # a private Ray's temporary files go with it
+                with contextlib.suppress(Exception):
+                    ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
             with contextlib.suppress(Exception):
                 ray.shutdown()
             if self._private_dir:
@@ -337,6 +341,10 @@ class WarmActor:
     def socket(self) -> str:
         """Return where it is asked; it may still be importing."""
         return str(self._parent.socket)
+
+    def close(self) -> None:
+        """End the warm parent, and remove what it leaves where it was killed."""
+        self._parent.close()
 
 
 class SessionActor:

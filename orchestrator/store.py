@@ -78,6 +78,23 @@ class Store:
                     found[path.stem] = PointRow(**written[-1])
         return found
 
+    def discard_half_servers(self) -> list[Path]:
+        """Remove the rows of servers that cannot be read, and return where they were.
+
+        A point's half a shard is replaced as its point is measured again; a server whose points are done is not
+        started again, and half a row of it would be in the way of all artifacts.
+        """
+        import pyarrow.parquet as pq
+
+        removed = []
+        for path in self.directory.glob(f"shards/*/{SESSION_SHARD}"):
+            try:
+                pq.read_metadata(path)
+            except (OSError, ValueError):  # Arrow's own are ValueErrors
+                path.unlink(missing_ok=True)
+                removed.append(path)
+        return removed
+
     def put_manifest(self, manifest: dict[str, Any]) -> None:
         """Write provenance and plan."""
         text = json.dumps(manifest, indent=1, default=asdict)
@@ -87,9 +104,10 @@ class Store:
         """Return the manifest. Raises `ConfigError` where it is missing or not ours."""
         try:
             content = json.loads((self.directory / "manifest.json").read_text())
-            if isinstance(content, dict) and "experiments" in content:
-                return content
-        except (OSError, ValueError):
+            experiments = content.get("experiments") if isinstance(content, dict) else None
+            if experiments and isinstance(experiments, list) and all(isinstance(each, dict) for each in experiments):
+                return content  # type: ignore[no-any-return]
+        except (OSError, ValueError, RecursionError):
             pass
         raise ConfigError([f"{self.directory} is not a run directory: it has no readable manifest.json"])
 

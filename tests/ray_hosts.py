@@ -35,6 +35,8 @@ class RayHosts:
     token: str | None = None
     port: int = 0
     dashboard_port: int = 0
+    variables: dict[str, str] = field(default_factory=dict)
+    """More of the environment of every process."""
     _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -57,7 +59,7 @@ class RayHosts:
         }
         if self.token:
             mine |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        return {**inherited, **mine, **more}
+        return {**inherited, **mine, **self.variables, **more}
 
     def command(self, host: int, *words: str) -> list[str]:
         """Return a command as it is run on a host."""

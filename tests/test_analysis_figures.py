@@ -73,6 +73,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = synthetic.failed(row, "out_of_memory", "tried to allocate 3 GiB")
         elif row.point_id == "utilization-4096":
             row = synthetic.failed(row, "kv_too_small", "the estimated maximum model length is 3968", "kv_too_small")
+            row = replace(row, engine_estimated_max_model_len=3968)
         elif row.purpose == "batching" and row.concurrency == 4:
             row = replace(row, prefix_hit_ratio=0.031, preemptions=3, failed=2, client_wait_share=0.31)
             row = replace(row, token_count_difference=10 * (row.repeat or 0))
@@ -581,6 +582,7 @@ class Auditor:
             "formula_marginal_bytes_per_token": both.formula_bytes_per_token.iloc[-1],
             "estimates": 2 + 2 * (len(self.memory("committed")) > 1),
             "estimates_apart": self.apart(formula, engine),
+            "estimates_furthest_pct": self.furthest(formula, engine),
             "label": model,
             "title": self.title(),
             "version": self.version(),
@@ -592,8 +594,14 @@ class Auditor:
         return value
 
     def apart(self, formula: float, engine: float) -> float:
+        return sum(abs(error) > 0.01 for error in self.errors(formula, engine))
+
+    def furthest(self, formula: float, engine: float) -> float:
+        return 100 * max(self.errors(formula, engine), key=abs)
+
+    def errors(self, formula: float, engine: float) -> list[float]:
         slopes = [self.line(word, "slope_bytes_per_token", None) or formula for word in ("ready", "loaded")]
-        return sum(abs(value / formula - 1) > 0.01 for value in (*slopes, engine))
+        return [value / formula - 1 for value in (*slopes, engine)]
 
     def title(self) -> str:
         row = self.first()
@@ -697,6 +705,7 @@ class Auditor:
                 "departure_pct": 100 * change.departure / change.expected,
                 "step_delta_mib": change.delta / MIB,
                 "step_expected_mib": change.expected / MIB,
+                "step_departure_mib": change.departure / MIB,
                 "step_departure_pct": 100 * change.departure / change.expected,
             }[what]
         )
@@ -714,12 +723,13 @@ class Auditor:
             "graphs": sums.graph_pool_bytes,
             "buffers": sums.buffer_bytes,
             "cache": sums.cached_bytes,
-            "outside": sums.outside_bytes,
+            "outside": sums.outside_bytes - sums.context_bytes,
         }
-        named = ("weights", "kv", "graphs", "buffers", "cache", "outside")
-        parts["residual"] = parts["used"] - sum(parts[name] for name in named)
-        if what == "residual_pct":
-            return float(100 * abs(parts["residual"]) / parts["used"])
+        named = ("weights", "kv", "graphs", "buffers", "cache", "context")
+        parts["unnamed"] = parts["used"] - sum(parts[name] for name in named)
+        parts["residual"] = parts["unnamed"] - parts["outside"]
+        if what in ("residual_pct", "unnamed_pct"):
+            return float(100 * abs(parts[what.removesuffix("_pct")]) / parts["used"])
         return float(parts[what.removesuffix("_mib")] / MIB)
 
     def moved(self, shorter: int, longer: int, word: str, what: str) -> float:
@@ -742,6 +752,9 @@ class Auditor:
         rows = self.memory("utilization")
         if what == "max_model_len":
             return int(length)
+        if what == "engine_estimated_max_model_len":
+            refused = self.points[(self.points["mode"] == "utilization") & (self.points.max_model_len == int(length))]
+            return float(refused.engine_estimated_max_model_len.min())
         if int(length) not in rows.index:
             return float("nan")
         row = rows.loc[int(length)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.answer import answer
+from analysis.artifacts import reduce
 from analysis.kv_fit import kv_results
 from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
@@ -81,6 +83,63 @@ def test_kv_too_small_keeps_the_engines_words_whatever_they_hold(tmp_path: Path)
         'kv_too_small; the engine said: To serve at least one request, 0.03 GiB "KV" is needed, estimated'
         in row["notes"]
     )
+
+
+def test_a_card_that_another_process_fills_is_named_with_the_next_step(tmp_path: Path) -> None:
+    held = {"mem_baseline_bytes": 62_050 * MIB, "foreign_processes": ["pid 7 on GPU-0: 62050 MiB"]}
+    rows = [replace(synthetic.failed(row, "free_memory_low"), **held) for row in memory()]  # type: ignore[arg-type]
+    page = notes(rows)
+    words = (
+        "failed: free_memory_low; 62,050 MiB were in use before the start; "
+        "another process on the card: pid 7 on GPU-0: 62050 MiB"
+    )
+    assert page.count(words) == len(rows)
+    step = "Next step for `free_memory_low`: end what else holds the card's memory"
+    assert step in page.partition("## Not measured")[2]
+    (path,) = write_capacity(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    assert "62,050 MiB were in use before the start; another process" in path.read_text()
+    synthetic.write_run(tmp_path, rows[:1])
+    reduce(tmp_path)
+    assert step in answer(tmp_path)
+    quiet = [replace(row, mem_baseline_bytes=4 * MIB) for row in rows]
+    assert "in use before the start" not in notes(quiet)
+
+
+REFUSED = (
+    "ValueError: To serve at least one request with the model's max seq len (4096), (1.51 GiB KV cache is needed, "
+    "which is larger than the available KV cache memory (0.82 GiB). Based on the available memory, the estimated "
+    "maximum model length is 2208. Try increasing gpu_memory_utilization or decreasing max_model_len when "
+    "initializing the engine."
+)
+
+
+def too_long(only: bool = False) -> list[PointRow]:
+    """Return rows of which the longest by utilization did not fit; `only`: it alone."""
+
+    def refused(row: PointRow) -> PointRow:
+        failed = synthetic.failed(row, "kv_too_small", REFUSED, "kv_too_small")
+        return replace(failed, engine_estimated_max_model_len=2208)
+
+    made = [refused(row) if row.point_id == "utilization-4096" else row for row in memory()]
+    return [row for row in made if row.point_id == "utilization-4096"] if only else made
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_the_engines_estimate_for_a_length_that_cannot_fit_is_the_answer(tmp_path: Path, only: bool) -> None:
+    rows = too_long(only)
+    (path,) = write_capacity(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    row = list(csv.DictReader(io.StringIO(path.read_text())))[-1]
+    assert row["engine_estimated_max_model_len"] == "2208"
+    assert "the longest that fits by the engine's estimate: 2208 tokens" in row["notes"]
+    assert "when initializing the engine." in row["notes"]
+    sentence = (
+        "not one sequence of max_model_len 4096 fits the pool at gpu_memory_utilization 0.9; the longest that would, "
+        "by the engine's own estimate: 2208 tokens (no server of that length was measured)"
+    )
+    assert sentence in notes(rows).partition("### Which max_model_len is safe")[2]
+    synthetic.write_run(tmp_path, rows)
+    reduce(tmp_path)
+    assert sentence in answer(tmp_path)
 
 
 def test_simulated_stands_in_every_row_and_on_the_page(tmp_path: Path) -> None:
@@ -296,9 +355,44 @@ def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> Non
 
 def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
-    assert "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+1.6 %); by the account: cache +96.0 MiB" in page
-    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 |" in page
-    assert "The largest residual is +1.0 MiB" in page
+    assert (
+        "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB"
+        in page
+    )
+    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 |" in page
+
+
+def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() -> None:
+    page = notes(memory(replace(synthetic.GPU, extra_ready_bytes={2048: 24 * MIB, 4096: 24 * MIB})))
+    assert "Are there steps (ready)? **None**" in page
+    told = page.partition("No step, but more than memory can be told apart by (ready):")[2].partition("\n\nAre there")[
+        0
+    ]
+    assert told.strip().splitlines() == [
+        "- 1024 to 2048: 12,312.0 MiB where the formula has 12,288.0 (+24.0 MiB, +0.2 %); "
+        "by the account: cache +24.0 MiB; more of what activations freed, or of what rounding to whole "
+        "segments adds, stays in torch's cache"
+    ]
+    assert "No step, but" not in notes(memory())
+    assert "No step, but" not in notes(memory(replace(synthetic.GPU, extra_ready_bytes={4096: 2 * MIB})))
+
+
+def test_what_nobody_names_is_printed_beside_the_residual() -> None:
+    page = notes(memory())
+    assert "Against everything that was read the largest residual is +1.0 MiB" in page
+    assert "so that what nobody names is seen, it is at most +231.0 MiB, and at most 1.51 % of the memory" in page
+    whole = next(row for row in page.splitlines() if row.startswith("| 512 | ready | 15,250.0 | 7,289.0 | "))
+    assert whole.endswith(" | 527.0 | 230.0 | +1.0 |")
+    assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | +231.0 | 1.51 % |" in page
+
+
+def test_without_a_probe_what_nobody_names_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.account_of
+    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, context_bytes=None) for a in known(row)])
+    page = notes(memory())
+    assert "what of *outside torch* nobody names is not known" in page
+    assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | – | – |" in page
+    assert " | – | 757.0 | +1.0 |" in page
 
 
 def test_a_run_without_accounts_says_that_none_was_made() -> None:
@@ -312,4 +406,5 @@ def test_what_was_not_measured_is_a_dash_and_falls_to_the_residual(monkeypatch: 
     monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, outside_bytes=None) for a in known(row)])
     page = notes(memory())
     assert "Where *outside torch* is missing the server did not give its memory back" in page
-    assert "| – | +758.0 | 4.97 % |" in page
+    assert "| 527.0 | – | +231.0 |" in page
+    assert "| +231.0 | 1.51 % | +231.0 | 1.51 % |" in page

@@ -6,6 +6,8 @@ import pytest
 
 from contract.causes import CAUSES, Again, Reach, cause, table
 from contract.failures import FailureClass
+from contract.next_steps import NEXT_STEPS, next_step
+from contract.next_steps import table as table_of_steps
 from contract.rows import MEASURED, PRUNED, RESULT_STATUSES
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -36,3 +38,17 @@ def test_an_unknown_class_is_taken_for_a_defect_of_ours(unknown: str | None) -> 
 
 def test_the_documentation_shows_the_table() -> None:
     assert table() in PAGE.read_text(), "put the output of contract.causes.table() into docs/reliability.md"
+
+
+def test_the_next_steps_stand_in_the_order_of_the_classes_and_in_the_documentation() -> None:
+    assert list(NEXT_STEPS) == [failure_class for failure_class in FailureClass if failure_class in NEXT_STEPS]
+    assert table_of_steps() in PAGE.read_text(), (
+        "put the output of contract.next_steps.table() into docs/reliability.md"
+    )
+
+
+def test_every_failure_that_memory_or_a_user_makes_has_a_next_step() -> None:
+    asked = {what for what in FailureClass if "memory" in what or what in ("kv_too_small", "bad_argument", "stopped")}
+    assert asked <= set(NEXT_STEPS)
+    assert next_step("free_memory_low") == NEXT_STEPS[FailureClass.FREE_MEMORY_LOW]
+    assert [next_step(words) for words in (None, "of a later version", "internal")] == [None] * 3

@@ -1,4 +1,4 @@
-"""What a level's row says of its load."""
+"""What a row says of its load and of who else was on its cards."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
-from contract.rows import TelemetryRow
-from workers.point_rows import offered_qps, power_w
+from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, TelemetryRow
+from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec
+from workers.devices.base import CardProcess
+from workers.kv_figures import KvFigures
+from workers.point_rows import Origin, blank, fill_window, offered_qps, power_w
+from workers.sampler import Observed
 
 
 @given(st.floats(0.5, 100), st.floats(5, 60))
@@ -24,6 +28,51 @@ def test_drawn_arrivals_begin_with_a_gap() -> None:
 
 def test_one_request_at_once_has_no_rate() -> None:
     assert offered_qps(Arrivals(ArrivalProcess.CONSTANT, 1.0, (Stage(1),)), [0.0]) is None
+
+
+# --- processes of others ---
+
+BEFORE = CardProcess("GPU-0", 7, 62_050 * 2**20, ours=False)
+DURING = CardProcess("GPU-0", 8, 300 * 2**20, ours=False)
+OWN = CardProcess("GPU-0", 9, 900 * 2**20, ours=True)
+
+
+def blank_after(*before: CardProcess) -> PointRow:
+    """Return the empty row of a point of a server before whose start these processes were seen."""
+    point = Point("m", PointKind.MEMORY, Purpose.KV_SCALING, "kv")
+    spec = SessionSpec(
+        "s", ModelSpec("tiny", {}, dummy_weights=True), ServerSpec(512), "vllm", "cuda", Mode.COMMITTED, 1, 32, (point,)
+    )
+    session = SessionRow(SCHEMA_VERSION, "run", "s", 1, MEASURED, False, "", foreign_processes=[*map(str, before)])
+    return blank(Origin(spec, session, None, KvFigures(), None), point, 0.0)
+
+
+def test_a_row_of_a_server_that_did_not_start_names_who_was_there() -> None:
+    assert blank_after(BEFORE).foreign_processes == ["pid 7 on GPU-0: 62050 MiB"]
+    assert blank_after().foreign_processes is None
+
+
+@pytest.mark.parametrize(
+    ("before", "looks", "named"),
+    [
+        ([BEFORE], [[OWN]], [BEFORE]),
+        ([BEFORE], [[OWN, BEFORE], [OWN, DURING]], [BEFORE, DURING]),
+        ([BEFORE], [], [BEFORE]),
+        ([], [[OWN, DURING]], [DURING]),
+        ([], [[OWN]], []),
+        ([], [[DURING]], None),
+    ],
+    ids=["gone later", "another came", "no look", "came later", "nobody", "nobody can tell"],
+)
+def test_who_was_there_before_stays_named_beside_who_came(
+    before: list[CardProcess], looks: list[list[CardProcess]], named: list[CardProcess] | None
+) -> None:
+    row = blank_after(*before)
+    fill_window(row, Observed(processes=looks), 0.0, 1.0)
+    assert row.foreign_processes == (None if named is None else [*map(str, named)])
+
+
+# --- power ---
 
 
 def watts(**by_card: list[float | None]) -> list[TelemetryRow]:

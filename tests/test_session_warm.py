@@ -1,5 +1,6 @@
 """A session told to start warm: on the stand-in server, forked by a real warm parent."""
 
+import os
 import signal
 import sys
 import threading
@@ -160,8 +161,9 @@ def test_without_a_warm_parent_a_server_starts_cold(
     row, _ = started(None, monkeypatch)
     assert (row.status, row.start, row.start_reason) == (MEASURED, "cold", "this node has no warm parent")
     dead = parent()
-    dead._process.kill()
-    dead._process.wait()
+    os.kill(dead.pid, signal.SIGKILL)
+    while processes.is_running(dead.pid):
+        time.sleep(0.01)
     row, _ = started(dead, monkeypatch)
     assert (row.status, row.start) == (MEASURED, "cold")
     assert (row.start_reason or "").startswith("no warm parent answers")

@@ -1,4 +1,4 @@
-"""Process trees read from /proc: descendants, memory, liveness. Linux only; never kills anything."""
+"""Processes read from /proc: descendants, memory, liveness. Linux only; never kills anything."""
 
 from __future__ import annotations
 
@@ -27,6 +27,22 @@ def is_running(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def working_in(directory: Path) -> list[psutil.Process]:
+    """Return the living processes of this user that work below `directory`, or have their TMPDIR there.
+
+    A process inherits both from whoever started it, so this finds those whose parents are gone.
+    """
+    found = []
+    for process in psutil.process_iter():
+        try:
+            places = (process.cwd(), process.environ().get("TMPDIR", ""))
+            if any(Path(place).is_relative_to(directory) for place in places) and is_running(process.pid):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 def listens(pid: int, port: int) -> bool:

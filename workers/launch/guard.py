@@ -8,7 +8,8 @@ hurry. When the owner dies PRIVATE_DIR is removed too, also where the server had
 has made in /dev/shm since the guard began, and a killed process could not remove, is removed with it.
 
 It leaves its parent's process group (Ray kills an actor's group and direct children) and becomes a subreaper, so that
-no descendant can slip away. It stays in the session: Linux schedules each session as a group (autogroup, sched(7)), and
+no descendant can slip away. Where it is killed itself, the server is, too, and the owner ends what is left. It stays in
+the session: Linux schedules each session as a group (autogroup, sched(7)), and
 a server in another group could starve its load client. It ends when the tree has ended and its owner knows or is dead.
 """
 
@@ -31,10 +32,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 HURRIED_GRACE_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
+_LIBC = ctypes.CDLL(None)
 
 
 class Server(Protocol):
@@ -56,7 +59,7 @@ class Guard:
         if os.fork():
             os._exit(0)
         os.setpgid(0, 0)
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._began_s = time.time()
         self._asked: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -76,7 +79,13 @@ class Guard:
 def main(argv: list[str]) -> None:
     """Guard the command after `--`; returns when nothing of it is left."""
     guard = Guard(int(argv[0]), Path(argv[1]), float(argv[2]), Path(argv[3]))
-    guard.watch(subprocess.Popen(argv[argv.index("--") + 1 :], stdin=subprocess.DEVNULL))
+    command = argv[argv.index("--") + 1 :]
+    guard.watch(subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent))
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process, a server, with the guard that has started it: it must not run unguarded."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _wait(owner_fd: int, until: Callable[[], bool]) -> None:
@@ -105,7 +114,7 @@ def _end_tree(server: Server, grace_s: float, began_s: float, hurry: Callable[[]
     An owner that dies meanwhile, or hurries, shortens the grace to a second.
     """
     asked_at = time.monotonic()
-    shared = _shared_memory(_descendants(os.getpid()))
+    shared = shared_memory(_descendants(os.getpid()))
     if server.poll() is None:
         _signal([server.pid], signal.SIGTERM)
     terminated_tree = False
@@ -113,11 +122,11 @@ def _end_tree(server: Server, grace_s: float, began_s: float, hurry: Callable[[]
         _reap(server)
         left = _descendants(os.getpid())
         if not left:
-            _remove(shared, began_s)
+            remove(shared, began_s)
             return
         waited_s = time.monotonic() - asked_at
         if waited_s > (min(HURRIED_GRACE_S, grace_s) if hurry() else grace_s):
-            shared |= _shared_memory(left)
+            shared |= shared_memory(left)
             _signal(left, signal.SIGKILL)
         elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
             _signal(left, signal.SIGTERM)
@@ -125,7 +134,7 @@ def _end_tree(server: Server, grace_s: float, began_s: float, hurry: Callable[[]
         time.sleep(POLL_S)
 
 
-def _shared_memory(pids: list[int]) -> set[Path]:
+def shared_memory(pids: list[int]) -> set[Path]:
     """Files in /dev/shm that these processes have mapped or open."""
     found = set()
     for pid in pids:
@@ -139,9 +148,9 @@ def _shared_memory(pids: list[int]) -> set[Path]:
     return found
 
 
-def _remove(files: set[Path], began_s: float) -> None:
+def remove(files: set[Path], began_s: float) -> None:
     """Remove those that are ours, were made in our time, and that nobody else has mapped."""
-    others = _shared_memory([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
+    others = shared_memory([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
     for path in files - others:
         with contextlib.suppress(OSError):
             about = path.lstat()

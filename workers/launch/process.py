@@ -15,12 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from workers import processes
 from workers.launch import guard
 from workers.launch.warm import Offer
 from workers.launch.workspace import Workspace
 
 POLL_S = 0.02
+UNGUARDED_LIMIT_S = 5.0
 
 
 class ServerProcess:
@@ -37,6 +40,7 @@ class ServerProcess:
         """Start `command`, or with an offer fork what would run it. Raises `NotWarm` where that is refused."""
         self._workspace = workspace
         self._grace_s = grace_s
+        self._began_s = time.time()
         self._asking = threading.Lock()
         workspace.status.unlink(missing_ok=True)  # a former server's
         owner_fd, self._alive = os.pipe()
@@ -107,9 +111,23 @@ class ServerProcess:
             deadline = time.monotonic() + self._grace_s + 10
             while processes.is_running(self.guard_pid) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
+            if self.exit_code is None:
+                self._end_without_guard()
             with self._asking:
                 os.close(self._alive)
                 self._alive = -1
+
+    def _end_without_guard(self) -> None:
+        """The guard was killed, or hangs: end here what it has left."""
+        deadline = time.monotonic() + UNGUARDED_LIMIT_S
+        shared: set[Path] = set()
+        while (left := processes.working_in(self._workspace.root)) and time.monotonic() < deadline:
+            shared |= guard.shared_memory([process.pid for process in left])
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            time.sleep(POLL_S)
+        guard.remove(shared, self._began_s)
 
     def _ask(self, request: bytes) -> None:
         """One byte asks the guard to stop, more to hurry."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from contract.specs import SessionSpec
+from workers import processes
 from workers.caches import cache_root, compile_caches
 from workers.engines.base import Address, Engine, inherited_environment
 from workers.launch.workspace import Workspace
@@ -30,7 +31,11 @@ SOCKETS_BELOW = 5
 IMPORT_LIMIT_S = 300.0
 """For a warm parent to be done importing."""
 FORK_LIMIT_S = 30.0
+PID_FILE = "pid"
+"""As `warm_parent` has it, which must not be imported."""
 POLL_S = 0.2
+CLOSE_LIMIT_S = 5.0
+"""For a warm parent to end: it is told by the kernel, in the middle of whatever it does."""
 
 
 class NotWarm(Exception):
@@ -59,22 +64,22 @@ class WarmParent:
             listener.bind(str(self.socket))
             listener.listen()
             fds = [owner_fd, listener.fileno()]
-            self._process = subprocess.Popen(
+            subprocess.run(
                 [sys.executable, str(SCRIPT), *map(str, fds), str(self._root), *modules],
                 env={**environment, "TMPDIR": str(temporary)}, cwd=self._root, pass_fds=fds,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=True,
             )  # fmt: skip
         os.close(owner_fd)
-
-    @property
-    def pid(self) -> int:
-        """The process's."""
-        return self._process.pid
+        self.pid = int((self._root / PID_FILE).read_text())
 
     def close(self) -> None:
-        """End it. Servers that were forked from it live on: their owners are others."""
-        os.close(self._alive)
-        self._process.wait()
+        """End it. Servers that were forked from it live on: their owners are others. Safe to call twice."""
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+        deadline = time.monotonic() + CLOSE_LIMIT_S
+        while processes.is_running(self.pid) and time.monotonic() < deadline:
+            time.sleep(POLL_S / 10)
         shutil.rmtree(self._root, ignore_errors=True)
 
 

@@ -51,6 +51,7 @@ READ_LATE = (
 parent's. Any other one that does is a reason for a cold start."""
 MESSAGE_BYTES = 2**20
 CLIENT_LIMIT_S = 10.0
+PID_FILE = "pid"
 
 
 class NotFit(Exception):
@@ -212,6 +213,7 @@ class Parent:
             its_guard = guard.Guard(its_owner_fd, Path(request.status), request.grace_s, Path(request.directory))
             server = os.fork()
             if not server:
+                guard.end_with_parent()
                 return True
             its_guard.watch(Forked(server))
         except BaseException:
@@ -298,9 +300,19 @@ def _end_with(owner_fd: int, private_dir: Path) -> None:
         ended(signal.SIGIO, None)
 
 
+def _leave_owner(pid_file: Path) -> None:
+    """Be nobody's child and in nobody's group: Ray kills an actor's, and nobody would remove the directory."""
+    child = os.fork()
+    if child:
+        pid_file.write_text(str(child))
+        os._exit(0)
+    os.setpgid(0, 0)
+
+
 def main(argv: list[str]) -> None:
     """Import, fork; in a forked server: be it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the run to act on
+    _leave_owner(Path(argv[2]) / PID_FILE)
     parent = Parent(int(argv[0]), int(argv[1]), Path(argv[2]), argv[3:])
     request = parent.serve()
     become(request, parent.imported)

@@ -1,0 +1,45 @@
+"""What a user can do about a failure, by its class: one sentence each, for the pages and the terminal. Pure.
+
+A class that is not in the table leaves nothing to do but to read the end of the log, which every row holds.
+"""
+
+from __future__ import annotations
+
+from contract.failures import FailureClass as F
+
+_RESUME = "`python -m orchestrator resume=RUN` measures them"
+
+NEXT_STEPS: dict[F, str] = {
+    F.BAD_ARGUMENT: "correct the flag that vLLM names (`server.…`, `server.extra_args`) and start the run again",
+    F.LENGTH_ABOVE_MODEL: "ask for no length beyond the one that the model was made for",
+    F.MODEL_MISSING: "check `model.name`, HF_TOKEN and the network, or put the model into the cache of the node first",
+    F.NOT_INSTALLED: "install vLLM in the Python environment of that node",
+    F.KV_TOO_SMALL: "this is a result; for the length itself raise `server.gpu_memory_utilization`, or spread the "
+    "model over more cards (`server.tensor_parallel_size`)",
+    F.FREE_MEMORY_LOW: "end what else holds the card's memory, or name other cards in CUDA_VISIBLE_DEVICES, or lower "
+    "`server.gpu_memory_utilization`; after the first " + _RESUME,
+    F.MEMORY_PROFILE: "have nobody else start or stop on the card; then " + _RESUME,
+    F.OUT_OF_MEMORY: "ask for less (a smaller `server.kv_cache_memory_bytes`, fewer `sequences` or shorter lengths of "
+    "the sweep), or spread the model over more cards (`server.tensor_parallel_size`)",
+    F.GRAPH_MEMORY: "leave memory for CUDA graphs (a lower `server.gpu_memory_utilization` or "
+    "`server.kv_cache_memory_bytes`), or do without them (`server.enforce_eager=true`)",
+    F.READY_TIMEOUT: "raise `engine.ready_timeout_s`; then " + _RESUME,
+    F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
+    "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
+    F.CLIENT_LIMITED: "give the load more cores, or `load.processes`; then " + _RESUME,
+    F.STOPPED: _RESUME,
+    F.ACTOR_LOST: _RESUME,
+    F.NODE_LOST: _RESUME,
+    F.NOT_WRITTEN: "make room for the run directory; then " + _RESUME,
+}
+
+
+def next_step(failure_class: str | None) -> str | None:
+    """Return what can be done about a row's failure class; None where nothing general can."""
+    return NEXT_STEPS.get(F(failure_class)) if failure_class in set(F) else None
+
+
+def table() -> str:
+    """Return the table as Markdown: what docs/reliability.md holds."""
+    lines = ["| class | next step |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{failure_class}` | {words} |" for failure_class, words in NEXT_STEPS.items())])

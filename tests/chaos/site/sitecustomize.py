@@ -1,0 +1,30 @@
+"""On PYTHONPATH of a chaos trial: every process that imports the simulator's engine gets the one that can be hurt."""
+
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+ENGINE = "workers.engines.sim"
+
+
+class _Installs:
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != ENGINE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.loader is not None
+        load = spec.loader.exec_module
+
+        def load_and_install(module: ModuleType) -> None:
+            load(module)
+            from tests.chaos import standin
+
+            standin.install(module)
+
+        spec.loader.exec_module = load_and_install  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, _Installs())  # type: ignore[arg-type]
