@@ -25,6 +25,7 @@ from analysis.series import Reading, Series
 from analysis.statistics import linear_fit
 from analysis.tables import Tables
 from analysis.targets import Targets
+from analysis.watching import add_watching
 
 FILE = "kv_cache_scaling_notes.md"
 
@@ -59,6 +60,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
         add_estimates(doc, result, accounts)
         add_pages(doc, result, tables.configs)
         add_headroom(doc, result, tables, targets)
+    add_watching(doc, rows, "memory")
     add_failures(doc, rows, tables)
     return doc
 

@@ -379,8 +379,9 @@ class Auditor:
             (r"server\.(.+)\.(\w+)", self.server),
             (r"report\.(\w+)\.bin_s", self.bin_s),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
-            (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
-            (r"load\.telemetry_cost_pct", lambda: 100 * self.watched().telemetry_cost_share.max()),
+            (r"(load|memory)\.telemetry_hz", lambda kind: self.watched(kind).telemetry_hz.median()),
+            (r"(load|memory)\.telemetry_lowest_hz", lambda kind: self.watched(kind).telemetry_hz.min()),
+            (r"(load|memory)\.sampling_cpu_pct", lambda kind: 100 * self.watched(kind).sampling_cpu_share.max()),
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points|alike)", self.lost),
             (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.len(\d+)\.c(\d+)[._](\w+)", self.envelope_cell),
             (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.(\w+)", lambda p, w: self.envelope(p).value(w, self.target)),
@@ -502,8 +503,8 @@ class Auditor:
         assert np.isnan(row.memory_back_s)
         return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
 
-    def watched(self) -> pd.DataFrame:
-        return self.points[(self.points.kind == "load") & (self.points.status == "measured")]
+    def watched(self, kind: str = "load") -> pd.DataFrame:
+        return self.points[(self.points.kind == kind) & (self.points.status == "measured")]
 
     def gpu_util(self, which: str) -> float:
         seen = self.watched().gpu_util_pct

@@ -300,6 +300,15 @@ def test_speed_of_a_dummy_mixture_of_experts_is_disowned_in_every_row(tmp_path: 
     assert not any("MoE" in row["notes"] for row in scaling(tmp_path, trained))
 
 
+def test_the_cost_of_watching_real_cards_is_told() -> None:
+    text = notes(memory())
+    assert "Each card was sampled 9.4 times a second (median of the windows; 9.4 in the lowest)." in text
+    assert "took at most 2.10 % of one core" in text
+    for elsewhere in (synthetic.CPU, replace(synthetic.GPU, simulated=True, engine="sim", device="sim")):
+        rows = synthetic.changed(memory(elsewhere), lambda r: True, telemetry_hz=1.0, sampling_cpu_share=0.03)
+        assert "times a second" not in notes(rows)
+
+
 @pytest.mark.parametrize("status", ["measured", "failed"])
 def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> None:
     def left(size: int, memory_back_s: float | None = None) -> Tables:
