@@ -27,9 +27,10 @@ from workers import node_report
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
-from workers.temporary import private_directory
+from workers.temporary import own, private_directory, remove_ownerless
 
 OBJECT_STORE_BYTES = 256 * 2**20
+PRIVATE_PREFIX = "vc-ray-"
 SOCKETS_BELOW = 70
 """Characters of /r/session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
 ACTOR_LIMIT_S = 180.0
@@ -60,6 +61,8 @@ class Cluster:
         self._warm: dict[str, Any] = {}
         self._renewing: dict[str, asyncio.Future[None]] = {}
         self._private_dir: str | None = None
+        self._owning: int | None = None
+        """Says that it is ours, for as long as we live."""
         self._saved_environment: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
@@ -79,7 +82,10 @@ class Cluster:
 
     def _start_private(self) -> None:
         assert self._local is not None
-        self._private_dir = str(private_directory("vc-ray-", SOCKETS_BELOW))
+        for left in remove_ownerless(PRIVATE_PREFIX):
+            print(f"a run that was killed had left {left}: it is removed")
+        directory = private_directory(PRIVATE_PREFIX, SOCKETS_BELOW)
+        self._private_dir, self._owning = str(directory), own(directory)
         # A key of its own: Ray would write one into the user's home.
         self._set_environment(
             RAY_AUTH_MODE="token",
@@ -129,13 +135,16 @@ class Cluster:
         import ray
 
         with interrupts.deferred():
-            if self._private_dir is None:  # a private Ray's temporary files go with it
+            if self._warm and self._private_dir is None:  # a private Ray's temporary files go with it
                 with contextlib.suppress(Exception):
                     ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
             with contextlib.suppress(Exception):
                 ray.shutdown()
             if self._private_dir:
                 shutil.rmtree(self._private_dir, ignore_errors=True)
+            if self._owning is not None:
+                os.close(self._owning)
+                self._owning = None
             for name, value in self._saved_environment.items():
                 _set(name, value)
 

@@ -44,7 +44,7 @@ def text(name: str, content: str) -> Callable[[Path], None]:
 
 
 def linked(here: Path) -> None:
-    text("run/manifest.json", '{"experiments": []}')(here)
+    text("run/manifest.json", '{"experiments": [{}]}')(here)
     (here / "run/shards").symlink_to("/tmp")
 
 
@@ -141,7 +141,7 @@ FILES = [
 ENVIRONMENT = [
     Bad("+sweep=kv engine=sim", "is not a directory", BAD, {"VLLM_CAPACITY_OUTPUT_ROOT": "{here}/f"}, text("f", "")),
     Bad("+sweep=kv engine=sim cluster=auto", "nobody listens at", NO_ROOM, {"RAY_ADDRESS": "127.0.0.1:1"}),
-    Bad("+sweep=kv engine.device=cuda", "NVML shows no GPU", NO_ROOM, {"CUDA_VISIBLE_DEVICES": "99"}),
+    Bad("+sweep=kv engine.device=cuda", "CUDA_VISIBLE_DEVICES names '99'", NO_ROOM, {"CUDA_VISIBLE_DEVICES": "99"}),
 ]
 STREAMS = {
     Fault.ERROR_MID_STREAM: "in_band_error",

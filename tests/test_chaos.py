@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -107,3 +108,14 @@ def test_the_oracle_sees(spoil: Callable[[Path], None], words: str, stored: tupl
     assert any(words in finding for finding in oracle.findings(run, points, [])), oracle.findings(run, points, [])
     if spoil in (lose, halve, forget_the_class):
         assert any("measured again" in finding for finding in oracle.findings(run, points, kept))
+
+
+def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone_on_with(tmp_path: Path) -> None:
+    """Its points may all be done, so that nobody starts it again."""
+    whole, half = (tmp_path / "shards" / name / "session.parquet" for name in ("a", "b"))
+    for path in (whole, half):
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table({"status": [MEASURED]}), path)
+    half.write_bytes(half.read_bytes()[:200])
+    assert Store(tmp_path).discard_half_servers() == [half]
+    assert (whole.exists(), half.exists()) == (True, False)

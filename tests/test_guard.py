@@ -174,3 +174,16 @@ def test_stop_twice_is_one_stop(workspace: Workspace) -> None:
     server.stop()
     server.stop()
     assert server.exit_code == -signal.SIGTERM
+
+
+def test_a_server_whose_guard_is_killed_dies_and_its_owner_ends_what_it_leaves(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", STUBBORN, str(tmp_path / "grandchild")]
+    server = ServerProcess(command, dict(os.environ), workspace, 5.0)
+    grandchild = read_pid(tmp_path / "grandchild")
+    os.kill(server.guard_pid, signal.SIGKILL)
+    until(lambda: not server.running)
+    assert processes.is_running(grandchild)
+    server.stop()
+    assert not processes.is_running(grandchild)

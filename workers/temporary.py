@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
+import psutil
+
+from workers import processes
+
+OWNER = "owner"
 SOCKET_PATH_CHARACTERS = 107
 """What a Unix socket's path may have (unix(7))."""
 
@@ -19,3 +28,32 @@ def private_directory(prefix: str, below: int) -> Path:
         return directory
     directory.rmdir()
     return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+
+
+def own(directory: Path) -> int:
+    """Mark a directory as this process's: return a descriptor to keep open, which the kernel closes with us."""
+    unseen = directory / f"{OWNER}.new"  # until it is locked
+    lock = os.open(unseen, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    unseen.rename(directory / OWNER)
+    return lock
+
+
+def remove_ownerless(prefix: str) -> list[Path]:
+    """Remove this user's directories of `prefix` whose owner was killed, end what still works in them; return them."""
+    removed = []
+    for directory in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: its owner lives
+                for process in processes.working_in(directory):
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(directory)
+            finally:
+                os.close(lock)
+    return removed

@@ -55,7 +55,7 @@ class Disk:
     def unmount(self) -> None:
         """Give it back."""
         if self.mounted:
-            subprocess.run(["umount", str(self.root)], capture_output=True, check=True)
+            subprocess.run(["umount", "--lazy", str(self.root)], capture_output=True, check=True)
             self.mounted = False
 
 

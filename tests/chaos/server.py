@@ -53,6 +53,7 @@ def main() -> None:
 
     def end_with_core() -> None:
         code = core.wait()
+        shared.unlink(missing_ok=True)  # as Python's resource tracker would, whenever this process ends
         print(f"EngineDeadError: the engine core ended with {code}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -67,7 +68,7 @@ def main() -> None:
         sim_server.main()
     finally:
         core.kill()
-        shared.unlink()
+        shared.unlink(missing_ok=True)
         if taken is not None:
             taken.close()
 
