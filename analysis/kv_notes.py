@@ -25,6 +25,7 @@ from analysis.series import Reading, Series
 from analysis.statistics import linear_fit
 from analysis.tables import Tables
 from analysis.targets import Targets
+from analysis.watching import add_watching
 
 FILE = "kv_cache_scaling_notes.md"
 
@@ -43,6 +44,12 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
         "that fills a step, when activation memory has been taken back.",
         unit=plain("unit.mib_bytes", 2**20),
     )
+    if any(point.mem_tree_bytes is not None for point in rows):
+        doc.say(
+            "*By process*, a cross-check: the highest that NVML gave for the server's own processes at one look, from "
+            "the start of the warm-up load to its end. Where it is nearer to *ready* no look came after the load had "
+            "taken its memory. What the cards show beyond it NVML gives to no process, or it was there before."
+        )
     accounts = Accounts(tables.sessions)
     for result in kv_results(tables.points):
         sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
@@ -53,6 +60,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
         add_estimates(doc, result, accounts)
         add_pages(doc, result, tables.configs)
         add_headroom(doc, result, tables, targets)
+    add_watching(doc, rows, "memory")
     add_failures(doc, rows, tables)
     return doc
 
@@ -78,22 +86,38 @@ def _committed_table(doc: Document, committed: Committed) -> None:
             "slope is the cost of one token of length for all {n} sequences together.",
             n=count(f"{committed.series.name}.sequences", committed.sequences),
         )
-    columns = ["max_model_len", "ready MiB", "loaded MiB", "difference MiB", "formula MiB", "bytes per token", "notes"]
+    by_process = _knows_processes(committed.series)
+    columns = ["difference MiB", "formula MiB", "bytes per token", "notes"]
     doc.table(
-        columns,
-        [_committed_row(committed, reading) for reading in committed.series.readings],
+        [*_memory_heads(by_process), *columns],
+        [_committed_row(committed, reading, by_process) for reading in committed.series.readings],
         committed.series.sample.simulated,
     )
 
 
-def _committed_row(committed: Committed, reading: Reading) -> list[str | Part]:
-    interval = interval_to(committed, reading)
-    places = digits(committed.series.sample)
+def _knows_processes(series: Series) -> bool:
+    return any(reading.median("mem_tree_bytes") is not None for reading in series.measured)
+
+
+def _memory_heads(by_process: bool) -> list[str]:
+    return ["max_model_len", "ready MiB", "loaded MiB", *(["by process MiB"] if by_process else [])]
+
+
+def _memory_cells(reading: Reading, places: int, by_process: bool) -> list[str | Part]:
     cells: list[str | Part] = [
         plain(f"{reading.name}.max_model_len", reading.at),
         mib(f"{reading.name}.mem_ready_mib", reading.median("mem_ready_bytes"), places),
         mib(f"{reading.name}.mem_loaded_mib", reading.median("mem_loaded_bytes"), places),
     ]
+    if by_process:
+        cells.append(mib(f"{reading.name}.mem_tree_mib", reading.median("mem_tree_bytes"), places))
+    return cells
+
+
+def _committed_row(committed: Committed, reading: Reading, by_process: bool) -> list[str | Part]:
+    interval = interval_to(committed, reading)
+    places = digits(committed.series.sample)
+    cells = _memory_cells(reading, places, by_process)
     if interval is None:
         cells += ["", "", ""]
     else:
@@ -160,10 +184,9 @@ def _flat_section(doc: Document, result: KvResult) -> None:
 def _capacity_table(doc: Document, series: Series) -> None:
     share = quote(f"{series.name}.gpu_memory_utilization", f"{series.sample.gpu_memory_utilization or 0:g}")
     doc.say("gpu_memory_utilization {share}:", share=share)
+    by_process = _knows_processes(series)
     columns = [
-        "max_model_len",
-        "ready MiB",
-        "loaded MiB",
+        *_memory_heads(by_process),
         "KV GiB",
         "KV tokens",
         "engine_max_concurrency",
@@ -171,16 +194,16 @@ def _capacity_table(doc: Document, series: Series) -> None:
         "notes",
     ]
     doc.table(
-        columns, [_capacity_row(reading, digits(series.sample)) for reading in series.readings], series.sample.simulated
+        columns,
+        [_capacity_row(reading, digits(series.sample), by_process) for reading in series.readings],
+        series.sample.simulated,
     )
 
 
-def _capacity_row(reading: Reading, places: int) -> list[str | Part]:
+def _capacity_row(reading: Reading, places: int, by_process: bool) -> list[str | Part]:
     notes = reading_notes(reading)
     return [
-        plain(f"{reading.name}.max_model_len", reading.at),
-        mib(f"{reading.name}.mem_ready_mib", reading.median("mem_ready_bytes"), places),
-        mib(f"{reading.name}.mem_loaded_mib", reading.median("mem_loaded_bytes"), places),
+        *_memory_cells(reading, places, by_process),
         gib(f"{reading.name}.pool_gib", pool_bytes(reading)),
         reading.figure(count, "engine_kv_tokens"),
         reading.figure(decimal, "engine_max_concurrency"),

@@ -85,8 +85,8 @@ def add_steps(doc: Document, committed: Committed, accounts: Accounts, pages: Pa
             doc.bullets(_step(interval, word, accounts) for interval in steps)
         else:
             doc.say(
-                "Are there steps (" + word + ")? **None** beyond {share} of the expected difference or {grain} MiB, "
-                "what memory can be told apart by; the largest departure is {largest} MiB.",
+                "Are there steps (" + word + ")? **None**: no difference leaves the formula's by more than {share} and "
+                "by more than {grain} MiB, what memory can be told apart by; the largest departure is {largest} MiB.",
                 largest=mib(
                     f"{committed.series.name}.{word}.largest_departure_mib",
                     max((i.departure_bytes or 0.0 for i in intervals), key=abs),

@@ -1,7 +1,7 @@
 """A run's tables as typed rows: the source of every artifact. `analysis.shards` makes the tables.
 
 A file is only ever read as Parquet against the schema of `contract.rows`, in which columns that an older version did
-not have are empty; anything else stops the analysis by name.
+not have are empty and those that only it had are left out; anything else stops the analysis by name.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def _absent(row_class: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is None or value == []}
 
 
+DROPPED = {PointRow: ["telemetry_cost_share"], SessionRow: []}
+"""Columns that older versions had and this one has not: what they held has no place in it."""
 REQUIRED = {PointRow: _required(PointRow), SessionRow: _required(SessionRow)}
 ABSENT = {PointRow: _absent(RunPoint), SessionRow: _absent(SessionRow)}
 
@@ -158,6 +160,7 @@ def checked(path: Path, schema: pa.Schema, row_class: type) -> pa.Table:
         found = ", ".join(sorted("none" if version is None else str(version) for version in versions))
         raise AnalysisError(f"{path}: schema version {found}, this analysis reads versions up to {SCHEMA_VERSION}")
     if SCHEMA_VERSION not in versions:
+        table = table.drop_columns([name for name in DROPPED[row_class] if name in table.column_names])
         table = _with_later_columns(table, schema, ABSENT[row_class])
     missing = sorted(set(schema.names) - set(table.column_names))
     unknown = sorted((Counter(table.column_names) - Counter(schema.names)).elements())

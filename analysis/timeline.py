@@ -208,7 +208,7 @@ def _draw(bars: Sequence[Bar], origin: float, tables: Tables, samples: Sequence[
         panels[0].axhline(floor - 0.5, color="#E3E3E3", linewidth=0.8)
     if lines:
         _utilization(panels[1], lines, columns)
-        panels[1].set_ylabel(f"GPU utilisation (%),\nmean of {bin_s:.2g} s")
+        panels[1].set_ylabel(f"GPU utilisation (%),\nmean of {bin_s:.2g} s, read only\nwhile a point is measured")
     first = datetime.fromtimestamp(origin, UTC)
     panels[-1].set_xlim(0, _span(bars))
     panels[-1].set_xlabel(f"seconds since the first server was started ({first:%Y-%m-%d %H:%M:%S} UTC)")

@@ -14,9 +14,9 @@ from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
-from analysis.statistics import median
 from analysis.tables import RunPoint
 from analysis.token_cost import joules_per_output_token, median_of
+from analysis.watching import add_watching
 
 HALF = 0.5
 """Below this share of time NVML's utilization is called low; below this share of the best tok/s a level is far off."""
@@ -57,7 +57,7 @@ def add_under_use(doc: Document, rows: Sequence[RunPoint]) -> None:
             low=decimal("load.gpu_util_lowest_pct", min(utilization), 1),
             high=decimal("load.gpu_util_highest_pct", max(utilization), 1),
         )
-    _cost_of_watching(doc, real)
+    add_watching(doc, real, "load")
 
 
 def observed(point: RunPoint) -> bool:
@@ -146,18 +146,6 @@ def _what_nvml_says(lowest: Reading) -> Phrase:
         low=percent("rule.tutorial_util_low_pct", low, 0),
         high=percent("rule.tutorial_util_high_pct", high, 0),
     )
-
-
-def _cost_of_watching(doc: Document, points: Sequence[RunPoint]) -> None:
-    rates = [point.telemetry_hz for point in points if point.telemetry_hz is not None]
-    costs = [point.telemetry_cost_share for point in points if point.telemetry_cost_share is not None]
-    if rates and costs:
-        doc.say(
-            "Each card was sampled {rate} times a second (median of the windows); reading the cards cost at most "
-            "{cost} of one core.",
-            rate=decimal("load.telemetry_hz", median(rates), 1),
-            cost=percent("load.telemetry_cost_pct", max(costs), 2),
-        )
 
 
 def _drawn(reading: Reading) -> Part:

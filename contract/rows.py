@@ -364,8 +364,9 @@ class PointRow:
     """Highest memory that NVML attributes to the server's own processes at one look; None where they were not seen."""
     telemetry_hz: float | None = None
     """Samples of a card a second that were really taken in the window."""
-    telemetry_cost_share: float | None = None
-    """Share of the window that the sampling thread spent asking the device: of one core, never of the GPU."""
+    sampling_cpu_share: float | None = None
+    """CPU time of all that watched the window (NVML and its list of processes, the server's metrics, the host's CPU) /
+    its length: a share of one core. Up to version 5 `telemetry_cost_share` was wall time of NVML's reads."""
     prefix_hit_ratio: float | None = None
     """Prefix-cache hits / queried tokens in the window, from the server's counters."""
     prefix_shared_ratio: float | None = None

@@ -159,6 +159,8 @@ def base_row(shape: Shape, purpose: str, name: str, session: str, **columns: obj
         tensor_parallel_size=max(shape.gpus, 1),
         vllm_version=None if shape.simulated else "0.25.1",
         mem_baseline_bytes=4 * MIB,
+        telemetry_hz=None if shape.simulated or shape.device == "cpu" else 9.4,
+        sampling_cpu_share=None if shape.simulated or shape.device == "cpu" else 0.021,
     )
     return replace(row, **columns)
 
@@ -371,7 +373,7 @@ def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter:
         power_limit_w=700.0 * cards if simulated_or_gpu else None,
         energy_j=1.01 * power_w * duration if simulated_or_gpu else None,
         telemetry_hz=9.9 - concurrency / 100 if simulated_or_gpu else None,
-        telemetry_cost_share=0.012 + concurrency / 10_000 if simulated_or_gpu else None,
+        sampling_cpu_share=0.012 + concurrency / 10_000 if simulated_or_gpu else None,
         cpu_util_pct=40.0,
         prefix_hit_ratio=0.0,
         mean_prompt_tokens=prompt / len(done),
@@ -426,7 +428,7 @@ def failed(row: PointRow, failure_class: str, message: str = "", status: str = "
     measured = [name for name in row.__slots__ if name.startswith(("mem_", "engine_", "mean_", "p50_", "p95_", "p99_"))]
     measured += ["qps", "tok_s", "total_tok_s", "duration_s", "completed", "failed", "gpu_util_pct", "kv_usage_max"]
     measured += ["engine_kv_tokens", "formula_max_concurrency", "running_max", "waiting_max", "preemptions"]
-    measured += ["power_w", "energy_j", "telemetry_hz", "telemetry_cost_share"]
+    measured += ["power_w", "energy_j", "telemetry_hz", "sampling_cpu_share"]
     measured = [name for name in measured if name != "engine"]
     gone = dict.fromkeys(measured)
     return replace(

@@ -37,6 +37,7 @@ CONSTANTS = {
     "rule.linear_residual_pct": 5,
     "rule.step_share_pct": 1,
     "rule.estimates_agree_pct": 1,
+    "rule.estimates_close_pct": 0.1,
     "rule.headroom_pct": 90,
     "rule.steady_in_flight_pct": 95,
     "rule.within_peak_pct": 5,
@@ -89,6 +90,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 8 on GPU-0: unknown memory"])
         elif row.point_id == "committed-1024":
             row = replace(row, mem_baseline_bytes=2_000 * MIB, warmup_reached_batch=False)
+            row = replace(row, mem_tree_bytes=19_000 * MIB)
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 7 on GPU-0: 14 MiB"])
         made.append(row)
     return made
@@ -377,8 +379,9 @@ class Auditor:
             (r"server\.(.+)\.(\w+)", self.server),
             (r"report\.(\w+)\.bin_s", self.bin_s),
             (r"load\.gpu_util_(lowest|highest)_pct", self.gpu_util),
-            (r"load\.telemetry_hz", lambda: self.watched().telemetry_hz.median()),
-            (r"load\.telemetry_cost_pct", lambda: 100 * self.watched().telemetry_cost_share.max()),
+            (r"(load|memory)\.telemetry_hz", lambda kind: self.watched(kind).telemetry_hz.median()),
+            (r"(load|memory)\.telemetry_lowest_hz", lambda kind: self.watched(kind).telemetry_hz.min()),
+            (r"(load|memory)\.sampling_cpu_pct", lambda kind: 100 * self.watched(kind).sampling_cpu_share.max()),
             (r"point\.(.+)\.(.+)\.(outcome|message|model|purpose|max_model_len|concurrency|points|alike)", self.lost),
             (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.len(\d+)\.c(\d+)[._](\w+)", self.envelope_cell),
             (r"kv\.[^.]+\.envelope(?:\.pool(\d+))?\.(\w+)", lambda p, w: self.envelope(p).value(w, self.target)),
@@ -500,8 +503,8 @@ class Auditor:
         assert np.isnan(row.memory_back_s)
         return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
 
-    def watched(self) -> pd.DataFrame:
-        return self.points[(self.points.kind == "load") & (self.points.status == "measured")]
+    def watched(self, kind: str = "load") -> pd.DataFrame:
+        return self.points[(self.points.kind == kind) & (self.points.status == "measured")]
 
     def gpu_util(self, which: str) -> float:
         seen = self.watched().gpu_util_pct
@@ -686,7 +689,7 @@ class Auditor:
             return float("nan")
         if what == "memory_left_mib":
             return self.memory_left(row)
-        if what.startswith(("mem_ready", "mem_loaded", "mem_baseline")):
+        if what.startswith(("mem_ready", "mem_loaded", "mem_baseline", "mem_tree")):
             return float(row[what.replace("_mib", "_bytes")] / MIB)
         if what in ("block_mib", "engine_block_size"):
             return float(

@@ -189,13 +189,13 @@ def test_straight_line_is_called_linear_without_steps() -> None:
     text = notes(memory())
     assert "roughly linear (ready)? **Yes**: R² 1.000000" in text
     assert "Are there steps (ready)? **None**" in text
-    assert "All estimates agree within 1 %." in text
+    assert "All 4 estimates agree with the formula within 1 %, and within 0.1 %; the furthest is" in text
 
 
 def test_memory_that_jumps_is_called_a_step() -> None:
     text = notes(memory(replace(synthetic.GPU, extra_ready_bytes={1024: 192 * MIB, 2048: 192 * MIB, 4096: 192 * MIB})))
     assert "Are there steps (ready)? **Yes**, 1 of 3" in text
-    assert "512 to 1024: 6,336.0 MiB where the formula has 6,144.0 (+3.1 %)" in text
+    assert "512 to 1024: 6,336.0 MiB where the formula has 6,144.0 (+192.0 MiB, +3.1 %)" in text
 
 
 def test_memory_that_bends_is_not_called_linear() -> None:
@@ -208,7 +208,19 @@ def test_steeper_memory_than_the_formula_is_said_to_be_apart() -> None:
     text = notes(memory(replace(synthetic.GPU, extra_ready_bytes=extra)))
     assert "433,216 | +10.17 %" in text
     assert "2 of 4 estimates are further than 1 % from the formula" in text
-    assert "All estimates agree" not in text
+    assert "estimates agree" not in text
+
+
+def test_estimates_that_agree_are_said_to_do_so_no_closer_than_they_do() -> None:
+    extra = {length: 32 * 1_000 * length for length in synthetic.GPU.lengths}
+    text = notes(memory(replace(synthetic.GPU, extra_ready_bytes=extra)))
+    assert "agree with the formula within 1 %, but not within 0.1 %; the furthest is +0.254 % from it." in text
+
+
+def test_one_estimate_agrees_with_nothing() -> None:
+    text = notes([replace(memory()[0], engine_bytes_per_token=None)])
+    assert "There is one estimate alone, so nothing for it to agree with." in text
+    assert "estimates agree" not in text
 
 
 def test_two_lengths_do_not_decide_linearity() -> None:
@@ -286,6 +298,15 @@ def test_speed_of_a_dummy_mixture_of_experts_is_disowned_in_every_row(tmp_path: 
     assert all("dummy weights; MoE: routing and speed not representative" in row["notes"] for row in made)
     trained = synthetic.changed(rows, lambda r: True, dummy_weights=False)
     assert not any("MoE" in row["notes"] for row in scaling(tmp_path, trained))
+
+
+def test_the_cost_of_watching_real_cards_is_told() -> None:
+    text = notes(memory())
+    assert "Each card was sampled 9.4 times a second (median of the windows; 9.4 in the lowest)." in text
+    assert "took at most 2.10 % of one core" in text
+    for elsewhere in (synthetic.CPU, replace(synthetic.GPU, simulated=True, engine="sim", device="sim")):
+        rows = synthetic.changed(memory(elsewhere), lambda r: True, telemetry_hz=1.0, sampling_cpu_share=0.03)
+        assert "times a second" not in notes(rows)
 
 
 @pytest.mark.parametrize("status", ["measured", "failed"])
@@ -366,6 +387,15 @@ def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() 
     ]
     assert "No step, but" not in notes(memory())
     assert "No step, but" not in notes(memory(replace(synthetic.GPU, extra_ready_bytes={4096: 2 * MIB})))
+
+
+def test_memory_by_process_stands_beside_that_of_the_cards_where_it_is_known() -> None:
+    rows = [replace(row, mem_tree_bytes=(row.mem_loaded_bytes or 0) - 9 * MIB) for row in memory()]
+    page = notes(rows)
+    assert page.count("| ready MiB | loaded MiB | by process MiB |") == 2
+    assert "| 512 | 15,250 | 15,252 | 15,243 |" in page
+    assert "*By process*" in page
+    assert "y process" not in notes(memory())
 
 
 def test_what_nobody_names_is_printed_beside_the_residual() -> None:

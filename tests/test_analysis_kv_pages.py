@@ -198,7 +198,7 @@ def test_a_step_is_named_with_its_mechanism(extra: dict[int, int], words: str) -
 
 def test_a_step_without_an_account_has_no_named_cause() -> None:
     text = notes(memory(replace(synthetic.CPU, extra_ready_bytes={2048: 90 * MIB, 4096: 90 * MIB})), None)
-    assert "(+35.2 %); its cause is not known from this run: the CPU backend's memory is not accounted for" in text
+    assert "+35.2 %); its cause is not known from this run: the CPU backend's memory is not accounted for" in text
     assert "torch takes memory" not in text
 
 

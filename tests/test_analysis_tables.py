@@ -206,6 +206,22 @@ def test_run_of_an_older_version_is_read_without_the_columns_it_had_not(tmp_path
     reduce(tmp_path)
 
 
+def test_what_only_an_older_version_had_is_left_out(tmp_path: Path) -> None:
+    """Up to version 5 the cost of telemetry was wall time: it is no CPU time, and not read as such."""
+    row = replace(synthetic.rows()[-1], schema_version=5)
+    shard = tmp_path / "shards" / row.session_id / f"{row.point_id}.parquet"
+    shard.parent.mkdir(parents=True)
+    content = to_table([row], PointRow).drop_columns(["sampling_cpu_share"])
+    content = content.append_column("telemetry_cost_share", pa.array([0.07], pa.float64()))
+    pq.write_table(content, shard)
+    build_tables(tmp_path)
+    (point,) = read_tables(tmp_path).points
+    assert (point.sampling_cpu_share, point.telemetry_hz) == (None, row.telemetry_hz)
+    pq.write_table(content.set_column(0, "schema_version", pa.array([6])), shard)
+    with pytest.raises(AnalysisError, match=r"missing: sampling_cpu_share; unknown: telemetry_cost_share"):
+        build_tables(tmp_path)
+
+
 def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> None:
     """Version 5 added to samples and load processes."""
     row = replace(synthetic.rows()[-1], schema_version=4, clients=[ClientRow(8, 0.1)])

@@ -150,6 +150,7 @@ def test_timeline_shows_cards_phases_and_utilization_and_is_the_same_again(tmp_p
         assert expected in words
     for expected in ("starting", "measuring", "stopping", "512, committed", "failed", "GPU utilisation (%)"):
         assert expected in words
+    assert "read only" in words, "a card beside one that loads is not shown as idle"
     assert "simulated" not in words
     assert "4096" not in words  # never ended
     first = (run / "plots/timeline.svg").read_bytes()

@@ -15,6 +15,7 @@ from contract.rows import PointRow, RequestRow, ServerSample
 from contract.specs import Api, SharedPrefix
 from tests.mock_openai import Fault, MockOpenAI, serving
 from workers import metrics, probe, server_view
+from workers.devices.base import CardProcess
 from workers.devices.sim import SimDevice
 from workers.histogram import Histogram
 from workers.load.client import generate
@@ -225,3 +226,20 @@ def test_metrics_are_sampled_at_least_twice_a_second(tmp_path: Path) -> None:
     assert len(seen) >= 3
     assert all(sample.running == 0 and sample.generation_tokens == 0 for sample in seen)
     assert 0 < seen[0].t_s < seen[1].t_s < seen[2].t_s
+
+
+def test_processes_are_looked_at_once_more_when_the_load_is_over(tmp_path: Path) -> None:
+    """A window of less than a second has one look otherwise: before its load has taken any memory."""
+
+    class Filling(SimDevice):
+        held = 1
+
+        def processes(self, pid: int | None) -> list[CardProcess]:
+            return [CardProcess("0", 7, self.held, ours=True)]
+
+    device = Filling(["0"], tmp_path / "state")
+    with Sampler(device, 0, Endpoint("http://127.0.0.1:9", "nobody")) as sampler:
+        time.sleep(0.1)
+        assert sampler.observed.tree_memory_bytes() == 1
+        device.held = 2
+    assert sampler.observed.tree_memory_bytes() == 2

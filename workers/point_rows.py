@@ -115,9 +115,8 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
     if seen is not None:
         row.foreign_processes = sorted({*(row.foreign_processes or ()), *seen})
     row.mem_tree_bytes = observed.tree_memory_bytes()
-    sampling = observed.sampling(started_s, duration_s)
-    if sampling is not None:
-        row.telemetry_hz, row.telemetry_cost_share = sampling
+    row.telemetry_hz = observed.telemetry_hz(started_s, duration_s)
+    row.sampling_cpu_share = observed.cpu_share(started_s, duration_s)
 
 
 def fill_load(row: PointRow, point: Point, plan: LoadPlan, result: LoadResult) -> None:

@@ -36,8 +36,8 @@ class Observed:
     server: list[ServerSample] = field(default_factory=list)
     cpu_pct: list[tuple[float, float]] = field(default_factory=list)
     """(time, mean utilisation of all cores since the sample before)."""
-    asking_s: list[tuple[float, float]] = field(default_factory=list)
-    """(time, seconds that one sample of the device took)."""
+    cpu_s: list[tuple[float, float]] = field(default_factory=list)
+    """(time, CPU seconds that one sample of anything took its thread)."""
     processes: list[list[CardProcess]] = field(default_factory=list)
     """Who held memory of the cards, look by look."""
 
@@ -75,17 +75,24 @@ class Observed:
                 by_moment[row.t_s] = by_moment.get(row.t_s, 0) + row.memory_used_bytes
         return max(by_moment.values(), default=None)
 
-    def sampling(self, started_s: float, duration_s: float) -> tuple[float, float] | None:
-        """Return samples a second and the share of a window that taking them cost; None for a window too short."""
-        inside = [cost for at, cost in self.asking_s if 0 <= at - started_s <= duration_s]
-        return (len(inside) / duration_s, sum(inside) / duration_s) if inside else None
+    def telemetry_hz(self, started_s: float, duration_s: float) -> float | None:
+        """Return how many samples of the device a second of a window has; None for a window too short."""
+        moments = {sample.t_s for sample in self.window(started_s, duration_s)}
+        return len(moments) / duration_s if moments else None
+
+    def cpu_share(self, started_s: float, duration_s: float) -> float | None:
+        """Return the CPU time of all sampling in a window, as a share of one core; None for a window too short."""
+        inside = [cost for at, cost in self.cpu_s if 0 <= at - started_s <= duration_s]
+        return sum(inside) / duration_s if inside else None
 
     def foreign_processes(self) -> list[str] | None:
-        """Return the processes of others, each once; None where the server's own are not among those seen."""
+        """Return the processes of others, each once; None where the server's own are not among those seen.
+
+        One that was the server's at any look stays its own: it may have ended while a later look was taken.
+        """
         seen = [process for look in self.processes for process in look]
-        if not any(process.ours for process in seen):
-            return None
-        return sorted({str(process) for process in seen if not process.ours})
+        ours = {process.pid for process in seen if process.ours}
+        return sorted({str(process) for process in seen if process.pid not in ours}) if ours else None
 
     def tree_memory_bytes(self) -> int | None:
         """Return the highest memory attributed to the server's processes at one look; None where none is."""
@@ -110,7 +117,7 @@ class Sampler:
             threading.Thread(target=self._repeat, args=(device.period_s, self._sample_device), daemon=True),
             threading.Thread(target=self._repeat, args=(METRICS_PERIOD_S, self._sample_server), daemon=True),
             threading.Thread(target=self._repeat, args=(CPU_PERIOD_S, self._sample_cpu), daemon=True),
-            threading.Thread(target=self._repeat, args=(PROCESSES_PERIOD_S, self._sample_processes), daemon=True),
+            threading.Thread(target=self._watch_processes, daemon=True),
         ]
 
     def __enter__(self) -> Self:
@@ -126,7 +133,9 @@ class Sampler:
     def _repeat(self, period_s: float, sample: Callable[[], None]) -> None:
         due = time.monotonic()
         while True:
+            at, used_s = time.monotonic(), time.thread_time()
             sample()
+            self.observed.cpu_s.append((at, time.thread_time() - used_s))
             due = max(due + period_s, time.monotonic())
             if self._ended.wait(due - time.monotonic()):
                 return
@@ -134,7 +143,11 @@ class Sampler:
     def _sample_device(self) -> None:
         now = time.monotonic()
         self.observed.telemetry += [replace(row, t_s=now) for row in self._device.sample(self._pid)]
-        self.observed.asking_s.append((now, time.monotonic() - now))
+
+    def _watch_processes(self) -> None:
+        """Look once more at the end: windows are often shorter than the period, and memory is highest after load."""
+        self._repeat(PROCESSES_PERIOD_S, self._sample_processes)
+        self._sample_processes()
 
     def _sample_processes(self) -> None:
         self.observed.processes.append(self._device.processes(self._pid))
