@@ -100,7 +100,8 @@ class Cluster:
         import ray
 
         node = self._local.nodes[0]
-        try:
+
+        def start() -> None:
             ray.init(
                 address="local",
                 num_cpus=max(4, node.cores),
@@ -113,6 +114,13 @@ class Cluster:
                 _temp_dir=f"{self._private_dir}/r",  # Ray opens it to every user: the one above stays ours alone
                 _node_ip_address="127.0.0.1",
             )
+
+        try:
+            try:
+                start()
+            except Exception:  # a port that Ray had chosen can be taken before it listens there: once more
+                ray.shutdown()
+                start()
         except Exception as error:  # Ray has no class of its own for this
             raise ClusterError(f"a private Ray did not start: {_first_line(error)}") from None
 
