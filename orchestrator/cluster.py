@@ -99,13 +99,13 @@ class Cluster:
         )
         import ray
 
-        node = self._local.nodes[0]
+        node, cards = self._local.nodes[0], self._local.device != "cpu"
 
         def start() -> None:
             ray.init(
                 address="local",
                 num_cpus=max(4, node.cores),
-                num_gpus=node.slots if self._local.device != "cpu" else 0,
+                num_gpus=node.slots if cards else 0,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
