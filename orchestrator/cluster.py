@@ -99,13 +99,13 @@ class Cluster:
         )
         import ray
 
-        node, cards = self._local.nodes[0], self._local.device != "cpu"
-
-        def start() -> None:
+        node = self._local.nodes[0]
+        _forget_token()
+        try:
             ray.init(
                 address="local",
                 num_cpus=max(4, node.cores),
-                num_gpus=node.slots if cards else 0,
+                num_gpus=node.slots if self._local.device != "cpu" else 0,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -114,13 +114,6 @@ class Cluster:
                 _temp_dir=f"{self._private_dir}/r",  # Ray opens it to every user: the one above stays ours alone
                 _node_ip_address="127.0.0.1",
             )
-
-        try:
-            try:
-                start()
-            except Exception:  # a port that Ray had chosen can be taken before it listens there: once more
-                ray.shutdown()
-                start()
         except Exception as error:  # Ray has no class of its own for this
             raise ClusterError(f"a private Ray did not start: {_first_line(error)}") from None
 
@@ -436,6 +429,15 @@ def _generate(plan: Any) -> Any:
 
     processes.niceness_reset()
     return generate(plan)
+
+
+def _forget_token() -> None:
+    """Have Ray read the token of a cluster that it has not seen: it keeps the first that this process had, and a head
+    with another one refuses it until Ray says that the head did not start."""
+    with contextlib.suppress(ImportError, AttributeError):  # Ray's own; earlier versions have no tokens
+        from ray._raylet import AuthenticationTokenLoader
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,10 @@ import pytest
 
 from contract.rows import MEASURED
 from orchestrator import knock
+from orchestrator.cluster import Cluster
+from orchestrator.fleet import local_fleet
 from tests.command_line import ROOT
+from tests.configs import experiment
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
 
 pytestmark = pytest.mark.ray
@@ -41,6 +44,16 @@ def assert_no_server_is_left(hosts: RayHosts) -> None:
     while hosts.servers() and time.monotonic() < deadline:
         time.sleep(1)
     assert hosts.servers() == []
+
+
+# --- private ones ---
+
+
+def test_one_process_can_have_a_private_ray_after_another() -> None:
+    asked = experiment("kv", engine="sim", cluster__num_gpus=1)
+    for _ in range(2):
+        with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
+            assert cluster.fleet(asked.engine).nodes
 
 
 # --- one head, with a token and jobs ---
