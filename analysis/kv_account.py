@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -212,22 +212,16 @@ def _left(doc: Document, found: list[Account]) -> None:
 
 
 def _left_table(doc: Document, series: Series, accounts: Accounts) -> None:
-    doc.say("{who}:", who=_who(series))
-    heads = ["max_model_len", "moment", "memory", "residual: all that was read", "share"]
-    rows: list[list[str | Part]] = []
-    for reading, account in _of(series, accounts):
-        rows.append(
-            [
-                plain(f"{reading.name}.max_model_len", reading.at),
-                account.moment,
-                mib(f"{account.name}.used_mib", account.used, 1),
-                signed_mib(f"{account.name}.residual_mib", account.residual),
-                percent(f"{account.name}.residual_pct", abs(account.share), 2),
-                signed_mib(f"{account.name}.unnamed_mib", account.unnamed),
-                _share(f"{account.name}.unnamed_pct", account.unnamed_share),
-            ]
-        )
-    doc.table([*heads, "residual: context and allocator alone", "share"], rows, series.sample.simulated)
+    def cells(account: Account) -> list[str | Part]:
+        return [
+            signed_mib(f"{account.name}.residual_mib", account.residual),
+            percent(f"{account.name}.residual_pct", abs(account.share), 2),
+            signed_mib(f"{account.name}.unnamed_mib", account.unnamed),
+            _share(f"{account.name}.unnamed_pct", account.unnamed_share),
+        ]
+
+    heads = ["residual: all that was read", "share", "residual: context and allocator alone", "share"]
+    _by_length(doc, series, accounts, heads, cells)
 
 
 def _share(name: str, share: float | None) -> Part:
@@ -235,20 +229,30 @@ def _share(name: str, share: float | None) -> Part:
 
 
 def _table(doc: Document, series: Series, accounts: Accounts) -> None:
+    def cells(account: Account) -> list[str | Part]:
+        return [
+            *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
+            signed_mib(f"{account.name}.residual_mib", account.residual),
+        ]
+
+    _by_length(doc, series, accounts, list(HEADS.values()), cells)
+
+
+def _by_length(
+    doc: Document, series: Series, accounts: Accounts, heads: list[str], cells: Callable[[Account], list[str | Part]]
+) -> None:
+    """A row for every length and moment: its memory, and the `cells` of its account."""
     doc.say("{who}:", who=_who(series))
-    heads = ["max_model_len", "moment", "memory", *HEADS.values()]
-    rows: list[list[str | Part]] = []
-    for reading, account in _of(series, accounts):
-        rows.append(
-            [
-                plain(f"{reading.name}.max_model_len", reading.at),
-                account.moment,
-                mib(f"{account.name}.used_mib", account.used, 1),
-                *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
-                signed_mib(f"{account.name}.residual_mib", account.residual),
-            ]
-        )
-    doc.table(heads, rows, series.sample.simulated)
+    rows: list[list[str | Part]] = [
+        [
+            plain(f"{reading.name}.max_model_len", reading.at),
+            account.moment,
+            mib(f"{account.name}.used_mib", account.used, 1),
+            *cells(account),
+        ]
+        for reading, account in _of(series, accounts)
+    ]
+    doc.table(["max_model_len", "moment", "memory", *heads], rows, series.sample.simulated)
 
 
 def _who(series: Series) -> Phrase:

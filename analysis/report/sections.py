@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from analysis.report.page import Page
 from analysis.report.samples import Bands, Clock, clock_of, server_samples, telemetry
 from analysis.report.startup_chart import waterfall
 from analysis.report.time_charts import TimeAxis, axis_for, band_chart, gantt
+from analysis.report.vega import Chart
 from analysis.request_notes import request_notes
 from analysis.rules import knee_curves
 from analysis.series import outcome, outcome_figure
@@ -113,16 +114,26 @@ def _load(doc: Page, tables: Tables) -> None:
         doc.say("Not known from this run: it holds no levels of a closed loop; `+sweep=concurrency` measures them.")
         return
     doc.say("A closed loop: so many requests are in flight all the time. Curves share axes where their lengths agree.")
+    _curves(doc, curves, concurrency_charts, lambda curve: [*knee_sentences(curve), verdict_on_the_run(curve)])
+
+
+def _curves(
+    doc: Page,
+    curves: list[LoadCurve],
+    charts_of: Callable[[Sequence[LoadCurve]], list[Chart]],
+    sentences: Callable[[LoadCurve], list[Phrase]],
+) -> None:
+    """Curves whose lengths agree in the same charts, and what is to be said of each."""
     for same in comparable(curves):
         doc.heading(3, "{lengths}", lengths=lengths(same[0]))
-        charts = concurrency_charts(same)
+        charts = charts_of(same)
         if not charts:
             doc.say("None of these levels was measured, so there is nothing to draw.")
         doc.charts(charts)
         for curve in same:
             if len(same) > 1:
                 doc.say("{who}:", who=identity(curve.series.sample, curve.name, curve.series.group.label))
-            doc.bullets([*knee_sentences(curve), verdict_on_the_run(curve)])
+            doc.bullets(sentences(curve))
 
 
 def _trade(doc: Page, tables: Tables) -> None:
@@ -168,16 +179,7 @@ def _rates(doc: Page, tables: Tables) -> None:
         "An open loop: requests are sent when they are due, however many are in flight. Curves share axes where their "
         "lengths agree; their numbers are in rate_sweep.md."
     )
-    for same in comparable(curves):
-        doc.heading(3, "{lengths}", lengths=lengths(same[0]))
-        charts = rate_charts(same)
-        if not charts:
-            doc.say("None of these levels was measured, so there is nothing to draw.")
-        doc.charts(charts)
-        for curve in same:
-            if len(same) > 1:
-                doc.say("{who}:", who=identity(curve.series.sample, curve.name, curve.series.group.label))
-            doc.bullets([keeps_up_sentence(curve), *_rate_notes(curve)])
+    _curves(doc, curves, rate_charts, lambda curve: [keeps_up_sentence(curve), *_rate_notes(curve)])
 
 
 def _rate_notes(curve: LoadCurve) -> list[Phrase]:
