@@ -37,8 +37,6 @@ ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
-
-
 WARM_CLOSE_LIMIT_S = 1.0
 NODES_LIMIT_S = 5.0
 """For the cluster to say which of its nodes live."""
@@ -435,7 +433,7 @@ def _forget_token() -> None:
     """Have Ray read the token of a cluster that it has not seen: it keeps the first that this process had, and a head
     with another one refuses it until Ray says that the head did not start."""
     with contextlib.suppress(ImportError, AttributeError):  # Ray's own; earlier versions have no tokens
-        from ray._raylet import AuthenticationTokenLoader
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
         AuthenticationTokenLoader.instance().reset_cache()
 
