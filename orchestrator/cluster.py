@@ -98,7 +98,7 @@ class Cluster:
         import ray
 
         node = self._local.nodes[0]
-        _forget_token()
+        _have_ray_read_its_environment()
         try:
             ray.init(
                 address="local",
@@ -120,6 +120,7 @@ class Cluster:
 
         if refused := knock.refusal(self._config.address):
             raise ClusterError(refused)
+        _have_ray_read_its_environment()
         try:
             ray.init(
                 address=self._config.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
@@ -429,12 +430,13 @@ def _generate(plan: Any) -> Any:
     return generate(plan)
 
 
-def _forget_token() -> None:
-    """Have Ray read the token of a cluster that it has not seen: it keeps the first that this process had, and a head
-    with another one refuses it until Ray says that the head did not start."""
+def _have_ray_read_its_environment() -> None:
+    """Have Ray read whether there is a token, and which: it keeps what stood there when it was imported, and the first
+    token that this process had, and a head with another one refuses it until Ray says that the head did not start."""
     with contextlib.suppress(ImportError, AttributeError):  # Ray's own; earlier versions have no tokens
-        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+        Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
 
 

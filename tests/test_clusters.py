@@ -50,6 +50,8 @@ def assert_no_server_is_left(hosts: RayHosts) -> None:
 
 
 def test_one_process_can_have_a_private_ray_after_another() -> None:
+    import ray  # noqa: F401  # without a token in the environment, as by whoever uses it in the same process
+
     asked = experiment("kv", engine="sim", cluster__num_gpus=1)
     for _ in range(2):
         with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
