@@ -24,6 +24,7 @@ from orchestrator import interrupts, knock
 from orchestrator.fleet import SIM_GPU_BYTES, DeviceKind, Fleet, Node, NoRoom, kind_of, of_one_kind
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
+from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
@@ -61,6 +62,7 @@ class Cluster:
         self._private_dir: str | None = None
         self._owning: int | None = None
         """Says that it is ours, for as long as we live."""
+        self._caretaker: Caretaker | None = None
         self._saved_environment: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
@@ -84,6 +86,7 @@ class Cluster:
             print(f"a run that was killed had left {left}: it is removed")
         directory = private_directory(PRIVATE_PREFIX, SOCKETS_BELOW)
         self._private_dir, self._owning = str(directory), own(directory)
+        self._caretaker = Caretaker(directory)
         # A key of its own: Ray would write one into the user's home.
         self._set_environment(
             RAY_AUTH_MODE="token",
@@ -145,6 +148,9 @@ class Cluster:
             if self._owning is not None:
                 os.close(self._owning)
                 self._owning = None
+            if self._caretaker is not None:
+                self._caretaker.close()
+                self._caretaker = None
             for name, value in self._saved_environment.items():
                 _set(name, value)
 

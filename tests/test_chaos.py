@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from contract.rows import MEASURED, PointRow
 from orchestrator.store import Store
 from tests import synthetic_run
-from tests.chaos import oracle
+from tests.chaos import oracle, real
 from tests.chaos.place import chaos_place
 from tests.chaos.schedule import Kind, Role, Where, trial
+from tests.chaos.shape import differences, shape_of
 from tests.chaos.trial import carry_out
 
 SUBSET = [(Where.PRIVATE, 110), (Where.PRIVATE, 111), (Where.NODES, 501)]
@@ -119,3 +121,37 @@ def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone
     half.write_bytes(half.read_bytes()[:200])
     assert Store(tmp_path).discard_half_servers() == [half]
     assert (whole.exists(), half.exists()) == (True, False)
+
+
+@pytest.mark.ray
+def test_a_killed_driver_or_server_leaves_nothing_and_the_run_is_like_an_undisturbed_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The harness for real vLLM, on the simulator, which has no engine core to kill."""
+    asked = ["engine=sim", "cluster.num_gpus=1", "server.extra_args={step_s: 0.02}"]
+    monkeypatch.setattr(sys, "argv", ["real", "--victims", "driver", "server", *asked])
+    assert real.main() == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("| 3 of 3 | yes |") == 2
+    assert "| server | exit 0, 2 starts of the server |" in said
+
+
+def test_runs_are_told_apart_by_what_they_consist_of(stored: tuple[Path, int]) -> None:
+    run, _ = stored
+    shape = shape_of(run)
+    assert differences(shape, shape_of(run)) == []
+    gone = a_shard(run)
+    gone.unlink()
+    (run / "new.csv").write_text("a,b\n1,2\n")
+    table = pq.read_table(run / "points.parquet")
+    rows = table.to_pylist()
+    rows[0]["status"] = "failed"
+    pq.write_table(pa.Table.from_pylist([*rows, rows[-1]], table.schema), run / "points.parquet")
+    assert differences(shape, shape_of(run)) == [
+        f"no {gone.relative_to(run)}",
+        "new.csv, which the undisturbed run has not",
+        "columns of new.csv: ('a', 'b'), not None",
+        "rows of new.csv: 1, not None",
+        "rows of points.parquet: 5, not 4",
+        f"statuses of {rows[0]['point_id']}: failed, not measured",
+    ]

@@ -30,9 +30,10 @@ from contract.specs import (
     Timeouts,
 )
 from tests.configs import load
-from workers import processes
+from workers import probe, processes
 from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
+from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import stable
 from workers.load.tasks import LoadLost
@@ -238,6 +239,23 @@ def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
     assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
     again = one.measure(LEVEL)
     assert (again.status, again.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
+    assert one.stop().row.mem_after_stop_bytes == 0
+
+
+@pytest.mark.parametrize(("health", "failure_class"), [(200, "load_error_rate"), (503, "engine_dead")])
+def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
+    session: Made, monkeypatch: pytest.MonkeyPatch, health: int, failure_class: str
+) -> None:
+    one = session(spec())
+    one.start()
+    get = probe.get
+
+    def get_but_health(endpoint: Endpoint, path: str) -> tuple[int, str]:
+        return (health, "") if path == "/health" else get(endpoint, path)
+
+    monkeypatch.setattr(probe, "get", get_but_health)
+    row = one.measure(replace(LEVEL, prompt_tokens=600))  # refused: longer than max_model_len
+    assert (row.status, row.failure_class, row.failed) == (FAILED, failure_class, 16)
 
 
 def test_a_server_that_ran_out_of_memory_under_load_says_so(session: Made) -> None:

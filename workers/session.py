@@ -424,8 +424,7 @@ class Session:
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
-            alive = self._process is not None and self._process.running
-            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if alive else self._death(message)
+            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if self._serves() else self._death(message)
             row.status, row.failure_class, row.failure_message = FAILED, failure.failure_class, failure.message
             row.log_tail = self._log_tail()
         return row
@@ -518,6 +517,11 @@ class Session:
     def _death(self, message: str) -> Failure:
         """Why a server that was ready is of no use any more: the end of its log may tell."""
         return diagnosis.of_death(self._process.log_text() if self._process else "", message)
+
+    def _serves(self) -> bool:
+        """Whether the server lives, and its engine does."""
+        running = self._process is not None and self._process.running
+        return running and self._endpoint is not None and readiness.is_healthy(self._endpoint)
 
     def _start_failure(self) -> Failure:
         return Failure(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,6 @@ SITE = Path(__file__).with_name("site")
 LEFT_LIMIT_S = 15.0
 NODE_LIMIT_S = 60.0
 WORKERS = 2
-_RAYS_OWN = re.compile(r"temporary file \S+/vc-ray-\w+$|ray/_private/workers/default_worker.py ")
 _OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE)
 
 
@@ -87,16 +85,10 @@ class ChaosPlace:
         while len(self.workers) < WORKERS:
             self.workers.append(self.hosts.start_worker(0, 1))
 
-    def left(self, killed: bool = False) -> list[str]:
-        """Return what a run that has ended left behind and does not remove in `LEFT_LIMIT_S`.
-
-        Of one that was `killed`, its private Ray's directory, and workers of that Ray that were just being started, are
-        for the next run to remove.
-        """
+    def left(self) -> list[str]:
+        """Return what a run that has ended left behind and does not remove in `LEFT_LIMIT_S`."""
         deadline = time.monotonic() + LEFT_LIMIT_S
-        while (
-            found := [what for what in self._left() if not (killed and _RAYS_OWN.search(what))]
-        ) and time.monotonic() < deadline:
+        while (found := self._left()) and time.monotonic() < deadline:
             time.sleep(0.2)
         return found
 

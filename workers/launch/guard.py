@@ -69,7 +69,8 @@ class Guard:
         """Return when nothing of the server is left, and its owner knows or is dead."""
         _write_status(self._status_file, server.pid, None)
         _wait(self._owner_fd, until=lambda: server.poll() is not None or bool(self._asked))
-        _end_tree(server, self._grace_s, self._began_s, hurry=lambda: _hurries(self._owner_fd))
+        grace_s = self._grace_s if server.poll() is None else HURRIED_GRACE_S  # what it leaves serves nobody
+        _end_tree(server, grace_s, self._began_s, hurry=lambda: _hurries(self._owner_fd))
         _write_status(self._status_file, server.pid, server.returncode)
         _wait(self._owner_fd, until=lambda: bool(self._asked))
         if not _owner_lives(self._owner_fd):

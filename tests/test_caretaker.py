@@ -1,0 +1,63 @@
+"""Whoever is killed, its private directory goes, and with it what works there: real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.command_line import ROOT
+from workers import processes
+from workers.caretaker import Caretaker
+
+OWNER = """
+import subprocess, sys, time
+from pathlib import Path
+from workers.caretaker import Caretaker
+Caretaker(Path(sys.argv[1]), patience_s=float(sys.argv[2]))
+works = subprocess.Popen([sys.executable, "-c", sys.argv[3]], cwd=sys.argv[1], start_new_session=True)
+print(works.pid, flush=True)
+time.sleep(600)
+"""
+STUBBORN = "import time; time.sleep(600)"
+CLEARS_UP = "import time; from pathlib import Path; time.sleep(1.5); Path('../cleared').touch()"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen within 20 s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("works", "patience_s", "cleared"), [(STUBBORN, 0.2, False), (CLEARS_UP, 600.0, True)])
+def test_what_works_in_the_directory_of_a_killed_owner_has_its_time_and_then_nothing_is_left(
+    tmp_path: Path, works: str, patience_s: float, cleared: bool
+) -> None:
+    directory = tmp_path / "private"
+    (directory / "below").mkdir(parents=True)
+    command = [sys.executable, "-c", OWNER, str(directory), str(patience_s), works]
+    owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout
+    worker = int(owner.stdout.readline())
+    (caretaker,) = [each for each in psutil.Process(owner.pid).children() if each.pid != worker]
+    owner.kill()
+    owner.wait()
+    until(lambda: not directory.exists())
+    assert not processes.is_running(worker)
+    assert (tmp_path / "cleared").exists() == cleared
+    until(lambda: not processes.is_running(caretaker.pid))
+
+
+def test_an_owner_that_has_removed_its_directory_leaves_no_caretaker(tmp_path: Path) -> None:
+    directory = tmp_path / "private"
+    directory.mkdir()
+    caretaker = Caretaker(directory)
+    (found,) = [each for each in psutil.Process(os.getpid()).children() if "workers.caretaker" in each.cmdline()]
+    directory.rmdir()
+    caretaker.close()
+    assert not processes.is_running(found.pid)
