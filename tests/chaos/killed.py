@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from contract.rows import MEASURED, MEMORY_LEFT_BYTES
+from contract.rows import CLIENT_LIMITED, MEASURED, MEMORY_LEFT_BYTES
 from tests.chaos import oracle
 from tests.chaos.servers import LiveServer, live_servers
 from tests.chaos.shape import Shape, differences, shape_of
@@ -32,6 +32,8 @@ LOOKED_S = 60.0
 RUN_LIMIT_S = 900.0
 SHARED_EVERY_S = 1.0
 POLL_S = 0.02
+RESUMES = 4
+"""At most: one is for the kill, more are for levels whose client a busy host has limited."""
 OK, SOME_FAILED, KILLED = 0, 3, -9
 MIB = 2**20
 
@@ -72,6 +74,7 @@ class Report:
     memory_back_s: float | None = None
     """From the kill until GPU memory was what it was before the run, to what readings differ by."""
     shape: Shape | None = None
+    resumes: int = 0
     unlike: list[str] = field(default_factory=list)
     """What is not as in the undisturbed run."""
     findings: list[str] = field(default_factory=list)
@@ -81,7 +84,7 @@ class Report:
     def points(self) -> str:
         """How many are measured, of how many."""
         statuses = list(self.shape.statuses.values()) if self.shape else []
-        return f"{statuses.count(MEASURED)} of {len(statuses)}"
+        return f"{statuses.count(MEASURED)} of {len(statuses)}, resumed {self.resumes} x"
 
 
 @dataclass
@@ -112,6 +115,16 @@ class _Run:
         """The last start of the server in which a point was measured, or failed."""
         return max(pq.read_table(path, columns=["attempt"])["attempt"][0].as_py() for path in self.points())
 
+    def resume(self) -> list[int]:
+        """Go on with it, again where nothing but the client was at fault; return the exit codes."""
+        codes: list[int] = []
+        while not codes or (codes[-1] == SOME_FAILED and len(codes) < RESUMES and self._was_client_limited()):
+            codes.append(self.start(f"resume={self.directory()}").wait(RUN_LIMIT_S))
+        return codes
+
+    def _was_client_limited(self) -> bool:
+        return oracle.statuses(self.directory()).keys() <= {MEASURED, CLIENT_LIMITED}
+
     def shared_memory(self) -> set[Path]:
         return guard.shared_memory([process.pid for process in processes.working_in(self.place.mark)])
 
@@ -126,11 +139,13 @@ def undisturbed(asked: list[str], room: Path) -> Report:
     """Make a run that nobody is killed in, in the empty directory `room`."""
     with _made_run(room) as run:
         report = Report(None, exit_code=run.start(*asked, f"output_root={run.place.outputs}").wait(RUN_LIMIT_S))
-        if report.exit_code == OK:
+        codes = run.resume() if report.exit_code == SOME_FAILED else []
+        if (codes or [report.exit_code])[-1] == OK:
+            report.resumes = len(codes)
             report.findings += [f"left: {what}" for what in run.place.leftovers()]
             report.starts, report.shape = run.starts(), shape_of(run.directory())
         else:
-            report.findings.append(f"the undisturbed run ended with {report.exit_code}")
+            report.findings.append(f"the undisturbed run ended with {[report.exit_code, *codes]}")
         report.said = run.said.read_text(errors="replace")
     return report
 
@@ -227,9 +242,10 @@ def _go_on(report: Report, run: _Run, like: Shape) -> None:
     """Resume, and hold what there is then against the plan and the undisturbed run."""
     directory = run.directory()
     kept = oracle.kept_by(directory)
-    code = run.start(f"resume={directory}").wait(RUN_LIMIT_S)
-    if code != OK:
-        report.findings.append(f"the resume ended with {code}")
+    codes = run.resume()
+    report.resumes = len(codes)
+    if codes[-1] != OK:
+        report.findings.append(f"the resume ended with {codes}")
     report.findings += [f"left after the resume: {what}" for what in run.place.leftovers()]
     report.findings += oracle.findings(directory, len(like.statuses), kept)
     report.shape = shape_of(directory)

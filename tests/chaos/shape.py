@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-LASTING = ("telemetry.parquet", "server_samples.parquet")
-"""Their rows are as many as the levels took tenths of seconds."""
+UNCOUNTED = ("telemetry.parquet", "server_samples.parquet", "figures.csv")
+"""How many rows they have follows from how long levels took, and from what the numbers give pages to say."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ def shape_of(run: Path) -> Shape:
     rows: dict[str, int] = {}
     for path in sorted(run.glob("*.parquet")):
         columns[path.name] = tuple(pq.read_schema(path).names)
-        if path.name not in LASTING:
-            rows[path.name] = pq.read_metadata(path).num_rows
+        rows[path.name] = pq.read_metadata(path).num_rows
     for path in sorted(run.glob("*.csv")):
         with path.open(newline="") as file:
             columns[path.name], *others = (tuple(row) for row in csv.reader(file))
         rows[path.name] = len(others)
+    rows = {name: count for name, count in rows.items() if name not in UNCOUNTED}
     points = pq.read_table(run / "points.parquet", columns=["point_id", "status"]).to_pylist()
     return Shape(
         frozenset(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()),
