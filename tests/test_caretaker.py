@@ -23,7 +23,14 @@ works = subprocess.Popen([sys.executable, "-c", sys.argv[3]], cwd=sys.argv[1], s
 print(works.pid, flush=True)
 time.sleep(600)
 """
-STUBBORN = "import time; time.sleep(600)"
+STUBBORN = """
+import time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None
+made = shared_memory.SharedMemory(create=True, size=4096)
+open("shared", "w").write(made.name + "\\n")
+time.sleep(600)
+"""
 CLEARS_UP = "import time; from pathlib import Path; time.sleep(1.5); Path('../cleared').touch()"
 
 
@@ -45,9 +52,14 @@ def test_what_works_in_the_directory_of_a_killed_owner_has_its_time_and_then_not
     assert owner.stdout
     worker = int(owner.stdout.readline())
     (caretaker,) = [each for each in psutil.Process(owner.pid).children() if each.pid != worker]
+    name = directory / "shared"
+    if works == STUBBORN:
+        until(lambda: name.exists() and name.read_text().endswith("\n"))
+    shared = Path("/dev/shm", name.read_text().strip() if name.exists() else "none")
     owner.kill()
     owner.wait()
     until(lambda: not directory.exists())
+    assert not shared.exists()
     assert not processes.is_running(worker)
     assert (tmp_path / "cleared").exists() == cleared
     until(lambda: not processes.is_running(caretaker.pid))

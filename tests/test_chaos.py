@@ -124,16 +124,17 @@ def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone
 
 
 @pytest.mark.ray
-def test_a_killed_driver_or_server_leaves_nothing_and_the_run_is_like_an_undisturbed_one(
+def test_a_killed_driver_leaves_nothing_and_its_run_ends_like_an_undisturbed_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The harness for real vLLM, on the simulator, which has no engine core to kill."""
-    asked = ["engine=sim", "cluster.num_gpus=1", "server.extra_args={step_s: 0.02}"]
-    monkeypatch.setattr(sys, "argv", ["real", "--victims", "driver", "server", *asked])
-    assert real.main() == 0, capsys.readouterr().out
-    said = capsys.readouterr().out
-    assert said.count("| 3 of 3 | yes |") == 2
-    assert "| server | exit 0, 2 starts of the server |" in said
+    """What `tests.chaos.real` does to real vLLM, on the simulator."""
+    asked = ["engine=sim", "cluster.num_gpus=1", "server.extra_args={step_s: 0.01}"]
+    asked += ["sweep.concurrency=[1,2]", "load.requests_min=24"]
+    monkeypatch.setattr(sys, "argv", ["real", "--victims", "driver", *asked])
+    code, said = real.main(), capsys.readouterr().out
+    assert code == 0, said
+    assert "| driver | exit -9, 1 start of the server |" in said
+    assert "| 2 of 2, resumed 1 x | yes |" in said
 
 
 def test_runs_are_told_apart_by_what_they_consist_of(stored: tuple[Path, int]) -> None:
