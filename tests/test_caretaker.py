@@ -18,6 +18,8 @@ OWNER = """
 import subprocess, sys, time
 from pathlib import Path
 from workers.caretaker import Caretaker
+from workers.temporary import own
+owned = own(Path(sys.argv[1]))
 Caretaker(Path(sys.argv[1]), patience_s=float(sys.argv[2]))
 works = subprocess.Popen([sys.executable, "-c", sys.argv[3]], cwd=sys.argv[1], start_new_session=True)
 print(works.pid, flush=True)

@@ -11,27 +11,23 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from workers import processes
 from workers.launch import guard
+from workers.temporary import POLL_S, clear
 
 PATIENCE_S = 6.0
-"""For what works in the directory to end by itself: guards end their servers, in three to four seconds on busy cores."""
-GIVEN_UP_S = 30.0
-"""For processes that not even SIGKILL ends."""
-POLL_S = 0.1
+"""For what works in the directory to end by itself: guards end their servers, in 3 to 4 s on busy cores."""
+CLOSE_LIMIT_S = 30.0
 
 
 class Caretaker:
-    """Of one directory. It acts when this object's process has died without a word, and ends with `close`."""
+    """Of one directory, which is `own`ed. It acts where this object's process dies without having removed it."""
 
     def __init__(self, directory: Path, patience_s: float = PATIENCE_S) -> None:
         owner_fd, self._alive = os.pipe()
@@ -46,27 +42,20 @@ class Caretaker:
         """End it: at once where the directory is gone, else when it has removed it."""
         os.close(self._alive)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GIVEN_UP_S)
+            self._process.wait(CLOSE_LIMIT_S)
 
 
 def main(owner_fd: int, directory: Path, patience_s: float) -> None:
     """Wait for the owner's end, then see to it that nothing is left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the owner answers them, and it ends with the owner
         signal.signal(number, signal.SIG_IGN)
-    began_s, shared = time.time(), set[Path]()
     select.select([owner_fd], [], [])
-    ended = time.monotonic()
-    while directory.exists() and time.monotonic() < ended + GIVEN_UP_S:
-        left = processes.working_in(directory)
+    deadline, shared = time.monotonic() + patience_s, set[Path]()
+    while directory.exists() and (left := processes.working_in(directory)) and time.monotonic() < deadline:
         shared |= guard.shared_memory([process.pid for process in left])
-        if not left:
-            guard.remove(shared, began_s)
-            shutil.rmtree(directory, ignore_errors=True)
-        elif time.monotonic() > ended + patience_s:
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
         time.sleep(POLL_S)
+    if directory.exists():
+        clear(directory, shared)
 
 
 if __name__ == "__main__":

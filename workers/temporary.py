@@ -7,12 +7,17 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
 
 from workers import processes
+from workers.launch import guard
 
+END_LIMIT_S = 20.0
+"""For processes to end that were killed."""
+POLL_S = 0.1
 OWNER = "owner"
 SOCKET_PATH_CHARACTERS = 107
 """What a Unix socket's path may have (unix(7))."""
@@ -49,11 +54,27 @@ def remove_ownerless(prefix: str) -> list[Path]:
             lock = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: its owner lives
-                for process in processes.working_in(directory):
-                    with contextlib.suppress(psutil.Error):
-                        process.kill()
-                shutil.rmtree(directory, ignore_errors=True)
+                clear(directory, set())
                 removed.append(directory)
             finally:
                 os.close(lock)
     return removed
+
+
+def clear(directory: Path, shared: set[Path]) -> None:
+    """End what still works in a directory that was `own`ed, and remove what there is of it.
+
+    What those processes have in /dev/shm is removed with it, and what of `shared` is there, unless it is older than the
+    directory or somebody else has it mapped.
+    """
+    owner = directory / OWNER
+    began_s = owner.stat().st_mtime if owner.exists() else time.time()
+    deadline = time.monotonic() + END_LIMIT_S
+    while (left := processes.working_in(directory)) and time.monotonic() < deadline:
+        shared = shared | guard.shared_memory([process.pid for process in left])
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(POLL_S)
+    guard.remove(shared, began_s)
+    shutil.rmtree(directory, ignore_errors=True)
