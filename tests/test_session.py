@@ -256,6 +256,10 @@ def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
     monkeypatch.setattr(probe, "get", get_but_health)
     row = one.measure(replace(LEVEL, prompt_tokens=600))  # refused: longer than max_model_len
     assert (row.status, row.failure_class, row.failed) == (FAILED, failure_class, 16)
+    hurried: list[bool] = []
+    monkeypatch.setattr(one._process, "hurry", lambda: hurried.append(True))
+    one.stop()
+    assert bool(hurried) == (failure_class == "engine_dead")  # vLLM's front end was seen to wait out all of its grace
 
 
 def test_a_server_that_ran_out_of_memory_under_load_says_so(session: Made) -> None:

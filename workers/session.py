@@ -121,6 +121,8 @@ class Session:
         self._log_figures = vllm_log.LogFigures()
         self._account: ServerAccount | None = None
         self._settled = False
+        self._dead = False
+        """Whether a point has found its server of no use any more."""
         self._text_cost: TextCost | None = None
         self._ready_bytes: int | None = None
         self._client_cores: tuple[int, ...] = ()
@@ -516,6 +518,7 @@ class Session:
 
     def _death(self, message: str) -> Failure:
         """Why a server that was ready is of no use any more: the end of its log may tell."""
+        self._dead = True
         return diagnosis.of_death(self._process.log_text() if self._process else "", message)
 
     def _serves(self) -> bool:
@@ -578,7 +581,7 @@ class Session:
         if self._process is None:
             return
         asked = time.monotonic()
-        if self._hurried.is_set() or self.row.ready_s is None:  # before it is ready it has nothing to lose
+        if self._hurried.is_set() or self._dead or self.row.ready_s is None:  # not ready, or dead: nothing to lose
             self._process.hurry()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked

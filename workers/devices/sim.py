@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 from contract.rows import TelemetryRow
 from workers import processes
@@ -30,7 +31,7 @@ class SimDevice:
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return one row a card."""
-        state = {"memory_used_bytes": 0, "utilization_pct": 0.0}
+        state: dict[str, Any] = {"memory_used_bytes": 0, "utilization_pct": 0.0}
         with contextlib.suppress(OSError, ValueError):
             said = json.loads(self._state.read_text())
             if processes.is_running(said["pid"]):  # one that was killed leaves its file
