@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from analysis.caveats import next_steps, silent_sessions, title
@@ -57,7 +58,9 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
-    return [*memory, *load, *rates, *_operating(tables, slo), *borders]
+    found = [*memory, *load, *rates, *_operating(tables, slo), *borders]
+    alike = [list(some) for _, some in groupby(found, key=lambda finding: finding.about.text)]
+    return [Finding(some[0].about, tuple(line for finding in some for line in finding.lines)) for some in alike]
 
 
 def losses(tables: Tables) -> list[Phrase]:

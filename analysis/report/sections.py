@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +93,9 @@ def _run(doc: Page, tables: Tables) -> None:
 
 def _answer(doc: Page, tables: Tables, slo: Slo, targets: Targets) -> None:
     doc.heading(2, "Answer")
-    for _, same in groupby(findings(tables, slo, targets), key=lambda finding: finding.about.text):
-        about = list(same)
-        doc.say("**{about}**", about=about[0].about)
-        doc.bullets(line for finding in about for line in finding.lines)
+    for finding in findings(tables, slo, targets):
+        doc.say("**{about}**", about=finding.about)
+        doc.bullets(finding.lines)
     doc.bullets(losses(tables))
 
 
