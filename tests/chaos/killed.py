@@ -193,7 +193,9 @@ def _kill(
     """Kill, and look on until nothing is left, also while the run goes on with another server."""
     tree, shared = server.tree(), run.shared_memory()
     its_paths = {server.workspace.root, *guard.shared_memory([each.pid for each in tree])}
-    report.at_kill = f"{len(run.points())} points done, {server.requests()} requests running"
+    while not (requests := server.requests()) and driver.poll() is None:  # all this took its time
+        time.sleep(POLL_S)
+    report.at_kill = f"{len(run.points())} points done, {requests} requests running"
     if (used := cards.used_bytes()) is not None:
         report.at_kill += f", {used / MIB:.0f} MiB of GPU memory in use, {baseline / MIB:.0f} before the run"
     began = looked = time.monotonic()

@@ -16,7 +16,7 @@ from tests.chaos.killed import Cards, Report, Victim, killed, shown, undisturbed
 
 SWEEP = (
     "+sweep=concurrency", "model=tiny", "sweep.concurrency=[1,2,4]", "server.max_model_len=1024", "controls=off",
-    "load.requests_min=48", "load.requests_per_level=1", "load.output_tokens=16",
+    "load.requests_min=128", "load.requests_per_level=1", "load.output_tokens=16",
 )  # fmt: skip
 """Without controls, whose number follows from how long levels take."""
 HEADING = """\
