@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from contract.specs import (
     Timeouts,
 )
 from tests.configs import load
-from workers import processes
+from workers import processes, temporary
 from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
@@ -109,6 +110,17 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert accounts == (by_socket if transport == "uds" else [])
     assert not processes.is_running(started.server_pid or 0)
     assert not one._workspace.root.exists()
+
+
+def test_a_session_whose_device_cannot_be_opened_leaves_no_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "SHORT", tmp_path)
+    monkeypatch.setattr("workers.session.open_device", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Session(spec(), "run", 1, ["3"], together)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_is_back_at_the_baseline_and_not_near_it(session: Made, monkeypatch: pytest.MonkeyPatch) -> None:

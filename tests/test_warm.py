@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import warm_kills
-from workers import processes
+from workers import processes, temporary
 from workers.launch.process import ServerProcess
 from workers.launch.warm import NotWarm, WarmParent, offer
 from workers.launch.workspace import Workspace
@@ -200,6 +200,21 @@ def test_a_server_outlives_its_warm_parent_and_ends_with_its_owner(workspace: Wo
     server.stop()
     assert not server.running
     parent.close()
+
+
+def test_a_server_outlives_what_is_done_about_a_warm_parent_that_was_killed_with_its_owner(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.0)
+    parent = WarmParent((ENGINE,), environment(INSIDE_IT="yes"))
+    server = forked(parent, workspace)
+    told(server)
+    directory = parent.socket.parent
+    os.kill(parent.pid, signal.SIGKILL)
+    os.close(parent._owned._lock)
+    assert temporary.remove_ownerless(directory.name) == [directory]
+    assert server.running
+    server.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

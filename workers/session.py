@@ -109,10 +109,15 @@ class Session:
         self._lifecycle = threading.Lock()
         """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
-        self._workspace = Workspace.make()
         self._cache = caches.cache_root()
+        self._workspace = Workspace.make()
+        try:
+            self._device = open_device(spec.device, visible_devices, self._workspace)
+            self.row = self._first_row(run_id, attempt, visible_devices)
+        except BaseException:
+            self._workspace.remove()
+            raise
         self._places = Places(self._workspace.root, self._cache)
-        self._device = open_device(spec.device, visible_devices, self._workspace)
         self._process: ServerProcess | None = None
         self._address = Address()
         self.model = ""
@@ -124,11 +129,13 @@ class Session:
         self._text_cost: TextCost | None = None
         self._ready_bytes: int | None = None
         self._client_cores: tuple[int, ...] = ()
+
+    def _first_row(self, run_id: str, attempt: int, visible_devices: list[str]) -> SessionRow:
         versions = self._engine.versions()
-        self.row = SessionRow(
+        return SessionRow(
             schema_version=SCHEMA_VERSION,
             run_id=run_id,
-            session_id=spec.id,
+            session_id=self.spec.id,
             attempt=attempt,
             status=MEASURED,
             simulated=self._engine.simulated,

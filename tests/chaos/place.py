@@ -1,6 +1,7 @@
 """Where trials run, and what is left there: one machine with a private Ray for each run, or three nodes that stay."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -90,12 +91,12 @@ class ChaosPlace:
     def left(self, killed: bool = False) -> list[str]:
         """Return what a run that has ended left behind and does not remove in `LEFT_LIMIT_S`.
 
-        Of one that was `killed`, its private Ray's directory, and workers of that Ray that were just being started, are
-        for the next run to remove.
+        Of one that was `killed`, its private Ray's directory, workers of that Ray that were just being started, and the
+        directories of sessions that no guard minded are for the next run to remove.
         """
         deadline = time.monotonic() + LEFT_LIMIT_S
         while (
-            found := [what for what in self._left() if not (killed and _RAYS_OWN.search(what))]
+            found := [what for what in self._left() if not (killed and _for_the_next_run(what))]
         ) and time.monotonic() < deadline:
             time.sleep(0.2)
         return found
@@ -134,6 +135,19 @@ class ChaosPlace:
                 line = " ".join(process.cmdline())
                 if not self.hosts or any(word in line for word in _OURS) or line.startswith("ray::SessionActor"):
                     yield process
+
+
+def _for_the_next_run(what: str) -> bool:
+    path = re.search(r"temporary file (\S+/vc-[\w-]+~?)$", what)
+    return bool(_RAYS_OWN.search(what)) or (path is not None and not _minded(Path(path[1])))
+
+
+def _minded(directory: Path) -> bool:
+    """Whether a guard has begun in a session's directory and not yet said how its server ended."""
+    try:
+        return json.loads((directory / "status.json").read_text())["exit_code"] is None
+    except (OSError, ValueError):
+        return False
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -37,6 +37,10 @@ PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 HURRIED_GRACE_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
+SHARED = "shared"
+"""The file that says what those who were killed shared in memory."""
+OWNER = "owner"
+"""The file by whose lock `workers.temporary` tells whether a directory still has an owner."""
 _LIBC = ctypes.CDLL(None)
 
 
@@ -69,11 +73,39 @@ class Guard:
         """Return when nothing of the server is left, and its owner knows or is dead."""
         _write_status(self._status_file, server.pid, None)
         _wait(self._owner_fd, until=lambda: server.poll() is not None or bool(self._asked))
-        _end_tree(server, self._grace_s, self._began_s, hurry=lambda: _hurries(self._owner_fd))
+        self._end_tree(server)
         _write_status(self._status_file, server.pid, server.returncode)
         _wait(self._owner_fd, until=lambda: bool(self._asked))
         if not _owner_lives(self._owner_fd):
-            shutil.rmtree(self._private_dir, ignore_errors=True)
+            remove_directory(self._private_dir)
+
+    def _end_tree(self, server: Server) -> None:
+        """SIGTERM to the server, so that it stops in its own order, to its tree after a second; SIGKILL after grace.
+
+        An owner that dies meanwhile, or hurries, shortens the grace to a second.
+        """
+        asked_at = time.monotonic()
+        shared = shared_memory(_descendants(os.getpid()))
+        note(self._private_dir, shared)
+        if server.poll() is None:
+            _signal([server.pid], signal.SIGTERM)
+        terminated_tree = False
+        while True:
+            _reap(server)
+            left = _descendants(os.getpid())
+            if not left:
+                remove(shared, self._began_s)
+                return
+            waited_s = time.monotonic() - asked_at
+            grace_s = min(HURRIED_GRACE_S, self._grace_s) if _hurries(self._owner_fd) else self._grace_s
+            if waited_s > grace_s:
+                shared |= shared_memory(left)
+                note(self._private_dir, shared)
+                _signal(left, signal.SIGKILL)
+            elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
+                _signal(left, signal.SIGTERM)
+                terminated_tree = True
+            time.sleep(POLL_S)
 
 
 def main(argv: list[str]) -> None:
@@ -108,32 +140,6 @@ def _owner_lives(owner_fd: int) -> bool:
     return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
-def _end_tree(server: Server, grace_s: float, began_s: float, hurry: Callable[[], bool]) -> None:
-    """SIGTERM to the server, so that it can stop in its own order; to its tree after a second; SIGKILL after the grace.
-
-    An owner that dies meanwhile, or hurries, shortens the grace to a second.
-    """
-    asked_at = time.monotonic()
-    shared = shared_memory(_descendants(os.getpid()))
-    if server.poll() is None:
-        _signal([server.pid], signal.SIGTERM)
-    terminated_tree = False
-    while True:
-        _reap(server)
-        left = _descendants(os.getpid())
-        if not left:
-            remove(shared, began_s)
-            return
-        waited_s = time.monotonic() - asked_at
-        if waited_s > (min(HURRIED_GRACE_S, grace_s) if hurry() else grace_s):
-            shared |= shared_memory(left)
-            _signal(left, signal.SIGKILL)
-        elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
-            _signal(left, signal.SIGTERM)
-            terminated_tree = True
-        time.sleep(POLL_S)
-
-
 def shared_memory(pids: list[int]) -> set[Path]:
     """Files in /dev/shm that these processes have mapped or open."""
     found = set()
@@ -148,6 +154,21 @@ def shared_memory(pids: list[int]) -> set[Path]:
     return found
 
 
+def note(private_dir: Path, shared: set[Path]) -> None:
+    """Write down what processes share before they are killed: afterwards nothing tells whose it was."""
+    if shared:
+        with contextlib.suppress(OSError):
+            (private_dir / SHARED).write_text("\n".join(map(str, shared)))
+
+
+def noted(private_dir: Path) -> set[Path]:
+    """Return what somebody wrote down who was killed himself before he had removed it."""
+    try:
+        return {Path(line) for line in (private_dir / SHARED).read_text().splitlines()}
+    except OSError:
+        return set()
+
+
 def remove(files: set[Path], began_s: float) -> None:
     """Remove those that are ours, were made in our time, and that nobody else has mapped."""
     others = shared_memory([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
@@ -156,6 +177,22 @@ def remove(files: set[Path], began_s: float) -> None:
             about = path.lstat()
             if about.st_uid == os.getuid() and about.st_ctime >= began_s - 1:
                 path.unlink()
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory, by another name first: nobody who knows its path puts anything into it meanwhile.
+
+    The mark of its owner goes last: whoever is killed in the middle leaves what the next one finds.
+    """
+    gone = directory.with_name(f"{directory.name}~")
+    with contextlib.suppress(OSError):
+        directory.rename(gone)
+        for entry in gone.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != OWNER:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _reap(server: Server) -> None:

@@ -15,15 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from workers import processes
 from workers.launch import guard
 from workers.launch.warm import Offer
 from workers.launch.workspace import Workspace
+from workers.temporary import end_what_works_in
 
 POLL_S = 0.02
-UNGUARDED_LIMIT_S = 5.0
 
 
 class ServerProcess:
@@ -112,22 +110,10 @@ class ServerProcess:
             while processes.is_running(self.guard_pid) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
             if self.exit_code is None:
-                self._end_without_guard()
+                end_what_works_in(self._workspace.root, self._began_s)  # the guard was killed, or hangs
             with self._asking:
                 os.close(self._alive)
                 self._alive = -1
-
-    def _end_without_guard(self) -> None:
-        """The guard was killed, or hangs: end here what it has left."""
-        deadline = time.monotonic() + UNGUARDED_LIMIT_S
-        shared: set[Path] = set()
-        while (left := processes.working_in(self._workspace.root)) and time.monotonic() < deadline:
-            shared |= guard.shared_memory([process.pid for process in left])
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            time.sleep(POLL_S)
-        guard.remove(shared, self._began_s)
 
     def _ask(self, request: bytes) -> None:
         """One byte asks the guard to stop, more to hurry."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from workers import processes
 from workers.caches import cache_root, compile_caches
 from workers.engines.base import Address, Engine, inherited_environment
 from workers.launch.workspace import Workspace
-from workers.temporary import private_directory
+from workers.temporary import PREFIX, Owned
 
 SCRIPT = Path(__file__).resolve().with_name("warm_parent.py")
 SOCKETS_BELOW = 5
@@ -55,7 +54,8 @@ class WarmParent:
 
     def __init__(self, modules: tuple[str, ...], environment: dict[str, str]) -> None:
         """Start importing `modules` in `environment`, which servers forked from it must share."""
-        self._root = private_directory("vc-warm-", SOCKETS_BELOW)
+        self._owned = Owned(f"{PREFIX}warm-", SOCKETS_BELOW)
+        self._root = self._owned.path
         self.socket = self._root / "s"
         temporary = self._root / "t"
         temporary.mkdir()
@@ -80,7 +80,7 @@ class WarmParent:
         deadline = time.monotonic() + CLOSE_LIMIT_S
         while processes.is_running(self.pid) and time.monotonic() < deadline:
             time.sleep(POLL_S / 10)
-        shutil.rmtree(self._root, ignore_errors=True)
+        self._owned.remove()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ import os
 import random
 import runpy
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -290,7 +289,7 @@ def _end_with(owner_fd: int, private_dir: Path) -> None:
     """Have the kernel say when the pipe's other end closes, for an import does not look."""
 
     def ended(_number: int, _frame: FrameType | None) -> NoReturn:
-        shutil.rmtree(private_dir, ignore_errors=True)
+        guard.remove_directory(private_dir)
         os._exit(0)
 
     signal.signal(signal.SIGIO, ended)
