@@ -28,7 +28,7 @@ LEFT_LIMIT_S = 15.0
 NODE_LIMIT_S = 60.0
 WORKERS = 2
 _RAYS_OWN = re.compile(r"temporary file \S+/vc-ray-\w+$|ray/_private/workers/default_worker.py ")
-_OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE)
+_OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE, standin.TRACKER)
 
 
 def variables(faults: Path) -> dict[str, str]:
