@@ -128,11 +128,11 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
 
     check(experiments)
     first = experiments[0]
-    root = check_root(first.output_root)
+    store = Store(Path(asked.resume)) if asked.resume else None
+    root = check_root(store.directory, "resume") if store else check_root(first.output_root)
     resolved = [(experiment, models.resolve(experiment.model)) for experiment in experiments]
     local = local_fleet(first.cluster, first.engine) if first.cluster.address == "local" else None
     plan = _plan(resolved, local) if local is not None else None
-    store = Store(Path(asked.resume)) if asked.resume else None
     if store and local:
         _compare(store, local, asked)
     if store and not first.dry_run:

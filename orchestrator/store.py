@@ -182,18 +182,21 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def check_root(root: str) -> Path:
-    """Return the output root as an absolute path, looked at but not made. Raises `ConfigError` with the way out."""
+def check_root(root: str | Path, key: str = "output_root") -> Path:
+    """Return the directory that `key` names as an absolute path, looked at but not made.
+
+    Raises `ConfigError` with the way out where nothing can be kept there.
+    """
     path = Path(root).expanduser().absolute()
     if RAY_PACKAGE_CACHE in f"{path}/":
         raise ConfigError(
-            [f"output_root: {path} lies inside Ray's package cache, which Ray deletes: give an absolute output_root"]
+            [f"{key}: {path} lies inside Ray's package cache, which Ray deletes: give an absolute {key} outside it"]
         )
     existing = _existing(path)
     if not existing.is_dir():
-        raise ConfigError([f"output_root: {existing} is not a directory"])
+        raise ConfigError([f"{key}: {existing} is not a directory"])
     try:
         tempfile.TemporaryDirectory(dir=existing).cleanup()  # a look at permission bits would say yes to root
     except OSError as error:
-        raise ConfigError([f"output_root: {existing} cannot be written ({error.strerror})"]) from None
+        raise ConfigError([f"{key}: {existing} cannot be written ({error.strerror})"]) from None
     return path
