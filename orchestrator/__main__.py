@@ -77,19 +77,16 @@ def _experiments(asked: Arguments) -> list[Experiment] | int:
 
 
 def _resumed(asked: Arguments) -> list[Experiment]:
-    """The experiments of the run, and those that the rest of the command line adds to it."""
-    from orchestrator.compose import compose
+    """The experiments of the run, with what may be said anew, and those that the rest of the command line adds."""
+    from orchestrator.compose import compose, parsed
     from orchestrator.problems import ConfigError
-    from orchestrator.resume import experiments_of
+    from orchestrator.resume import changes_of, experiments_of
     from orchestrator.store import Store
 
     if asked.resume_strict not in ("true", "false"):
         raise ConfigError([f"resume.strict={asked.resume_strict}: should be true or false"])
-    address = asked.value_of("cluster.address") or asked.value_of("cluster")
-    where = [
-        argument for argument in asked.overrides if argument.lstrip("+").startswith(("cluster=", "cluster.address="))
-    ]
-    more = [argument for argument in asked.overrides + asked.flags if argument not in where]
+    changes, others = changes_of(parsed(asked.overrides))
+    more = [*others, *asked.flags]
     if more and asked.value_of("sweep") is None:
         changes = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
         raise ConfigError([f"{changes}; name a whole grid to add (+sweep=NAME ...)"])
@@ -97,7 +94,7 @@ def _resumed(asked: Arguments) -> list[Experiment]:
     store.manifest()  # before Hydra says anything
     store.refuse_links()
     further = compose([*_default_model(asked), *asked.overrides], asked.flags) if more else []
-    return experiments_of(store, further, address)
+    return experiments_of(store, further, changes)
 
 
 def _default_model(asked: Arguments) -> list[str]:
