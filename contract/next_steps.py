@@ -8,7 +8,6 @@ from __future__ import annotations
 from contract.failures import FailureClass as F
 
 
-
 def _resume(*changes: str) -> str:
     return f"`{' '.join(('python -m orchestrator resume=RUN', *changes))}` measures them"
 
@@ -32,8 +31,9 @@ NEXT_STEPS: dict[F, str] = {
     F.READY_TIMEOUT: "give it longer: " + _resume("engine.ready_timeout_s=SECONDS"),
     F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
-    F.CLIENT_LIMITED: "give the load more cores, and as many processes as it needs: "
-    + _resume("load.processes=auto"),
+    F.POINT_TIMEOUT: "it had an hour, or three times its estimate where that is more: ask for less of it (fewer "
+    "`load.requests_per_level`, shorter lengths); where the server hung " + _RESUME,
+    F.CLIENT_LIMITED: "give the load more cores, and as many processes as it needs: " + _resume("load.processes=auto"),
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,
     F.NODE_LOST: _RESUME,

@@ -94,11 +94,14 @@ def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:
-    """Return the sessions that still have points to measure or to prune, with what is to be measured now."""
+def left_to_do(plan: Plan, store: Store | None) -> list[SessionSpec]:
+    """Return the sessions that still have points to measure or to prune, with what is to be measured now.
+
+    `store` is None for a run that has no directory yet.
+    """
     left = []
     for session in plan.sessions:
-        rows = store.rows(session.id)
+        rows = store.rows(session.id) if store else {}
         step = next_step(plan.searches.get(session.id, ()), rows)
         every = (*step.ahead, *session.points, *step.measure)
         points = {point.id: point for point in memory_first(every) if point.id not in rows}

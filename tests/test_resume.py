@@ -1,21 +1,35 @@
 """Going on with a run: where it is written, what may be said anew, what is removed, and what counts as done."""
 
+import errno
 import json
+import os
 import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import orchestrator.__main__
+from analysis.shards import build_tables
 from contract.next_steps import NEXT_STEPS
+from contract.rows import MEASURED
 from orchestrator.arguments import read
-from orchestrator.plan import make_plan
+from orchestrator.cluster import Cluster
+from orchestrator.driver import Outcome
+from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check
 from orchestrator.problems import ConfigError
-from orchestrator.resume import UNHASHED
+from orchestrator.resume import UNHASHED, left_to_do
 from orchestrator.schema import Experiment
-from orchestrator.store import Store
+from orchestrator.store import NotWritten, Store
+from tests import synthetic_run
 from tests.configs import experiment, raw, resolved, sim_fleet
+from tests.test_driver import PretendedCluster
 
 
 def stored(directory: Path, sweep: str = "kv", **changes: object) -> Store:
@@ -26,9 +40,7 @@ def stored(directory: Path, sweep: str = "kv", **changes: object) -> Store:
     return Store(directory)
 
 
-def resumed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *typed: str
-) -> tuple[int, str]:
+def resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *typed: str) -> tuple[int, str]:
     """Return the exit code of `python -m orchestrator resume=...` in this process, and all that it said."""
     monkeypatch.setattr("sys.argv", ["orchestrator", *typed])
     monkeypatch.setattr("orchestrator.interrupts.raise_on_all", lambda: None)
@@ -153,10 +165,152 @@ def test_every_next_step_that_goes_on_can_be_typed(tmp_path: Path) -> None:
 def test_the_documentation_names_what_may_be_said_anew() -> None:
     page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text()
     part = page.partition("## Going on")[2].partition("## ")[0]
-    assert {key for key in re.findall(r"`(\w+\.\w+)`", part)} == set(UNHASHED)
+    assert set(re.findall(r"`(\w+\.\w+)`", part)) == set(UNHASHED)
 
 
 def test_one_server_that_is_wanted_in_two_ways_is_refused() -> None:
     asked = [experiment("kv", engine="sim", server__start=start) for start in ("cold", "warm")]
-    with pytest.raises(ConfigError, match="server.start: cold and warm for one and the same server of tiny"):
+    with pytest.raises(ConfigError, match=r"server.start: cold and warm for one and the same server of tiny"):
         make_plan(resolved(*asked), sim_fleet())
+
+
+# --- what is done, and what is removed ---
+
+
+def put(store: Store, *points: str, session: str = "s") -> list[Path]:
+    row = next(row for row in synthetic_run.rows() if row.status == MEASURED)
+    for point in points:
+        store.put(replace(row, session_id=session, point_id=point))
+    return [store.directory / "shards" / session / f"{point}.parquet" for point in points]
+
+
+def test_a_copy_of_a_shard_makes_no_other_point_done(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, "test")
+    (shard,) = put(store, "a")
+    shutil.copy(shard, shard.with_name("b.parquet"))
+    shutil.copytree(shard.parent, shard.parent.with_name("t"))
+    assert (list(store.rows("s")), list(store.rows("t"))) == (["a"], [])
+
+
+def test_a_file_of_other_columns_makes_no_point_done(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, "test")
+    (shard,) = put(store, "a")
+    pq.write_table(pa.table({"odd": [1]}), shard)
+    assert store.rows("s") == {}
+
+
+def torn_at(share: float) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def holed(path: Path) -> None:
+    """As a disk may leave a file whose host has failed: its end is there, its middle is not."""
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(1000) + content[1004:])
+
+
+@pytest.mark.parametrize("tear", [torn_at(0), torn_at(0.5), torn_at(0.99), holed])
+def test_what_is_not_whole_is_removed_whether_or_not_it_is_planned(
+    tmp_path: Path, tear: Callable[[Path], None]
+) -> None:
+    store = Store.create(tmp_path, "test")
+    whole, torn = put(store, "a", "b")
+    assert store.discard_torn() == []
+    tear(torn)
+    assert store.discard_torn() == [torn]
+    assert (whole.exists(), torn.exists()) == (True, False)
+    build_tables(store.directory)
+
+
+def test_what_is_only_kept_from_us_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tmp_path, "test")
+    (shard,) = put(store, "a")
+
+    def stale(path: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(pq, "ParquetFile", stale)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        store.discard_torn()
+    assert shard.exists()
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.replace
+
+    def fsync(file: int) -> None:
+        done.append(("sync", Path(f"/proc/self/fd/{file}").readlink().name))
+        sync(file)
+
+    def replace_(self: Path, target: Path) -> Path:
+        done.append(("name", target.name))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace_)
+    put(Store.create(tmp_path, "test"), "a")
+    assert done == [("sync", "a.parquet.tmp"), ("name", "a.parquet"), ("sync", "s")]
+
+
+# --- a full disk, and a second Ctrl-C ---
+
+
+class FullDisk:
+    """Takes so many manifests, and says what a disk says then."""
+
+    def __init__(self, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room, self.put = room, Store.put_manifest
+        monkeypatch.setattr(Store, "put_manifest", lambda store, manifest: self(store, manifest))
+
+    def __call__(self, store: Store, manifest: dict[str, object]) -> None:
+        self.room -= 1
+        if self.room < 0:
+            raise NotWritten("manifest.json could not be written: no space left on device")
+        self.put(store, manifest)
+
+
+def measured(store: Store) -> tuple[Outcome, Plan]:
+    asked = experiment("concurrency", engine="sim", sweep__concurrency=[1], sweep__repeats=1, controls="off")
+    plan = make_plan(resolved(asked), sim_fleet(1))
+    left = left_to_do(plan, store)
+    pretended = cast("Cluster", PretendedCluster())
+    return orchestrator.__main__._measure(pretended, sim_fleet(1), store, [asked], plan, left), plan
+
+
+def test_a_disk_that_is_full_at_the_last_file_does_not_cost_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FullDisk(1, monkeypatch)
+    store = Store.create(tmp_path, "test")
+    outcome, plan = measured(store)
+    assert (outcome.measured, "no space left" in (outcome.not_written or "")) == (1, True)
+    assert left_to_do(plan, store) == []
+    assert orchestrator.__main__._conclude(store, outcome) == 3
+    said = capsys.readouterr().out
+    assert f"no space left on device; go on with: python -m orchestrator resume={store.directory}" in said
+
+
+def test_a_disk_that_is_full_as_a_run_is_gone_on_with_is_no_bad_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotWritten):
+        FullDisk(0, monkeypatch)
+        measured(Store.create(tmp_path, "new"))
+    outcome, _ = measured(stored(tmp_path / "run", "concurrency"))
+    assert (outcome.measured, "no space left" in (outcome.not_written or "")) == (0, True)
+
+
+def test_ended_at_once_a_run_says_where_it_is_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = stored(tmp_path / "run")
+
+    def interrupted(*where: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.cluster.Cluster", interrupted)
+    code, said = resumed(monkeypatch, capsys, f"resume={store.directory}")
+    assert code == 130
+    assert f"python -m analysis {store.directory}" in said
+    assert f"go on with: python -m orchestrator resume={store.directory}\n" in said
