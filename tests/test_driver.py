@@ -357,6 +357,23 @@ def test_a_row_that_makes_no_shard_costs_its_own_point_only(tmp_path: Path, monk
     assert (ran.outcome.measured, len(ran.outcome.failed), cluster.stopped) == (2, 1, [1])
 
 
+def test_a_point_whose_rows_all_fail_at_first_has_one_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, refused = Store.put, list[str]()
+
+    def picky(self: Store, row: PointRow, instead: bool = True) -> None:
+        if row.concurrency == 2 and len(refused) < 2:
+            refused.append(row.status)
+            raise ValueError("not a row")
+        put(self, row, instead)
+
+    monkeypatch.setattr(Store, "put", picky)
+    found = statuses(drive(PretendedCluster(), tmp_path))
+    assert refused == [MEASURED, FAILED]
+    assert (found[1], found[2]) == ((MEASURED, None, 1), (FAILED, "internal", 1))
+
+
 @pytest.mark.parametrize("what", ["put", "put_session"])
 def test_leases_are_renewed_while_a_file_system_stalls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
