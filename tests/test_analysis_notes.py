@@ -12,6 +12,7 @@ from analysis.request_notes import few_for_p95, request_notes
 from analysis.series import concurrency_figure
 from analysis.server_table import add_server_table
 from analysis.steady_table import add_steady_table
+from contract.rows import ClientRow
 from tests import synthetic_run as synthetic
 
 
@@ -22,6 +23,9 @@ def curve(**columns: object) -> LoadCurve:
     return made
 
 
+CALM = ClientRow(8, 0.1, gap_p99_raised_s=0.0019, ttft_p95_raised_s=0.0, slip_p99_s=0.0004)
+
+
 def notes(**columns: object) -> str:
     return join(request_notes(curve(**columns).series.readings[0])).text
 
@@ -30,6 +34,9 @@ def notes(**columns: object) -> str:
     ("columns", "words"),
     [
         ({"client_lag_s": 0.0132}, "the load client's event loop was up to 13.2 ms late (p99)"),
+        ({"clients": [CALM, replace(CALM, gap_p99_raised_s=0.009)]}, "raised its p99 gap between chunks by 9.00 ms"),
+        ({"clients": [CALM, replace(CALM, ttft_p95_raised_s=0.0031)]}, "raised its p95 of TTFT by 3.10 ms"),
+        ({"clients": [CALM, replace(CALM, slip_p99_s=0.0025)]}, "a load process sent up to 2.50 ms late (p99)"),
         ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),
         ({"warmup_stable": False, "warmup_tok_s": [1.0, 2.0, 4.0]}, "had not settled after 3 rounds"),
         ({"asked_s": 30.0, "duration_s": 20.5, "stopped_by": "requests"}, "ran out of requests after 20.5 of 30.0 s"),
@@ -50,7 +57,7 @@ def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
     "columns",
     [
         {},
-        {"client_lag_s": 0.009, "duration_s": 0.51, "warmup_stable": None, "server_hz": 2.0, "completed": 21},
+        {"client_lag_s": 0.0019, "clients": [CALM], "duration_s": 0.51, "warmup_stable": None, "server_hz": 2.0, "completed": 21},
         {"asked_s": 30.0, "duration_s": 30.1, "stopped_by": "time"},
         {"duration_s": 0.3, "simulated": True},  # a stand-in's client is not judged
     ],
