@@ -26,6 +26,7 @@ NEXT_STEPS: dict[F, str] = {
     F.READY_TIMEOUT: "raise `engine.ready_timeout_s`; then " + _RESUME,
     F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
+    F.LOAD_TOO_LARGE: "send fewer or shorter answers (`load.requests_per_level`, `load.output_tokens`)",
     F.CLIENT_LIMITED: "give the load more cores, or `load.processes`; then " + _RESUME,
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,

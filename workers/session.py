@@ -53,7 +53,7 @@ from workers.launch import diagnosis, readiness, warm
 from workers.launch.process import ServerProcess
 from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
-from workers.load import tasks
+from workers.load import memory, tasks
 from workers.load.ending import Stop
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
@@ -335,6 +335,8 @@ class Session:
         A second try that comes to nothing leaves the first with its numbers, `client_limited`.
         """
         assert self._endpoint is not None
+        if too_large := memory.refusal(point.num_requests, point.output_tokens):
+            return self._failed_row(point, Failure(FailureClass.LOAD_TOO_LARGE, too_large))
         emptied = prefix_cache.reset(self._endpoint)
         warmup = self._warm_up(point)
 
@@ -392,11 +394,13 @@ class Session:
         return self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
 
     def _level(self, point: Point, lines: int, warmup: list[LoadSummary]) -> LoadPlan:
-        """The measured part. One that is ended by time has requests for more than it is expected to send."""
+        """The measured part. One that is ended by time has requests for more than it is expected to send, as far as
+        their answers can be kept: rows say where it ran out of them."""
         if point.seconds is None:
             return self._plan_of(point, point.num_requests, lines, "")
         expected = (warmup[-1].qps or 0.0) * point.seconds if warmup else 0.0
-        requests = max(point.num_requests, math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency)
+        requests = math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency
+        requests = max(point.num_requests, min(requests, memory.most_requests(point.output_tokens)))
         stop = Stop(point.seconds, point.precision, point.num_requests)
         return replace(self._plan_of(point, requests, lines, ""), stop=stop)
 
