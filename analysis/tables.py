@@ -101,9 +101,7 @@ def read_tables(run_dir: Path) -> Tables:
     points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
     sessions = _rows(sessions_path, arrow_schema(SessionRow), SessionRow) if sessions_path.is_file() else []
-    return Tables(
-        tuple(_point(row) for row in points), tuple(_session(row) for row in sessions), read_configs(run_dir)
-    )
+    return Tables(tuple(_point(row) for row in points), tuple(_session(row) for row in sessions), read_configs(run_dir))
 
 
 def _point(row: dict[str, Any]) -> RunPoint:

@@ -830,6 +830,8 @@ class Auditor:
             "asked_s": lambda: own.asked_s.iloc[0],
             "shortest_s": lambda: own.duration_s.min(),
             "steady_completed_fewest": lambda: own.steady_completed.min(),
+            "steady_tok_s_off_pct": lambda: 100 * (here.steady_tok_s / here.tok_s - 1),
+            "steady_p95_e2e_s_off_pct": lambda: 100 * (here.steady_p95_e2e_s / here.p95_e2e_s - 1),
             "prompt_tokens_off_pct": lambda: 100 * (here.mean_prompt_tokens / own.prompt_tokens.iloc[0] - 1),
             "prefix_shared_pct": lambda: 100 * own.prefix_shared_ratio.max(),
             "client_wait_pct": lambda: 100 * own.client_wait_share.max(),
@@ -959,6 +961,8 @@ class Auditor:
             after = min(level for level in self.medians(purpose).index if level > at[-1])
             of = self.medians(purpose)["p95_e2e_s" if what == "bend_p95_ratio" else "tok_s"]
             return float(of[after] / of[at[0]])
+        if what == "steady_knee_levels":
+            return ", ".join(str(level) for level in self.knee(purpose, "steady_").knees())
         if what in KneeAudit.OF_A_CURVE:
             return self.knee(purpose).of_curve(what)
         value = row[what]
@@ -1053,9 +1057,12 @@ class Auditor:
         return float(derived[what] if what in derived else row[what])
 
     @functools.cache  # noqa: B019
-    def knee(self, purpose: str) -> KneeAudit:
+    def knee(self, purpose: str, window: str = "") -> KneeAudit:
         twins = [other for other in ("batching", "concurrency") if purpose in ("batching", "concurrency")]
-        return KneeAudit(self.levels(purpose), pd.concat([self.levels(name) for name in twins or [purpose]]))
+        rows = [self.levels(name) for name in (purpose, *(twins or [purpose]))]
+        if window:
+            rows = [each.assign(tok_s=each[f"{window}tok_s"], p95_e2e_s=each[f"{window}p95_e2e_s"]) for each in rows]
+        return KneeAudit(rows[0], pd.concat(rows[1:]))
 
 
 class KneeAudit:

@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
-        "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, too "
-        "little memory for --n answers, or no usable server, 130 interrupted.",
+        "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, "
+        "too little memory for --n answers, or no usable server, 130 interrupted.",
     )
     add = parser.add_argument
     add(

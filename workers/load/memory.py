@@ -12,7 +12,7 @@ import psutil
 
 from contract.lengths import Lengths, expected
 
-BYTES_A_TOKEN = 400
+BYTES_A_TOKEN = 450
 """A token that came in a chunk of its own: the bytes that vLLM writes for it, two Python objects and their places, and
 its gap in the request's row."""
 SHARE = 0.25

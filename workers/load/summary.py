@@ -131,8 +131,8 @@ def in_flight_from(requests: Iterable[RequestRow]) -> Iterator[tuple[float, int]
 
 
 def end_s(row: RequestRow) -> float:
-    """Return when a request was no longer in flight, in seconds since the window's opening: at its last byte, which comes
-    after its last chunk; a failed one when it was given up."""
+    """Return when a request's flight ended, in seconds since the window's opening: at its last byte, which comes after
+    its last chunk; a failed one when it was given up."""
     return row.sent_s + held_s(row)
 
 
