@@ -427,7 +427,7 @@ def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, pro
 def test_a_warm_up_that_never_settled_and_what_a_level_was_asked_for_are_told(session: Made) -> None:
     one = session(spec())
     one.start()
-    timed = one.measure(replace(LEVEL, seconds=0.3))
+    timed = one.measure(replace(LEVEL, seconds=0.3, num_requests=2000))  # more than can be sent by then
     assert (timed.asked_s, timed.stopped_by) == (0.3, "time")
     assert timed.warmup_stable == stable(timed.warmup_tok_s)
     assert timed.server_hz is None or timed.server_hz > 0
