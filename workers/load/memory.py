@@ -14,7 +14,7 @@ from contract.lengths import Lengths, expected
 
 BYTES_A_TOKEN = 450
 """A token that came in a chunk of its own: the bytes that vLLM writes for it, two Python objects and their places, and
-its gap in the request's row."""
+its gap in the request's row. Of reads of 298 bytes, 10 ms apart, 419 were measured (tests/test_load_memory.py)."""
 SHARE = 0.25
 """Of the memory that is available: several sessions of a host may begin a level at once."""
 CGROUP = Path("/sys/fs/cgroup")
