@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+from analysis.checks import Standing
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import count, gib, plain, signed_percent, times
 from analysis.knee import Gain
@@ -15,7 +16,7 @@ from analysis.knee_sentences import knee_sentences, levels_tell, repeats_tell
 from analysis.ladder import highest
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, interval_words
-from analysis.operating_point import Basis, Choice, Standing, latency_level, throughput_level
+from analysis.operating_point import Basis, Choice, latency_level, throughput_level
 from analysis.operating_sentences import gives, objectives, pressed
 from analysis.rates import level_words
 from analysis.series import Reading, concurrency_figure
