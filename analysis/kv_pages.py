@@ -46,9 +46,8 @@ class Pages:
     def requests(self, size_bytes: float, tokens: int) -> float:
         """Return how many requests `at_once_bytes` lets into a size: its inverse, not rounded."""
         blocks, layout = size_bytes / self.block_bytes, self.layout
-        held = sum(layout.blocks_held(group, tokens) for group in layout.groups)
-        shared = layout.in_flight_blocks(tokens)
-        return max(blocks / layout.blocks_per_sequence(tokens), (blocks - shared) / held)
+        besides = blocks - layout.in_flight_blocks(tokens)
+        return max(blocks / layout.blocks_per_sequence(tokens), besides / layout.blocks_grown(tokens))
 
     def group_bytes(self, group: LayerGroup, tokens: int) -> int:
         """Return those that are for the layers of one group."""
