@@ -34,7 +34,7 @@ def expected(layout: KVLayout | None, requests: int, prompt: int, length: int, p
         return Expected.FITS
     if requests * layout.blocks_grown(length) <= pool_blocks:
         return Expected.OPEN
-    return Expected.PREEMPTS if layout.blocks_at_once(requests, prompt) <= pool_blocks else Expected.WAITS
+    return Expected.PREEMPTS if requests * layout.blocks_grown(prompt) <= pool_blocks else Expected.WAITS
 
 
 def outcome(row: PointRow, request_share: float | None) -> Outcome:

@@ -67,8 +67,8 @@ class Cell:
 
     @property
     def prompts_blocks(self) -> int | None:
-        """Of their prompts alone."""
-        return self.layout.blocks_at_once(self.concurrency, self.point.prompt_tokens or 1) if self.layout else None
+        """Of their prompts alone, once they are computed."""
+        return self.concurrency * self.layout.blocks_grown(self.point.prompt_tokens or 1) if self.layout else None
 
     @property
     def need_share(self) -> float | None:
@@ -176,7 +176,8 @@ def summary(grid: EnvelopeGrid) -> Phrase:
         left_open["open"] = count(f"{grid.name}.open", len(measured) - len(judged))
     return phrase(
         "Of {cells} cells {judged} were measured and {pruned} pruned; expected and measured agree on what fits in "
-        "{agree} of those measured." + (" {open} more were measured that arithmetic leaves open." if left_open else ""),
+        "{agree} of those measured."
+        + (" Of {open} more that were measured arithmetic leaves it open." if left_open else ""),
         **left_open,
         cells=cells,
         judged=count(f"{grid.name}.judged", len(judged)),
