@@ -81,6 +81,15 @@ class Layout:
     def sequence(self, tokens: float) -> float:
         return float(self.block_bytes * sum(self.blocks(layers, tokens) for layers in self.layers))
 
+    def decoding(self, tokens: int) -> float:
+        """Bytes of a request that only decodes: of a window its own tokens, and a block more."""
+        most = math.inf if self.window is None else math.ceil(self.window / self.block) + 1
+        return float(self.block_bytes * sum(
+            math.ceil(layers.n / self.per_block) * min(math.ceil(tokens / self.block), most)
+            if layers.kind == "sliding_window" else self.blocks(layers, tokens)
+            for layers in self.layers
+        ))  # fmt: skip
+
     def at_once(self, requests: int, tokens: int) -> float:
         """Grown requests hold windows; what is outside of those of the prompts in flight, in order, counts besides."""
         held, outside = 0, 0
@@ -151,6 +160,7 @@ class EnvelopeAudit:
             self.row = every[self.ranks * every.engine_kv_bytes == int(pool)].iloc[0]
             self.row = loads[same].iloc[0] if same.any() else self.row
         self.size = float(self.ranks * self.row.engine_kv_bytes)
+        self.room = self.size * (1 - 1 / self.row.engine_num_blocks)
         self.loads = loads[same]
         self.layout = Layout(config, self.row) if config else None
 
@@ -196,7 +206,7 @@ class EnvelopeAudit:
         if what in ("gib", "mib"):
             return need / (GIB if what == "gib" else MIB)
         if what == "share_pct":
-            return 100 * need / self.size
+            return 100 * need / self.room
         rows = pd.concat([rows for t, c, _, rows in self.levels if (t, c) == (tokens, at_once)])
         return float(100 * rows.kv_usage_max.max())
 
@@ -206,7 +216,7 @@ class EnvelopeAudit:
         told = [level for level in self.levels if level[2] != "unknown"]
         inside, beyond = [], []
         for level in told:
-            (inside if self.need(*level[:2]) <= self.size else beyond).append(level)
+            (inside if self.need(*level[:2]) <= self.room else beyond).append(level)
         need = self.need(target["context_tokens"], target["concurrency"])
         return float(
             {
@@ -220,7 +230,8 @@ class EnvelopeAudit:
                 "levels_beyond": len(beyond),
                 "levels_beyond_disturbed": sum(level[2] != "quiet" for level in beyond),
                 "target_need_gib": need / GIB,
-                "target_share_pct": 100 * need / self.size,
+                "target_share_pct": 100 * need / self.room,
+                "limit_tokens": self.layout.limit if self.layout else math.nan,
                 "longest_tokens": self.longest(target["concurrency"]) if self.layout else math.nan,
             }[what]
         )

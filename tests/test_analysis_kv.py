@@ -189,7 +189,8 @@ def test_straight_line_is_called_linear_without_steps() -> None:
     text = notes(memory())
     assert "roughly linear (ready)? **Yes**: R² 1.000000" in text
     assert "Are there steps (ready)? **None**" in text
-    assert "All 4 estimates agree with the formula within 1 %, and within 0.1 %; the furthest is" in text
+    assert "All 3 others agree with the formula within 1 %, and within 0.1 %; the furthest is" in text
+    assert "so a memory slope does not test the formula" in text
 
 
 def test_memory_that_jumps_is_called_a_step() -> None:
@@ -207,8 +208,8 @@ def test_steeper_memory_than_the_formula_is_said_to_be_apart() -> None:
     extra = {length: 32 * 40_000 * length for length in synthetic.GPU.lengths}
     text = notes(memory(replace(synthetic.GPU, extra_ready_bytes=extra)))
     assert "433,216 | +10.17 %" in text
-    assert "2 of 4 estimates are further than 1 % from the formula" in text
-    assert "estimates agree" not in text
+    assert "2 of 3 others are further than 1 % from the formula" in text
+    assert "agree with the formula" not in text
 
 
 def test_estimates_that_agree_are_said_to_do_so_no_closer_than_they_do() -> None:
@@ -220,7 +221,7 @@ def test_estimates_that_agree_are_said_to_do_so_no_closer_than_they_do() -> None
 def test_one_estimate_agrees_with_nothing() -> None:
     text = notes([replace(memory()[0], engine_bytes_per_token=None)])
     assert "There is one estimate alone, so nothing for it to agree with." in text
-    assert "estimates agree" not in text
+    assert "agree with the formula" not in text
 
 
 def test_two_lengths_do_not_decide_linearity() -> None:
@@ -395,7 +396,21 @@ def test_memory_by_process_stands_beside_that_of_the_cards_where_it_is_known() -
     assert page.count("| ready MiB | loaded MiB | by process MiB |") == 2
     assert "| 512 | 15,250 | 15,252 | 15,243 |" in page
     assert "*By process*" in page
+    assert "so it does not check *loaded*" not in page
     assert "y process" not in notes(memory())
+    early = [replace(row, mem_tree_bytes=(row.mem_ready_bytes or 0) - 9 * MIB) for row in memory()]
+    assert "its memory, as in every row here, so it does not check *loaded*." in notes(early)
+
+
+def test_the_decision_stands_before_what_it_rests_on() -> None:
+    text = notes(memory(), Targets(16, 4096))
+    assert text.index("### Which max_model_len is safe") < text.index("### Pool sized to the length")
+
+
+def test_power_of_random_weights_is_disowned_on_cards_alone() -> None:
+    words = "Power and energy depend on the data"
+    assert words in notes(memory())
+    assert words not in notes(memory(synthetic.CPU))
 
 
 def test_what_nobody_names_is_printed_beside_the_residual() -> None:
