@@ -158,7 +158,7 @@ def twin_sentences(curve: LoadCurve) -> list[Phrase]:
     return [
         phrase(
             "Of this load {n} levels stand in the other table, too, measured in windows of their own. The two differ "
-            "most at concurrency {at}: p95 {there} s there and {here} s here; the means differ by {change}.",
+            "most at concurrency {at}: p95 {there} s there and {here} s here (medians); the means differ by {change}.",
             n=count(f"{curve.name}.levels_in_both", len(changes)),
             at=concurrency_figure(reading),
             there=cell(twin, "p95_e2e_s", 4),

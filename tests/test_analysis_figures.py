@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 from analysis import reduce
 from analysis.document import Document, phrase
 from analysis.figures import count, quote, write_figures
+from contract.rows import MemoryAccount
 from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout
 from tests.model_files import published
@@ -220,6 +222,7 @@ RUNS = {
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
     "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
+    "older account": synthetic.rows(),
     "cpu": synthetic.rows(synthetic.CPU),
     "simulated": synthetic.rows(replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM")),
     "few": [r for r in synthetic.rows() if r.point_id in ("committed-512", "committed-1024", "concurrency-c8-r0")],
@@ -275,10 +278,19 @@ MANIFEST = {
 }
 
 
+ALL_PARTS = synthetic.account_of
+
+
+def older(row: synthetic.PointRow) -> list[MemoryAccount]:
+    """Return the account of a server whose workers did not read what is outside torch."""
+    return [replace(part, **synthetic.NOT_READ_INSIDE) for part in ALL_PARTS(row)]
+
+
 @pytest.fixture(scope="module", params=sorted(RUNS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_behind = {"session-c1024": 700 * MIB, "session-u2048": 90 * MIB} if request.param == "spoiled" else None
-    run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param], left_behind)
+    with patch.object(synthetic, "account_of", older) if request.param == "older account" else nullcontext():
+        run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param], left_behind)
     target = (
         {"concurrency": 20, "context_tokens": 3000}
         if request.param == "spoiled"
@@ -729,10 +741,12 @@ class Auditor:
         )
 
     def account(self, mode: str, length: str, moment: str, what: str) -> float:
+        session = self.memory(mode).loc[int(length)].session_id
+        capture = self.sessions.graph_capture_bytes[session]
         if what == "graph_capture_gib":
-            return float(self.sessions.graph_capture_bytes[self.memory(mode).loc[int(length)].session_id] / GIB)
-        rows = list(self.sessions.account[self.memory(mode).loc[int(length)].session_id])
-        sums = pd.DataFrame([row for row in rows if row["moment"] == moment]).sum(numeric_only=True)
+            return float(capture / GIB)
+        cards = pd.DataFrame([row for row in self.sessions.account[session] if row["moment"] == moment])
+        sums = cards.drop(columns=["moment", "device_id"]).astype(float).sum()
         parts = {
             "used": sums.used_bytes,
             "context": sums.context_bytes,
@@ -746,6 +760,13 @@ class Auditor:
         named = ("weights", "kv", "graphs", "buffers", "cache", "context")
         parts["unnamed"] = parts["used"] - sum(parts[name] for name in named)
         parts["residual"] = parts["unnamed"] - parts["outside"]
+        if cards.outside_now_bytes.notna().all():
+            came = sums.outside_now_bytes - sums.outside_at_init_bytes
+            kept = capture - sums.graph_pool_bytes if len(cards) == 1 else math.nan
+            parts["driver"] = kept if sums.graph_pool_bytes else 0
+            parts["kernels"] = came if np.isnan(parts["driver"]) else came - parts["driver"]
+            parts["residual"] = parts["unnamed"] - came
+            parts["end_difference"] = parts["outside"] - came
         if what in ("residual_pct", "unnamed_pct"):
             return float(100 * abs(parts[what.removesuffix("_pct")]) / parts["used"])
         return float(parts[what.removesuffix("_mib")] / MIB)

@@ -173,13 +173,13 @@ def test_repeats_of_the_same_load_in_another_table_serve_the_sweep(tmp_path: Pat
 
 
 def test_a_level_that_stands_in_both_tables_is_said_to_differ_and_by_how_much() -> None:
-    words = "at concurrency 8: p95 0.1578 s there and 0.1562 s here; the means differ by -1.0 % (-3.6 % to +1.7 %: wi"
+    words = "at concurrency 8: p95 0.1578 s there and 0.1562 s here (medians); the means differ by -1.0 % ("
     assert words in page(synthetic.rows())
     slower = synthetic.changed(
         synthetic.rows(), lambda row: row.purpose == "concurrency" and row.concurrency == 4, p95_e2e_s=9.0
     )
     assert "The two differ most at concurrency 4: p95 " in page(slower)
-    assert "s there and 9.000 s here; " in page(slower)
+    assert "s there and 9.000 s here (medians); " in page(slower)
     alone = [row for row in synthetic.rows() if row.purpose != "batching"]
     assert "stand in the other table" not in page(alone)
 

@@ -12,7 +12,7 @@ import pytest
 from analysis import AnalysisError, answer, reduce
 from analysis.shards import build_tables
 from analysis.tables import NESTED, read_tables
-from contract.rows import ClientRow, PointRow, SessionRow, to_table
+from contract.rows import SCHEMA_VERSION, ClientRow, PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 
 
@@ -217,7 +217,7 @@ def test_what_only_an_older_version_had_is_left_out(tmp_path: Path) -> None:
     build_tables(tmp_path)
     (point,) = read_tables(tmp_path).points
     assert (point.sampling_cpu_share, point.telemetry_hz) == (None, row.telemetry_hz)
-    pq.write_table(content.set_column(0, "schema_version", pa.array([6])), shard)
+    pq.write_table(content.set_column(0, "schema_version", pa.array([SCHEMA_VERSION])), shard)
     with pytest.raises(AnalysisError, match=r"missing: sampling_cpu_share; unknown: telemetry_cost_share"):
         build_tables(tmp_path)
 
@@ -240,6 +240,19 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     assert (point.keeps_up, point.server_hz, point.tok_s) == (None, None, row.tok_s)
     assert point.clients[0]["gap_p99_raised_s"] is None
     assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
+
+
+def test_an_account_of_before_version_7_is_read_without_what_the_workers_read_since(tmp_path: Path) -> None:
+    synthetic.write_run(tmp_path, synthetic.rows()[:1])
+    (shard,) = tmp_path.glob("shards/*/session.parquet")
+    (content,) = pq.read_table(shard).to_pylist()
+    for part in content["account"]:
+        del part["outside_now_bytes"], part["outside_at_init_bytes"]
+    pq.write_table(pa.Table.from_pylist([content | {"schema_version": 6}]), shard)
+    build_tables(tmp_path)
+    (session,) = read_tables(tmp_path).sessions
+    assert [part.outside_now_bytes for part in session.account] == [None, None]
+    assert session.account[0].outside_bytes == 757 * 2**20
 
 
 def test_what_a_row_must_say_is_missed_in_an_older_version_too(tmp_path: Path) -> None:
