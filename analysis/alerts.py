@@ -91,7 +91,7 @@ def _latency(choice: Choice, point: OperatingPoint | None, column: str) -> Alert
     if point is not None and next_one is not None and (limit is None or next_one.high <= limit):
         value, level = next_one.high, level_words(point.reading)
         reached = significant(f"{point.reading.name}.{column}_next", value, 4)
-        words = "one more window at {level} lies below {reached} at {confidence}"
+        words = "the {confidence} interval of one more window at {level} ends at {reached}"
         why = phrase(words, level=level, reached=reached, confidence=confidence())
     elif limit is not None:
         value, why = limit, phrase("the objective itself is {limit}", limit=objective_figure(column, limit))

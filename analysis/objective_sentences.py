@@ -22,7 +22,7 @@ def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None
         keeps_up = phrase(", and the server ends {share} of what is sent as far as counting can tell", share=share)
     doc.say(
         "Objectives, repeat by repeat ({limits}{keeps_up}): a level *held* where every repeat meets them all, *broke* "
-        "where none does, and else its repeats disagree; the search goes by that. The border along "
+        "where none does, and else its repeats disagree; a search goes by that. The border along "
         + axis
         + ": {border}",
         limits=join(limits, ", "),
@@ -78,7 +78,7 @@ def _counting_noise(curve: LoadCurve, slo: Slo) -> Phrase:
         for word in (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES)
         if word in found
     )
-    return phrase("With noise counted, as in operating_point.md, {each}.", each=join(each, ", "))
+    return phrase("With noise counted, as in operating_point.md, {each}.", each=join(each))
 
 
 def _level(curve: LoadCurve, what: str, at: float) -> Figure:

@@ -277,8 +277,8 @@ def test_both_rules_for_an_objective_stand_in_one_sentence() -> None:
     limit = Slo(p95_e2e_s=0.46 * 1.1)
     (curve,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
     words = border_words(curve, limit).text
-    assert words.startswith("16 held, 32 (2.0x) broke. With noise counted, as in operating_point.md, meets: 1, 4, 8, ")
-    assert words.endswith("undecided: 16, misses: 32.")
+    assert words.startswith("16 held, 32 (2.0x) broke. With noise counted, as in operating_point.md, meets: 1, 4, 8; ")
+    assert words.endswith("undecided: 16; misses: 32.")
     assert [c.reading.at for c in choice(rows, limit).having(Standing.UNDECIDED)] == [16]
     (once,) = load_curves(synthetic.tables_of(sweep(repeats=1)).points, "concurrency")
     assert border_words(once, limit).text.endswith("so how far noise moves this is not known.")
