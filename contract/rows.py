@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -223,6 +223,8 @@ class PointRow:
     """Further flags of the server, as JSON."""
     sequences: int | None = None
     vllm_version: str | None = None
+    start: str | None = None
+    """How the server that it was measured on was started: `warm` or `cold`; None where none was."""
     co_running_sessions: list[str] = field(default_factory=list)
     # --- KV cache: the engine's own figures ---
     engine_kv_tokens: int | None = None

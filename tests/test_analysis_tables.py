@@ -12,7 +12,7 @@ import pytest
 from analysis import AnalysisError, answer, reduce
 from analysis.shards import build_tables
 from analysis.tables import NESTED, read_tables
-from contract.rows import ClientRow, PointRow, SessionRow, to_table
+from contract.rows import SCHEMA_VERSION, ClientRow, PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 
 
@@ -217,7 +217,7 @@ def test_what_only_an_older_version_had_is_left_out(tmp_path: Path) -> None:
     build_tables(tmp_path)
     (point,) = read_tables(tmp_path).points
     assert (point.sampling_cpu_share, point.telemetry_hz) == (None, row.telemetry_hz)
-    pq.write_table(content.set_column(0, "schema_version", pa.array([6])), shard)
+    pq.write_table(content.set_column(0, "schema_version", pa.array([SCHEMA_VERSION])), shard)
     with pytest.raises(AnalysisError, match=r"missing: sampling_cpu_share; unknown: telemetry_cost_share"):
         build_tables(tmp_path)
 
