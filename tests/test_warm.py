@@ -47,6 +47,15 @@ SETS_CARDS = "import os\nos.environ.update(CUDA_VISIBLE_DEVICES='', VLLM_WORKER_
 PLUGINS = (
     "def load():\n    import threading, time\n    threading.Thread(None, time.sleep, 'p', (99,), daemon=True).start()"
 )
+NO_SECOND_FORK = """
+import os
+plain, parent = os.fork, os.getpid()
+def fork():
+    if os.getpid() != parent:
+        raise OSError("no more processes")
+    return plain()
+os.fork = fork
+"""
 TELLS = "import json, os, sets, time\nif __name__ == '__main__':\n    print(json.dumps(dict(os.environ)), flush=True)\n"
 
 
@@ -293,12 +302,27 @@ def test_a_guard_whose_session_has_not_heard_of_it_leaves_the_directory_alone(
     assert server.exit_code == -signal.SIGTERM
 
 
-def test_a_guard_that_fails_is_no_warm_start(parent: WarmParent, workspace: Workspace) -> None:
+def test_a_guard_that_fails_is_no_warm_start(
+    parent: WarmParent, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its server's log cannot be made, so it ends; the session need not wait until it would have given up."""
+    looks: list[dict[str, Any]] = []
+    looked = ServerProcess._status
+    monkeypatch.setattr(ServerProcess, "_status", lambda self: looks.append(looked(self)) or looks[-1])
     workspace.log.mkdir()
     with pytest.raises(NotWarm, match="did not start the server"):
         forked(parent, workspace)
+    assert len(looks) < 500  # of the 1,500 until then
     assert workspace.temporary.is_dir()
+
+
+def test_a_guard_that_cannot_be_forked_is_no_warm_start(tmp_path: Path, workspace: Workspace) -> None:
+    (tmp_path / "entry.py").write_text(NO_SECOND_FORK)
+    parent = WarmParent(("entry",), environment(tmp_path))
+    asked = environment(tmp_path)
+    with pytest.raises(NotWarm, match="no guard could be forked"), offer(parent.socket, lambda: False) as offered:
+        ServerProcess([sys.executable, "-m", "entry"], asked, workspace, 2.0, offered)
+    parent.close()
 
 
 def test_what_is_no_request_does_not_end_the_parent(parent: WarmParent, workspace: Workspace) -> None:
