@@ -6,6 +6,7 @@ too few GPUs, or no cluster · 130 interrupted. Imports Ray, pandas and the rest
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,12 +119,18 @@ def _gpus_here() -> bool:
 
 
 def _run(experiments: list[Experiment], asked: Arguments) -> int:
+    with contextlib.ExitStack() as until_end:
+        return _carry_out(experiments, asked, until_end)
+
+
+def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: contextlib.ExitStack) -> int:
     from orchestrator import models
     from orchestrator.cluster import Cluster
     from orchestrator.driver import Outcome
     from orchestrator.fleet import local_fleet
     from orchestrator.preflight import check
     from orchestrator.resume import left_to_do
+    from orchestrator.run_lock import held
     from orchestrator.store import Store, check_root
 
     check(experiments)
@@ -133,6 +140,8 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
     local = local_fleet(first.cluster, first.engine) if first.cluster.address == "local" else None
     plan = _plan(resolved, local) if local is not None else None
     store = Store(Path(asked.resume)) if asked.resume else None
+    if store and not first.dry_run:
+        until_end.enter_context(held(store.directory))
     if store and local:
         _compare(store, local, asked)
     if store and not first.dry_run:
@@ -156,7 +165,9 @@ def _run(experiments: list[Experiment], asked: Arguments) -> int:
             return _show(plan, fleet, first)
         _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
         _warm_up(cluster, fleet, plan)
-        store = store or Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
+        if store is None:
+            store = Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
+            until_end.enter_context(held(store.directory))
         outcome = _measure(cluster, fleet, store, experiments, plan)
     return _conclude(store, outcome)
 

@@ -45,9 +45,15 @@ UNSUPPORTED_FLAGS = (
 )  # fmt: skip
 _CODE = re.compile(
     r"(^|[._-])(cls|class|plugins?|module_path|middleware|logits_processors?|log_config(_file)?|inductor_passes|"
-    r"trust_remote_code)$"
+    r"class_overrides|trust_remote_code)$"
 )
 """Flags, and keys inside them, by which vLLM imports what they name: a manifest from elsewhere could name anything."""
+_CODE_FLAGS = (
+    "worker_cls", "worker_extension_cls", "scheduler_cls", "middleware", "logits_processors", "log_config_file",
+    "io_processor_plugin", "reasoning_parser_plugin", "tool_parser_plugin", "model_class_overrides",
+)  # fmt: skip
+"""vLLM's flags of that kind, which its command line takes in any shorter form that is no other flag's."""
+_FLAG_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _CREDENTIALS = re.compile(r"://[^/@\s]+:[^/@\s]*@")
 _SECRET = re.compile(r"(^|[._-])(token|api_?key|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 
@@ -72,6 +78,13 @@ def _names_code(value: Any) -> bool:
             for key, item in value.items()
         )
     return isinstance(value, list) and any(map(_names_code, value))
+
+
+def _reads_as_flag(value: Any) -> bool:
+    """Return whether vLLM's command line would take a value, or one of a list, for a flag."""
+    if isinstance(value, list):
+        return any(map(_reads_as_flag, value))
+    return isinstance(value, str) and value.startswith("-")
 
 
 class _Section(BaseModel):
@@ -117,12 +130,19 @@ class ServerConfig(_Section):
         flags = {name.replace("-", "_").lstrip("_"): value for name, value in given.items()}
         for given_name, value in flags.items():
             name = given_name.removeprefix("no_")
+            if not _FLAG_NAME.fullmatch(name):
+                raise ValueError(f"{given_name!r} is no flag's name: letters, digits and underscores")
             if name in cls.model_fields:
                 raise ValueError(f"{name} has a key of its own: server.{name}")
             if name in OWN_FLAGS:
                 raise ValueError(f"{name} is set by the tool itself")
             if name in UNSUPPORTED_FLAGS:
                 raise ValueError(f"{name} is not supported")
+            kept = (*cls.model_fields, *OWN_FLAGS, *UNSUPPORTED_FLAGS, *_CODE_FLAGS, "hf_token")
+            if meant := [flag for flag in kept if flag.startswith(name) and flag not in (name, given_name)]:
+                raise ValueError(f"{name} may be short for {meant[0]}: give the flag's whole name")
+            if _reads_as_flag(value):
+                raise ValueError(f"{name} has a value that starts with '-': vLLM would take it for a flag")
             if _names_code({name: value}):
                 raise ValueError(f"{name} has vLLM run code that it names: not supported")
             if _holds_secret({name: value}):

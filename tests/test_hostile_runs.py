@@ -130,9 +130,17 @@ def test_a_manifest_does_not_choose_the_cluster(tmp_path: Path) -> None:
     assert experiments_of(stored(tmp_path / "run"), [])[0].cluster.address == "local"
 
 
-@pytest.mark.parametrize("flags", [{"trust_remote_code": True}, {"worker_cls": "evil.Worker"}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"trust_remote_code": True},
+        {"worker_cls": "evil.Worker"},
+        {"seed": "--trust-remote-code"},
+        {"worker_c": "evil.W"},
+    ],
+)
 def test_a_manifest_does_not_name_code(tmp_path: Path, flags: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="not supported"):
+    with pytest.raises(ConfigError, match=r"server\.extra_args"):
         experiments_of(stored(tmp_path / "run", server__extra_args=flags), [])
 
 

@@ -127,6 +127,15 @@ def test_tails_of_logs_have_no_prompts(line: str) -> None:
         ({"middleware": ["evil.Middleware"]}, "has vLLM run code that it names"),
         ({"kv_transfer_config": {"kv_connector_module_path": "evil"}}, "has vLLM run code that it names"),
         ({"compilation_config": {"backend": "evil.backend"}}, "has vLLM run code that it names"),
+        ({"model_class_overrides": {"A": "evil:B"}}, "has vLLM run code that it names"),
+        ({"compilation_config.backend": "evil.backend"}, "is no flag's name"),
+        ({"trust_remote": True}, "may be short for trust_remote_code"),
+        ({"no_trust": False}, "may be short for trust_remote_code"),
+        ({"middlewar": ["evil.Middleware"]}, "may be short for middleware"),
+        ({"hos": "0.0.0.0"}, "may be short for host"),
+        ({"api_ke": "x"}, "may be short for api_key"),
+        ({"enable_chunked_prefill": "--trust-remote-code"}, "would take it for a flag"),
+        ({"lora_modules": ["a=b", "--worker-cls=evil.Worker"]}, "would take it for a flag"),
         ({"no_hf_token": "x"}, "secrets are read from the environment only"),
         ({"otlp_traces_endpoint": "http://me:secret@collector"}, "secrets are read from the environment only"),
     ],
@@ -138,7 +147,12 @@ def test_flags_that_run_code_or_hold_secrets_are_refused(flags: dict[str, object
 
 
 def test_ordinary_flags_of_the_same_kind_pass() -> None:
-    flags = {"compilation_config": {"backend": "inductor", "mode": 3}, "kv_transfer_config": {"kv_connector": "X"}}
+    flags = {
+        "compilation_config": {"backend": "inductor", "mode": 3},
+        "kv_transfer_config": {"kv_connector": "X"},
+        "seed": -1,
+        "tokenizer": "some/name",
+    }
     assert experiment("kv", server__extra_args=flags).server.extra_args == flags
 
 
