@@ -1,4 +1,7 @@
-"""plots/memory_account.svg: what a server's memory is for at each length, stacked, against what its cards said."""
+"""plots/memory_account.svg: what a server's memory is for at each length, stacked, against what its cards said.
+
+Weights and pool dwarf the rest, which is drawn below once more without them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from analysis.kv_account import HEADS, Account, Accounts
 from analysis.kv_fit import KvResult
 from analysis.series import Series
 
+SIZE_INCHES = (7.2, 7.2)
 COLOURS = {
     "kv": "#0072B2",
     "weights": "#8A8A8A",
@@ -17,11 +21,17 @@ COLOURS = {
     "buffers": "#F0E442",
     "cache": "#56B4E9",
     "context": "#009E73",
+    "driver": "#D55E00",
+    "kernels": "#E69F00",
     "outside": "#E69F00",
 }
 """Okabe and Ito's, which stay apart for colour-blind readers."""
-HATCHES = {"weights": "", "kv": "", "context": "--", "outside": "//", "graphs": "\\\\", "buffers": "..", "cache": "xx"}
-ORDER = ("weights", "context", "outside", "graphs", "buffers", "cache", "kv")
+HATCHES = {
+    "weights": "", "kv": "", "context": "--", "driver": "\\", "kernels": "//", "outside": "//", "graphs": "\\\\",
+    "buffers": "..", "cache": "xx",
+}  # fmt: skip
+DWARFED = ("context", "kernels", "outside", "driver", "graphs", "buffers", "cache")
+ORDER = ("weights", *DWARFED, "kv")
 """What does not grow stands below what does."""
 
 
@@ -31,14 +41,19 @@ def has_account(result: KvResult, accounts: Accounts) -> bool:
 
 
 def draw_account(result: KvResult, accounts: Accounts, figure: Any) -> None:
-    """Draw a panel a series: one bar a length, its parts when ready, the cards' memory when ready and at peak."""
-    drawn = [series for series in _series(result) if _bars(series, accounts)]
-    panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
-    for axes, series in zip(panels, drawn, strict=True):
-        _panel(axes, series, accounts)
-    panels[0].set_ylabel("memory (GiB)")
-    panels[0].margins(y=0.08)
-    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    """Draw two panels a series: one bar a length, its parts when ready, the cards' memory when ready and at peak."""
+    drawn = [(series, bars) for series in _series(result) if (bars := _bars(series, accounts))]
+    figure.set_size_inches(SIZE_INCHES)
+    whole, rest = figure.subplots(2, len(drawn), sharex="col", sharey="row", squeeze=False)
+    for column, (series, bars) in enumerate(drawn):
+        _panel(whole[column], bars, ORDER)
+        _panel(rest[column], bars, DWARFED)
+        rest[column].set_xlabel(f"max_model_len (tokens)\n{_what(series)}")
+    whole[0].set_ylabel("memory (GiB)")
+    rest[0].set_ylabel("without weights and KV pool (GiB)")
+    for axes in (whole[0], rest[0]):
+        axes.margins(y=0.08)
+    named = {label: handle for axes in whole for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8.5)
 
 
@@ -51,30 +66,32 @@ def _bars(series: Series, accounts: Accounts) -> list[tuple[float, Account, Acco
     return [(at, ready, peak) for at, ready, peak in found if ready is not None]
 
 
-def _panel(axes: Any, series: Series, accounts: Accounts) -> None:
-    bars = _bars(series, accounts)
+def _panel(axes: Any, bars: Sequence[tuple[float, Account, Account | None]], parts: Sequence[str]) -> None:
     places = list(range(len(bars)))
     bottom = [0.0] * len(bars)
-    for part in ORDER:
-        heights = [(ready.parts[part] or 0) / GIB for _, ready, _ in bars]
+    for part in parts:
+        heights = [(ready.parts.get(part) or 0) / GIB for _, ready, _ in bars]
         if any(heights):
             axes.bar(
                 places, heights, 0.62, bottom=bottom, label=HEADS[part], color=COLOURS[part], hatch=HATCHES[part],
                 edgecolor="white", linewidth=0.6,
             )  # fmt: skip
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    _marks(axes, places, [ready for _, ready, _ in bars], "_", "memory of the cards, ready")
-    peaks = [(place, peak) for place, (_, _, peak) in zip(places, bars, strict=True) if peak is not None]
-    _marks(axes, [place for place, _ in peaks], [peak for _, peak in peaks], "^", "at peak")
+    _marks(axes, [(place, ready) for place, (_, ready, _) in enumerate(bars)], parts, "_", "memory of the cards, ready")
+    peaks = [(place, peak) for place, (_, _, peak) in enumerate(bars) if peak is not None]
+    _marks(axes, peaks, parts, "^", "at peak")
     axes.set_xticks(places, [str(at) for at, _, _ in bars])
-    axes.set_xlabel(f"max_model_len (tokens)\n{_what(series)}")
     axes.grid(axis="x", visible=False)
 
 
-def _marks(axes: Any, places: Sequence[int], accounts: Sequence[Account], marker: str, words: str) -> None:
-    size = 26 if marker == "_" else 5
+def _marks(axes: Any, accounts: Sequence[tuple[int, Account]], parts: Sequence[str], marker: str, words: str) -> None:
+    """Mark what the cards said, less the parts that are not drawn."""
+    left = [
+        (account.used - sum(value or 0 for part, value in account.parts.items() if part not in parts)) / GIB
+        for _, account in accounts
+    ]
     axes.plot(
-        places, [account.used / GIB for account in accounts], linestyle="none", marker=marker, markersize=size,
+        [place for place, _ in accounts], left, linestyle="none", marker=marker, markersize=26 if marker == "_" else 5,
         markeredgewidth=1.4, color="#222222", label=words, markerfacecolor="none",
     )  # fmt: skip
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from analysis.caveats import next_steps, silent_sessions, title
 from analysis.document import Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
-from analysis.figures import count, decimal, plain, quote
+from analysis.figures import count, decimal, percent, plain, quote
 from analysis.knee_sentences import both_answers
+from analysis.kv_envelope import card_envelope
 from analysis.kv_estimates import estimates
 from analysis.kv_fit import KvResult, kv_results
+from analysis.kv_headroom import longest_safe, room_words
 from analysis.kv_too_long import too_long
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, lengths
@@ -23,7 +26,7 @@ from analysis.rates import keeps_up_sentence, level_words, rate_curves
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure, outcome, outcome_figure, point_name
 from analysis.tables import RunPoint, Tables, read_tables
-from analysis.targets import Slo, read_slo
+from analysis.targets import Slo, Targets, read_slo, read_targets
 from contract.rows import MEASURED, PRUNED
 
 
@@ -37,16 +40,17 @@ class Finding:
 
 def answer(run_dir: Path) -> str:
     """Return the main results of a reduced run: bytes per token, capacity, throughput, failures, where files are."""
-    tables, slo = read_tables(run_dir), read_slo(run_dir)
+    tables = read_tables(run_dir)
     lines: list[str] = []
-    for finding in findings(tables, slo):
+    for finding in findings(tables, read_slo(run_dir), read_targets(run_dir)):
         lines += [finding.about.plain, *(f"  {line.plain}" for line in finding.lines)]
     return "\n".join([*lines, *(line.plain for line in losses(tables)), f"Files: {run_dir}"])
 
 
-def findings(tables: Tables, slo: Slo) -> list[Finding]:
+def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
     """Return what the memory points, the levels of load and the objectives say, in this order."""
-    memory = [Finding(_title(_sample(result), result.name, result.group.label), tuple(_kv_lines(result)))
+    memory = [Finding(_title(_sample(result), result.name, result.group.label),
+                      (*_kv_lines(result), *_target_lines(result, tables, targets)))
               for result in kv_results(tables.points)]  # fmt: skip
     load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency")))
             for curve in knee_curves(tables.points)]  # fmt: skip
@@ -54,7 +58,9 @@ def findings(tables: Tables, slo: Slo) -> list[Finding]:
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
-    return [*memory, *load, *rates, *_operating(tables, slo), *borders]
+    found = [*memory, *load, *rates, *_operating(tables, slo), *borders]
+    alike = [list(some) for _, some in groupby(found, key=lambda finding: finding.about.text)]
+    return [Finding(some[0].about, tuple(line for finding in some for line in finding.lines)) for some in alike]
 
 
 def losses(tables: Tables) -> list[Phrase]:
@@ -114,17 +120,44 @@ def _kv_lines(result: KvResult) -> Iterator[Phrase]:
         if fits:
             share = f"{series.sample.gpu_memory_utilization or 0:g}"
             yield phrase(
-                "full-length sequences at gpu_memory_utilization {share}: {fits} tokens",
+                "full-length sequences by the engine's count at gpu_memory_utilization {share}: {fits} tokens",
                 share=quote(f"{series.name}.gpu_memory_utilization", share),
                 fits=join(fits, ", "),
             )
     yield from too_long(result)
 
 
+def _target_lines(result: KvResult, tables: Tables, targets: Targets) -> Iterator[Phrase]:
+    """Which length is safe for the target's requests at once, and whether its contexts fit the card's pool."""
+    n, tokens = targets.concurrency, targets.context_tokens
+    envelope = card_envelope(result, tables.points, tables.configs)
+    if n is None:
+        return
+    asked = count("target.concurrency", n)
+    safe = longest_safe(result, n)
+    if safe is not None:
+        yield phrase(
+            "longest safe max_model_len for {n} at once: {length} ({room})",
+            n=asked,
+            length=plain(f"{safe.name}.max_model_len", safe.at),
+            room=room_words(safe, envelope.pages if envelope else None),
+        )
+    elif result.pool is not None:
+        yield phrase("longest safe max_model_len for {n} at once: none of those measured", n=asked)
+    if envelope is not None and tokens is not None:
+        yield phrase(
+            "{n} requests at once of {tokens} tokens: " + envelope.fit(tokens, n) + ", {share} of "
+            + ("the pool" if envelope.whole_card else "the largest pool committed") + " (arithmetic)",
+            n=asked,
+            tokens=plain("target.context_tokens", tokens),
+            share=percent(f"{envelope.name}.target_share_pct", envelope.share(tokens, n)),
+        )  # fmt: skip
+
+
 def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:
-    """The operating point of every load, where there is an objective."""
-    if slo.percentiles():
-        for choice in choices(tables, slo, None):
+    """The operating point of every load; without an objective an open loop has none."""
+    for choice in choices(tables, slo, None):
+        if slo.percentiles() or not choice.open_loop:
             yield Finding(_about(choice.curves[0]), (_operating_line(choice),))
 
 
@@ -138,9 +171,12 @@ def _operating_line(choice: Choice) -> Phrase:
         return phrase(
             kind + ("no measured level meets the objectives" if none else "not known from this run"), load=load
         )
-    certain = "" if choice.basis is Basis.OBJECTIVES else "beyond noise not known from this run; as it stands "
+    certain = "beyond noise not known from this run; as it stands " if choice.basis is Basis.AS_MEASURED else ""
+    why = ", the lowest level that could be the knee" if choice.basis is Basis.KNEE else ""
     reading = choice.point.reading
-    return phrase(kind + certain + "{level}, {gives}", load=load, level=level_words(reading), gives=gives(reading))
+    return phrase(
+        kind + certain + "{level}, {gives}" + why, load=load, level=level_words(reading), gives=gives(reading)
+    )
 
 
 def _capacity(reading: Reading) -> Phrase:

@@ -8,7 +8,7 @@ from analysis.anchors import add_anchors
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, phrase
 from analysis.figures import Figure, count, times
-from analysis.knee_sentences import add_rule, knee_sentences, knee_table
+from analysis.knee_sentences import add_rule, knee_sentences, knee_table, twin_sentences
 from analysis.ladder import add_ladder
 from analysis.limits import add_limits
 from analysis.load_curve import LoadCurve, load_curves
@@ -54,12 +54,12 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
     _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"))
     _objectives_section(doc, knee_curves(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
-    add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")])
+    add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")], tables.configs)
     add_anchors(doc, rows)
     add_neighbours(doc, tables.points)
     add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
-    rules = rules_of_thumb(tables.points)
+    rules = rules_of_thumb(tables)
     if rules:
         doc.say("Each holds for the lengths it names, on this device and server, and for nothing else.")
         doc.bullets(rules)
@@ -164,7 +164,7 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
         _curve_heading(doc, curve)
         level_tables(doc, curve)
         knee_table(doc, curve)
-        doc.bullets(knee_sentences(curve))
+        doc.bullets([*knee_sentences(curve), *twin_sentences(curve)])
     for curve in few_levels if not curves else ():
         _curve_heading(doc, curve)
         doc.say("As far as the few levels above tell it:")

@@ -71,6 +71,12 @@ def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> No
         doc.caution(
             "**dummy weights**: the weights are random in the model's true shape. Memory and the speed of dense layers "
             "are those of the model; its text is noise, so nothing here depends on what the model says."
+            + (
+                " Power and energy depend on the data, so these, and speed where the power limit holds the clock down, "
+                "may differ with the model's own weights."
+                if any(point.device != "cpu" and not point.simulated for point in points)
+                else ""
+            )
         )
     if any(point.moe and point.dummy_weights for point in points):
         doc.caution(

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from analysis.document import Document, Part, Phrase, phrase
-from analysis.figures import Figure, count, percent, significant, significant_text, times
-from analysis.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, KneeVerdict, marginal_tok_s_per_s, read_off
+from analysis.figures import Figure, count, percent, signed_percent, significant, significant_text, times
+from analysis.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, Gain, KneeVerdict, marginal_tok_s_per_s, read_off
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, confidence, interval_words
 from analysis.series import Reading, concurrency_figure
 
+SEEN = 0.0005
+"""A change below it is printed as zero."""
 NO_REPEATS = "every level has one repeat, which says nothing about noise"
 SWEEPS = {
     "near_full_context": ("capacity", "sweep.near_full_context"),
@@ -139,6 +141,26 @@ def _noise(curve: LoadCurve) -> Phrase:
     )
 
 
+def twin_sentences(curve: LoadCurve) -> list[Phrase]:
+    """Return how the levels that the other table has, too, differ from it; needs such levels, and noise."""
+    pairs = [(twin, reading) for twin in curve.twins for reading in curve.levels if twin.at == reading.at]
+    changes = [(t, r, c) for t, r in pairs if (c := curve.change(t, r, "p95_e2e_s")) is not None and c.low is not None]
+    if not changes:
+        return []
+    twin, reading, change = max(changes, key=lambda found: abs(found[2].share))
+    return [
+        phrase(
+            "Of this load {n} levels stand in the other table, too, measured in windows of their own. The two differ "
+            "most at concurrency {at}: p95 {there} s there and {here} s here (medians); the means differ by {change}.",
+            n=count(f"{curve.name}.levels_in_both", len(changes)),
+            at=concurrency_figure(reading),
+            there=cell(twin, "p95_e2e_s", 4),
+            here=cell(reading, "p95_e2e_s", 4),
+            change=_change(f"{reading.name}.from_other_table.p95_e2e_s", change),
+        )
+    ]
+
+
 def knee_sentences(curve: LoadCurve) -> list[Phrase]:
     """Return the answers to the tutorial's two questions for one curve."""
     if len(curve.levels) < 2:
@@ -169,7 +191,12 @@ def _throughput(curve: LoadCurve) -> Phrase:
             "Not known from this run: " + NO_REPEATS + "; " + repeats_tell(curve) + ". As it stands, {seen}.",
             seen=_as_it_stands(curve, knee.doubling.share),
         )
-    gained = phrase("{gain} ({low} to {high})", gain=_gain(curve), low=_gain(curve, "low"), high=_gain(curve, "high"))
+    gained = phrase(
+        "{gain} ({low} to {high})",
+        gain=doubling_gain(curve),
+        low=doubling_gain(curve, "low"),
+        high=doubling_gain(curve, "high"),
+    )
     rule = percent("rule.still_gains_pct", STILL_GAINS, 0)
     if knee.verdict is KneeVerdict.NO_KNEE_YET:
         return phrase(
@@ -215,13 +242,13 @@ def _at_the_lowest(levels: Sequence[int]) -> str:
 def _as_it_stands(curve: LoadCurve, doubling: float) -> Phrase:
     """What was measured, noise left out; no level where it was still rising."""
     if doubling > STILL_GAINS:
-        return phrase("the last doubling raised tok_s by {gain}", gain=_gain(curve))
+        return phrase("the last doubling raised tok_s by {gain}", gain=doubling_gain(curve))
     at = read_off(curve.repeats)
     assert at is not None
     return phrase(
         "the last doubling changed tok_s by {gain}, and the lowest level within {within} of the highest is {at} "
         "({tok_s} tok/s)",
-        gain=_gain(curve),
+        gain=doubling_gain(curve),
         within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
         at=Figure(f"{curve.name}.read_off", at, str(at)),
         tok_s=cell(curve.at(at), "tok_s"),
@@ -244,7 +271,8 @@ def _levels(name: str, levels: Sequence[int]) -> Figure:
     return Figure(name, listed, listed)
 
 
-def _gain(curve: LoadCurve, which: str = "share") -> Figure:
+def doubling_gain(curve: LoadCurve, which: str = "share") -> Figure:
+    """Return what the last doubling of the load gained, or a bound of its interval (`low`, `high`)."""
     doubling = curve.knee.doubling
     value = None if doubling is None else getattr(doubling, which)
     return percent(f"{curve.name}.doubling_{which}_pct", value)
@@ -287,6 +315,24 @@ def _latency(curve: LoadCurve) -> Phrase:
         p95=cell(bend, "p95_e2e_s"),
         p95_ratio=times(f"{curve.name}.bend_p95_ratio", curve.ratio(bend, before, "p95_e2e_s")),
         tok_ratio=times(f"{curve.name}.bend_tok_s_ratio", curve.ratio(bend, before, "tok_s")),
+    )
+
+
+def change_words(lower: Reading, upper: Reading, column: str, change: Gain) -> Phrase:
+    """Return by what share a column changes from one level to another, with its interval and what that says."""
+    return _change(f"{upper.name}.change_from_{lower.at:g}.{column}", change)
+
+
+def _change(name: str, change: Gain) -> Phrase:
+    share = signed_percent(f"{name}_pct", change.share)
+    if change.low is None or change.high is None:
+        return phrase("{share} (noise not known: one repeat a level)", share=share)
+    beyond = change.low > SEEN or change.high < -SEEN
+    return phrase(
+        "{share} ({low} to {high}: " + ("more than noise" if beyond else "within noise") + ")",
+        share=share,
+        low=signed_percent(f"{name}_low_pct", change.low),
+        high=signed_percent(f"{name}_high_pct", change.high),
     )
 
 

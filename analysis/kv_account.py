@@ -10,18 +10,19 @@ from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import MIB, count, gib, mib, percent, plain, signed_mib
 from analysis.kv_fit import Interval, KvResult
 from analysis.series import Reading, Series
-from contract.rows import SessionRow
+from contract.rows import MemoryAccount, SessionRow
 
-PARTS = {
+COLUMNS = {
     "weights": "weights_bytes",
     "kv": "kv_bytes",
     "graphs": "graph_pool_bytes",
     "buffers": "buffer_bytes",
     "cache": "cached_bytes",
     "context": "context_bytes",
-    "outside": "outside_bytes",
 }
-"""Parts of the account by their columns. That of *outside* holds the context, which is taken off it."""
+"""Parts of the account that stand in the rows as they are. What else is outside torch follows from several columns."""
+OUTSIDE_TORCH = ("driver", "kernels", "outside")
+"""The first two where the workers have read it themselves; rows before version 7 have the last, one difference."""
 HEADS = {
     "weights": "weights",
     "kv": "KV pool",
@@ -29,6 +30,8 @@ HEADS = {
     "buffers": "buffers",
     "cache": "cache",
     "context": "CUDA context",
+    "driver": "graphs in the driver",
+    "kernels": "kernels and libraries",
     "outside": "outside torch beyond context",
     "residual": "residual",
 }
@@ -46,7 +49,9 @@ class Account:
     moment: str
     used: int
     parts: dict[str, int | None]
-    """By the keys of `PARTS`; None for one that was not measured."""
+    """By the keys of `COLUMNS`, and those of `OUTSIDE_TORCH` that the run has; None for one that was not measured."""
+    at_end: int | None
+    """What the cards held at the server's end, when torch had freed all; None where it did not."""
     graph_capture: int | None
 
     @property
@@ -58,6 +63,11 @@ class Account:
     def share(self) -> float:
         """The residual's share of the memory used."""
         return self.residual / self.used if self.used else 0.0
+
+    @property
+    def outside(self) -> int:
+        """What the parts have outside of torch, the context with it."""
+        return sum(self.parts.get(part) or 0 for part in ("context", *OUTSIDE_TORCH))
 
     @property
     def unnamed(self) -> int | None:
@@ -77,6 +87,11 @@ class Accounts:
 
     def __init__(self, sessions: Sequence[SessionRow]) -> None:
         self._sessions = {session.session_id: session for session in sessions}
+        rows = [row for session in sessions for row in session.account if row.used_bytes is not None]
+        self.named = all(_since_init(row) is not None for row in rows)
+        """Whether all workers have read what is outside torch: the run's accounts then have the same parts."""
+        self.parts = (*COLUMNS, *(("driver", "kernels") if self.named else ("outside",)), "residual")
+        self.heads = [HEADS[part] for part in self.parts]
 
     def at(self, reading: Reading, moment: str) -> Account | None:
         """Return the account beside a reading; None where none was made or no card was asked (the CPU backend)."""
@@ -86,11 +101,15 @@ class Accounts:
         rows = [row for row in session.account if row.moment == moment and row.used_bytes is not None]
         if not rows:
             return None
-        parts = {part: _total([getattr(row, column) for row in rows]) for part, column in PARTS.items()}
-        if parts["outside"] is not None:
-            parts["outside"] -= parts["context"] or 0
+        parts = {part: _total([getattr(row, column) for row in rows]) for part, column in COLUMNS.items()}
+        at_end = _total([row.outside_bytes for row in rows])
+        capture = session.graph_capture_bytes
+        if self.named:
+            parts |= _since_first_look(rows, parts["graphs"], capture)
+        else:
+            parts["outside"] = None if at_end is None else at_end - (parts["context"] or 0)
         used = sum(row.used_bytes or 0 for row in rows)
-        return Account(f"{reading.name}.account.{moment}", moment, used, parts, session.graph_capture_bytes)
+        return Account(f"{reading.name}.account.{moment}", moment, used, parts, at_end, capture)
 
     def moved(self, interval: Interval) -> dict[str, int]:
         """Return by how much each part and the residual changed over an interval; empty where an account is missing."""
@@ -98,7 +117,7 @@ class Accounts:
         shorter, longer = self.at(interval.shorter, moment), self.at(interval.longer, moment)
         if shorter is None or longer is None:
             return {}
-        changes = {part: (longer.parts[part] or 0) - (shorter.parts[part] or 0) for part in PARTS}
+        changes = {part: (value or 0) - (shorter.parts[part] or 0) for part, value in longer.parts.items()}
         return changes | {"residual": longer.residual - shorter.residual}
 
     def causes(self, interval: Interval, name: str) -> Phrase | None:
@@ -125,6 +144,27 @@ def _total(values: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
+def _since_init(row: MemoryAccount) -> int | None:
+    """Two readings of one meter in the same worker: what was there before the first is in neither's difference."""
+    now, first = row.outside_now_bytes, row.outside_at_init_bytes
+    return None if now is None or first is None else now - first
+
+
+def _since_first_look(rows: Sequence[MemoryAccount], pools: int | None, capture: int | None) -> dict[str, int | None]:
+    """Return what came outside torch since the engine's first look, with what the driver keeps of CUDA graphs apart.
+
+    That is what went while they were captured less their pools, which lie in torch's allocator. The log has it of one
+    worker, so of several it is not known; where there is no pool there is no graph.
+    """
+    came = _total([_since_init(row) for row in rows])
+    driver = None
+    if pools == 0:
+        driver = 0
+    elif capture is not None and pools is not None and len(rows) == 1:
+        driver = capture - pools
+    return {"driver": driver, "kernels": None if came is None else came - (driver or 0)}
+
+
 def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
     """Write the section for one model on one kind of card."""
     doc.heading(3, "Where the memory goes")
@@ -137,12 +177,17 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
         )
         return
     found = [account for series in series_with for _, account in _of(series, accounts)]
-    _explain(doc, found, result.group.points[0].simulated)
+    _how_read(doc, accounts, result.group.points[0].simulated)
+    if not accounts.named:
+        _notes_on_outside(doc, found)
     for series in series_with:
         _table(doc, series, accounts)
-    _left(doc, found)
-    for series in series_with:
-        _left_table(doc, series, accounts)
+    if accounts.named:
+        _one_residual(doc, found)
+    else:
+        _both_residuals(doc, found)
+        for series in series_with:
+            _both_residuals_table(doc, series, accounts)
     for committed in result.committed:
         if len(list(_of(committed.series, accounts))) > 2:
             _differences(doc, committed.series, accounts)
@@ -163,6 +208,11 @@ HOW_READ = {
     "buffers": "the same: other live tensors",
     "cache": "the same: blocks that activations have left",
     "context": "NVML: by how much it rose for a probe process that made a bare context, before the server",
+    "driver": "the engine's log: what went of the card while it captured CUDA graphs, less the graph pools. At most "
+    "that: what the warm-up of a capture loaded or left in torch's cache is in it, and not in the next part",
+    "kernels": "two readings of cudaMemGetInfo in the workers, each less what torch's allocator held: by how much "
+    "they rose from the engine's own first look at the card, before it loaded the model, to this moment, less the part "
+    "before. What processes of others took or gave back meanwhile would be in it",
     "outside": "one difference, of which nobody names the parts (kernels, libraries, what the driver keeps of "
     "CUDA graphs): NVML at the server's end, when torch had freed everything, less what was there before the "
     "server and the context",
@@ -171,9 +221,44 @@ HOW_READ = {
 """How each part was read, in the words of the page."""
 
 
-def _explain(doc: Document, found: list[Account], simulated: bool) -> None:
+def _how_read(doc: Document, accounts: Accounts, simulated: bool) -> None:
     doc.say("How each part was read:")
-    doc.table(["what", "notes"], [[HEADS[part], how] for part, how in HOW_READ.items()], simulated)
+    doc.table(["what", "notes"], [[HEADS[part], HOW_READ[part]] for part in accounts.parts], simulated)
+
+
+def _one_residual(doc: Document, found: list[Account]) -> None:
+    """Write what is left where every part was read, and what the cards said at the servers' ends."""
+    most = max(found, key=lambda account: abs(account.residual))
+    highest = max(found, key=lambda account: abs(account.share))
+    doc.say(
+        "The residual is at most {residual} MiB, and at most {share} of the memory at a moment. It is what no part "
+        "has: what a worker held beyond a bare context when the engine first looked, what the two meters differ by, "
+        "and at peak what was given back before the parts were read.",
+        residual=signed_mib(f"{most.name}.residual_mib", most.residual),
+        share=percent(f"{highest.name}.residual_pct", abs(highest.share), 2),
+    )
+    if any(account.parts["context"] is None for account in found):
+        doc.say("Where no probe told the CUDA context it is in the residual.")
+    if any(account.parts["driver"] is None for account in found):
+        doc.say(
+            "Where *graphs in the driver* is missing the log does not tell it (it has the figure of one worker, so of "
+            "several cards it tells none): it is then in *kernels and libraries*."
+        )
+    ended = [
+        (account, account.at_end - account.outside)
+        for account in found
+        if account.at_end is not None and account.parts["context"] is not None
+    ]
+    if ended:
+        account, difference = max(ended, key=lambda pair: abs(pair[1]))
+        doc.say(
+            "A cross-check: when torch had freed everything at a server's end, NVML had, where it differs most, "
+            "{difference} MiB against CUDA context, graphs in the driver, kernels and libraries together.",
+            difference=signed_mib(f"{account.name}.end_difference_mib", difference),
+        )
+
+
+def _notes_on_outside(doc: Document, found: list[Account]) -> None:
     capture = next((account for account in found if account.graph_capture), None)
     if capture is not None:
         doc.say(
@@ -188,7 +273,7 @@ def _explain(doc: Document, found: list[Account], simulated: bool) -> None:
         )
 
 
-def _left(doc: Document, found: list[Account]) -> None:
+def _both_residuals(doc: Document, found: list[Account]) -> None:
     worst = max(found, key=lambda account: abs(account.share))
     doc.say(
         "What is left over, both ways. Against everything that was read the largest residual is {residual} MiB, "
@@ -211,7 +296,7 @@ def _left(doc: Document, found: list[Account]) -> None:
         doc.say("No probe told what a bare CUDA context takes, so what of *outside torch* nobody names is not known.")
 
 
-def _left_table(doc: Document, series: Series, accounts: Accounts) -> None:
+def _both_residuals_table(doc: Document, series: Series, accounts: Accounts) -> None:
     def cells(account: Account) -> list[str | Part]:
         return [
             signed_mib(f"{account.name}.residual_mib", account.residual),
@@ -230,12 +315,15 @@ def _share(name: str, share: float | None) -> Part:
 
 def _table(doc: Document, series: Series, accounts: Accounts) -> None:
     def cells(account: Account) -> list[str | Part]:
+        share = [percent(f"{account.name}.residual_pct", abs(account.share), 2)] if accounts.named else []
         return [
             *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
             signed_mib(f"{account.name}.residual_mib", account.residual),
+            *share,
         ]
 
-    _by_length(doc, series, accounts, list(HEADS.values()), cells)
+    share = ["share"] if accounts.named else []
+    _by_length(doc, series, accounts, [*accounts.heads, *share], cells)
 
 
 def _by_length(
@@ -273,4 +361,4 @@ def _differences(doc: Document, series: Series, accounts: Accounts) -> None:
             total = signed_mib(f"{name}.used_mib", sum(moved.values()))
             expected = mib(f"{longer.name}.delta_formula_mib", interval.expected_bytes, 1)
             rows.append([plain(f"{longer.name}.max_model_len", longer.at), total, expected, *cells])
-    doc.table(["max_model_len", "difference", "formula", *HEADS.values()], rows, series.sample.simulated)
+    doc.table(["max_model_len", "difference", "formula", *accounts.heads], rows, series.sample.simulated)

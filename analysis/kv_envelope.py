@@ -67,6 +67,8 @@ class Envelope:
     """Its part of a plot's file name; empty for the pool that stands for the card."""
     sample: RunPoint
     size_bytes: int
+    null_block_bytes: float
+    """Of them, what no request gets; 0 where the engine did not say how many blocks there are."""
     pages: Pages | None
     known: tuple[tuple[int, float], ...]
     """Length and bytes of a sequence from the rows, for a model whose page function is not known."""
@@ -79,6 +81,11 @@ class Envelope:
         """Whether it is a pool that vLLM took at a utilization, not one of a stated size."""
         return self.sample.mode == "utilization"
 
+    @property
+    def room_bytes(self) -> float:
+        """What requests get of the pool."""
+        return self.size_bytes - self.null_block_bytes
+
     def need_bytes(self, tokens: int, at_once: int) -> float:
         """Return the KV bytes of so many requests at once, all at their full length.
 
@@ -89,14 +96,14 @@ class Envelope:
         return at_once * interpolate(self.known, tokens, self.marginal)
 
     def share(self, tokens: int, at_once: int) -> float:
-        """Return the share of the pool that the requests need."""
-        return self.need_bytes(tokens, at_once) / self.size_bytes
+        """Return the share of the pool's room that the requests need."""
+        return self.need_bytes(tokens, at_once) / self.room_bytes
 
     def most(self, tokens: int, share: float = 1.0) -> float:
         """Return how many requests need that share of the pool, not rounded."""
         if self.pages is not None:
-            return self.pages.requests(share * self.size_bytes, tokens)
-        return share * self.size_bytes / self.need_bytes(tokens, 1)
+            return self.pages.requests(share * self.room_bytes, tokens)
+        return share * self.room_bytes / self.need_bytes(tokens, 1)
 
     def fit(self, tokens: int, at_once: int) -> Fit:
         """Return the verdict of the arithmetic."""
@@ -146,6 +153,7 @@ def envelopes(result: KvResult, points: Sequence[RunPoint], configs: Configs) ->
                 slug="" if stands_for_card else unique_slug([f"pool-{size / GIB:.3g}-gib"], taken),
                 sample=sample,
                 size_bytes=size,
+                null_block_bytes=size / blocks if (blocks := sample.engine_num_blocks or 0) > 1 else 0.0,
                 pages=pages_of(sample, configs),
                 known=tuple(sorted(known.items())),
                 marginal=result.formula_marginal or sample.formula_bytes_per_token or 0.0,
@@ -153,6 +161,11 @@ def envelopes(result: KvResult, points: Sequence[RunPoint], configs: Configs) ->
             )
         )
     return sorted(made, key=lambda envelope: (bool(envelope.slug), envelope.size_bytes))
+
+
+def card_envelope(result: KvResult, points: Sequence[RunPoint], configs: Configs) -> Envelope | None:
+    """Return the envelope of the pool that stands for the card."""
+    return next((envelope for envelope in envelopes(result, points, configs) if not envelope.slug), None)
 
 
 def _base(point: RunPoint) -> tuple[object, ...]:

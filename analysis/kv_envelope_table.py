@@ -65,8 +65,8 @@ def add_envelopes(doc: Document, found: Sequence[Envelope], targets: Targets) ->
     if any(envelope.pages is not None and envelope.pages.has_windows for envelope in found):
         doc.say(
             "Layers of a sliding window hold the window alone while a request decodes; the tokens that may be in "
-            "flight are counted once, for all requests together. vLLM's KV concurrency counts them for every request, "
-            "and so lets fewer in than this table."
+            "flight are counted once, for all requests together (*held at once*). The engine's count takes them for "
+            "every request, and so is lower than this table."
         )
     for envelope in found:
         if len(found) > 1:

@@ -105,21 +105,30 @@ def add_estimates(doc: Document, result: KvResult, accounts: Accounts) -> None:
         share = signed_percent(f"{estimate.name}.error_pct", error, 2)
         rows.append([estimate.words, count(estimate.name, estimate.bytes_per_token), share])
     doc.table(["estimate", "bytes per token", "against the formula"], rows, result.group.points[0].simulated)
+    if any(estimate.name.endswith("slope_bytes_per_token") for estimate in found):
+        doc.say(
+            "Pools sized to the length are as large as the formula says, so a memory slope does not test the formula: "
+            "it says whether anything else grew with the length. What tests it is the engine's own count of blocks."
+        )
     if reference:
         doc.bullets(_reasons(result, found, reference, accounts))
     else:
         doc.say("The formula is not known for this model, so there is nothing to hold the others against.")
 
 
+def _others(found: list[Estimate]) -> list[Estimate]:
+    return [estimate for estimate in found if estimate.short != "formula"]
+
+
 def _how_close(result: KvResult, found: list[Estimate], reference: float, agree: Part) -> Phrase:
-    errors = [relative_error(estimate.bytes_per_token, reference) or 0.0 for estimate in found]
+    errors = [relative_error(estimate.bytes_per_token, reference) or 0.0 for estimate in _others(found)]
     furthest = max(errors, key=abs)
     close = abs(furthest) <= CLOSE_SHARE
     return phrase(
-        "All {n} estimates agree with the formula within {share}, "
+        "All {n} others agree with the formula within {share}, "
         + ("and within" if close else "but not within")
         + " {close}; the furthest is {furthest} from it.",
-        n=count(f"{result.name}.estimates", len(found)),
+        n=count(f"{result.name}.estimates_beside_formula", len(errors)),
         share=agree,
         close=percent("rule.estimates_close_pct", CLOSE_SHARE, 1),
         furthest=signed_percent(f"{result.name}.estimates_furthest_pct", furthest, 3),
@@ -135,9 +144,9 @@ def _reasons(result: KvResult, found: list[Estimate], reference: float, accounts
         yield _how_close(result, found, reference, agree)
     else:
         yield phrase(
-            "{n} of {all} estimates are further than {share} from the formula.",
+            "{n} of {all} others are further than {share} from the formula.",
             n=count(f"{result.name}.estimates_apart", len(apart)),
-            all=count(f"{result.name}.estimates", len(found)),
+            all=count(f"{result.name}.estimates_beside_formula", len(_others(found))),
             share=agree,
         )
     slopes = [estimate for estimate in apart if ".slope_" in estimate.name]

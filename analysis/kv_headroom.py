@@ -8,9 +8,11 @@ from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import count, decimal, gib, percent, plain
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import repeats_tell
-from analysis.kv_envelope import HEADROOM, Envelope, envelopes
+from analysis.kv_envelope import HEADROOM, Envelope, card_envelope, envelopes
 from analysis.kv_envelope_table import add_envelopes
 from analysis.kv_fit import KvResult
+from analysis.kv_pages import Pages
+from analysis.kv_room import kv_room
 from analysis.kv_too_long import too_long
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, workload
@@ -23,13 +25,16 @@ from analysis.targets import Targets
 
 
 def add_headroom(doc: Document, result: KvResult, tables: Tables, targets: Targets) -> None:
-    """Write the three sections."""
-    found = envelopes(result, tables.points, tables.configs)
-    doc.heading(3, "Which max_model_len is safe with room for concurrency?")
-    _safe(doc, result, next((envelope for envelope in found if not envelope.slug), None), targets)
-    add_envelopes(doc, found, targets)
+    """Write the two sections."""
+    add_envelopes(doc, envelopes(result, tables.points, tables.configs), targets)
     doc.heading(3, "Latency-focused or throughput-focused")
     _trade_offs(doc, result, tables.points)
+
+
+def add_decision(doc: Document, result: KvResult, tables: Tables, targets: Targets) -> None:
+    """Write which length to set: what the rest of the page is read for."""
+    doc.heading(3, "Which max_model_len is safe with room for concurrency?")
+    _safe(doc, result, card_envelope(result, tables.points, tables.configs), targets)
 
 
 def longest_safe(result: KvResult, concurrency: int) -> Reading | None:
@@ -51,24 +56,28 @@ def _safe(doc: Document, result: KvResult, envelope: Envelope | None, targets: T
     if not readings:
         doc.say("Not known from this run: the engine did not give its KV concurrency.")
         return
-    doc.say("Full-length sequences that the pool holds, by the engine: {list}.", list=capacities(readings))
+    doc.say("Full-length sequences by the engine's count: {list}.", list=capacities(readings))
     if targets.concurrency is None:
         doc.say(
             "The run names no target (`target.concurrency`), so no length is picked: choose the row that leaves room."
         )
         return
     safe = longest_safe(result, targets.concurrency)
+    pages = envelope.pages if envelope is not None else None
     target = count("target.concurrency", targets.concurrency)
     rule = percent("rule.headroom_pct", HEADROOM, 0)
     if safe is not None:
         doc.say(
             "For {n} full-length sequences at once within {rule} of the pool, **max_model_len {length}** is the "
-            "longest safe one of those measured ({room} fit).",
+            "longest safe one of those measured ({room})"
+            + (", and the longest that the model takes." if pages is not None and pages.limit == safe.at else "."),
             n=target,
             rule=rule,
             length=plain(f"{safe.name}.max_model_len", safe.at),
-            room=safe.figure(decimal, "engine_max_concurrency"),
+            room=room_words(safe, pages),
         )
+        if pages is not None and pages.has_windows:
+            doc.say(TWO_COUNTS)
     else:
         doc.say(
             "None of the measured lengths leaves room for {n} full-length sequences within {rule} of the pool.",
@@ -101,6 +110,22 @@ def _longest(doc: Document, envelope: Envelope, n: int, measured: Sequence[float
     )
 
 
+TWO_COUNTS = (
+    "*By the engine's count* the pool is divided by what vLLM would reserve for a full-length sequence, with all "
+    "tokens in flight counted for each. *Held at once*: how many of them the pool holds while they run (arithmetic), "
+    "the tokens in flight counted once, as they are shared. With sliding windows the two differ."
+)
+
+
+def room_words(reading: Reading, pages: Pages | None) -> Phrase:
+    """Return how many full-length sequences a pool has room for: by the engine's count and, with windows, at once."""
+    counted = phrase("{n} by the engine's count", n=reading.figure(decimal, "engine_max_concurrency"))
+    room = kv_room(reading, int(reading.at), 1, pages) if pages is not None and pages.has_windows else None
+    if room is None:
+        return counted
+    return phrase("{counted}, {n} held at once", counted=counted, n=count(f"{reading.name}.held_at_once", room.holds))
+
+
 def capacities(readings: Sequence[Reading]) -> Phrase:
     """Return the full-length sequences that the engine counts at each length: `N of LENGTH tokens, …`."""
     parts: dict[str, Part] = {}
@@ -119,16 +144,27 @@ def _target_sentence(doc: Document, envelope: Envelope | None, n: int, tokens: i
             "Whether the target's contexts fit is not known: no formula for this model or no pool size from the engine."
         )
         return
+    limit = envelope.pages.limit if envelope.pages is not None else None
+    longer = limit is None or tokens < limit
+    if longer:
+        advice = (
+            "Set max_model_len no lower than {tokens}; a higher one does not take memory from these requests, since "
+            "blocks are handed out as tokens come, but it lets a single request take that much more."
+        )
+    elif tokens == limit:
+        advice = "Set max_model_len to {limit}, the longest that the model takes."
+    else:
+        advice = "But the model takes {limit} tokens at most."
     doc.say(
         "The target, {n} requests at once of {tokens} tokens each, needs {need} GiB of KV, {share} of the pool: **"
         + envelope.fit(tokens, n)
-        + "** (arithmetic, against the pool that was measured). Set max_model_len no lower than {tokens}; a higher one "
-        "does not take memory from these requests, since blocks are handed out as tokens come, but it lets a single "
-        "request take that much more.",
+        + "** (arithmetic, against the pool that was measured). "
+        + advice,
         n=count("target.concurrency", n),
         tokens=plain("target.context_tokens", tokens),
         need=gib(f"{envelope.name}.target_need_gib", envelope.need_bytes(tokens, n)),
         share=percent(f"{envelope.name}.target_share_pct", envelope.share(tokens, n)),
+        **({} if longer else {"limit": plain(f"{envelope.name}.limit_tokens", limit or 0)}),
     )
 
 
@@ -153,6 +189,9 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
     )
 
 
+BY_OBJECTIVE = "choose by an objective (`slo.p95_e2e_s`, `slo.p95_ttft_s`, `slo.p95_tpot_s`)"
+
+
 def for_latency(curve: LoadCurve) -> Phrase:
     """Return what a latency-focused service chooses. Needs the blow-up found, or seen not to lie within the levels."""
     blow_up, quiet = curve.blow_up, latency_level(curve)
@@ -161,8 +200,15 @@ def for_latency(curve: LoadCurve) -> Phrase:
             "Latency-focused: where latency blows up is not known from this run; " + repeats_tell(curve) + "."
         )
     if not blow_up.seen:
-        why = "the highest level tested; latency never grew for good faster than throughput"
-    elif len(blow_up.last_before) == 1:
+        return phrase(
+            "Latency-focused: no limit found up to concurrency {at}, the highest level tested, as latency never grew "
+            "for good faster than throughput: " + BY_OBJECTIVE + ". p95 is {p95_low} s at {low} and {p95} s at {at}.",
+            at=concurrency_figure(quiet),
+            p95=cell(quiet, "p95_e2e_s"),
+            low=concurrency_figure(curve.levels[0]),
+            p95_low=cell(curve.levels[0], "p95_e2e_s"),
+        )
+    if len(blow_up.last_before) == 1:
         why = "the last level before latency grows for good, and faster than throughput"
     else:
         why = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Document, Part, join
+from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, count, decimal, gib, mib, percent, plain, quote
 from analysis.kv_account import Accounts, add_account
 from analysis.kv_estimates import add_estimates
@@ -17,14 +19,14 @@ from analysis.kv_fit import (
     kv_results,
     pool_bytes,
 )
-from analysis.kv_headroom import add_headroom
+from analysis.kv_headroom import add_decision, add_headroom
 from analysis.kv_pages import pages_of
 from analysis.kv_pages_table import add_pages
 from analysis.kv_scaling import digits, interval_to, scaling_notes, series_notes
 from analysis.kv_steps import add_steps
 from analysis.series import Reading, Series
 from analysis.statistics import linear_fit
-from analysis.tables import Tables
+from analysis.tables import RunPoint, Tables
 from analysis.targets import Targets
 from analysis.watching import add_watching
 
@@ -47,19 +49,22 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
     doc.say(
         "MB in the column names of the CSV files is MiB, {unit} bytes, as nvidia-smi prints it. Memory is that of "
         "all cards of a server together. *Ready*: idle, before any request. *Loaded*: idle again after a warm-up load "
-        "that fills a step, when activation memory has been taken back.",
+        "that fills a step, with what the allocator kept of its activations.",
         unit=plain("unit.mib_bytes", 2**20),
     )
     if any(point.mem_tree_bytes is not None for point in rows):
         doc.say(
             "*By process*, a cross-check: the highest that NVML gave for the server's own processes at one look, from "
             "the start of the warm-up load to its end. Where it is nearer to *ready* no look came after the load had "
-            "taken its memory. What the cards show beyond it NVML gives to no process, or it was there before."
+            "taken its memory"
+            + (", as in every row here, so it does not check *loaded*" if _never_loaded(rows) else "")
+            + ". What the cards show beyond it NVML gives to no process, or it was there before."
         )
     accounts = Accounts(tables.sessions)
     for result in kv_results(tables.points):
         sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
         doc.heading(2, "{who}", who=identity(sample, result.name, result.group.label))
+        add_decision(doc, result, tables, targets)
         _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result)
         add_account(doc, result, accounts)
@@ -69,6 +74,12 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
     add_watching(doc, rows, "memory")
     add_failures(doc, rows, tables)
     return doc
+
+
+def _never_loaded(rows: Sequence[RunPoint]) -> bool:
+    """Whether every reading by process is nearer to *ready* than to *loaded*."""
+    known = [(p.mem_tree_bytes, p.mem_ready_bytes, p.mem_loaded_bytes) for p in rows]
+    return all(2 * tree < ready + loaded for tree, ready, loaded in known if tree and ready and loaded)
 
 
 def _committed_section(doc: Document, result: KvResult, accounts: Accounts, tables: Tables) -> None:
@@ -166,12 +177,9 @@ def _linear(doc: Document, committed: Committed) -> None:
             + ("Yes" if linear else "No")
             + "**: R² {r2} over {n} lengths, largest residual {residual} MiB. Slope {slope} bytes per token and "
             "sequence; the line meets length zero at {intercept} MiB"
-            + (
-                ", which is what the server holds besides the pool (weights, runtime, activations)"
-                if linear
-                else ", which means nothing where memory is no line"
-            )
-            + ". (Rule: R² at least {least}, residual at most {most} of the range.)",
+            + ("" if linear else ", which means nothing where memory is no line")
+            + "{besides}. (Rule: R² at least {least}, residual at most {most} of the range.)",
+            besides=_besides(committed, name, fit.intercept) if linear else phrase(""),
             r2=Figure(f"{name}.r_squared", fit.r_squared, f"{fit.r_squared:.6f}"),
             n=count(f"{name}.lengths", fit.points),
             residual=mib(f"{name}.max_residual_mib", fit.max_residual, 1),
@@ -181,12 +189,28 @@ def _linear(doc: Document, committed: Committed) -> None:
         )
 
 
+def _besides(committed: Committed, name: str, intercept: float) -> Phrase:
+    """Needs the engine's pools: blocks that do not grow with the length put their line above zero, too."""
+    known = [(reading.at, pool) for reading in committed.series.measured if (pool := pool_bytes(reading)) is not None]
+    pools = linear_fit([at for at, _ in known], [pool for _, pool in known])
+    if pools is None:
+        return phrase("")
+    places = digits(committed.series.sample)
+    return phrase(
+        ", the pools' own line at {pools} MiB; the difference, {besides} MiB, is what the server holds besides the "
+        "pool (weights, runtime, activations)",
+        pools=mib(f"{name}.pools_intercept_mib", pools.intercept, places),
+        besides=mib(f"{name}.besides_pool_mib", intercept - pools.intercept, places),
+    )
+
+
 def _flat_section(doc: Document, result: KvResult) -> None:
     doc.heading(3, "Fixed gpu_memory_utilization: what max_model_len changes there")
     if not result.capacity:
         doc.say("Not known from this run: it holds no utilization rows; `+sweep=kv` measures them (modes utilization).")
     for series in result.capacity:
         _capacity_table(doc, series)
+        _kv_tokens(doc, series)
         if is_one_curve(series):
             _flat(doc, series)
         else:
@@ -222,6 +246,18 @@ def _capacity_row(series: Series, reading: Reading, by_process: bool) -> list[st
         reading.figure(decimal, "formula_max_concurrency"),
         join(notes),
     ]
+
+
+def _kv_tokens(doc: Document, series: Series) -> None:
+    """Needs one pool at all lengths, whose tokens differ."""
+    pools = {pool_bytes(reading) for reading in series.measured}
+    tokens = {reading.median("engine_kv_tokens") for reading in series.measured}
+    if len(pools) == 1 and len(tokens) > 1:
+        doc.say(
+            "KV tokens are the engine's concurrency times max_model_len. They differ though the pool does not: what a "
+            "sequence takes whatever its length (a block begun, a window's further block, a state) weighs less the "
+            "longer it is, and what a window has left behind costs nothing."
+        )
 
 
 def _flat(doc: Document, series: Series) -> None:

@@ -39,6 +39,11 @@ class Pages:
         """Return the bytes of a sequence of `tokens` tokens, in whole blocks."""
         return self.ranks * self.layout.bytes_per_sequence(tokens)
 
+    def growth_bytes(self, tokens: int) -> float:
+        """Return what a further token past `tokens` costs a request that only decodes, over one block."""
+        block = self.layout.block_size
+        return self.block_bytes * (self._held(tokens + block) - self._held(tokens)) / block
+
     def at_once_bytes(self, requests: int, tokens: int) -> int:
         """Return the bytes that so many requests hold at once at most, each grown to `tokens` tokens."""
         return self.block_bytes * self.layout.blocks_at_once(requests, tokens)
@@ -46,9 +51,11 @@ class Pages:
     def requests(self, size_bytes: float, tokens: int) -> float:
         """Return how many requests `at_once_bytes` lets into a size: its inverse, not rounded."""
         blocks, layout = size_bytes / self.block_bytes, self.layout
-        held = sum(layout.blocks_held(group, tokens) for group in layout.groups)
         shared = layout.in_flight_blocks(tokens)
-        return max(blocks / layout.blocks_per_sequence(tokens), (blocks - shared) / held)
+        return max(blocks / layout.blocks_per_sequence(tokens), (blocks - shared) / self._held(tokens))
+
+    def _held(self, tokens: int) -> int:
+        return sum(self.layout.blocks_held(group, tokens) for group in self.layout.groups)
 
     def group_bytes(self, group: LayerGroup, tokens: int) -> int:
         """Return those that are for the layers of one group."""
@@ -67,6 +74,12 @@ class Pages:
     def has_windows(self) -> bool:
         """Whether layers of a sliding window are among them."""
         return any(group.window is not None for group in self.layout.groups)
+
+    @property
+    def outgrown(self) -> list[int]:
+        """Sliding windows that are shorter than what the model takes, in tokens, ascending."""
+        windows = {group.window for group in self.layout.groups if group.window is not None}
+        return sorted(window for window in windows if self.limit is None or window < self.limit)
 
     @property
     def one_rate(self) -> bool:

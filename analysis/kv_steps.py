@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import count, mib, percent, plain, signed_mib, signed_percent
-from analysis.kv_account import Accounts
+from analysis.kv_account import OUTSIDE_TORCH, Accounts
 from analysis.kv_fit import CUDA_SEGMENT_BYTES, HOST_SCATTER_BYTES, STEP_SHARE, Committed, Interval, block_bytes
 from analysis.kv_pages import Pages
 from analysis.kv_scaling import block_figures
@@ -141,7 +141,7 @@ def _cause(moved: dict[str, int], departure: float) -> Iterator[str]:
             if departure < 0
             else "more of what activations freed, or of what rounding to whole segments adds, stays in torch's cache"
         )
-    elif moved.get("outside", 0) / departure >= MOST_OF_IT:
+    elif sum(moved.get(part, 0) for part in OUTSIDE_TORCH) / departure >= MOST_OF_IT:
         yield "the driver or a library took it, not torch"
 
 

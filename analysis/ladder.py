@@ -84,14 +84,16 @@ def _sentences(curve: LoadCurve) -> list[Phrase]:
     said = decimal(f"{curve.name}.predicted_kv_concurrency", limit, 2)
     length = plain(f"{curve.name}.max_model_len", curve.series.sample.max_model_len)
     sentences = [
-        phrase("The engine computes room for {limit} sequences of {length} tokens.", limit=said, length=length)
+        phrase(
+            "By the engine's count there is room for {limit} sequences of {length} tokens.", limit=said, length=length
+        )
     ]
     most = max(measured, key=lambda r: r.highest("running_max") or 0)
     if most.highest("running_max") is not None:
         if (most.highest("running_max") or 0) > limit:
             why = (
-                ": more than the engine's count, which takes every sequence at its largest. These held less; "
-                "kv_usage_max says how full the pool was."
+                ": more than the engine's count, which takes every sequence at its largest. They are held at once with "
+                "less; kv_usage_max says how full the pool was."
             )
         elif max(measured, key=lambda r: r.at).at > limit:
             why = ": the ladder went past the limit, and this is what the pool really held."

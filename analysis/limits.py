@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.caveats import identity
+from analysis.disturbances import clock_notes
 from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import Figure, decimal, percent, plain
+from analysis.figures import Figure, count, decimal, percent, plain
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import knee_levels, levels_tell, repeats_tell
+from analysis.knee_sentences import doubling_gain, knee_levels, levels_tell, repeats_tell
+from analysis.kv_pages import Configs, pages_of
+from analysis.kv_room import kv_room
 from analysis.ladder import highest, kv_usage, predicted
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import workload
@@ -20,7 +23,7 @@ from analysis.verdicts import NEAR_FULL, Limit, Signs, limit
 COLUMNS = ("concurrency", "verdict", "running_max", "waiting", "kv_usage_max", "preemptions", "notes")
 
 
-def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
+def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> None:
     """Write the section: a table and the run's verdict for every curve."""
     doc.heading(2, "What limits each level")
     if not curves:
@@ -44,7 +47,7 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve]) -> None:
         doc.say("Load: {load}.", load=workload(curve))
         rows = [_row(curve, reading) for reading in curve.series.readings]
         doc.table(COLUMNS, rows, curve.series.sample.simulated)
-        doc.bullets([verdict_on_the_run(curve), _prediction(curve), *_neighbours(curve)])
+        doc.bullets([verdict_on_the_run(curve), _prediction(curve, configs), *_neighbours(curve)])
 
 
 def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
@@ -82,7 +85,16 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
         return phrase("at the knee or past it; no preemption, no full pool, no full queue")
     if verdict is Limit.NOTHING:
         return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
-    return phrase(_unknown(curve, seen).why if verdict is Limit.UNKNOWN else "")
+    if verdict is Limit.UNKNOWN:
+        return phrase("; ".join([_unknown(curve, seen).why, *_ruled_out(seen)]))
+    return phrase("")
+
+
+def _ruled_out(seen: Signs) -> list[str]:
+    """What the signs of a level say that it is not, though there is no verdict."""
+    not_kv = seen.preemptions == 0 and seen.kv_usage is not None and not seen.pool_is_full
+    all_ran = seen.running is not None and seen.running >= seen.concurrency
+    return [*(["not KV"] if not_kv else []), *(["not the queue"] if all_ran else [])]
 
 
 def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
@@ -132,12 +144,15 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
     highest_level, last = tried[-1][0], limits[-1]
     if last is Limit.UNKNOWN:
         unknown = _unknown(curve, tried[-1][1])
+        why = "What limits this server under this load is not known from this run (" + unknown.why + "); "
+        reading, seen = tried[-1]
+        stands = [*_last_doubling(curve), *map(phrase, _ruled_out(seen)), *clock_notes(reading)]
+        if not stands:
+            return phrase(why + unknown.tells + ".")
         return phrase(
-            "What limits this server under this load is not known from this run ("
-            + unknown.why
-            + "); "
-            + unknown.tells
-            + "."
+            why + unknown.tells + ". As it stands, at concurrency {top}: {stands}.",
+            top=concurrency_figure(highest_level),
+            stands=join(stands, ", "),
         )
     first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
     where = concurrency_figure(tried[first][0])
@@ -156,7 +171,13 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
     return phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
 
 
-def _prediction(curve: LoadCurve) -> Phrase:
+def _last_doubling(curve: LoadCurve) -> list[Part]:
+    if curve.knee.doubling is None or curve.tok_s_noise is not None:
+        return []
+    return [phrase("the last doubling changed tok_s by {gain}", gain=doubling_gain(curve))]
+
+
+def _prediction(curve: LoadCurve, configs: Configs) -> Phrase:
     """The KV concurrency that the engine predicts, beside the knee that was measured."""
     capacity, sample = predicted(curve), curve.series.sample
     if capacity is None:
@@ -165,12 +186,13 @@ def _prediction(curve: LoadCurve) -> Phrase:
         "said": decimal(f"{curve.name}.predicted_kv_concurrency", capacity, 2),
         "length": plain(f"{curve.name}.max_model_len", sample.max_model_len),
     }
-    said = "Predicted KV concurrency: {said} sequences of {length} tokens"
-    tokens = curve.request_tokens
-    pool = next((v for r in curve.series.measured if (v := r.median("engine_kv_tokens")) is not None), None)
-    if pool and tokens:
-        said += ", or {requests} requests of this load"
-        parts["requests"] = decimal(f"{curve.name}.predicted_requests", pool / tokens, 1)
+    said = "Predicted KV concurrency: {said} sequences of {length} tokens by the engine's count; "
+    room = kv_room(curve.series.measured[0], curve.request_tokens, 1, pages_of(sample, configs))
+    if room is None:
+        said += "how many requests of this load are held at once is not known"
+    else:
+        said += "at least {requests} requests of this load held at once (arithmetic)"
+        parts["requests"] = count(f"{curve.name}.predicted_requests", room.holds)
     if curve.knee.verdict is KneeVerdict.KNEE:
         return phrase(said + "; measured knee: concurrency {knee}.", knee=knee_levels(curve), **parts)
     none = curve.knee.verdict is KneeVerdict.NO_KNEE_YET

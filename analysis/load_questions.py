@@ -6,15 +6,17 @@ An answer stands only where its data were measured; else it says what is not kno
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import count, gib, plain, signed_percent, times
+from analysis.figures import count, gib, plain, times
 from analysis.knee import Gain
-from analysis.knee_sentences import knee_sentences, levels_tell, repeats_tell
+from analysis.knee_sentences import change_words, knee_sentences, levels_tell, repeats_tell
+from analysis.kv_headroom import BY_OBJECTIVE
 from analysis.ladder import highest
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, interval_words
+from analysis.load_tables import cell, interval_words, lengths_sent
 from analysis.operating_point import Basis, Choice, Standing, latency_level, throughput_level
 from analysis.operating_sentences import gives, objectives, pressed
 from analysis.rates import level_words
@@ -24,8 +26,6 @@ from analysis.under_use import HALF, lowest_level, observed
 
 TUTORIAL_DOUBLING = (8, 16)
 """The two levels of its seventh question."""
-SEEN = 0.0005
-"""A change below it is printed as zero."""
 DRIFT = "`python -m analysis drift BASELINE RUN`"
 
 
@@ -76,7 +76,10 @@ def safe_point(subject: Subject) -> Phrase:
     point = main.point if main is not None else None
     if main is None or point is None or point.safe_up_to is None:
         return phrase(UNKNOWN + "the lines at the top of this page say what would tell.")
-    parts: dict[str, Part] = {"level": level_words(point.reading), "gives": gives(point.reading)}
+    parts: dict[str, Part] = {
+        "level": level_words(point.reading),
+        "gives": phrase("{gives} with {load}", gives=gives(point.reading), load=lengths_sent(point.curve)),
+    }
     verdict = pressed(main, point)
     if verdict is not None:
         words = "{level} is the operating point ({gives}), but not a safe one: it is " + str(verdict) + " already."
@@ -108,8 +111,8 @@ def not_free(subject: Subject) -> Phrase:
         "From concurrency {start} to {last} tok/s changes by {tok_s} and p95 by {p95}.",
         start=concurrency_figure(start),
         last=concurrency_figure(last),
-        tok_s=_change(start, last, "tok_s", tok_s),
-        p95=_change(start, last, "p95_e2e_s", p95),
+        tok_s=change_words(start, last, "tok_s", tok_s),
+        p95=change_words(start, last, "p95_e2e_s", p95),
     )
     return join([changes, *_bought(tok_s, p95), *_waited(last)], " ")
 
@@ -141,20 +144,6 @@ def _waited(reading: Reading) -> list[Phrase]:
     return [phrase(words, n=highest(reading, "waiting_max"), level=level_words(reading))]
 
 
-def _change(lower: Reading, upper: Reading, column: str, change: Gain) -> Phrase:
-    name = f"{upper.name}.change_from_{lower.at:g}.{column}"
-    share = signed_percent(f"{name}_pct", change.share)
-    if change.low is None or change.high is None:
-        return phrase("{share} (noise not known: one repeat a level)", share=share)
-    beyond = change.low > SEEN or change.high < -SEEN
-    return phrase(
-        "{share} ({low} to {high}: " + ("more than noise" if beyond else "within noise") + ")",
-        share=share,
-        low=signed_percent(f"{name}_low_pct", change.low),
-        high=signed_percent(f"{name}_high_pct", change.high),
-    )
-
-
 def doubling(subject: Subject) -> Phrase:
     """Needs two measured levels, one twice the other."""
     main = subject.main
@@ -177,8 +166,8 @@ def doubling(subject: Subject) -> Phrase:
         head + "{lower} → {upper}: tok/s {tok_s}, p95 {p95}.",
         lower=concurrency_figure(lower),
         upper=concurrency_figure(upper),
-        tok_s=_change(lower, upper, "tok_s", tok_s),
-        p95=_change(lower, upper, "p95_e2e_s", p95),
+        tok_s=change_words(lower, upper, "tok_s", tok_s),
+        p95=change_words(lower, upper, "p95_e2e_s", p95),
         **parts,
     )
     return join([change, _acceptable(main, curve, upper)], " ")
@@ -259,9 +248,8 @@ def creeping(subject: Subject) -> Phrase:
         )
     sentences.append(
         phrase(
-            "Longer prompts than these: the baseline does not hold for them. Neither: measure this sweep again, and "
-            + DRIFT
-            + " names what changed beyond noise."
+            "Longer prompts than these: the baseline does not hold for them. With load and prompts as they were: "
+            "measure this sweep again, and " + DRIFT + " names what changed beyond noise."
         )
     )
     return join(sentences, " ")
@@ -279,13 +267,24 @@ def two_services(subject: Subject) -> Phrase:
         return _no_levels()
     chat, why_chat = _for_chat(main, curve)
     batch, why_batch = _for_batch(curve, chat)
-    if chat is None:
+    if chat is not None:
+        interactive = phrase("Interactive: {service}, " + why_chat + ".", service=_service(curve, chat))
+    elif curve.blow_up is not None and curve.blow_up.seen is False:
+        interactive = phrase(
+            "Interactive: no limit found up to {level}, the highest measured ({gives}); " + BY_OBJECTIVE + ".",
+            level=level_words(curve.levels[-1]),
+            gives=gives(curve.levels[-1]),
+        )
+    else:
         interactive = phrase(
             "Interactive: not known from this run, where latency blows up is open; " + repeats_tell(curve) + "."
         )
-    else:
-        interactive = phrase("Interactive: {service}, " + why_chat + ".", service=_service(curve, chat))
-    sentences = [interactive, phrase("Batch: {service}, " + why_batch + ".", service=_service(curve, batch))]
+    sentences = [
+        phrase("For {load}.", load=lengths_sent(curve)),
+        interactive,
+        phrase("Batch: {service}, " + why_batch + ".", service=_service(curve, batch)),
+        *_near_full(main, subject.choices, chat or batch),
+    ]
     if chat is batch:
         sentences.append(phrase("These rows do not set the two apart."))
     lengths = sorted({c.series.sample.max_model_len for c in main.curves if c.levels})
@@ -299,11 +298,28 @@ def _for_chat(choice: Choice, curve: LoadCurve) -> tuple[Reading | None, str]:
     point, blow_up = choice.point, curve.blow_up
     if point is not None and choice.basis is Basis.OBJECTIVES:
         return point.reading, "the operating point"
-    if blow_up is not None and not blow_up.seen:
-        return latency_level(curve), "the highest level measured, up to which latency did not outgrow throughput"
+    if blow_up is not None and blow_up.seen is False:
+        return None, ""
     several = blow_up is not None and len(blow_up.last_before) > 1
     what = ("the lowest that could be " if several else "") + "the last level before latency outgrows throughput"
     return latency_level(curve), what
+
+
+def _near_full(main: Choice, choices: Sequence[Choice], reading: Reading) -> list[Phrase]:
+    """What the same concurrency gave with contexts that are nearly full; needs that level of another load."""
+    for choice in choices:
+        for curve in choice.curves:
+            full = next((level for level in curve.levels if level.at == reading.at), None)
+            if choice is not main and curve.series.sample.purpose == "near_full_context" and full is not None:
+                return [
+                    phrase(
+                        "With {load}, {level} gave {gives}.",
+                        load=lengths_sent(curve),
+                        level=level_words(full),
+                        gives=gives(full),
+                    )
+                ]
+    return []
 
 
 def _for_batch(curve: LoadCurve, chat: Reading | None) -> tuple[Reading, str]:

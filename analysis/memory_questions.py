@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import count, decimal, gib, percent, plain
+from analysis.figures import count, gib, percent, plain
 from analysis.kv_envelope import HEADROOM
-from analysis.kv_headroom import capacities, longest_safe
+from analysis.kv_headroom import TWO_COUNTS, capacities, longest_safe, room_words
 from analysis.kv_pages import Pages
 from analysis.kv_room import kv_room
 from analysis.rules import per_token
@@ -23,14 +23,18 @@ def capacity_decision(subject: Subject) -> Phrase:
     kv = subject.kv
     parts: list[Phrase] = []
     readings = [r for r in kv.pool.measured if r.median("engine_max_concurrency") is not None] if kv and kv.pool else []
+    pages = subject.envelope.pages if subject.envelope is not None else None
     if readings:
         parts.append(
             phrase(
-                "The pool is shared, so the length decides how many full-length requests fit at once: {list}.",
+                "The pool is shared, so the length decides how many full-length requests there is room for, by the "
+                "engine's count: {list}.",
                 list=capacities(readings),
             )
         )
-    cost = per_token(kv) if kv is not None else None
+        if pages is not None and pages.has_windows:
+            parts.append(phrase(TWO_COUNTS))
+    cost = per_token(kv, pages) if kv is not None else None
     if cost is not None:
         parts.append(cost)
     return join(parts, " ") if parts else phrase(UNKNOWN + "`+sweep=kv` measures it.")
@@ -52,16 +56,19 @@ def production_length(subject: Subject) -> Phrase:
         return phrase("None of the measured lengths keeps {n} full-length requests within {rule} of the pool.", **parts)
     words = (
         "The longest that keeps target.concurrency {n} full-length requests within {rule} of the pool: {length} "
-        "({room} fit)"
+        "({room})"
     )
+    pages = subject.envelope.pages if subject.envelope is not None else None
     longer = ""
-    if safe is kv.pool.measured[-1]:
+    if pages is not None and pages.limit == safe.at:
+        longer = " It is the longest that the model takes."
+    elif safe is kv.pool.measured[-1]:
         tried = "was not tried" if safe is kv.pool.readings[-1] else "was tried and not measured"
         longer = " It is the longest measured; a longer one " + tried + "."
     return phrase(
         words + "." + longer,
         length=plain(f"{safe.name}.max_model_len", safe.at),
-        room=safe.figure(decimal, "engine_max_concurrency"),
+        room=room_words(safe, pages),
         **parts,
     )
 
@@ -75,23 +82,23 @@ def double_context(subject: Subject) -> Phrase:
     need = _need(subject, double, n)
     if need is None:
         return phrase(UNKNOWN + "`+sweep=kv` measures the pool that the context would have to fit.")
-    share = need.need_bytes / need.pool_bytes
+    share = need.need_bytes / need.room_bytes
     verdict = "fits" if share <= HEADROOM else "is tight" if share <= 1 else "does not fit"
     limit = need.pages.limit if need.pages is not None else None
     parts: dict[str, Part] = {
         "n": count("target.concurrency", n),
         "double": count(f"{subject.name}.double_context_tokens", double),
         "need": gib(f"{subject.name}.double_need_gib", need.need_bytes),
-        "pool": gib(f"{subject.name}.double_pool_gib", need.pool_bytes),
+        "room": gib(f"{subject.name}.double_room_gib", need.room_bytes),
         "share": percent(f"{subject.name}.double_share_pct", share),
         "holds": count(f"{subject.name}.double_holds", need.holds),
     }
     memory = phrase(
         "Memory: target.concurrency {n} requests of {double} tokens need {need} GiB of KV by formula, {share} of "
         + need.which
-        + " ({pool} GiB): **"
+        + " ({room} GiB without the null block): **"
         + verdict
-        + "**; the pool holds {holds} of them.",
+        + "**; it holds {holds} of them at once.",
         **parts,
     )
     if limit is None:
@@ -109,7 +116,8 @@ class _Need:
     """Requests of one length against a pool."""
 
     need_bytes: float
-    pool_bytes: float
+    room_bytes: float
+    """Without the null block, which no request gets."""
     holds: int
     which: str
     """Whose pool it is."""
@@ -122,7 +130,7 @@ def _need(subject: Subject, tokens: int, n: int) -> _Need | None:
     if envelope is not None:
         which = "the measured pool" if envelope.whole_card else "the largest pool committed, not all that a card holds"
         need, holds = envelope.need_bytes(tokens, n), math.floor(envelope.most(tokens))
-        return _Need(need, envelope.size_bytes, holds, which, envelope.pages)
+        return _Need(need, envelope.room_bytes, holds, which, envelope.pages)
     reading = next((r for choice in subject.choices for c in choice.curves for r in c.series.measured), None)
     room = None if reading is None else kv_room(reading, tokens, n, None)
     if room is None:

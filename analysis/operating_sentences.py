@@ -11,7 +11,7 @@ from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import Figure, count, plain
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import NO_REPEATS, knee_levels, levels_tell, repeats_tell
+from analysis.knee_sentences import NO_REPEATS, change_words, knee_levels, levels_tell, repeats_tell
 from analysis.kv_headroom import for_latency, for_throughput
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, server, unmeasured_notes
@@ -60,10 +60,23 @@ def answer(choice: Choice) -> Phrase:
             **given,
         )
     return phrase(
-        "**{level}** is the lowest level that could be the knee: {gives}, and the levels above give little more. "
-        "Server: {server}.",
+        "**{level}** is the lowest level that could be the knee: {gives}. {above}Server: {server}.",
+        above=_above(point),
         server=server(point.curve),
         **given,
+    )
+
+
+def _above(point: OperatingPoint) -> Phrase:
+    """What the highest level has over the chosen one; nothing where that is the highest."""
+    curve, last = point.curve, point.curve.levels[-1]
+    change = curve.change(point.reading, last, "tok_s")
+    if last is point.reading or change is None:
+        return phrase("")
+    return phrase(
+        "From it to {last}, the highest measured, tok/s changes by {change}. ",
+        last=level_words(last),
+        change=change_words(point.reading, last, "tok_s", change),
     )
 
 

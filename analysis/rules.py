@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.document import Part, Phrase, phrase
-from analysis.figures import GIB, count, decimal, mib, percent, plain, quote, signed_percent, times
+from analysis.figures import GIB, count, decimal, mib, percent, plain, quote, times
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import repeats_tell
+from analysis.knee_sentences import change_words, repeats_tell
 from analysis.kv_fit import KvResult, kv_results, pool_bytes
+from analysis.kv_pages import Pages, pages_of
+from analysis.ladder import highest
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import cell, workload
 from analysis.series import concurrency_figure
-from analysis.tables import RunPoint
+from analysis.tables import RunPoint, Tables
 
 AT_MOST = 5
 CONTEXT_STEP_TOKENS = 1024
@@ -25,9 +27,9 @@ def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
     return load_curves(points, "concurrency") or load_curves(points, "batching")
 
 
-def rules_of_thumb(points: Sequence[RunPoint]) -> list[Phrase]:
+def rules_of_thumb(tables: Tables) -> list[Phrase]:
     """Return at most five rules for each curve, or for the KV pool alone where there is no curve."""
-    curves = knee_curves(points)
+    curves = knee_curves(tables.points)
     rules: list[Phrase] = []
     for curve in curves:
         own = [rule for rule in (_sweet_spot(curve), _beyond(curve), _sequential(curve), _unloaded(curve)) if rule]
@@ -35,9 +37,10 @@ def rules_of_thumb(points: Sequence[RunPoint]) -> list[Phrase]:
             label = quote(f"{curve.name}.label", curve.series.group.label)
             own = [phrase("{label}: {rule}", label=label, rule=rule) for rule in own]
         rules += own
-    for result in kv_results(points):
+    for result in kv_results(tables.points):
         room = max(AT_MOST - len(rules), 1) if len(curves) <= 1 else AT_MOST
-        rules += [rule for rule in (_pool(result), per_token(result)) if rule][:room]
+        pages = pages_of(result.readings[-1].measured[0], tables.configs) if result.readings else None
+        rules += [rule for rule in (_pool(result), per_token(result, pages)) if rule][:room]
     return rules
 
 
@@ -92,20 +95,28 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
 
 
 def _beyond(curve: LoadCurve) -> Phrase | None:
-    """Needs a level past every level that could be the knee, and there a p95 that rose."""
+    """Needs a level past every level that could be the knee, and there a p95 that rose beyond noise."""
     if curve.knee.verdict is not KneeVerdict.KNEE:
         return None
     flat, last = curve.at(curve.knee.could_be[-1]), curve.levels[-1]
-    tok, p95 = curve.ratio(last, flat, "tok_s"), curve.ratio(last, flat, "p95_e2e_s")
-    if flat is last or tok is None or p95 is None or p95 <= 1:
+    tok, p95 = curve.change(flat, last, "tok_s"), curve.change(flat, last, "p95_e2e_s")
+    if flat is last or tok is None or p95 is None or (p95.low or 0.0) <= 0:
         return None
+    parts: dict[str, Part] = {
+        "flat": concurrency_figure(flat),
+        "last": concurrency_figure(last),
+        "load": workload(curve),
+        "p95": change_words(flat, last, "p95_e2e_s", p95),
+        "tok": change_words(flat, last, "tok_s", tok),
+    }
+    waited = ""
+    if last.highest("waiting_max"):
+        waited = ", and up to {n} waited in the server"
+        parts["n"] = highest(last, "waiting_max")
     return phrase(
-        "Beyond concurrency {flat} more requests mostly wait ({load}): at {last} p95 is {p95} and tok/s {tok}.",
-        flat=concurrency_figure(flat),
-        last=concurrency_figure(last),
-        load=workload(curve),
-        p95=times(f"{last.name}.p95_past_knee", p95),
-        tok=signed_percent(f"{last.name}.tok_s_past_knee_pct", tok - 1),
+        "Beyond concurrency {flat} more requests mostly cost latency ({load}): at {last} p95 changes by {p95}, tok/s "
+        "by {tok}" + waited + ".",
+        **parts,
     )
 
 
@@ -169,15 +180,27 @@ def _pool(result: KvResult) -> Phrase | None:
     )
 
 
-def per_token(result: KvResult) -> Phrase | None:
-    """Return what further tokens of context cost each sequence; needs the formula's marginal cost."""
-    marginal = result.formula_marginal
-    if marginal is None:
+def per_token(result: KvResult, pages: Pages | None) -> Phrase | None:
+    """Return what further tokens of context cost each sequence; needs the page function, as a full window ends it."""
+    if pages is None:
         return None
+    windows, block = pages.outgrown, pages.layout.block_size
+    parts: dict[str, Part] = {
+        "model": quote(f"{result.name}.label", result.group.label),
+        "step": count("rule.context_step_tokens", CONTEXT_STEP_TOKENS),
+        "size": mib(f"{result.name}.context_step_mib", pages.growth_bytes(block) * CONTEXT_STEP_TOKENS, 1),
+    }
+    if not windows:
+        words = "{model}: every {step} further tokens of context cost {size} MiB of KV for each sequence that uses them"
+        return phrase(words + " (formula).", **parts)
+    past = pages.growth_bytes(windows[-1] + 2 * block)
     return phrase(
-        "{model}: every {step} further tokens of context cost {size} MiB of KV for each sequence that uses them "
-        "(formula).",
-        model=quote(f"{result.name}.label", result.group.label),
-        step=count("rule.context_step_tokens", CONTEXT_STEP_TOKENS),
-        size=mib(f"{result.name}.context_step_mib", marginal * CONTEXT_STEP_TOKENS, 1),
+        "{model}: up to {window} tokens of context every {step} further ones cost {size} MiB of KV for each sequence "
+        "that uses them, past "
+        + ("that" if len(windows) == 1 else "{last}")
+        + " {past} MiB (formula): a sliding window is full there.",
+        window=count(f"{result.name}.narrowest_window_tokens", windows[0]),
+        past=mib(f"{result.name}.context_step_past_mib", past * CONTEXT_STEP_TOKENS, 1),
+        **({"last": count(f"{result.name}.widest_window_tokens", windows[-1])} if len(windows) > 1 else {}),
+        **parts,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.groups import BASE, Group, grouped
-from analysis.kv_envelope import Envelope, envelopes
+from analysis.kv_envelope import Envelope, card_envelope
 from analysis.kv_fit import KvResult, kv_results
 from analysis.load_curve import LoadCurve
 from analysis.operating_point import Choice, choices
@@ -53,6 +53,6 @@ def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None)
         ids = {id(point) for point in group.points}
         own = tuple(choice for choice in made if id(choice.group.points[0]) in ids)
         kv = next((result for result in results if id(result.group.points[0]) in ids), None)
-        pools = envelopes(kv, tables.points, tables.configs) if kv is not None else []
-        found.append(Subject(group, own, kv, next((pool for pool in pools if not pool.slug), None), targets))
+        envelope = card_envelope(kv, tables.points, tables.configs) if kv is not None else None
+        found.append(Subject(group, own, kv, envelope, targets))
     return found

@@ -147,10 +147,10 @@ def _fit(pool: Envelope, lengths: Sequence[int], tokens: int, concurrency: int |
     yield Fact(
         "arithmetic",
         f"{concurrency:,} of them need {need / GIB:,.2f} GiB, {100 * share:.1f} % of the pool: {verdict}; "
-        f"headroom {(pool.size_bytes - need) / GIB:+,.2f} GiB",
+        f"headroom {(pool.room_bytes - need) / GIB:+,.2f} GiB",
         {
             "what": "fit", "concurrency": concurrency, "need_bytes": need, "share_pct": 100 * share,
-            "headroom_bytes": pool.size_bytes - need, "verdict": verdict.value,
+            "headroom_bytes": pool.room_bytes - need, "verdict": verdict.value,
         },
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ It must never be presented as a measurement: the engine's own figures are read f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from contract.layers import (
@@ -111,8 +110,7 @@ class KVLayout:
         """Return the most blocks that `sequences` running sequences hold at once, each grown to `length` tokens.
 
         `blocks_per_sequence` counts tokens in flight for every sequence, but all share them, and only a `prompt` has
-        many (None: it is all of `length`): of `in_flight_tokens` that are being computed, the share (P - window) / P
-        lies outside of windows.
+        many (None: it is all of `length`).
         """
         tokens = self._length(length)
         held = sum(self.blocks_held(group, tokens) for group in self.groups)
@@ -120,14 +118,20 @@ class KVLayout:
         return min(sequences * each, sequences * held + self.in_flight_blocks(prompt or tokens))
 
     def in_flight_blocks(self, prompt: int | None = None) -> int:
-        """Return the blocks of windowed layers that all tokens in flight take together, outside of their windows."""
-        tokens = self._length(prompt)
-        outside = [
-            (group, self.in_flight_tokens * (tokens - group.window) / tokens)
-            for group in self.groups
-            if group.window is not None and tokens > group.window
-        ]
-        return sum(self._tables(group) * math.ceil(extra / self.block_size) for group, extra in outside)
+        """Return the most blocks of windowed layers that all tokens in flight take together, outside of their windows.
+
+        A step first ends the one prompt that the step before left unfinished (v1/core/sched/scheduler.py): where it
+        broke off at its window's end, all of the rest lies outside. Behind it come whole prompts and a part of one,
+        each with a window of its own.
+        """
+        tokens, blocks = self._length(prompt), 0
+        for group in self.groups:
+            if group.window is not None and tokens > group.window:
+                rest = min(self.in_flight_tokens, tokens - group.window)
+                whole, part = divmod(self.in_flight_tokens - rest, tokens)
+                outside = rest + whole * (tokens - group.window) + max(part - group.window, 0)
+                blocks += self._tables(group) * _ceil(outside, self.block_size)
+        return blocks
 
     def bytes_per_sequence(self, length: int | None = None) -> int:
         """Return bytes of one sequence of `length` tokens, in whole blocks."""

@@ -445,6 +445,11 @@ class MemoryAccount:
     context_bytes: int | None = None
     """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else. None where another
     process came or went meanwhile."""
+    outside_now_bytes: int | None = None
+    """What of the whole card was in use and not held by the worker's allocator, by cudaMemGetInfo in the worker at this
+    moment: processes of others are in it."""
+    outside_at_init_bytes: int | None = None
+    """The same at the engine's own first look at the card, before it loaded the model; None where it kept none."""
 
 
 @dataclass(slots=True)
@@ -512,7 +517,9 @@ class SessionRow:
     python_version: str | None = None
     requests_sent: int = 0
     graph_capture_bytes: int | None = None
-    """Device memory that went while the engine captured CUDA graphs (its log, to 0.01 GiB): pools and driver."""
+    """Memory of one worker's card that went while the engine captured CUDA graphs (its log, to 0.01 GiB): their pools,
+    what the driver took for them, and what the warm-up before each capture loaded or left in the cache. Of several
+    workers vLLM has the first alone log it, or each its own; here is the last line's."""
     account: list[MemoryAccount] = field(default_factory=list)
     """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
 

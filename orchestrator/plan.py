@@ -340,9 +340,14 @@ class _Planner:
         sequences = default if part.sequences == "auto" else part.sequences
         if sequences is not None:
             server = self._with_pool(server, sequences)
-        holds = sequences or sizing.expected_concurrency(self.model, server, self.fleet)
-        prompt = _near_full_prompt(self.experiment)
-        levels = part.concurrency or sizing.levels_past(holds)
+        prompt, cache = _near_full_prompt(self.experiment), sizing.layout(self.model, server, self.fleet)
+        full = server.max_model_len - NEAR_FULL_MARGIN_TOKENS
+
+        def holds(blocks: int) -> int:
+            return sizing.most_at_once(cache, blocks - 1, full, prompt)
+
+        pool = sizing.expected_pool_bytes(self.model, server, self.fleet)
+        levels = part.concurrency or sizing.levels_past(holds(cache.num_blocks(pool)))
         points = [
             self._load(Purpose.NEAR_FULL_CONTEXT, "capacity", level, repeat, prompt_tokens=prompt)
             for repeat in range(part.repeats)
@@ -353,7 +358,7 @@ class _Planner:
         if part.concurrency is not None:
             return session
         load = partial(self._load, Purpose.NEAR_FULL_CONTEXT, "capacity", prompt_tokens=prompt)
-        return self._searched(session, PastThePool(_repeats(session.id, load, part.repeats), levels[-1]))
+        return self._searched(session, PastThePool(_repeats(session.id, load, part.repeats), holds, levels[-1]))
 
     # --- searches ---
 

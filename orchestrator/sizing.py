@@ -87,21 +87,19 @@ def _freed_segment_bytes(model: ModelSpec, server: ServerSpec) -> float:
     return (server.max_num_batched_tokens or COMMITTED_BATCHED_TOKENS) * widest * 2
 
 
-def expected_concurrency(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> int:
-    """Return about how many full-length sequences a server's pool will hold; the engine says it once it runs."""
-    cache = layout(model, server, fleet)
-    pool = server.kv_cache_memory_bytes
-    if pool is None:
-        total = fleet.ram_bytes if fleet.device == "cpu" else fleet.gpu_memory_bytes or 0
-        weights = _weight_bytes(model, server)
-        pool = int((server.gpu_memory_utilization or 0) * total) - weights - GPU_RESERVE_BYTES // 2
-    return max(1, int(cache.max_concurrency(max(pool, 0), server.max_model_len)))
+def expected_pool_bytes(model: ModelSpec, server: ServerSpec, fleet: Fleet) -> int:
+    """Return about how large a rank's pool will be where it is not stated; the engine says it once it runs."""
+    if server.kv_cache_memory_bytes is not None:
+        return server.kv_cache_memory_bytes
+    total = fleet.ram_bytes if fleet.device == "cpu" else fleet.gpu_memory_bytes or 0
+    weights = _weight_bytes(model, server)
+    return max(0, int((server.gpu_memory_utilization or 0) * total) - weights - GPU_RESERVE_BYTES // 2)
 
 
-def levels_past(kv_concurrency: int) -> tuple[int, ...]:
-    """Return powers of two from 1 to the first past `kv_concurrency`."""
+def levels_past(border: int) -> tuple[int, ...]:
+    """Return powers of two from 1 to the first past `border`."""
     levels = [1]
-    while levels[-1] <= kv_concurrency:
+    while levels[-1] <= border:
         levels.append(levels[-1] * 2)
     return tuple(levels)
 

@@ -81,6 +81,15 @@ class Layout:
     def sequence(self, tokens: float) -> float:
         return float(self.block_bytes * sum(self.blocks(layers, tokens) for layers in self.layers))
 
+    def decoding(self, tokens: int) -> float:
+        """Bytes of a request that only decodes: of a window its own tokens, and a block more."""
+        most = math.inf if self.window is None else math.ceil(self.window / self.block) + 1
+        return float(self.block_bytes * sum(
+            math.ceil(layers.n / self.per_block) * min(math.ceil(tokens / self.block), most)
+            if layers.kind == "sliding_window" else self.blocks(layers, tokens)
+            for layers in self.layers
+        ))  # fmt: skip
+
     def at_once(self, requests: int, tokens: int) -> float:
         """Tokens in flight are shared: in windowed layers those outside of windows are counted once."""
         held, shared = 0, 0
@@ -90,8 +99,17 @@ class Layout:
                 held += self.blocks(layers, tokens)
                 continue
             held += tables * min(math.ceil(tokens / self.block), math.ceil(self.window / self.block) + 1)
-            shared += tables * math.ceil(self.flight * max(tokens - self.window, 0) / tokens / self.block)
+            shared += tables * math.ceil(self.outside(tokens) / self.block)
         return min(requests * self.sequence(tokens), self.block_bytes * (requests * held + shared))
+
+    def outside(self, prompt: int) -> int:
+        """Tokens in flight outside of windows: the end of one prompt, then prompts from their start."""
+        found, left, piece = 0, self.flight, max(prompt - self.window, 0)
+        while left > 0 and prompt > self.window:
+            taken = min(piece, left)
+            found += taken if not found else max(taken - self.window, 0)
+            left, piece = left - taken, prompt
+        return found
 
     def figure(self, what: str) -> float:
         """A figure of the section that has no length in its name."""
@@ -147,6 +165,7 @@ class EnvelopeAudit:
             self.row = every[self.ranks * every.engine_kv_bytes == int(pool)].iloc[0]
             self.row = loads[same].iloc[0] if same.any() else self.row
         self.size = float(self.ranks * self.row.engine_kv_bytes)
+        self.room = self.size * (1 - 1 / self.row.engine_num_blocks)
         self.loads = loads[same]
         self.layout = Layout(config, self.row) if config else None
 
@@ -192,7 +211,7 @@ class EnvelopeAudit:
         if what in ("gib", "mib"):
             return need / (GIB if what == "gib" else MIB)
         if what == "share_pct":
-            return 100 * need / self.size
+            return 100 * need / self.room
         rows = pd.concat([rows for t, c, _, rows in self.levels if (t, c) == (tokens, at_once)])
         return float(100 * rows.kv_usage_max.max())
 
@@ -202,7 +221,7 @@ class EnvelopeAudit:
         told = [level for level in self.levels if level[2] != "unknown"]
         inside, beyond = [], []
         for level in told:
-            (inside if self.need(*level[:2]) <= self.size else beyond).append(level)
+            (inside if self.need(*level[:2]) <= self.room else beyond).append(level)
         need = self.need(target["context_tokens"], target["concurrency"])
         return float(
             {
@@ -216,7 +235,8 @@ class EnvelopeAudit:
                 "levels_beyond": len(beyond),
                 "levels_beyond_disturbed": sum(level[2] != "quiet" for level in beyond),
                 "target_need_gib": need / GIB,
-                "target_share_pct": 100 * need / self.size,
+                "target_share_pct": 100 * need / self.room,
+                "limit_tokens": self.layout.limit if self.layout else math.nan,
                 "longest_tokens": self.longest(target["concurrency"]) if self.layout else math.nan,
             }[what]
         )

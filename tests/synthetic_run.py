@@ -470,12 +470,18 @@ def session_of(row: PointRow, ended_at: str | None = None) -> SessionRow:
 
 
 def account_of(row: PointRow) -> list[MemoryAccount]:
-    """Return the account of a memory row's server: the cache takes up what the other parts leave of it, but one MiB."""
+    """Return the account of a memory row's server: the cache takes up what the other parts leave of it, but three MiB.
+
+    Two of them are seen at the server's end.
+    """
     if row.kind != "memory" or row.device == "cpu" or row.mem_ready_bytes is None or row.mem_loaded_bytes is None:
         return []
-    parts = {"weights_bytes": 7_289 * MIB, "buffer_bytes": 41 * MIB, "graph_pool_bytes": 336 * MIB}
-    outside = {"outside_bytes": 757 * MIB, "context_bytes": 527 * MIB}
-    kv, explained = row.engine_kv_bytes or 0, sum(parts.values()) + (757 + 1) * MIB
+    parts = {"weights_bytes": 7_289 * MIB, "buffer_bytes": 41 * MIB}
+    parts |= {"graph_pool_bytes": 0 if row.enforce_eager else 336 * MIB}
+    beyond = (230 if row.enforce_eager else 518) * MIB
+    outside = {"outside_bytes": 527 * MIB + beyond, "context_bytes": 527 * MIB}
+    outside |= {"outside_at_init_bytes": 530 * MIB, "outside_now_bytes": 528 * MIB + beyond}
+    kv, explained = row.engine_kv_bytes or 0, sum(parts.values()) + outside["outside_bytes"] + MIB
     made = []
     for moment, memory in (("ready", row.mem_ready_bytes), ("peak", row.mem_loaded_bytes)):
         for device in row.device_ids:
@@ -483,6 +489,10 @@ def account_of(row: PointRow) -> list[MemoryAccount]:
             cached = used - kv - explained
             made.append(MemoryAccount(moment, device, used, kv_bytes=kv, cached_bytes=cached, **parts, **outside))
     return made
+
+
+NOT_READ_INSIDE = {"outside_at_init_bytes": None, "outside_now_bytes": None}
+"""Columns of an account as they are where the workers did not read what is outside torch (before version 7)."""
 
 
 def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, int] | None = None) -> Path:

@@ -51,6 +51,7 @@ class Workers:
     def __init__(self, device: PretendedCards, uuids: list[str | None]) -> None:
         self.device, self.uuids = device, uuids
         self.keeps = 0
+        self.outside: dict[str, int | None] = {"outside": 3 * GIB, "outside_at_init": 2 * GIB}
 
     def __call__(self, endpoint: Endpoint, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, str]:
         assert path == "/collective_rpc"
@@ -58,7 +59,14 @@ class Workers:
             self.device.torch = [self.keeps] * len(self.device.cards)
             answers: list[dict[str, Any]] = [{"reserved": self.keeps} for _ in self.device.cards]
         else:
-            same = {"weights": 8 * GIB, "graphs": GIB, "buffers": GIB, "cached": GIB, "reserved": 20 * GIB}
+            same: dict[str, Any] = {
+                "weights": 8 * GIB,
+                "graphs": GIB,
+                "buffers": GIB,
+                "cached": GIB,
+                "reserved": 20 * GIB,
+            }
+            same |= self.outside
             answers = [same | {"kv": (rank + 9) * GIB} for rank in range(len(self.uuids))]
         for answer, uuid in zip(answers, self.uuids, strict=True):
             answer |= {"uuid": uuid} if uuid else {}
@@ -92,6 +100,17 @@ def test_ready_and_peak_hold_the_parts_and_what_each_card_held(opened: Open) -> 
     for row in one.rows:
         assert (row.weights_bytes, row.kv_bytes, row.graph_pool_bytes) == (8 * GIB, 9 * GIB, GIB)
         assert (row.buffer_bytes, row.cached_bytes) == (GIB, GIB)
+        assert (row.outside_now_bytes, row.outside_at_init_bytes) == (3 * GIB, 2 * GIB)
+
+
+@pytest.mark.parametrize("outside", [{}, {"outside": 3 * GIB, "outside_at_init": None}])
+def test_an_engine_that_keeps_no_first_look_has_none(opened: Open, outside: dict[str, int | None]) -> None:
+    one, device, workers = opened(FIRST)
+    workers.outside = outside
+    one.at_ready(device.memory_by_card(1))
+    (ready,) = one.rows
+    assert (ready.outside_now_bytes, ready.outside_at_init_bytes) == (outside.get("outside"), None)
+    assert ready.weights_bytes == 8 * GIB
 
 
 def test_what_is_outside_the_allocator_is_read_when_all_is_given_back(opened: Open) -> None:

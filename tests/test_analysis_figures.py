@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 from analysis import reduce
 from analysis.document import Document, phrase
 from analysis.figures import count, quote, write_figures
+from contract.rows import MemoryAccount
 from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout
 from tests.model_files import published
@@ -219,6 +221,7 @@ RUNS = {
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
     "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
+    "older account": synthetic.rows(),
     "cpu": synthetic.rows(synthetic.CPU),
     "simulated": synthetic.rows(replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM")),
     "few": [r for r in synthetic.rows() if r.point_id in ("committed-512", "committed-1024", "concurrency-c8-r0")],
@@ -274,10 +277,19 @@ MANIFEST = {
 }
 
 
+ALL_PARTS = synthetic.account_of
+
+
+def older(row: synthetic.PointRow) -> list[MemoryAccount]:
+    """Return the account of a server whose workers did not read what is outside torch."""
+    return [replace(part, **synthetic.NOT_READ_INSIDE) for part in ALL_PARTS(row)]
+
+
 @pytest.fixture(scope="module", params=sorted(RUNS))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_behind = {"session-c1024": 700 * MIB, "session-u2048": 90 * MIB} if request.param == "spoiled" else None
-    run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param], left_behind)
+    with patch.object(synthetic, "account_of", older) if request.param == "older account" else nullcontext():
+        run_dir = synthetic.write_run(tmp_path_factory.mktemp("run"), RUNS[request.param], left_behind)
     target = (
         {"concurrency": 20, "context_tokens": 3000}
         if request.param == "spoiled"
@@ -400,6 +412,7 @@ class Auditor:
             (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
             (r"utilization\.[^.]+\.(\w+)", self.flat),
             (r"(\w+)\.[^.]+\.c(\d+)\.change_from_(\d+)\.(tok_s|p95_e2e_s)_(?:(low|high)_)?pct", self.change),
+            (r"(\w+)\.[^.]+\.c(\d+)\.from_other_table\.p95_e2e_s_(?:(low|high)_)?pct", self.from_twin),
             (r"(\w+)\.[^.]+\.[cr]([\d.]+)\.(?:(ratio)\.)?(\w+)", self.level),
             (r"(\w+)\.[^.]+\.(\w+)", self.load),
         ]
@@ -567,6 +580,10 @@ class Auditor:
         return float({"stairs": found.sum(), "formula_intervals": len(line)}.get(what, mean))
 
     def kv(self, what: str, error: str | None) -> float | str | None:
+        if what.startswith("context_step"):
+            return 1024 * self.growth(2**20 if what.endswith("past_mib") else 0) / MIB
+        if what == "narrowest_window_tokens":
+            return float(self.layout("utilization").window)
         both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index(kind="stable")
         known = both.formula_bytes_per_sequence.groupby(level=0).first()
         own = self.memory("committed").formula_bytes_per_sequence
@@ -580,9 +597,8 @@ class Auditor:
         values: dict[str, float | str | None] = {
             "formula_bytes_per_token": formula,
             "engine_bytes_per_token": engine,
-            "context_step_mib": 1024 * both.formula_bytes_per_token.iloc[-1] / MIB,
             "formula_marginal_bytes_per_token": both.formula_bytes_per_token.iloc[-1],
-            "estimates": 2 + 2 * (len(self.memory("committed")) > 1),
+            "estimates_beside_formula": 1 + 2 * (len(self.memory("committed")) > 1),
             "estimates_apart": self.apart(formula, engine),
             "estimates_furthest_pct": self.furthest(formula, engine),
             "label": model,
@@ -594,6 +610,12 @@ class Auditor:
             assert isinstance(value, float)
             return 100 * (value / formula - 1)
         return value
+
+    def growth(self, tokens: int) -> float:
+        """Bytes of a further token, by a request that only decodes."""
+        layout = self.layout("utilization" if len(self.memory("utilization")) else "committed")
+        before, after = (layout.decoding(tokens + n * layout.block) for n in (1, 2))
+        return (after - before) / layout.block
 
     def apart(self, formula: float, engine: float) -> float:
         return sum(abs(error) > 0.01 for error in self.errors(formula, engine))
@@ -640,6 +662,7 @@ class Auditor:
         if len(x) < 2:
             return None
         slope, intercept = np.polyfit(x, y, 1)
+        pools = np.polyfit(x, self.ranks * rows.engine_kv_bytes.to_numpy(float), 1)[1]
         residuals = y - (intercept + slope * x)
         deltas = self.deltas(word)
         per_token = slope / rows.sequences.iloc[0]
@@ -649,6 +672,8 @@ class Auditor:
             {
                 "slope_bytes_per_token": per_token,
                 "intercept_mib": intercept / MIB,
+                "pools_intercept_mib": pools / MIB,
+                "besides_pool_mib": (intercept - pools) / MIB,
                 "r_squared": 1 - (residuals**2).sum() / ((y - y.mean()) ** 2).sum(),
                 "max_residual_mib": abs(residuals).max() / MIB if abs(residuals).max() > 1 else 0.0,
                 "lengths": len(x),
@@ -713,10 +738,12 @@ class Auditor:
         )
 
     def account(self, mode: str, length: str, moment: str, what: str) -> float:
+        session = self.memory(mode).loc[int(length)].session_id
+        capture = self.sessions.graph_capture_bytes[session]
         if what == "graph_capture_gib":
-            return float(self.sessions.graph_capture_bytes[self.memory(mode).loc[int(length)].session_id] / GIB)
-        rows = list(self.sessions.account[self.memory(mode).loc[int(length)].session_id])
-        sums = pd.DataFrame([row for row in rows if row["moment"] == moment]).sum(numeric_only=True)
+            return float(capture / GIB)
+        cards = pd.DataFrame([row for row in self.sessions.account[session] if row["moment"] == moment])
+        sums = cards.drop(columns=["moment", "device_id"]).astype(float).sum()
         parts = {
             "used": sums.used_bytes,
             "context": sums.context_bytes,
@@ -730,6 +757,13 @@ class Auditor:
         named = ("weights", "kv", "graphs", "buffers", "cache", "context")
         parts["unnamed"] = parts["used"] - sum(parts[name] for name in named)
         parts["residual"] = parts["unnamed"] - parts["outside"]
+        if cards.outside_now_bytes.notna().all():
+            came = sums.outside_now_bytes - sums.outside_at_init_bytes
+            kept = capture - sums.graph_pool_bytes if len(cards) == 1 else math.nan
+            parts["driver"] = kept if sums.graph_pool_bytes else 0
+            parts["kernels"] = came if np.isnan(parts["driver"]) else came - parts["driver"]
+            parts["residual"] = parts["unnamed"] - came
+            parts["end_difference"] = parts["outside"] - came
         if what in ("residual_pct", "unnamed_pct"):
             return float(100 * abs(parts[what.removesuffix("_pct")]) / parts["used"])
         return float(parts[what.removesuffix("_mib")] / MIB)
@@ -766,6 +800,8 @@ class Auditor:
             return self.memory_left(row)
         if what == "pool_gib":
             return float(self.ranks * row.engine_kv_bytes / GIB)
+        if what == "held_at_once":
+            return self.holds(row, int(length))
         return float(row[what.replace("_mib", "_bytes")] / MIB if what.endswith("_mib") else row[what])
 
     def flat(self, what: str) -> float | str:
@@ -841,8 +877,6 @@ class Auditor:
             "sequential_share_pct": lambda: 100 * first.tok_s / here.tok_s,
             "speedup_tok_s": lambda: here.tok_s / first.tok_s,
             "slowdown_mean_e2e": lambda: here.mean_e2e_s / first.mean_e2e_s,
-            "p95_past_knee": lambda: here.p95_e2e_s / medians.p95_e2e_s[self.knee(purpose).highest],
-            "tok_s_past_knee_pct": lambda: 100 * (here.tok_s / medians.tok_s[self.knee(purpose).highest] - 1),
         }
         if what in KneeAudit.OF_A_LEVEL:
             return self.knee(purpose).of_level(at, what)
@@ -856,6 +890,24 @@ class Auditor:
 
     def price(self, rows: pd.DataFrame) -> float:
         return float(self.gpu_hour * rows.gpus.iloc[0] / 3600 * 1e6)
+
+    def holds(self, row: pd.Series[Any], tokens: int) -> float:
+        """Requests that a server's pool holds at once, by counting up; without a config, of one rate."""
+        pool = self.ranks * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
+        if self.config is None:
+            return float(
+                pool
+                * row.engine_block_size
+                / row.engine_block_size
+                // (
+                    row.formula_bytes_per_sequence
+                    - (math.ceil(row.max_model_len / row.engine_block_size) - math.ceil(tokens / row.engine_block_size))
+                    * row.engine_block_size
+                    * row.formula_bytes_per_token
+                )
+            )
+        layout = Layout(self.config, row)
+        return float(next(n for n in range(10**6) if layout.at_once(n + 1, tokens) > pool))
 
     def room(self, rows: pd.DataFrame, requests: float, what: str) -> float:
         """What the level's server has of KV, counted in blocks: those of a length, less at every block's worth."""
@@ -887,6 +939,15 @@ class Auditor:
             }[what]()
         )
 
+    def from_twin(self, purpose: str, at: str, bound: str | None) -> float:
+        """From the other table's level to this one's, with the noise of both."""
+        here, there = self.knee(purpose), self.knee("batching" if purpose == "concurrency" else "concurrency")
+        change = here.means.p95_e2e_s[int(at)] - there.means.p95_e2e_s[int(at)]
+        if bound is not None:
+            error = here.sd.p95_e2e_s * math.sqrt(1 / here.n[int(at)] + 1 / there.n[int(at)])
+            change += here.t_two_sided * error * (1 if bound == "high" else -1)
+        return float(100 * np.expm1(change))
+
     def change(self, purpose: str, upper: str, lower: str, column: str, bound: str | None) -> float:
         audit = self.knee(purpose)
         change = audit.means[column][int(upper)] - audit.means[column][int(lower)]
@@ -908,6 +969,7 @@ class Auditor:
         if len(self.memory("committed")) + len(self.memory("utilization")):
             audit = self.envelope(None)
             need, pool = audit.need(double, n), audit.size
+            pool *= 1 - 1 / audit.row.engine_num_blocks
             holds = next(k for k in range(10**6) if audit.need(double, k + 1) > pool)
         else:
             row = measured.iloc[0]
@@ -918,7 +980,7 @@ class Auditor:
             {
                 "double_context_tokens": double,
                 "double_need_gib": need / GIB,
-                "double_pool_gib": pool / GIB,
+                "double_room_gib": pool / GIB,
                 "double_share_pct": 100 * need / pool,
                 "double_holds": holds,
             }[what]
@@ -943,7 +1005,9 @@ class Auditor:
         if what == "request_tokens":
             return float(row.prompt_tokens + row.output_tokens)
         if what == "predicted_requests":
-            return float(row.engine_kv_tokens / (row.prompt_tokens + row.output_tokens))
+            return self.holds(row, int(row.prompt_tokens + row.output_tokens))
+        if what == "levels_in_both":
+            return float(len(self.medians("batching").index.intersection(self.medians(purpose).index)))
         if what in ("bend_p95_ratio", "bend_tok_s_ratio"):
             at = self.knee(purpose).blow_up()
             after = min(level for level in self.medians(purpose).index if level > at[-1])

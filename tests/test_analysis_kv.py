@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
 from analysis.tables import Tables
 from analysis.targets import Targets, read_targets
-from contract.rows import PointRow
+from contract.rows import MemoryAccount, PointRow
 from tests import synthetic_run as synthetic
 
 MIB = 2**20
@@ -233,7 +233,8 @@ def test_straight_line_is_called_linear_without_steps() -> None:
     text = notes(memory())
     assert "roughly linear (ready)? **Yes**: R² 1.000000" in text
     assert "Are there steps (ready)? **None**" in text
-    assert "All 4 estimates agree with the formula within 1 %, and within 0.1 %; the furthest is" in text
+    assert "All 3 others agree with the formula within 1 %, and within 0.1 %; the furthest is" in text
+    assert "so a memory slope does not test the formula" in text
 
 
 def test_memory_that_jumps_is_called_a_step() -> None:
@@ -251,8 +252,8 @@ def test_steeper_memory_than_the_formula_is_said_to_be_apart() -> None:
     extra = {length: 32 * 40_000 * length for length in synthetic.GPU.lengths}
     text = notes(memory(replace(synthetic.GPU, extra_ready_bytes=extra)))
     assert "433,216 | +10.17 %" in text
-    assert "2 of 4 estimates are further than 1 % from the formula" in text
-    assert "estimates agree" not in text
+    assert "2 of 3 others are further than 1 % from the formula" in text
+    assert "agree with the formula" not in text
 
 
 def test_estimates_that_agree_are_said_to_do_so_no_closer_than_they_do() -> None:
@@ -264,7 +265,7 @@ def test_estimates_that_agree_are_said_to_do_so_no_closer_than_they_do() -> None
 def test_one_estimate_agrees_with_nothing() -> None:
     text = notes([replace(memory()[0], engine_bytes_per_token=None)])
     assert "There is one estimate alone, so nothing for it to agree with." in text
-    assert "estimates agree" not in text
+    assert "agree with the formula" not in text
 
 
 def test_two_lengths_do_not_decide_linearity() -> None:
@@ -415,7 +416,7 @@ def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
         "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB"
         in page
     )
-    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 |" in page
+    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 | +0.0 |" in page
 
 
 def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() -> None:
@@ -439,37 +440,130 @@ def test_memory_by_process_stands_beside_that_of_the_cards_where_it_is_known() -
     assert page.count("| ready MiB | loaded MiB | by process MiB |") == 2
     assert "| 512 | 15,250 | 15,252 | 15,243 |" in page
     assert "*By process*" in page
+    assert "so it does not check *loaded*" not in page
     assert "y process" not in notes(memory())
+    early = [replace(row, mem_tree_bytes=(row.mem_ready_bytes or 0) - 9 * MIB) for row in memory()]
+    assert "its memory, as in every row here, so it does not check *loaded*." in notes(early)
 
 
-def test_what_nobody_names_is_printed_beside_the_residual() -> None:
+def test_the_decision_stands_before_what_it_rests_on() -> None:
+    text = notes(memory(), Targets(16, 4096))
+    assert text.index("### Which max_model_len is safe") < text.index("### Pool sized to the length")
+
+
+def test_power_of_random_weights_is_disowned_on_cards_alone() -> None:
+    words = "Power and energy depend on the data"
+    assert words in notes(memory())
+    assert words not in notes(memory(synthetic.CPU))
+
+
+@pytest.fixture
+def accounts_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace columns of all accounts."""
+
+    def change(**columns: int | None) -> None:
+        known = synthetic.account_of
+        monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(part, **columns) for part in known(row)])
+
+    return change
+
+
+def row_of(page: str, start: str) -> str:
+    return next(row for row in page.splitlines() if row.startswith(start))
+
+
+def test_what_is_outside_torch_is_told_apart_as_the_workers_have_read_it() -> None:
+    page = notes(memory())
+    assert page.count(" | CUDA context | graphs in the driver | kernels and libraries | residual | share |") == 2
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 0.0 | 228.0 | +3.0 | 0.02 % |")
+    captured = [row for row in page.splitlines() if row.endswith(" | 527.0 | 339.8 | 176.2 | +3.0 | 0.00 % |")]
+    assert len(captured) == 2 * 4
+    assert "The residual is at most +3.0 MiB, and at most 0.02 % of the memory at a moment." in page
+    assert "where it differs most, +2.0 MiB against CUDA context, graphs in the driver" in page
+    assert "utside torch beyond context" not in page
+    assert "is missing" not in page
+
+
+def test_a_server_of_several_workers_has_graphs_with_kernels_for_its_log_has_one_figure() -> None:
+    page = notes(memory(replace(synthetic.GPU, gpus=2)))
+    assert page.count(" | 1,054.0 | – | 1,032.0 | +6.0 | ") == 2 * 4
+    assert page.count(" | 1,054.0 | 0.0 | 456.0 | +6.0 | ") == 2 * 4
+    assert "Where *graphs in the driver* is missing the log does not tell it" in page
+
+
+def test_graphs_that_the_log_does_not_tell_of_are_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.session_of
+    monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), graph_capture_bytes=None))
+    page = notes(memory())
+    assert page.count(" | 527.0 | – | 516.0 | +3.0 | ") == 2 * 4
+
+
+def test_without_a_probe_the_context_is_in_the_residual(accounts_with: Callable[..., None]) -> None:
+    accounts_with(context_bytes=None)
+    page = notes(memory())
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | – | 0.0 | 228.0 | +530.0 | 3.48 % |")
+    assert "Where no probe told the CUDA context it is in the residual." in page
+    assert "A cross-check" not in page
+
+
+def test_a_step_outside_torch_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grown(row: PointRow) -> list[MemoryAccount]:
+        more = 96 * MIB if row.max_model_len > 512 else 0
+        return [
+            replace(
+                part,
+                outside_now_bytes=(part.outside_now_bytes or 0) + more,
+                cached_bytes=(part.cached_bytes or 0) - more,
+            )
+            for part in known(row)
+        ]
+
+    known = synthetic.account_of
+    monkeypatch.setattr(synthetic, "account_of", grown)
+    page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
+    assert "by the account: kernels and libraries +96.0 MiB; the driver or a library took it, not torch" in page
+
+
+def test_rows_of_before_version_7_have_both_residuals(accounts_with: Callable[..., None]) -> None:
+    accounts_with(**synthetic.NOT_READ_INSIDE)
     page = notes(memory())
     assert "Against everything that was read the largest residual is +1.0 MiB" in page
-    assert "so that what nobody names is seen, it is at most +231.0 MiB, and at most 1.51 % of the memory" in page
-    whole = next(row for row in page.splitlines() if row.startswith("| 512 | ready | 15,250.0 | 7,289.0 | "))
-    assert whole.endswith(" | 527.0 | 230.0 | +1.0 |")
+    assert "so that what nobody names is seen, it is at most +519.0 MiB, and at most 1.51 % of the memory" in page
+    assert row_of(page, "| 512 | ready | 15,250.0 | 7,289.0 | ").endswith(" | 527.0 | 230.0 | +1.0 |")
     assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | +231.0 | 1.51 % |" in page
+    assert "kernels and libraries |" not in page
 
 
-def test_without_a_probe_what_nobody_names_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = synthetic.account_of
-    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, context_bytes=None) for a in known(row)])
+def test_of_them_without_a_probe_what_nobody_names_is_not_known(accounts_with: Callable[..., None]) -> None:
+    accounts_with(context_bytes=None, **synthetic.NOT_READ_INSIDE)
     page = notes(memory())
     assert "what of *outside torch* nobody names is not known" in page
     assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | – | – |" in page
     assert " | – | 757.0 | +1.0 |" in page
 
 
-def test_a_run_without_accounts_says_that_none_was_made() -> None:
-    page = notes(memory(synthetic.CPU))
-    assert "Not known from this run: no server gave an account of its memory" in page
-    assert "by the account" not in page
-
-
-def test_what_was_not_measured_is_a_dash_and_falls_to_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = synthetic.account_of
-    monkeypatch.setattr(synthetic, "account_of", lambda row: [replace(a, outside_bytes=None) for a in known(row)])
+def test_of_them_what_was_not_measured_is_a_dash_and_falls_to_the_residual(accounts_with: Callable[..., None]) -> None:
+    accounts_with(outside_bytes=None, **synthetic.NOT_READ_INSIDE)
     page = notes(memory())
     assert "Where *outside torch* is missing the server did not give its memory back" in page
     assert "| 527.0 | – | +231.0 |" in page
     assert "| +231.0 | 1.51 % | +231.0 | 1.51 % |" in page
+
+
+def test_a_run_of_both_has_its_accounts_in_the_same_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.account_of
+
+    def mixed(row: PointRow) -> list[MemoryAccount]:
+        columns = synthetic.NOT_READ_INSIDE if row.max_model_len == 512 else {}
+        return [replace(part, **columns) for part in known(row)]
+
+    monkeypatch.setattr(synthetic, "account_of", mixed)
+    page = notes(memory())
+    assert "| 1024 | +6,144.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 |" in page
+    assert "kernels and libraries |" not in page
+
+
+def test_a_run_without_accounts_says_that_none_was_made() -> None:
+    page = notes(memory(synthetic.CPU))
+    assert "Not known from this run: no server gave an account of its memory" in page
+    assert "by the account" not in page

@@ -20,8 +20,10 @@ from analysis.kv_fit import kv_results
 from analysis.kv_notes import kv_page
 from analysis.kv_pages import pages_of
 from analysis.manifest import read_configs
+from analysis.operating_page import operating_page
 from analysis.pages_plot import stairs
-from analysis.targets import Targets
+from analysis.rules import rules_of_thumb
+from analysis.targets import Slo, Targets
 from contract.kv import kv_layout
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -242,7 +244,7 @@ DIFFER = "Arithmetic and measurement differ here:"
 @pytest.mark.parametrize(
     ("at", "words"),
     [
-        ({"c4": {"preemptions": 3}}, [DIFFER, "4 requests of 4064 tokens need 24.8 % of the pool, and yet: preempted"]),
+        ({"c4": {"preemptions": 3}}, [DIFFER, "4 requests of 4064 tokens need 25.0 % of the pool, and yet: preempted"]),
         (
             {"c32": {"preemptions": 0, "waiting_max": 0}},
             [DIFFER, "Of 1 that need more than the pool, 0 did.", "99.8 %"],
@@ -290,10 +292,10 @@ def test_a_window_is_said_to_be_counted_without_tokens_in_flight() -> None:
 def test_a_window_lets_more_run_than_the_engine_counts() -> None:
     quiet: dict[str, Any] = {"preemptions": 0, "waiting_max": 0}
     text = envelope_section(ladder(SLIDING, c32=quiet), SLIDING.config)
-    assert "118 fits [no preemption]" in text
+    assert "119 fits [no preemption]" in text
     assert DIFFER not in text
     text = envelope_section(ladder(SLIDING), SLIDING.config)
-    assert "32 requests of 4064 tokens need 86.4 % of the pool, and yet: preempted" in text
+    assert "32 requests of 4064 tokens need 86.9 % of the pool, and yet: preempted" in text
 
 
 def card_envelope(rows: list[PointRow], config: dict[str, Any] | None) -> Envelope:
@@ -325,7 +327,17 @@ def test_the_longest_safe_length_is_the_last_that_fits(at_once: int) -> None:
 @given(tokens=st.integers(1, 8192), requests=st.integers(1, 2000))
 def test_the_border_of_the_plot_is_the_tables(tokens: int, requests: int) -> None:
     size = CARD.need_bytes(tokens, requests)
-    assert replace(CARD, size_bytes=int(size)).most(tokens) == pytest.approx(requests)
+    assert replace(CARD, size_bytes=int(size), null_block_bytes=0.0).most(tokens) == pytest.approx(requests)
+
+
+@given(requests=st.integers(1, 2000))
+def test_a_pool_of_just_so_many_requests_is_tight_and_with_a_block_less_too_small(requests: int) -> None:
+    assert CARD.pages is not None
+    assert CARD.null_block_bytes == CARD.pages.block_bytes
+    just = CARD.pages.at_once_bytes(requests, 4096) + CARD.pages.block_bytes
+    assert replace(CARD, size_bytes=just).fit(4096, requests) is Fit.TIGHT
+    less = replace(CARD, size_bytes=just - CARD.pages.block_bytes)
+    assert less.fit(4096, requests) in (Fit.PREEMPTS, Fit.NEVER)
 
 
 def test_the_longest_safe_length_needs_the_page_function() -> None:
@@ -383,3 +395,55 @@ def test_simulated_plots_measure_nothing(tmp_path: Path) -> None:
 
 def test_without_a_config_there_is_no_plot_of_pages(tmp_path: Path) -> None:
     assert "kv_pages" not in drawn(tmp_path, memory(SLIDING), None)
+
+
+WINDOW = synthetic.family("phi-3-mini-4k", synthetic.GPU)
+
+
+def rules(shape: synthetic.Shape, config: dict[str, Any] | None) -> str:
+    return " ".join(rule.text for rule in rules_of_thumb(synthetic.tables_of(memory(shape), config)))
+
+
+def test_a_full_window_costs_no_further_context() -> None:
+    words = "every 1,024 further tokens of context cost"
+    text = rules(WINDOW, WINDOW.config)
+    assert "up to 2,047 tokens of context every 1,024 further ones cost 384.0 MiB of KV for each sequence" in text
+    assert "past that 0.0 MiB (formula)" in text
+    assert words not in text
+    assert words in rules(LINEAR, LINEAR.config)
+    assert words not in rules(LINEAR, None)
+
+
+def test_blocks_that_do_not_grow_are_not_besides_the_pool() -> None:
+    row = memory(WINDOW)[0]
+    besides = round(((row.mem_ready_bytes or 0) - (row.engine_kv_bytes or 0)) / MIB)
+    text = notes(memory(WINDOW), WINDOW.config)
+    assert f"the pools' own line at 198 MiB; the difference, {besides:,} MiB, is what the server holds besides" in text
+
+
+def test_tokens_of_one_pool_that_differ_are_explained() -> None:
+    assert "They differ though the pool does not" in notes(memory(WINDOW), WINDOW.config)
+    assert "They differ though the pool does not" not in notes(memory(synthetic.GPU), None)
+
+
+def test_both_counts_of_sequences_stand_beside_each_other() -> None:
+    text = notes(memory(WINDOW), WINDOW.config, Targets(16, 4096))
+    layout = kv_layout(published("phi-3-mini-4k"), max_num_batched_tokens=2048, vllm_version="0.25.1")
+    row = memory(WINDOW)[-1]
+    blocks = (row.engine_num_blocks or 0) - 1
+    held = max(n for n in range(200) if layout.blocks_at_once(n, 4096) <= blocks)
+    assert f"({row.engine_max_concurrency:.2f} by the engine's count, {held} held at once)" in text
+    assert "*Held at once*" in text
+    assert "held at once" not in notes(memory(MLA), MLA.config, Targets(16, 4096)).split("### Headroom envelope")[0]
+
+
+def test_no_length_beyond_the_models_own_is_asked_for() -> None:
+    text = notes(memory(WINDOW), WINDOW.config, Targets(16, 4096))
+    assert "and the longest that the model takes." in text
+    assert "Set max_model_len to 4096, the longest that the model takes." in text
+    assert "But the model takes 4096 tokens at most." in notes(memory(WINDOW), WINDOW.config, Targets(16, 5000))
+    assert "a higher one does not take memory" in notes(memory(WINDOW), WINDOW.config, Targets(16, 2048))
+    page = operating_page(synthetic.tables_of(memory(WINDOW), WINDOW.config), Slo(), Targets(16, 4096), None)
+    assert page is not None
+    assert "It is the longest that the model takes." in page.text()
+    assert "a longer one was not tried" not in page.text()

@@ -141,8 +141,8 @@ def test_knee_of_a_curve_that_saturates(tmp_path: Path) -> None:
     assert "the last doubling changed tok_s by -24.7 % (-25.3 % to -24.0 %)" in text
     assert "Past concurrency 32: from 32 to 128 p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
     assert "Concurrency 32 to 256 is the sweet spot" in text
-    assert "Beyond concurrency 256 more requests mostly wait" in text
-    assert "at 512 p95 is 2.7x and tok/s -24.7 %" in text
+    assert "Beyond concurrency 256 more requests mostly cost latency" in text
+    assert "at 512 p95 changes by +174.2 % (+171.8 % to +176.7 %: more than noise), tok/s by -24.7 % (" in text
     assert "p95 2.2x the previous level" in text
     rows = sweep(tmp_path, with_curve(H200_TOK_S, H200_P95))
     assert [row["knee"] for row in rows] == ["no", "no", "no", "no", "could be", "no"]
@@ -170,6 +170,18 @@ def test_repeats_of_the_same_load_in_another_table_serve_the_sweep(tmp_path: Pat
     assert "the last doubling still gained 27.3 % (23.2 % to 31.4 %), more than 10 %" in text
     other = synthetic.changed(synthetic.rows(), lambda row: row.purpose == "batching", prompt_tokens=2000)
     assert "No interval: every level has one repeat" in page(other).split("## Concurrency sweep")[1]
+
+
+def test_a_level_that_stands_in_both_tables_is_said_to_differ_and_by_how_much() -> None:
+    words = "at concurrency 8: p95 0.1578 s there and 0.1562 s here (medians); the means differ by -1.0 % ("
+    assert words in page(synthetic.rows())
+    slower = synthetic.changed(
+        synthetic.rows(), lambda row: row.purpose == "concurrency" and row.concurrency == 4, p95_e2e_s=9.0
+    )
+    assert "The two differ most at concurrency 4: p95 " in page(slower)
+    assert "s there and 9.000 s here (medians); " in page(slower)
+    alone = [row for row in synthetic.rows() if row.purpose != "batching"]
+    assert "stand in the other table" not in page(alone)
 
 
 def test_more_noise_widens_the_knee_to_the_levels_it_allows() -> None:
@@ -239,6 +251,16 @@ def test_p95_that_jumps_at_the_last_level_is_not_confirmed() -> None:
     assert "from 4 to 8 p95 went from 0.600 to 2.70 s" in text
     assert "No higher level was measured that could confirm it." in text
     assert "could confirm it" not in page(with_curve(H200_TOK_S, H200_P95))
+
+
+def test_p95_that_rises_within_noise_past_the_knee_is_no_rule() -> None:
+    words = "Beyond concurrency 256 more requests mostly cost latency"
+    flat = with_curve(H200_TOK_S, H200_P95 | {512: 1.45}, noise=0.04)
+    assert "stop scaling? At concurrency 256" in page(flat)
+    assert words not in page(flat)
+    waited = synthetic.changed(SATURATED, lambda row: row.concurrency == 512, waiting_max=88)
+    assert ", and up to 88 waited in the server." in page(waited)
+    assert "waited in the server" not in rules_text(synthetic.changed(SATURATED, lambda row: True, waiting_max=0))
 
 
 def test_missing_level_moves_the_knee_to_what_was_measured() -> None:
@@ -339,7 +361,7 @@ def test_a_server_that_counts_other_tokens_than_the_client_is_noted(apart: int, 
 
 def test_ladder_is_held_against_the_engines_concurrency() -> None:
     text = page(synthetic.rows())
-    assert "The engine computes room for 16.00 sequences of 4096 tokens." in text
+    assert "By the engine's count there is room for 16.00 sequences of 4096 tokens." in text
     assert "were 16, at concurrency 16: the ladder went past the limit" in text
     assert "first seen waiting at concurrency 32 (up to 16)" in text
     low = [r for r in synthetic.rows() if r.purpose != "near_full_context" or (r.concurrency or 0) <= 8]
@@ -521,4 +543,4 @@ def test_one_request_at_a_time_is_the_floor_only_where_the_rows_say_so() -> None
 
 
 def rules_text(rows: list[PointRow]) -> str:
-    return " ".join(rule.text for rule in rules_of_thumb(synthetic.tables_of(rows).points))
+    return " ".join(rule.text for rule in rules_of_thumb(synthetic.tables_of(rows)))

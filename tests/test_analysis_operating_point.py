@@ -370,6 +370,24 @@ def test_two_services_are_rows_that_were_measured() -> None:
     assert "Interactive: not known from this run, where latency blows up is open" in page(sweep(repeats=1))
 
 
+def test_no_blow_up_is_no_level_for_latency_and_near_full_contexts_are_named_beside_it() -> None:
+    rising = [row for row in sweep() if (row.concurrency or 0) < 16]
+    text = page(rising)
+    assert "Latency-focused: no limit found up to concurrency 8, the highest level tested" in text
+    assert "For prompts of 12 tokens, answers of 64. Interactive: no limit found up to concurrency 8" in text
+    assert "choose by an objective (`slo.p95_e2e_s`" in text
+    assert "With prompts of 4,000 tokens" not in text
+    full = replace(synthetic.ladder_row(synthetic.GPU, 8), p95_e2e_s=3.487, tok_s=700.0)
+    assert "With prompts of 4,000 tokens, answers of 64, concurrency 8 gave 700.0 tok/s at p95 3.487 s." in page(
+        [*rising, full]
+    )
+
+
+def test_the_knee_says_what_the_levels_above_it_give() -> None:
+    assert re.search(r"From it to concurrency 32, the highest measured, tok/s changes by \+4\.0 % \(", page(sweep()))
+    assert "the highest measured, tok/s changes" not in page([row for row in sweep() if row.concurrency == 1])
+
+
 def test_preemptions_and_a_full_pool_stand_beside_the_choice() -> None:
     full = synthetic.changed(sweep(), lambda row: row.concurrency == 32, preemptions=5, kv_usage_max=0.99)
     text = page(full, Slo(p95_e2e_s=0.5))
@@ -422,13 +440,26 @@ def test_every_sweep_that_is_named_exists(slo: Slo) -> None:
     assert [name for name in named if not (CONF / "sweep" / f"{name}.yaml").is_file()] == []
 
 
-def test_terminal_gives_it_in_a_line_where_there_is_an_objective(tmp_path: Path) -> None:
+def test_terminal_gives_it_in_a_line(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, sweep())
     reduce(run)
-    assert "operating point" not in answer(run)
+    knee = "concurrency 16, 2,500 tok/s at p95 0.4500 s, the lowest level that could be the knee"
+    assert f"  operating point (12 + 64 tokens): {knee}" in answer(run)
     for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.4500 s"), (0.01, "no measured level meets the")):
         (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": limit}}))
         assert f"  operating point (12 + 64 tokens): {words}" in answer(run)
+
+
+def test_terminal_gives_the_length_for_the_target_and_whether_its_contexts_fit(tmp_path: Path) -> None:
+    run = synthetic.write_run(tmp_path, [row for row in synthetic.rows() if row.purpose == "kv_scaling"])
+    reduce(run)
+    manifest = {"target": {"concurrency": 16, "context_tokens": 4096}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    text = answer(run)
+    assert "longest safe max_model_len for 16 at once: 4096 (42.21 by the engine's count)" in text
+    assert "16 requests at once of 4096 tokens: fits, 37.9 % of the pool (arithmetic)" in text
+    (run / "manifest.json").write_text("{}")
+    assert "longest safe" not in answer(run)
 
 
 def test_a_price_that_is_no_number_above_zero_is_none(tmp_path: Path) -> None:

@@ -242,6 +242,19 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
 
 
+def test_an_account_of_before_version_7_is_read_without_what_the_workers_read_since(tmp_path: Path) -> None:
+    synthetic.write_run(tmp_path, synthetic.rows()[:1])
+    (shard,) = tmp_path.glob("shards/*/session.parquet")
+    (content,) = pq.read_table(shard).to_pylist()
+    for part in content["account"]:
+        del part["outside_now_bytes"], part["outside_at_init_bytes"]
+    pq.write_table(pa.Table.from_pylist([content | {"schema_version": 6}]), shard)
+    build_tables(tmp_path)
+    (session,) = read_tables(tmp_path).sessions
+    assert [part.outside_now_bytes for part in session.account] == [None, None]
+    assert session.account[0].outside_bytes == 757 * 2**20
+
+
 def test_what_a_row_must_say_is_missed_in_an_older_version_too(tmp_path: Path) -> None:
     _older(tmp_path / "shards" / synthetic.rows()[-1].session_id / "x", "max_model_len", *NEW_IN_4)
     with pytest.raises(AnalysisError, match=r"missing: max_model_len; unknown: none"):

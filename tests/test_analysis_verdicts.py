@@ -76,7 +76,7 @@ def test_rising_throughput_is_not_saturated() -> None:
     text = section(sweep())
     assert "| 32 | not saturated |" in line(text, 32)
     assert "not saturated by this load up to concurrency 32; `+sweep=concurrency` with higher levels" in text
-    assert "or 2,274.7 requests of this load; measured knee: none yet." in text
+    assert "at least 2,161 requests of this load held at once (arithmetic); measured knee: none yet." in text
 
 
 def test_flat_throughput_with_nothing_waiting_is_compute_bound() -> None:
@@ -125,6 +125,10 @@ def test_neighbour_is_blamed_only_where_a_repeat_ran_without_it() -> None:
 def test_one_repeat_gives_no_verdict_on_the_computing() -> None:
     text = section(sweep(flat_from=8, repeats=1))
     assert text.count("no repeats, so whether tok_s is flat is not known") == 7
+    assert "As it stands, at concurrency 32: the last doubling changed tok_s by 0.0 %, not KV, not the queue." in text
+    full = section(at(32, running_max=20, waiting_max=12, kv_usage_max=None)(sweep(flat_from=8, repeats=1)))
+    assert "not KV" not in line(full, 32)
+    assert "not the queue" not in line(full, 32)
     assert "`+sweep=concurrency` with `sweep.repeats` of three or more tells" in text
     assert "compute-bound |" not in text
 

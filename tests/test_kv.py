@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contract.kv import (
@@ -276,6 +276,43 @@ def test_more_or_longer_requests_never_need_less(name: str, requests: int, lengt
     assert layout.blocks_at_once(1, length) <= need <= requests * layout.blocks_per_sequence(length)
     assert need <= layout.blocks_at_once(requests + 1, length)
     assert need <= layout.blocks_at_once(requests, length + more)
+
+
+def most_held(window: int, budget: int, requests: int, prompt: int, length: int) -> int:
+    """Return the most blocks of 16 tokens that requests hold when all are sent at once.
+
+    First come, first served; a step computes at most `budget` tokens, and a window's blocks go once it has moved past
+    them (v1/core/sched/scheduler.py, `remove_skipped_blocks`).
+    """
+    computed, most = [0] * requests, 0
+    while any(tokens < length for tokens in computed):
+        left, held = budget, 0
+        for i, before in enumerate(computed):
+            if before < length:
+                new = min(prompt - before if before < prompt else 1, left)
+                left -= new
+                computed[i] += new
+                held += -(-computed[i] // 16) - max(0, before - window + 1) // 16
+        most = max(most, held)
+    return most
+
+
+@settings(deadline=None)
+@given(
+    window=st.integers(2, 100),
+    budget=st.integers(1, 300),
+    requests=st.integers(1, 12),
+    prompt=st.integers(1, 400),
+    answer=st.integers(0, 60),
+)
+@example(window=100, budget=172, requests=1, prompt=360, answer=31)  # its second step is all outside of the window
+def test_requests_never_hold_more_than_they_are_said_to(
+    window: int, budget: int, requests: int, prompt: int, answer: int
+) -> None:
+    config = llama(model_type="mistral", sliding_window=window)
+    layout = kv_layout(config, max_num_batched_tokens=budget, vllm_version="0.25.1")
+    held = most_held(window, budget, requests, prompt, prompt + answer)
+    assert held <= layout.blocks_at_once(requests, prompt + answer, prompt)
 
 
 @settings(deadline=None)

@@ -1,7 +1,8 @@
 """The account of a server's memory: what its workers' allocators hold, against what its cards say. Blocking calls.
 
-Used by `workers.session`. The parts of the allocator come from `engines/inside/vllm_memory.py` in the workers; what is
-outside it is read from the cards when, at the server's end, its workers give back all that they hold.
+Used by `workers.session`. The parts of the allocator, and what is outside it, come from
+`engines/inside/vllm_memory.py` in the workers. What is outside is read from the cards, too, when at the server's end
+its workers give back all that they hold.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class ServerAccount:
                     graph_pool_bytes=parts.get("graphs"),
                     buffer_bytes=parts.get("buffers"),
                     cached_bytes=parts.get("cached"),
+                    outside_now_bytes=parts.get("outside"),
+                    outside_at_init_bytes=parts.get("outside_at_init"),
                 )
             )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from analysis.request_notes import request_notes
 from analysis.rules import knee_curves
 from analysis.series import outcome, outcome_figure
 from analysis.tables import RunPoint, Tables
-from analysis.targets import Slo, read_slo
+from analysis.targets import Slo, Targets, read_slo, read_targets
 from analysis.timeline import bars_of
 from contract.rows import MEASURED, SessionRow
 
@@ -58,7 +57,7 @@ def report_page(run_dir: Path, tables: Tables) -> Page:
     doc.heading(1, "What this run found")
     _run(doc, tables)
     add_caveats(doc, tables.points, tables)
-    _answer(doc, tables, read_slo(run_dir))
+    _answer(doc, tables, read_slo(run_dir), read_targets(run_dir))
     _load(doc, tables)
     _rates(doc, tables)
     _trade(doc, tables)
@@ -92,12 +91,11 @@ def _run(doc: Page, tables: Tables) -> None:
     )
 
 
-def _answer(doc: Page, tables: Tables, slo: Slo) -> None:
+def _answer(doc: Page, tables: Tables, slo: Slo, targets: Targets) -> None:
     doc.heading(2, "Answer")
-    for _, same in groupby(findings(tables, slo), key=lambda finding: finding.about.text):
-        about = list(same)
-        doc.say("**{about}**", about=about[0].about)
-        doc.bullets(line for finding in about for line in finding.lines)
+    for finding in findings(tables, slo, targets):
+        doc.say("**{about}**", about=finding.about)
+        doc.bullets(finding.lines)
     doc.bullets(losses(tables))
 
 

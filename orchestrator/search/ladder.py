@@ -12,9 +12,14 @@ from orchestrator.search import Rows, Step
 
 @dataclass(frozen=True, slots=True)
 class PastThePool:
-    """A ladder ends at the first level past the KV concurrency; what that is, the engine says only once it runs."""
+    """A ladder ends at the first level past what the pool holds; how large that is, the engine says only once it runs.
+
+    Not past the engine's own KV concurrency: with sliding windows more are held at once than it counts.
+    """
 
     points_at: Callable[[float], tuple[Point, ...]]
+    holds: Callable[[int], int]
+    """Requests at once that so many blocks hold, the null block among them."""
     top: int
     """The highest planned level."""
 
@@ -29,8 +34,8 @@ class PastThePool:
         return 0.0
 
     def next(self, rows: Rows) -> Step:
-        """Return the levels that are missing, where the engine holds more sequences than was foreseen."""
-        told = max((row.engine_max_concurrency or 0.0 for row in rows.values()), default=0.0)
-        levels = [level for level in sizing.levels_past(int(told)) if level > self.top]
+        """Return the levels that are missing, where the pool is larger than was foreseen."""
+        blocks = max((row.engine_num_blocks or 0 for row in rows.values()), default=0)
+        levels = [level for level in sizing.levels_past(self.holds(blocks)) if level > self.top]
         rounds = zip(*(self.points_at(level) for level in levels), strict=True)
         return Step(tuple(point for points in rounds for point in points if point.id not in rows))

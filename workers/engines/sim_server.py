@@ -216,7 +216,7 @@ class Server:
         return web.Response(text=f"{text}vllm:cache_config_info{{{labels}}} 1\n")
 
     async def worker_call(self, request: web.Request) -> web.Response:
-        """Answer as vLLM's workers do with our extension: an allocator that holds weights and pool, nothing else."""
+        """Answer as vLLM's workers do with our extension: an allocator of weights and pool, a runtime beside it."""
         called: dict[str, Any] = await request.json()
         if called["method"] == "give_back_memory":
             self.torch_bytes = 0
@@ -225,6 +225,7 @@ class Server:
         else:
             answer = {"weights": self.options.weight_bytes, "kv": self.pool_bytes, "graphs": 0, "buffers": 0}
             answer |= {"cached": 0, "reserved": self.torch_bytes}
+            answer |= {"outside": self.options.runtime_bytes, "outside_at_init": 0}
         return web.json_response({"results": [answer] * self.options.ranks})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:

@@ -18,7 +18,7 @@ class LogFigures:
     max_concurrency: float | None = None
     max_num_batched_tokens: int | None = None
     graph_capture_bytes: int | None = None
-    """Memory that went while CUDA graphs were captured; rounded by vLLM to 0.01 GiB."""
+    """Memory of one worker's card that went while CUDA graphs were captured; rounded by vLLM to 0.01 GiB."""
 
 
 ROUNDING_BYTES = 0.005 * GIB

@@ -1,4 +1,5 @@
-"""Runs inside vLLM's workers (`--worker-extension-cls`): what torch's allocator holds there, and for what.
+"""Runs inside vLLM's workers (`--worker-extension-cls`): what torch's allocator holds there and for what,
+and what of the card is outside it.
 
 A file that imports nothing of ours: its directory alone is put on the server's PYTHONPATH. The methods are called by
 name through `/collective_rpc`; every figure is in bytes, of the worker's own card.
@@ -24,7 +25,9 @@ class MemoryAccount:
         """Return what the allocator holds, split by the address of every block.
 
         Keys: weights, kv, graphs (private pools of CUDA graphs), buffers (other live tensors), cached (free blocks)
-        and reserved (their sum); uuid names the card. On a CPU there is no such allocator: sizes of the tensors only.
+        and reserved (their sum); outside (what else the whole card held, whoever took it) and outside_at_init (the
+        same when the engine first looked, before it loaded the model); uuid names the card. On a CPU there is no such
+        allocator: sizes of the tensors only.
         """
         weights = _storages([*_model(self).parameters(), *_model(self).buffers()])
         kv = _storages(_kv_tensors(self))
@@ -34,9 +37,13 @@ class MemoryAccount:
         parts = dict.fromkeys(("weights", "kv", "graphs", "buffers", "cached"), 0)
         for address, size, live, private in _blocks(self.device):
             parts[_part(address, live, private, weights, kv)] += size
+        free, total = torch.cuda.mem_get_info(self.device)
+        reserved = torch.cuda.memory_reserved(self.device)
         return {
             **parts,
-            "reserved": torch.cuda.memory_reserved(self.device),
+            "reserved": reserved,
+            "outside": total - free - reserved,
+            "outside_at_init": _outside_at_init(self),
             "uuid": str(getattr(torch.cuda.get_device_properties(self.device), "uuid", "")),
         }
 
@@ -57,6 +64,12 @@ class MemoryAccount:
         gc.collect()
         torch.cuda.empty_cache()
         return {"reserved": torch.cuda.memory_reserved(self.device)}
+
+
+def _outside_at_init(worker: Any) -> int | None:
+    """vLLM's worker keeps a snapshot from before the model was loaded: cudaMemGetInfo, less what torch had reserved."""
+    outside = getattr(getattr(worker, "init_snapshot", None), "non_torch_memory", None)
+    return None if outside is None else int(outside)
 
 
 def _model(worker: Any) -> Any:

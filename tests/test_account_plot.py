@@ -1,0 +1,31 @@
+"""The picture of the account: all of a server's memory, and once more what weights and pool dwarf."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.account_plot import draw_account
+from analysis.kv_account import Accounts
+from analysis.kv_fit import kv_results
+from tests import synthetic_run as synthetic
+
+GIB = 2**30
+
+
+def test_parts_reach_the_cards_memory_but_the_residual_in_both_panels() -> None:
+    tables = synthetic.tables_of(row for row in synthetic.rows() if row.kind == "memory")
+    (result,) = kv_results(tables.points)
+    accounts, figure = Accounts(tables.sessions), Figure()
+    draw_account(result, accounts, figure)
+    whole, rest = figure.axes[:2], figure.axes[2:]
+    series = [result.committed[0].series, result.capacity[0]]
+    for above, below, one in zip(whole, rest, series, strict=True):
+        ready = [account for reading in one.measured if (account := accounts.at(reading, "ready"))]
+        for axes, without in ((above, ()), (below, ("weights", "kv"))):
+            left = [account.used - sum(account.parts[part] or 0 for part in without) for account in ready]
+            assert axes.lines[0].get_ydata() == pytest.approx([size / GIB for size in left])
+            tops = [max(bar.get_y() + bar.get_height() for bar in bars) for bars in zip(*axes.containers, strict=True)]
+            assert tops == pytest.approx(
+                [(size - account.residual) / GIB for size, account in zip(left, ready, strict=True)]
+            )
