@@ -124,12 +124,13 @@ def _play(one: Round, parent: WarmParent, chance: random.Random, found: Found) -
         family = _stopped(one, server, chance, found)
     root = one.workspace.root
     deadline = time.monotonic() + END_LIMIT_S
-    while (left := _left(root, family)) or (one.victim == "owner" and root.exists()):
+    half_removed = root.with_name(f"{root.name}~")
+    while (left := _left(root, family)) or (one.victim == "owner" and (root.exists() or half_removed.exists())):
         if time.monotonic() > deadline:
             break
         time.sleep(0.02)
     found.processes_left += len(left)
-    found.directories += root.exists() is (one.victim == "owner")
+    found.directories += root.exists() is (one.victim == "owner") or half_removed.exists()
     found.shared_memory_left += one.shared.exists()
     one.workspace.remove()
     one.shared.unlink(missing_ok=True)
