@@ -117,5 +117,5 @@ def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone
         path.parent.mkdir(parents=True)
         pq.write_table(pa.table({"status": [MEASURED]}), path)
     half.write_bytes(half.read_bytes()[:200])
-    assert Store(tmp_path).discard_half_servers() == [half]
+    assert Store(tmp_path).discard_torn() == [half]
     assert (whole.exists(), half.exists()) == (True, False)

@@ -432,19 +432,25 @@ class Session:
             self._account.saw(observed.peak_by_card())
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
-        row.requests = result.requests
+        # an answer that was no success is a server's own words, and may hold anything
+        said = {words: self._masked_tail(words) for r in result.requests if (words := r.failure_message) is not None}
+        row.requests = [
+            r if r.failure_message is None else replace(r, failure_message=said[r.failure_message])
+            for r in result.requests
+        ]
         row.completed = sum(request.ok for request in result.requests)
         row.failed = len(result.requests) - row.completed
         row.duration_s = result.duration_s
         if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
-            first = next(request for request in result.requests if not request.ok)
+            first = next(request for request in row.requests if not request.ok)
             message = (
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
             alive = self._process is not None and self._process.running
             failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if alive else self._death(message)
-            row.status, row.failure_class, row.failure_message = FAILED, failure.failure_class, failure.message
+            row.status, row.failure_class = FAILED, failure.failure_class
+            row.failure_message = self._masked(failure.message)
             row.log_tail = self._log_tail()
         return row
 
