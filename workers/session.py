@@ -218,17 +218,20 @@ class Session:
         assert self._endpoint is not None
         log = StartLog(launched)
 
-        def look() -> None:
+        def read() -> None:
             log.look(process.log_text())
             damage = next((line for _, line in log.lines if offered is not None and warm.FORKED_BESIDE in line), None)
             if damage is not None:
                 raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
+
+        def look() -> None:
+            read()
             if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
         readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set, look)
-        look()
+        read()
         self.row.ready_s = time.monotonic() - launched
         self.row.phases = self._engine.phases(log.lines, self.row.ready_s)
         return process
