@@ -18,6 +18,9 @@ P95_JUMP = 2.0
 """A level's p95 is called a jump from this factor over the previous level on."""
 NEAR_TARGET = 0.9
 """An achieved concurrency below this share of the level is mentioned: ramp and drain, or a client that lags."""
+WHOLE, STEADY = "", "steady_"
+"""Beginnings of the columns of a level's two windows. Every verdict and interval rests on the whole run, because not
+every level has a steady part, and levels are only compared within one kind of window; docs/definitions.md says more."""
 SAME_WINDOW = ("batching", "concurrency")
 """Purposes whose levels are measured alike: on the same server with the same load their repeats have the same noise."""
 
@@ -81,6 +84,14 @@ class LoadCurve:
         return find_knee(self.repeats, self.tok_s_noise)
 
     @cached_property
+    def steady_knee(self) -> Knee | None:
+        """The knee by the steady parts alone, to stand beside the other; None where a level has none."""
+        steady = _levels(self.series.measured, STEADY)
+        if len(steady) < len(self.repeats):
+            return None
+        return find_knee(steady, pooled_noise(level.tok_s for level in (*steady, *_levels(self.twins, STEADY))))
+
+    @cached_property
     def blow_up(self) -> BlowUp | None:
         """From where p95 outgrows throughput; None where that cannot be known."""
         every = (*self.repeats, *_levels(self.twins))
@@ -134,8 +145,8 @@ class LoadCurve:
         return above / below if above is not None and below else None
 
 
-def _levels(readings: Sequence[Reading]) -> tuple[Level, ...]:
-    return tuple(level for level in map(level_of, readings) if level is not None)
+def _levels(readings: Sequence[Reading], window: str = WHOLE) -> tuple[Level, ...]:
+    return tuple(level for reading in readings if (level := level_of(reading, window)) is not None)
 
 
 def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
@@ -143,9 +154,10 @@ def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
     return tuple(value for p in reading.measured if p.tok_s and p.p95_e2e_s and (value := getattr(p, column)))
 
 
-def level_of(reading: Reading) -> Level | None:
-    """Return the repeats of a reading that have both tok/s and p95; None without any."""
-    both = [(p.tok_s or 0.0, p.p95_e2e_s or 0.0) for p in reading.measured]
+def level_of(reading: Reading, window: str = WHOLE) -> Level | None:
+    """Return the repeats of a reading that have both tok/s and p95 of a window; None without any."""
+    columns = (f"{window}tok_s", f"{window}p95_e2e_s")
+    both = [tuple(getattr(p, column) or 0.0 for column in columns) for p in reading.measured]
     pairs = [(tok_s, p95_s) for tok_s, p95_s in both if tok_s > 0 and p95_s > 0]
     return Level(int(reading.at), tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
 

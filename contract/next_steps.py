@@ -33,6 +33,7 @@ NEXT_STEPS: dict[F, str] = {
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
     F.POINT_TIMEOUT: "it had an hour, or three times its estimate where that is more: ask for less of it (fewer "
     "`load.requests_per_level`, shorter lengths); where the server hung " + _RESUME,
+    F.LOAD_TOO_LARGE: "send fewer or shorter answers (`load.requests_per_level`, `load.output_tokens`)",
     F.CLIENT_LIMITED: "give the load more cores, and as many processes as it needs: " + _resume("load.processes=auto"),
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,

@@ -24,7 +24,7 @@ import pytest
 from analysis import reduce
 from analysis.document import Document, phrase
 from analysis.figures import count, quote, write_figures
-from contract.rows import MemoryAccount
+from contract.rows import ClientRow, MemoryAccount
 from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout
 from tests.model_files import published
@@ -83,6 +83,8 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, foreign_processes=[f"pid {70 + (row.repeat or 0)} on GPU-0: 300 MiB"])
             row = replace(row, throttle_reasons=["power brake", "power cap"][: row.repeat])
             row = replace(row, client_lag_s=0.013 + (row.repeat or 0) / 1000, server_hz=1.6 - (row.repeat or 0) / 10)
+            late = ClientRow(2, 0.2, gap_p99_raised_s=0.009, ttft_p95_raised_s=0.003, slip_p99_s=0.0025)
+            row = replace(row, clients=[ClientRow(2, 0.1), replace(late, slip_p99_s=0.0025 + (row.repeat or 0) / 1000)])
             row = replace(row, warmup_stable=False, warmup_tok_s=[1.0, 2.0, 4.0, 8.0][: 4 - (row.repeat or 0)])
             row = replace(row, asked_s=30.0, stopped_by="requests", steady_completed=17 + (row.repeat or 0))
         elif row.purpose == "concurrency" and row.concurrency == 16:
@@ -344,6 +346,10 @@ def test_text_of_a_figure_is_its_value_rounded(run: Path) -> None:
             digits = len(shown.split(".")[1].split("e")[0]) if "." in shown else 0
             exponent = int(shown.split("e")[1]) if "e" in shown else 0
             assert abs(float(shown) - value) <= 0.5000001 * 10 ** (exponent - digits), row
+
+
+def _worst_client_ms(rows: pd.DataFrame, column: str) -> float:
+    return max(1000 * client[column] for clients in rows.clients for client in clients if client[column] is not None)
 
 
 def student_t(probability: float, df: int) -> float:
@@ -850,12 +856,17 @@ class Auditor:
             "failed_requests": lambda: own.failed.sum(),
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
             "client_lag_ms": lambda: 1000 * own.client_lag_s.max(),
+            "client_gap_p99_raised_ms": lambda: _worst_client_ms(own, "gap_p99_raised_s"),
+            "client_ttft_p95_raised_ms": lambda: _worst_client_ms(own, "ttft_p95_raised_s"),
+            "client_slip_p99_ms": lambda: _worst_client_ms(own, "slip_p99_s"),
             "server_hz_lowest": lambda: own.server_hz.min(),
             "warmup_rounds": lambda: own.warmup_tok_s.map(len).max(),
             "ran_out_after_s": lambda: own.duration_s.min(),
             "asked_s": lambda: own.asked_s.iloc[0],
             "shortest_s": lambda: own.duration_s.min(),
             "steady_completed_fewest": lambda: own.steady_completed.min(),
+            "steady_tok_s_off_pct": lambda: 100 * (here.steady_tok_s / here.tok_s - 1),
+            "steady_p95_e2e_s_off_pct": lambda: 100 * (here.steady_p95_e2e_s / here.p95_e2e_s - 1),
             "prompt_tokens_off_pct": lambda: 100 * (here.mean_prompt_tokens / own.prompt_tokens.iloc[0] - 1),
             "prefix_shared_pct": lambda: 100 * own.prefix_shared_ratio.max(),
             "client_wait_pct": lambda: 100 * own.client_wait_share.max(),
@@ -1013,6 +1024,8 @@ class Auditor:
             after = min(level for level in self.medians(purpose).index if level > at[-1])
             of = self.medians(purpose)["p95_e2e_s" if what == "bend_p95_ratio" else "tok_s"]
             return float(of[after] / of[at[0]])
+        if what == "steady_knee_levels":
+            return ", ".join(str(level) for level in self.knee(purpose, "steady_").knees())
         if what in KneeAudit.OF_A_CURVE:
             return self.knee(purpose).of_curve(what)
         value = row[what]
@@ -1107,9 +1120,12 @@ class Auditor:
         return float(derived[what] if what in derived else row[what])
 
     @functools.cache  # noqa: B019
-    def knee(self, purpose: str) -> KneeAudit:
+    def knee(self, purpose: str, window: str = "") -> KneeAudit:
         twins = [other for other in ("batching", "concurrency") if purpose in ("batching", "concurrency")]
-        return KneeAudit(self.levels(purpose), pd.concat([self.levels(name) for name in twins or [purpose]]))
+        rows = [self.levels(name) for name in (purpose, *(twins or [purpose]))]
+        if window:
+            rows = [each.assign(tok_s=each[f"{window}tok_s"], p95_e2e_s=each[f"{window}p95_e2e_s"]) for each in rows]
+        return KneeAudit(rows[0], pd.concat(rows[1:]))
 
 
 class KneeAudit:

@@ -344,7 +344,7 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
     one = made.sessions[-1]
     one.start()
     one.row.simulated = False  # what a stand-in gives is not judged
-    one._client_cores = (0, 1, 2, 3)
+    one._client_cores = tuple(range(8))
     return one
 
 
@@ -354,8 +354,8 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
     assert (row.status, len(row.clients)) == (MEASURED, 4)
     assert clients.processes[-2:] == [1, 4]  # the tries, after the warm-up's rounds
     assert len(row.warmup_tok_s) == len(clients.processes) - 2 >= 2
-    assert [words.partition(":")[0] for words in row.limited_before] == ["1 processes"]
-    assert "stalls of a load process raised its p99 gap between chunks by 500 ms" in row.limited_before[0]
+    (words,) = row.limited_before
+    assert "with 1 processes: stalls of a load process raised its p99 gap between chunks by 500 ms" in words
     assert (row.completed, row.failed) == (16, 0)
 
 
@@ -370,6 +370,34 @@ def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_number
     )
     assert row.tok_s
     assert len(row.requests) == 16
+
+
+class WorseClients(SlowClients):
+    """Its first try is limited; of the second some process is lost, or all requests fail."""
+
+    def __init__(self, lost: bool) -> None:
+        super().__init__({1: 0.5})
+        self.lost = lost
+
+    def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
+        if self.lost and len(plans) > 1:
+            raise LoadLost("killed")
+        results = super().__call__(plans)
+        for row in (row for result in results for row in result.requests if len(plans) > 1):
+            row.ok, row.failure_class, row.failure_message = False, FailureClass.TIMEOUT, "no end"
+        return results
+
+
+@pytest.mark.parametrize(("lost", "why"), [(True, "LoadLost: killed"), (False, "16 of 16 requests failed")])
+def test_a_second_try_that_fails_leaves_the_first_with_its_numbers(session: Made, lost: bool, why: str) -> None:
+    row = limited(session, WorseClients(lost)).measure(LEVEL)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
+    message = row.failure_message or ""
+    assert "the limit with 1 processes: stalls" in message
+    assert "measured again with 4 it failed: " in message
+    assert why in message
+    assert (row.completed, len(row.clients)) == (16, 1)
+    assert row.tok_s
 
 
 OPEN = replace(
@@ -401,7 +429,7 @@ def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, pro
 def test_a_warm_up_that_never_settled_and_what_a_level_was_asked_for_are_told(session: Made) -> None:
     one = session(spec())
     one.start()
-    timed = one.measure(replace(LEVEL, seconds=0.3))
+    timed = one.measure(replace(LEVEL, seconds=0.3, num_requests=2000))  # more than can be sent by then
     assert (timed.asked_s, timed.stopped_by) == (0.3, "time")
     assert timed.warmup_stable == stable(timed.warmup_tok_s)
     assert timed.server_hz is None or timed.server_hz > 0

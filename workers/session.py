@@ -53,7 +53,7 @@ from workers.launch import diagnosis, readiness, warm
 from workers.launch.process import ServerProcess
 from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
-from workers.load import tasks
+from workers.load import memory, tasks
 from workers.load.ending import Stop
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
@@ -351,29 +351,43 @@ class Session:
         return self._judged(row, result)
 
     def _load_level(self, point: Point) -> PointRow:
-        """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
+        """Measure a level; where the client was its limit, once more with more processes, if there are cores for them.
+
+        A second try that comes to nothing leaves the first with its numbers, `client_limited`.
+        """
         assert self._endpoint is not None
+        if too_large := memory.refusal(point.num_requests, point.output_tokens):
+            return self._failed_row(point, Failure(FailureClass.LOAD_TOO_LARGE, too_large))
         emptied = prefix_cache.reset(self._endpoint)
         warmup = self._warm_up(point)
-        lines = self._lines(point, warmup)
-        most = min(len(self._client_cores), point.concurrency or point.num_requests)
-        processes = self._processes_for(lines)
-        limited_before: list[str] = []
-        while True:
+
+        def tried(lines: int, processes: int) -> PointRow:
             row, result = self._load_once(point, self._level(point, lines, warmup), processes)
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
-            row.limited_before, row.prefix_reset = limited_before, emptied
+            row.prefix_reset = emptied
             limits = limits_of(result.clients, result.requests, point.concurrency or None)
-            if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
-                return row
-            if self.spec.load_processes is not None or processes >= most:
+            if limits and row.status == MEASURED and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.failure_class = CLIENT_LIMITED, FailureClass.CLIENT_LIMITED
                 row.failure_message = f"the load client was the limit with {processes} processes: {'; '.join(limits)}"
-                return row
-            limited_before = [f"{processes} processes: {'; '.join(limits)}"]
-            processes = most  # at once: a long level must not be measured five times
-            lines = point.concurrency or max(lines, most)
+            return row
+
+        lines = self._lines(point, warmup)
+        processes = self._processes_for(lines)
+        more = tasks.processes_again(processes, point.concurrency or point.num_requests, len(self._client_cores))
+        first = tried(lines, processes)
+        if first.status != CLIENT_LIMITED or self.spec.load_processes is not None or more <= processes:
+            return first
+        try:
+            again = tried(point.concurrency or max(lines, more), more)
+            lost = f"{again.failure_class}: {again.failure_message}" if again.status == FAILED else None
+        except Exception as error:  # whatever it was, it must not take the first try's numbers along
+            lost = self._masked(f"{type(error).__name__}: {error}")
+        if lost is not None:
+            first.failure_message = f"{first.failure_message}; measured again with {more} it failed: {lost}"
+            return first
+        again.limited_before = [first.failure_message or ""]
+        return again
 
     def _warm_up(self, point: Point) -> list[LoadSummary]:
         """Send rounds of the level until two neighbours have the same throughput, or there have been enough.
@@ -401,11 +415,13 @@ class Session:
         return self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
 
     def _level(self, point: Point, lines: int, warmup: list[LoadSummary]) -> LoadPlan:
-        """The measured part. One that is ended by time has requests for more than it is expected to send."""
+        """The measured part. One that is ended by time has requests for more than it is expected to send, as far as
+        their answers can be kept: rows say where it ran out of them."""
         if point.seconds is None:
             return self._plan_of(point, point.num_requests, lines, "")
         expected = (warmup[-1].qps or 0.0) * point.seconds if warmup else 0.0
-        requests = max(point.num_requests, math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency)
+        requests = math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency
+        requests = max(point.num_requests, min(requests, memory.most_requests(point.output_tokens)))
         stop = Stop(point.seconds, point.precision, point.num_requests)
         return replace(self._plan_of(point, requests, lines, ""), stop=stop)
 
