@@ -28,7 +28,8 @@ _ROUNDING = 1e-12
 class Level:
     """The repeats at one level of load, in pairs; at least one, all numbers > 0."""
 
-    at: int
+    at: float
+    """A concurrency, or the arrival rate of an open loop, which need not be whole."""
     tok_s: tuple[float, ...]
     p95_s: tuple[float, ...]
 
@@ -65,7 +66,7 @@ class Knee:
     """The verdict on a curve, and the levels that may be the knee: none unless the verdict is that there is one."""
 
     verdict: KneeVerdict
-    could_be: tuple[int, ...] = ()
+    could_be: tuple[float, ...] = ()
     """Ascending: all levels that the noise allows."""
     doubling: Gain | None = None
     """What the last doubling of the load gained; None where the levels do not span one."""
@@ -79,9 +80,9 @@ class Knee:
 class BlowUp:
     """From where on p95 outgrows throughput."""
 
-    last_before: tuple[int, ...]
+    last_before: tuple[float, ...]
     """Ascending: the levels that may be the last before it."""
-    highest: int
+    highest: float
     """The highest level measured."""
 
     @property
@@ -171,7 +172,7 @@ def smoothed(levels: Sequence[Level]) -> list[float]:
     return [math.exp(value) for value in _rising_and_falling(means, weights)]
 
 
-def read_off(levels: Sequence[Level]) -> int | None:
+def read_off(levels: Sequence[Level]) -> float | None:
     """Return the lowest level within the band of the smoothed values as they stand; None without levels.
 
     Noise is left out: an observation about what was measured, not a knee.

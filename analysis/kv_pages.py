@@ -42,7 +42,7 @@ class Pages:
     def growth_bytes(self, tokens: int) -> float:
         """Return what a further token past `tokens` costs a request that only decodes, over one block."""
         block = self.layout.block_size
-        return self.block_bytes * (self._held(tokens + block) - self._held(tokens)) / block
+        return self.block_bytes * (self.layout.blocks_grown(tokens + block) - self.layout.blocks_grown(tokens)) / block
 
     def at_once_bytes(self, requests: int, tokens: int) -> int:
         """Return the bytes that so many requests hold at once at most, each grown to `tokens` tokens."""
@@ -51,11 +51,8 @@ class Pages:
     def requests(self, size_bytes: float, tokens: int) -> float:
         """Return how many requests `at_once_bytes` lets into a size: its inverse, not rounded."""
         blocks, layout = size_bytes / self.block_bytes, self.layout
-        shared = layout.in_flight_blocks(tokens)
-        return max(blocks / layout.blocks_per_sequence(tokens), (blocks - shared) / self._held(tokens))
-
-    def _held(self, tokens: int) -> int:
-        return sum(self.layout.blocks_held(group, tokens) for group in self.layout.groups)
+        besides = blocks - layout.in_flight_blocks(tokens)
+        return max(blocks / layout.blocks_per_sequence(tokens), besides / layout.blocks_grown(tokens))
 
     def group_bytes(self, group: LayerGroup, tokens: int) -> int:
         """Return those that are for the layers of one group."""

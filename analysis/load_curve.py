@@ -78,6 +78,12 @@ class LoadCurve:
         """Whether no level of the curve has repeats, so that all its noise was read under the other purpose."""
         return not any(level.repeats > 1 for level in self.repeats)
 
+    @property
+    def repeated_up_to(self) -> float | None:
+        """The highest level with repeats, its twins' included: above it the noise is that of the levels below."""
+        every = (*self.repeats, *_levels(self.twins))
+        return max((level.at for level in every if level.repeats > 1), default=None)
+
     @cached_property
     def knee(self) -> Knee:
         """Where throughput stops scaling; undecided with no level at all."""
@@ -98,7 +104,7 @@ class LoadCurve:
         return find_blow_up(self.repeats, pooled_noise(level.waiting_per_work for level in every))
 
     @cached_property
-    def smoothed(self) -> dict[int, float]:
+    def smoothed(self) -> dict[float, float]:
         """tok/s of the nearest curve that rises and then falls, by level."""
         return {level.at: value for level, value in zip(self.repeats, smoothed(self.repeats), strict=True)}
 
@@ -110,6 +116,11 @@ class LoadCurve:
         """Return the interval of a column (`tok_s`, `p95_e2e_s` …) at a level; None where there is no noise to pool."""
         values, noise = repeats_of(reading, of), self.noise(of)
         return noise.interval(values) if values and noise is not None else None
+
+    def prediction(self, reading: Reading, of: str) -> Interval | None:
+        """Return the interval of a column for one further repeat of a level; None where there is no noise to pool."""
+        values, noise = repeats_of(reading, of), self.noise(of)
+        return noise.prediction(values) if values and noise is not None else None
 
     def mean(self, reading: Reading, of: str) -> float | None:
         """Return the geometric mean of a column at a level, the middle of its interval."""
@@ -127,9 +138,9 @@ class LoadCurve:
         margin = noise.margin(1 / len(before) + 1 / len(after), (1 - CONFIDENCE) / 2)
         return Gain(math.expm1(change), math.expm1(change - margin), math.expm1(change + margin))
 
-    def at(self, concurrency: int) -> Reading:
-        """Return the measured level of a concurrency."""
-        return next(reading for reading in self.levels if reading.at == concurrency)
+    def at(self, level: float) -> Reading:
+        """Return the measured level of a concurrency or a rate."""
+        return next(reading for reading in self.levels if reading.at == level)
 
     def previous(self, reading: Reading) -> Reading | None:
         """Return the next lower measured level."""
@@ -159,7 +170,7 @@ def level_of(reading: Reading, window: str = WHOLE) -> Level | None:
     columns = (f"{window}tok_s", f"{window}p95_e2e_s")
     both = [tuple(getattr(p, column) or 0.0 for column in columns) for p in reading.measured]
     pairs = [(tok_s, p95_s) for tok_s, p95_s in both if tok_s > 0 and p95_s > 0]
-    return Level(int(reading.at), tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
+    return Level(reading.at, tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
 
 
 def load_curves(points: Sequence[RunPoint], purpose: str) -> list[LoadCurve]:

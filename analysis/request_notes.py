@@ -22,6 +22,8 @@ ADDED = {
 """What load processes say of themselves (`contract.rows.ClientRow`), and the words for the worst of them."""
 P95_NEEDS = 21
 """With fewer values a p95 lies between the two highest: it says little of the tail."""
+P99_NEEDS = 101
+"""The same of a p99."""
 PROMPTS_OFF = 0.05
 """A chat whose prompts are off the asked length by more than this share is named."""
 SCRAPES_PER_S = 2.0
@@ -48,6 +50,11 @@ def few_for_p95(reading: Reading, column: str) -> list[Part]:
     return [
         phrase("p95 of only {n} requests: between the two highest", n=count(f"{reading.name}.{column}_fewest", fewest))
     ]
+
+
+def few_for_p99(reading: Reading) -> bool:
+    """Return whether a repeat had too few successes for a p99."""
+    return min(reading.values("completed"), default=P99_NEEDS) < P99_NEEDS
 
 
 def _outcomes(reading: Reading) -> list[Part]:

@@ -439,7 +439,7 @@ class _Planner:
                 _identified(session.id, self._cell(*sweep.lengths(length), level)),
                 length,
                 layout.blocks_at_once(level, length, sweep.lengths(length)[0]),
-                layout.blocks_at_once(level, sweep.lengths(length)[0]),
+                level * layout.blocks_grown(sweep.lengths(length)[0]),
             )
             for length in sweep.context_tokens
             for level in levels

@@ -286,6 +286,29 @@ def test_exit_codes_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert stopped.value.code == 2
 
 
+def test_memory_alone_is_no_pass_where_load_could_not_be_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = [row for row in synthetic.rows() if row.kind == "memory"]
+    more = synthetic.changed(memory, lambda row: True, mem_ready_bytes=70 * 2**30)
+    only = written(tmp_path / "only", memory)
+    once = written(tmp_path / "once", [*memory, *points(1)])
+    grown = written(tmp_path / "grown", [*more, *points(1)])
+    assert main(["drift", str(only), str(only)]) == 0
+    assert main(["drift", str(once), str(once)]) == 2
+    assert "any difference of load is more than noise is not known" in capsys.readouterr().err
+    assert main(["drift", str(once), str(grown)]) == 1, "what did drift is said"
+
+
+def test_a_loss_past_the_threshold_that_noise_hides_is_listed() -> None:
+    made = drift_of(points(seed=1, noise=0.3), points(seed=2, noise=0.3, factor=0.6))
+    hidden = [d for d in made.differences if d.verdict is Verdict.NOISE and abs(d.change) >= THRESHOLD]
+    assert len(hidden) > 5
+    text = made.text()
+    assert f"By as much, yet within noise or not known: {len(hidden)}." in text
+    assert text.count("  no") >= len(hidden)
+
+
 # --- the command line ---
 
 

@@ -52,7 +52,8 @@ CONSTANTS = {
     "rule.host_scatter_mib": 8,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
-    "rule.first_bucket_s": 0.3,
+    "rule.headroom": 0.9,
+    "rule.p99_needs": 101,
     "rule.keeps_up_pct": 90,
     "rule.tutorial_doubling_low": 8,
     "rule.tutorial_doubling_high": 16,
@@ -379,6 +380,7 @@ class Auditor:
             (r"(?:envelope\.(?:len|c)|question\.)(\d+)", float),
             (r"slo\.(\w+)", lambda key: self.slo[key]),
             (r"cost\.gpu_hour", lambda: self.gpu_hour),
+            (r"rule\.bucket_([\d.]+)", float),
             (r"neighbours\.([^.]+)\.(alone|beside)\.(\w+)", self.company),
             (r"neighbours\.([^.]+)\.(tok_s|p95_e2e_s)_(share|low|high)_pct", self.neighbour),
             (r"neighbours\.[^.]+\.title", self.title),
@@ -388,6 +390,7 @@ class Auditor:
             (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
             (r"cells\.[^.]+\.(\w+)", self.cells),
             (r"(\w+)\.[^.]+\.slo_(held|broke|undecided|ratio)", self.border),
+            (r"(\w+)\.[^.]+\.noise_(meets|undecided|misses)", self.standing),
             (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"run\.(\w+)", self.of_the_run),
@@ -832,6 +835,9 @@ class Auditor:
         tokens = self.requests[self.requests.ok].groupby("point_id").completion_tokens.sum()
         return float((rows.energy_j / rows.point_id.map(tokens)).median())
 
+    def watts(self, rows: pd.DataFrame) -> pd.Series[float]:
+        return (rows.energy_j / rows.duration_s).fillna(rows.power_w)
+
     def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float | str:
         at = float(concurrency) if purpose == "rate" else int(concurrency)
         if what.startswith(("foreign", "throttle")):
@@ -873,11 +879,13 @@ class Auditor:
             "prefix_hit_pct": lambda: 100 * own.prefix_hit_ratio.max(),
             "token_count_difference": lambda: own.token_count_difference.abs().max(),
             "kv_usage_max_pct": lambda: 100 * own.kv_usage_max.max(),
+            "kv_usage_max": lambda: own.kv_usage_max.max(),
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
             "anchor_drift_pct": lambda: float(self.anchor(own.session_id.iloc[0], None, "drift_pct")),
-            "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
+            "power_w": lambda: self.watts(own).median(),
+            "power_share_pct": lambda: 100 * (self.watts(own) / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
             "p95_over_lowest": lambda: here.p95_e2e_s / first.p95_e2e_s,
             "prompt_tokens_sent": lambda: (
@@ -1049,6 +1057,20 @@ class Auditor:
             return ", ".join(f"{level:g}" for level in torn)
         return float({"held": held, "broke": broke, "ratio": broke / held}[what])
 
+    def standing(self, purpose: str, what: str) -> str:
+        """Levels by whether the intervals of all objectives lie below them, across, or one above."""
+        audit = self.knee(purpose)
+        found: dict[str, list[float]] = {"meets": [], "undecided": [], "misses": []}
+        for at in audit.means.index:
+            sides = {
+                (audit.of_level(at, f"{c}_low") > s, audit.of_level(at, f"{c}_high") > s) for c, s in self.slo.items()
+            }
+            behind = set(self.levels(purpose).keeps_up[self.levels(purpose).concurrency == at])
+            missed = (True, True) in sides or (purpose == "rate" and behind == {False})
+            open_ = (False, True) in sides or (purpose == "rate" and behind != {True})
+            found["misses" if missed else "undecided" if open_ else "meets"].append(at)
+        return ", ".join(f"{at:g}" for at in found[what])
+
     def anchor(self, session: str, reading: str | None, what: str) -> float | str:
         rows = self.points[(self.points.purpose == "anchor") & (self.points.session_id == session)].set_index("repeat")
         if reading is not None:
@@ -1135,14 +1157,14 @@ class KneeAudit:
         *(
             f"{column}_{what}"
             for column in ("tok_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s")
-            for what in ("mean", "low", "high")
+            for what in ("mean", "low", "high", "next")
         ),
         "tok_s_smoothed",
         "marginal_tok_s_per_s",
     )
     OF_A_CURVE = (
         *("tok_s_noise_pct", "p95_noise_pct", "noise_df", "knee_levels", "blow_up_levels", "read_off"),
-        *("read_off_blow_up", "doubling_share_pct", "doubling_low_pct", "doubling_high_pct"),
+        *("read_off_blow_up", "repeated_up_to", "doubling_share_pct", "doubling_low_pct", "doubling_high_pct"),
     )
 
     def __init__(self, rows: pd.DataFrame, with_twins: pd.DataFrame) -> None:
@@ -1154,6 +1176,7 @@ class KneeAudit:
         every = np.log(with_twins[columns]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
         cells = every.groupby([with_twins.purpose, with_twins.concurrency])
         self.df = int(cells.size().sum() - len(cells))
+        self.repeated = [at for (_, at), n in cells.size().items() if n > 1]
         self.sd = (
             np.sqrt(((every - cells.transform("mean")) ** 2).sum() / self.df) if self.df else every.iloc[0] * np.nan
         )
@@ -1175,8 +1198,9 @@ class KneeAudit:
             return float(np.exp(self.smoothed()[list(self.means.index).index(at)]))
         if what == "marginal_tok_s_per_s":
             return self.marginal(at)
-        half = 0.0 if bound == "mean" else self.t_two_sided * self.sd[column] / math.sqrt(self.n[at])
-        return float(np.exp(self.means[column][at] + (half if bound == "high" else -half)))
+        error = self.sd[column] * {"mean": 0.0, "next": math.sqrt(1 + 1 / self.n[at])}.get(bound, self.n[at] ** -0.5)
+        half = self.t_two_sided * error if self.df else 0.0
+        return float(np.exp(self.means[column][at] + (-half if bound == "low" else half)))
 
     def marginal(self, at: int) -> float:
         lower = self.means.index[self.means.index < at]
@@ -1199,6 +1223,8 @@ class KneeAudit:
             return float(self.means.index[smooth >= 0.95 * smooth.max()][0])
         if what == "read_off_blow_up":
             return float((self.medians.p95_e2e_s / self.medians.tok_s).idxmin())
+        if what == "repeated_up_to":
+            return float(max(self.repeated))
         if what.startswith("doubling"):
             return self.doubling(what.split("_")[1])
         if what == "noise_df":
