@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis.kv_fit import KvResult, pool_bytes
+from analysis.kv_fit import KvResult, is_one_curve, pool_bytes
 from analysis.series import Reading, Series
 from analysis.tables import RunPoint
 from contract.kv import LINEAR_ATTENTION, KVLayout, LayerGroup, model_limit, server_layout
@@ -140,7 +140,7 @@ class PageFunction:
         """
         for series in self.series:
             known = [(r.at, ready) for r in series.measured if (ready := r.median("mem_ready_bytes")) is not None]
-            if series.sample.mode == "committed" and series.sample.sequences and known:
+            if series.sample.mode == "committed" and series.sample.sequences and known and is_one_curve(series):
                 start, lowest = known[0]
                 anchor = self.pages.sequence_bytes(int(start))
                 yield from ((at, anchor + (ready - lowest) / series.sample.sequences) for at, ready in known)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from analysis import AnalysisError, reduce
 from analysis.__main__ import main
 from analysis.compare import compare
+from analysis.difference_rows import what_differs
 from analysis.differences import Difference, Verdict, differences
 from analysis.drift import THRESHOLD, Drift
 from analysis.matching import only_pairs, pairs
@@ -221,6 +222,23 @@ def test_pool_of_the_cpu_backend_is_not_judged_at_a_utilization() -> None:
     base = synthetic.rows(synthetic.CPU)[:8]
     unknown = [d.pair.family.mode for d in found(base, base) if d.verdict is Verdict.UNKNOWN]
     assert set(unknown) == {"utilization"}
+
+
+@pytest.mark.parametrize("shape", [synthetic.CPU, synthetic.GPU])
+def test_memory_of_forked_servers_is_not_held_against_that_of_cold_ones_where_they_share_pages(
+    shape: synthetic.Shape,
+) -> None:
+    cold = [replace(row, start="cold") for row in synthetic.rows(shape)[:4]]
+    warm = [replace(row, start="warm", mem_ready_bytes=2 * (row.mem_ready_bytes or 0)) for row in cold]
+    paired = pairs(run(cold), run(warm), same_server=True)
+    ready = [d for d in differences(paired) if d.metric.column == "mem_ready_bytes"]
+    assert {d.verdict for d in ready} == {Verdict.UNKNOWN if shape is synthetic.CPU else Verdict.WORSE}
+    assert ("share other pages" in ready[0].why) == (shape is synthetic.CPU)
+    assert ("start", "cold", "warm") in [
+        (d["what"], d["base"], d["other"]) for d in what_differs(run(cold), run(warm), paired)
+    ]
+    drifted = Drift(run(cold), run(warm), THRESHOLD, paired, differences(paired, together=True)).drifted
+    assert bool(drifted) == (shape is synthetic.GPU)
 
 
 # --- drift ---

@@ -81,6 +81,7 @@ STREAM_TOKENS_PER_S = 100
 MORE_THAN_EXPECTED = 1.5
 """Requests made ready for a level that is ended by time, over those that the warm-up's rate would send."""
 DEFAULT_BATCHED_TOKENS = 2048
+FORKING_CAN_CAUSE = (FailureClass.NO_PROGRESS, FailureClass.START_FAILED, FailureClass.ENGINE_DEAD)
 FAILED_SHARE_LIMIT = 0.05
 """More failed requests than this and a load point is not a measurement."""
 
@@ -171,34 +172,32 @@ class Session:
 
     def _launch(self, baseline: list[int]) -> None:
         contexts = self._contexts()
-        process = self._started_server()
-        used = self._settled_memory()
-        self._ready_bytes = sum(used)
-        assert self._endpoint is not None
-        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
-        self.row.account = self._account.rows
-        if self._endpoint.uds is not None:
-            self._account.at_ready(used)
-        self._client_cores = processes.free_cores(process.pid)
-        self._gate()
+        process = self._serving(lambda made: self._prove(made, baseline, contexts))
         self._log_figures = vllm_log.parse(process.log_text())
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
 
-    def _started_server(self) -> ServerProcess:
-        """Start a server, forked where that was asked for and can be, and wait until it is ready."""
+    def _serving(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
+        """Start a server, forked where that was asked for and can be; wait until it is ready, and `prove` that it is.
+
+        What forking has damaged may show at the first completion only, so that one that fails there is started cold.
+        """
         if self.spec.start is Start.WARM:
             try:
-                return self._forked_server()
+                return self._forked_server(prove)
             except warm.NotWarm as reason:
                 self.row.start_reason = self._masked(str(reason))
         self.row.start = Start.COLD
-        return self._ready(None)
+        process = self._ready(None)
+        prove(process)
+        return process
 
-    def _forked_server(self) -> ServerProcess:
+    def _forked_server(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
         """Raises `NotWarm` also for a fork that came to nothing in a way that forking could have caused."""
         if not self._engine.warm_modules:
             raise warm.NotWarm("this engine is never forked")
+        if self.row.attempt > 1:
+            raise warm.NotWarm("an earlier attempt at this session came to nothing")
         if self._warm_parent is None:
             raise warm.NotWarm("this node has no warm parent")
         asked = time.monotonic()
@@ -207,12 +206,14 @@ class Session:
             self.row.fork_threads = list(offered.threads)
             self.row.start = Start.WARM
             try:
-                return self._ready(offered)
+                process = self._ready(offered)
+                prove(process)
+                return process
             except readiness.StartFailed as error:
-                if error.failure.failure_class not in (FailureClass.NO_PROGRESS, FailureClass.START_FAILED):
+                if error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
                 self._discard()
-                raise warm.NotWarm(f"forked, it did not start: {error.failure.message}") from None
+                raise warm.NotWarm(f"forked, it came to nothing: {error.failure.message}") from None
 
     def _ready(self, offered: warm.Offer | None) -> ServerProcess:
         launched = time.monotonic()
@@ -224,19 +225,26 @@ class Session:
         assert self._endpoint is not None
         log = StartLog(launched)
 
-        def look() -> None:
+        def read() -> None:
             log.look(process.log_text())
+            damage = next((line for _, line in log.lines if offered is not None and warm.FORKED_BESIDE in line), None)
+            if damage is not None:
+                raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
+
+        def look() -> None:
+            read()
             if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
         readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set, look)
+        read()
         self.row.ready_s = time.monotonic() - launched
         self.row.phases = self._engine.phases(log.lines, self.row.ready_s)
         return process
 
     def _discard(self) -> None:
-        """End a server that did not start, so that another can be started in its place."""
+        """End a server that came to nothing, so that another can be started in its place."""
         with self._lifecycle:
             assert self._process is not None
             self._process.hurry()
@@ -244,6 +252,7 @@ class Session:
             self._former_log = self._process.log_text()
             for path in (self._workspace.log, self._workspace.socket):
                 path.unlink(missing_ok=True)
+        self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
 
     def _contexts(self) -> list[int | None]:
         """What a bare CUDA context takes of each card, before the server is there."""
@@ -284,6 +293,18 @@ class Session:
         """Cards as vLLM takes them: indices, or whole UUIDs where the cluster shortened them."""
         names, cards = self.row.visible_devices, self._device.cards
         return [name if name.isdigit() else card.id for name, card in zip(names, cards, strict=False)]
+
+    def _prove(self, process: ServerProcess, baseline: list[int], contexts: list[int | None]) -> None:
+        """Read the memory of a server that is ready, then have it answer a completion. Raises `StartFailed`."""
+        used = self._settled_memory()
+        self._ready_bytes = sum(used)
+        assert self._endpoint is not None
+        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
+        self.row.account = self._account.rows
+        if self._endpoint.uds is not None:
+            self._account.at_ready(used)
+        self._client_cores = processes.free_cores(process.pid)
+        self._gate()
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""

@@ -29,6 +29,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +69,13 @@ class Guard:
         self._asked: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda received, _frame: self._asked.append(received))
+
+    def is_wanted(self) -> bool:
+        """Wait for the owner's word, a byte, that the server is to be started. Without it nothing here is the guard's.
+
+        An owner that has not heard of this guard starts another server in the same directory, and closes the pipe.
+        """
+        return os.read(self._owner_fd, 1) != b""
 
     def watch(self, server: Server) -> None:
         """Return when nothing of the server is left, and its owner knows or is dead."""
@@ -112,12 +120,15 @@ def main(argv: list[str]) -> None:
     """Guard the command after `--`; returns when nothing of it is left."""
     guard = Guard(int(argv[0]), Path(argv[1]), float(argv[2]), Path(argv[3]))
     command = argv[argv.index("--") + 1 :]
-    guard.watch(subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent))
+    begin = partial(end_with_parent, os.getpid())
+    guard.watch(subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=begin))
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Have the kernel end this process, a server, with the guard that has started it: it must not run unguarded."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait(owner_fd: int, until: Callable[[], bool]) -> None:
