@@ -54,7 +54,7 @@ class KneeVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A relative gain of tok/s (0.1 is 10 %) and its interval; without noise there is none."""
+    """A relative gain of tok/s (0.1 is 10 %) and its bounds, each with one-sided 95 %; without noise there are none."""
 
     share: float
     low: float | None = None
@@ -100,7 +100,8 @@ def find_knee(levels: tuple[Level, ...], noise: Noise | None) -> Knee:
     A likelihood-ratio test under order restrictions (Robertson, Wright and Dykstra, Order Restricted Statistical
     Inference, 1988): a level could be the knee where the nearest rising-and-falling curve with its knee there is not
     significantly further from the means than the nearest such curve of all. Without noise, or where the gain of the
-    last doubling is within noise of `STILL_GAINS`, the verdict is undecided.
+    last doubling is within noise of `STILL_GAINS` (one-sided: either verdict errs in one direction only), the verdict
+    is undecided.
     """
     doubling = last_doubling(levels, noise)
     if doubling is None or noise is None or doubling.low is None or doubling.high is None:
@@ -137,7 +138,7 @@ def last_doubling(levels: Sequence[Level], noise: Noise | None) -> Gain | None:
     if noise is None:
         return Gain(math.expm1(gain))
     variance_of_one = math.fsum(f * f / level.repeats for f, level in zip(factors, levels, strict=True))
-    margin = noise.margin(variance_of_one, (1 - CONFIDENCE) / 2)
+    margin = noise.margin(variance_of_one, 1 - CONFIDENCE)
     return Gain(math.expm1(gain), math.expm1(gain - margin), math.expm1(gain + margin))
 
 

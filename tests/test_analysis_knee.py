@@ -246,7 +246,7 @@ def test_set_holds_the_true_knee_and_few_levels(shares: knee_truth.Shares) -> No
     assert shares.knees > 100
     assert shares.set_holds_truth >= 0.95
     assert shares.one_or_two_of_all_knees >= 0.80
-    assert shares.truth_of_all_knees >= 0.90
+    assert shares.truth_of_all_knees >= 0.93  # 95.7 % of 2,000 runs
     assert shares.knees_called_no_knee == 0
 
 

@@ -198,10 +198,10 @@ def test_plugins_of_a_version_that_has_none_there_are_no_reason(plugins: dict[st
 
 
 def test_a_card_that_an_import_has_opened_is_seen_whatever_torch_says(warm_parent: Any) -> None:
-    before = {0: "/dev/null", 3: "socket:[1]", 4: "/dev/nvidia0"}
+    before = {0: "/dev/null", 3: "socket:[1]", 4: "/dev/nvidia-uvm"}
     assert warm_parent.opened_problem(before, before) is None
-    assert warm_parent.opened_problem({}, {5: "/dev/nvidiactl", 6: "/some/file", 7: "pipe:[3]"}) is None
-    assert warm_parent.opened_problem({}, {5: "/dev/nvidia12"}) == "an import has opened /dev/nvidia12"
+    nvml = {4: "/dev/nvidia0", 5: "/dev/nvidiactl"}
+    assert warm_parent.opened_problem({}, {**nvml, 6: "/some/file", 7: "pipe:[3]"}) is None
     assert (
         warm_parent.opened_problem({4: "/dev/null"}, {4: "/dev/nvidia-uvm"}) == "an import has opened /dev/nvidia-uvm"
     )

@@ -57,7 +57,8 @@ DEADLINE_FILE = "deadline"
 """Until when it may import, on the clock of `time.monotonic`, which all processes of a node share."""
 FORKED_BESIDE = "warm start: forked beside Python threads"
 """In the log of a forked server that forks in turn and leaves threads behind; their names follow."""
-CARD = re.compile(r"/dev/nvidia(\d+|-uvm)$")
+CUDA_DEVICE = "/dev/nvidia-uvm"
+"""Opened by `cuInit`; NVML, which platforms ask for the cards, opens /dev/nvidiaN and not this one."""
 IN_COMMON = re.compile(r"anon_inode:\[(eventpoll|eventfd)\]$|socket:")
 
 
@@ -269,9 +270,8 @@ def opened_problem(before: dict[int, str], after: dict[int, str]) -> str | None:
     A card is opened by CUDA's driver, also where torch does not know of it.
     """
     opened = sorted({name for fd, name in after.items() if before.get(fd) != name})
-    cards = [name for name in opened if CARD.match(name)]
-    if cards:
-        return f"an import has opened {', '.join(cards)}"
+    if CUDA_DEVICE in opened:
+        return f"an import has opened {CUDA_DEVICE}"
     common = [name for name in opened if IN_COMMON.match(name)]
     return f"an import has opened what all forks would share: {', '.join(common)}" if common else None
 
