@@ -356,7 +356,7 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
     one = made.sessions[-1]
     one.start()
     one.row.simulated = False  # what a stand-in gives is not judged
-    one._client_cores = tuple(range(8))
+    one.plans.cores = tuple(range(8))
     return one
 
 
@@ -435,7 +435,7 @@ def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, pro
     one = limited(session, SlowClients({}))
     stages = (Stage(1, 0.5), Stage(1))
     point = replace(OPEN, output_tokens=100, num_requests=5000, arrivals=Arrivals(ArrivalProcess.POISSON, rate, stages))
-    assert one._processes_for(one._lines(point, [])) == processes
+    assert one.plans.processes_for(one.plans.lines(point, [])) == processes
 
 
 def test_a_warm_up_that_never_settled_and_what_a_level_was_asked_for_are_told(session: Made) -> None:

@@ -6,7 +6,6 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import secrets
@@ -17,9 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from contract import lengths
 from contract.failures import FailureClass
-from contract.lengths import Lengths
 from contract.rows import (
     CLIENT_LIMITED,
     FAILED,
@@ -54,15 +51,14 @@ from workers.launch.process import ServerProcess
 from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
 from workers.load import memory, tasks
-from workers.load.ending import Stop
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
 from workers.load.plan import LoadPlan, LoadResult
-from workers.load.prompts import ASSUMED_COST, TextCost
+from workers.load.prompts import ASSUMED_COST
 from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
 from workers.load.tasks import LoadLost
-from workers.load.tokenizer import text_cost
+from workers.load_plans import LoadPlans
 from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
 from workers.provenance import Places
@@ -76,10 +72,6 @@ SETTLE_LIMIT_S = 5.0
 WARMUP_OUTPUT_TOKENS = 8
 WARMUP_ROUNDS = 4
 """Of a level, at most."""
-STREAM_TOKENS_PER_S = 100
-"""What a stream of an open loop is taken to carry, before anything is known of its server; see `tasks`."""
-MORE_THAN_EXPECTED = 1.5
-"""Requests made ready for a level that is ended by time, over those that the warm-up's rate would send."""
 DEFAULT_BATCHED_TOKENS = 2048
 FORKING_CAN_CAUSE = (FailureClass.NO_PROGRESS, FailureClass.START_FAILED, FailureClass.ENGINE_DEAD)
 FAILED_SHARE_LIMIT = 0.05
@@ -127,9 +119,8 @@ class Session:
         self._log_figures = vllm_log.LogFigures()
         self._account: ServerAccount | None = None
         self._settled = False
-        self._text_cost: TextCost | None = None
         self._ready_bytes: int | None = None
-        self._client_cores: tuple[int, ...] = ()
+        self._plans: LoadPlans | None = None
 
     def _first_row(self, run_id: str, attempt: int, visible_devices: list[str]) -> SessionRow:
         versions = self._engine.versions()
@@ -303,12 +294,12 @@ class Session:
         self.row.account = self._account.rows
         if self._endpoint.uds is not None:
             self._account.at_ready(used)
-        self._client_cores = processes.free_cores(process.pid)
+        self._plans = LoadPlans(self.spec, self.row, self._endpoint, processes.free_cores(process.pid))
         self._gate()
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
-        result = self._run(self._plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
+        result = self._run(self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
         failed = [request for request in result.requests if not request.ok]
         if failed:
             message = f"ready, but the first completion failed: {failed[0].failure_message}"
@@ -345,7 +336,7 @@ class Session:
         before = self._scrape()
         started_wall_s, started_s = time.time(), time.monotonic()
         with self._sampler() as sampler:
-            result = self._run(self._plan(requests, requests, prompt_tokens, output_tokens))
+            result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
         largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
         row = point_rows.blank(self._origin(), point, started_wall_s)
         self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
@@ -369,7 +360,7 @@ class Session:
         warmup = self._warm_up(point)
 
         def tried(lines: int, processes: int) -> PointRow:
-            row, result = self._load_once(point, self._level(point, lines, warmup), processes)
+            row, result = self._load_once(point, self.plans.level(point, lines, warmup), processes)
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
             row.prefix_reset = emptied
@@ -379,11 +370,11 @@ class Session:
                 row.failure_message = f"the load client was the limit with {processes} processes: {'; '.join(limits)}"
             return row
 
-        lines = self._lines(point, warmup)
-        processes = self._processes_for(lines)
-        more = tasks.processes_again(processes, point.concurrency or point.num_requests, len(self._client_cores))
+        lines = self.plans.lines(point, warmup)
+        processes = self.plans.processes_for(lines)
+        more = self.plans.processes_again(point, processes)
         first = tried(lines, processes)
-        if first.status != CLIENT_LIMITED or self.spec.load_processes is not None or more <= processes:
+        if first.status != CLIENT_LIMITED or more <= processes:
             return first
         try:
             again = tried(point.concurrency or max(lines, more), more)
@@ -402,35 +393,12 @@ class Session:
         An open loop's throughput is that of its arrivals: it has one round.
         """
         rounds: list[LoadSummary] = []
-        lines = self._lines(point, rounds)
+        lines = self.plans.lines(point, rounds)
         most = 0 if not point.warmup_requests else 1 if point.arrivals else WARMUP_ROUNDS
         while len(rounds) < most and not stable([r.tok_s or 0.0 for r in rounds]):
-            plan = self._plan_of(point, point.warmup_requests, lines, "warm-up")
-            result = self._run(plan, self._processes_for(lines))
+            result = self._run(self.plans.warm_up(point, lines), self.plans.processes_for(lines))
             rounds.append(summarize(result.requests, result.duration_s))
         return rounds
-
-    def _lines(self, point: Point, warmup: list[LoadSummary]) -> int:
-        """Lines that a level is sent over; of an open loop as many as are expected to be in flight."""
-        if not point.arrivals:
-            return point.concurrency
-        streams = point.arrivals.highest_rate * lengths.expected(point.output_tokens) / STREAM_TOKENS_PER_S
-        seen = max((result.most_in_flight for result in warmup), default=1)
-        return min(max(math.ceil(streams), seen, self.spec.load_processes or 1), point.num_requests)
-
-    def _processes_for(self, lines: int) -> int:
-        return self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
-
-    def _level(self, point: Point, lines: int, warmup: list[LoadSummary]) -> LoadPlan:
-        """The measured part. One that is ended by time has requests for more than it is expected to send, as far as
-        their answers can be kept: rows say where it ran out of them."""
-        if point.seconds is None:
-            return self._plan_of(point, point.num_requests, lines, "")
-        expected = (warmup[-1].qps or 0.0) * point.seconds if warmup else 0.0
-        requests = math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency
-        requests = max(point.num_requests, min(requests, memory.most_requests(point.output_tokens)))
-        stop = Stop(point.seconds, point.precision, point.num_requests)
-        return replace(self._plan_of(point, requests, lines, ""), stop=stop)
 
     def _load_once(self, point: Point, plan: LoadPlan, processes: int) -> tuple[PointRow, LoadResult]:
         before = at_rest(self._scrape)
@@ -480,41 +448,11 @@ class Session:
             row.log_tail = self._log_tail()
         return row
 
-    def _plan_of(self, point: Point, requests: int, lines: int, part: str) -> LoadPlan:
-        """A part of a level; of an open loop each part and repeat has arrivals of its own."""
-        due_s = point.arrivals.times(requests, f"{point.seed}:{point.repeat}:{part}") if point.arrivals else ()
-        plan = self._plan(lines, requests, point.prompt_tokens, point.output_tokens, point.seed)
-        cost = self._cost_of_text(point.api)
-        return replace(plan, api=point.api, shared_prefix=point.shared_prefix, text_cost=cost, due_s=tuple(due_s))
-
-    def _cost_of_text(self, api: Api) -> TextCost:
-        """What a chat's words take on this server, asked once."""
-        if api is not Api.CHAT:
-            return ASSUMED_COST
-        if self._text_cost is None:
-            assert self._endpoint is not None
-            self._text_cost = asyncio.run(text_cost(self._endpoint))
-        return self._text_cost
-
-    def _plan(
-        self, concurrency: int, requests: int, prompt_tokens: Lengths, output_tokens: Lengths, seed: int = 0
-    ) -> LoadPlan:
-        """A load whose prompts no request of this server has had before."""
-        assert self._endpoint is not None
-        first_ordinal = self.row.requests_sent
-        self.row.requests_sent += requests
-        return LoadPlan(
-            endpoint=self._endpoint,
-            concurrency=concurrency,
-            num_requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            first_ordinal=first_ordinal,
-            vocab_size=self.spec.model.vocab_size,
-            seed=seed,
-            timeout_s=self.spec.timeouts.request_s,
-            cores=self._client_cores,
-        )
+    @property
+    def plans(self) -> LoadPlans:
+        """What the server, which is up, is sent."""
+        assert self._plans is not None
+        return self._plans
 
     def _run(self, plan: LoadPlan, processes: int = 1) -> LoadResult:
         with self._workspace.fresh_directory() as meeting:
