@@ -8,24 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from analysis import latency_buckets
+from analysis.checks import Standing
 from analysis.document import Document, Part, Phrase, phrase
-from analysis.figures import Figure, significant
-from analysis.ladder import highest, kv_usage
+from analysis.figures import Figure, decimal, significant
+from analysis.kv_envelope import HEADROOM
+from analysis.ladder import highest
+from analysis.latency_buckets import bucket_of
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, confidence
-from analysis.operating_point import Basis, Choice, OperatingPoint, Standing
+from analysis.operating_point import Basis, Choice, OperatingPoint
 from analysis.operating_sentences import objective_figure
 from analysis.rates import level_words
-from analysis.series import concurrency_figure
+from analysis.series import Reading, concurrency_figure
 
 HISTOGRAMS = {
-    "p95_e2e_s": "`vllm:e2e_request_latency_seconds`, p95",
-    "p95_ttft_s": "`vllm:time_to_first_token_seconds`, p95",
-    "p95_tpot_s": "`vllm:request_time_per_output_token_seconds`, p95",
+    "p95_e2e_s": ("`vllm:e2e_request_latency_seconds`, p95", latency_buckets.E2EL_S),
+    "p95_ttft_s": ("`vllm:time_to_first_token_seconds`, p95", latency_buckets.TTFT_S),
+    "p95_tpot_s": ("`vllm:request_time_per_output_token_seconds`, p95", latency_buckets.TPOT_S),
 }
-"""vLLM's own side: what the client waits besides is not in them."""
-FIRST_BUCKET_S = 0.3
-"""Lowest bound of the e2e histogram's buckets (vllm/v1/metrics/loggers.py, 0.25 to 0.32): nothing below is told."""
+"""vLLM's own side, and the bounds of its buckets: what the client waits besides is not in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +84,66 @@ def _in_flight(choice: Choice, point: OperatingPoint | None) -> Alert:
 
 
 def _latency(choice: Choice, point: OperatingPoint | None, column: str) -> Alert:
+    """What one window of the chosen level may reach by chance, or the objective where that is lower."""
+    metric, bounds = HISTOGRAMS[column]
     limit = choice.slo.percentiles().get(column)
-    upper = None if point is None else point.curve.interval(point.reading, column)
-    if point is not None and upper is not None and (limit is None or upper.high <= limit):
-        value, level = upper.high, level_words(point.reading)
-        above = significant(f"{point.reading.name}.{column}_high", value, 4)
-        why = phrase("upper end of its {confidence} interval at {level}", confidence=confidence(), level=level)
+    next_one = None if point is None else point.curve.prediction(point.reading, column)
+    if point is not None and next_one is not None and (limit is None or next_one.high <= limit):
+        value, level = next_one.high, level_words(point.reading)
+        reached = significant(f"{point.reading.name}.{column}_next", value, 4)
+        words = "the {confidence} interval of one more window at {level} ends at {reached}"
+        why = phrase(words, level=level, reached=reached, confidence=confidence())
     elif limit is not None:
-        value, above, why = limit, objective_figure(column, limit), phrase("the objective itself")
+        value, why = limit, phrase("the objective itself is {limit}", limit=objective_figure(column, limit))
     else:
-        return Alert(HISTOGRAMS[column], None, phrase("no objective, and no operating point"))
-    if column == "p95_e2e_s" and value < FIRST_BUCKET_S:
-        first = significant("rule.first_bucket_s", FIRST_BUCKET_S, 1)
-        why = phrase("{why}; the histogram tells nothing below {first} s: watch the client's", why=why, first=first)
-    return Alert(HISTOGRAMS[column], above, why)
+        return Alert(metric, None, phrase("no objective, and no operating point"))
+    return _at_a_bound(metric, value, bounds, why)
+
+
+def _at_a_bound(metric: str, value_s: float, bounds: tuple[float, ...], why: Phrase) -> Alert:
+    """A histogram tells a value from its bucket's bounds alone: a threshold within the bucket would always fire."""
+    bucket = bucket_of(value_s, bounds)
+    if bucket is None:
+        return Alert(metric, None, phrase("{why}; the histogram ends below that", why=why))
+    below, bound = (Figure(f"rule.bucket_{at:g}", at, f"{at:g}") for at in bucket)
+    if bound.value == value_s:
+        return Alert(metric, bound, why)
+    words = "{why}; the histogram tells nothing between {below} and {bound}: closer, watch the client's"
+    return Alert(metric, bound, phrase(words, why=why, below=below, bound=bound))
 
 
 def _kv_usage(choice: Choice, point: OperatingPoint | None) -> Alert:
-    metric = "`vllm:kv_cache_usage_perc`"
-    if point is None:
-        return Alert(metric, None, _preempted(choice.curves[0]))
-    usage = kv_usage(point.reading)
-    if usage.value is None:
-        return Alert(metric, None, phrase("the server's metrics did not give it"))
-    words = "the most seen at {level}: above it requests are longer or more than were measured; {preempted}"
-    return Alert(metric, usage, phrase(words, level=level_words(point.reading), preempted=_preempted(point.curve)))
+    """Where the pool has no room to spare: the rule's share, or less where preemptions were seen with less in use."""
+    metric = "`vllm:kv_cache_usage_perc` (a share)"
+    curve = choice.curves[0] if point is None else point.curve
+    rule, first = Figure("rule.headroom", HEADROOM, f"{HEADROOM:g}"), _first_preempted(curve)
+    began = None if first is None else first.highest("kv_usage_max")
+    above = rule if first is None or began is None or began >= HEADROOM else _share(first)
+    why = phrase(("a rule; " if above is rule else "") + "{preempted}", preempted=_preempted(curve, first))
+    used = None if point is None else point.reading.highest("kv_usage_max")
+    if point is None or used is None:
+        return Alert(metric, above, why)
+    most, level = _share(point.reading), level_words(point.reading)
+    if used >= float(above.value or 0.0):
+        words = "{level} itself had {most} in use, so there is no room to warn of; {why}"
+        return Alert(metric, most, phrase(words, level=level, most=most, why=why))
+    return Alert(metric, above, phrase("{why}; the most seen at {level}: {most}", why=why, level=level, most=most))
 
 
-def _preempted(curve: LoadCurve) -> Phrase:
+def _share(reading: Reading) -> Figure:
+    return decimal(f"{reading.name}.kv_usage_max", reading.highest("kv_usage_max"), 3)
+
+
+def _first_preempted(curve: LoadCurve) -> Reading | None:
+    return next((reading for reading in curve.series.measured if reading.highest("preemptions")), None)
+
+
+def _preempted(curve: LoadCurve, first: Reading | None) -> Phrase:
+    if first is not None:
+        return phrase("preemptions began at {level}, {usage} in use", level=level_words(first), usage=_share(first))
     known = [r for r in curve.series.measured if r.highest("preemptions") is not None]
     if not known:
         return phrase("whether anything was preempted is not known")
-    first = next((r for r in known if r.highest("preemptions")), None)
-    if first is not None:
-        return phrase("preemptions began at {level}, {usage} in use", level=level_words(first), usage=kv_usage(first))
     return phrase("no level saw a preemption, up to {level}", level=level_words(known[-1]))
 
 

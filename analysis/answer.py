@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from analysis.caveats import next_steps, silent_sessions, title
+from analysis.checks import Standing
 from analysis.document import Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
 from analysis.figures import count, decimal, percent, plain, quote
@@ -20,7 +21,7 @@ from analysis.kv_too_long import too_long
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, lengths
 from analysis.objective_sentences import border_words
-from analysis.operating_point import Basis, Choice, Standing, choices
+from analysis.operating_point import Basis, Choice, choices
 from analysis.operating_sentences import gives
 from analysis.rates import keeps_up_sentence, level_words, rate_curves
 from analysis.rules import knee_curves

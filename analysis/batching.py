@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from analysis.anchors import add_anchors
 from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Document, phrase
-from analysis.figures import Figure, count, times
+from analysis.document import Document, Part, phrase
+from analysis.figures import NOTHING, Figure, count, times
 from analysis.knee_sentences import add_rule, knee_sentences, knee_table, twin_sentences
 from analysis.ladder import add_ladder
 from analysis.limits import add_limits
@@ -15,6 +15,7 @@ from analysis.load_curve import LoadCurve, load_curves
 from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
 from analysis.neighbours import add_neighbours
 from analysis.objective_sentences import add_objectives
+from analysis.request_notes import P99_NEEDS, few_for_p99
 from analysis.rules import knee_curves, rules_of_thumb
 from analysis.series import Reading, concurrency_figure
 from analysis.server_table import add_server_table
@@ -145,11 +146,20 @@ def level_tables(doc: Document, curve: LoadCurve) -> None:
     columns = [*MORE_COLUMNS, *goodput_column(readings)]
     doc.table(
         ["concurrency", *columns],
-        [[concurrency_figure(r), *(cell(r, column, 4) for column in columns)] for r in readings],
+        [[concurrency_figure(r), *(_more_cell(r, column) for column in columns)] for r in readings],
         simulated,
     )
+    if any(map(few_for_p99, readings)):
+        doc.say(
+            "A p99 of fewer than {n} requests lies between the two highest, and is left out.",
+            n=count("rule.p99_needs", P99_NEEDS),
+        )
     add_steady_table(doc, curve)
     add_server_table(doc, curve, "concurrency", concurrency_figure)
+
+
+def _more_cell(reading: Reading, column: str) -> Part:
+    return phrase(NOTHING) if column == "p99_e2e_s" and few_for_p99(reading) else cell(reading, column, 4)
 
 
 def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve]) -> None:

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from analysis.groups import LOAD
 from analysis.intervals import CONFIDENCE, Noise, mean_log, pooled_noise
-from analysis.kv_fit import told_apart_bytes
+from analysis.kv_fit import may_differ, told_apart_bytes
 from analysis.load_curve import SAME_WINDOW
 from analysis.matching import Pair
 from analysis.series import Reading, Series
@@ -153,6 +153,11 @@ def _memory(case: _Case) -> Difference:
         return Difference(
             case.pair, case.base.at, case.metric, base, other, len(ours), len(theirs), None, None, Verdict.UNKNOWN,
             "cut from what was resident at that moment",
+        )  # fmt: skip
+    if case.metric.column != "engine_kv_bytes" and not may_differ((*case.base.measured, *case.other.measured)):
+        return Difference(
+            case.pair, case.base.at, case.metric, base, other, len(ours), len(theirs), None, None, Verdict.UNKNOWN,
+            "servers that were started otherwise, or beside each other, share other pages",
         )  # fmt: skip
     ranks = max(case.base.measured[0].gpus, 1) if case.metric.column == "engine_kv_bytes" else 1  # it is one card's
     unit = max(told_apart_bytes(case.base), told_apart_bytes(case.other)) / ranks

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.difference_rows import as_row, differing_words, tables, what_differs
-from analysis.differences import Difference, Verdict, differences
+from analysis.differences import LOAD_METRICS, Difference, Verdict, differences
 from analysis.errors import AnalysisError
 from analysis.intervals import CONFIDENCE
 from analysis.matching import Pair, pairs
@@ -50,12 +50,14 @@ class Drift:
     def text(self) -> str:
         """Return what the terminal shows: the verdict, what differs, and the differences past the threshold."""
         verdicts = Counter(difference.verdict for difference in self.differences)
-        shown = [*self.drifted, *self._past(Verdict.BETTER)]
-        unknown = verdicts[Verdict.UNKNOWN]
+        better = self._past(Verdict.BETTER)
+        open_ones = [*self._past(Verdict.NOISE), *self._past(Verdict.UNKNOWN)]
+        shown = [*self.drifted, *better, *open_ones]
         lines = [
             f"{len(self.drifted)} of {len(self.differences)} differences drifted: worse by {100 * self.threshold:g} %"
             f" or more, and by more than noise ({100 * CONFIDENCE:g} % for all of them together).",
-            f"Better by as much: {len(shown) - len(self.drifted)}. Not known: {unknown}.",
+            f"Better by as much: {len(better)}. By as much, yet within noise or not known: {len(open_ones)}. "
+            f"Not known: {verdicts[Verdict.UNKNOWN]}.",
             differing_words(what_differs(self.baseline, self.run, self.pairs), self.baseline, self.run),
         ]
         blocks = ["\n".join(lines)]
@@ -71,14 +73,18 @@ def drift(baseline: Path, run: Path, threshold: float = THRESHOLD) -> Drift:
     """Hold a run against its baseline, at points of the same model, server and load.
 
     Raises:
-        AnalysisError: they cannot be compared, or no difference can be told from noise.
+        AnalysisError: they cannot be compared; or nothing drifted that can be told, and no difference can be told from
+            noise (of runs that hold load, none of load: memory alone says nothing of speed).
     """
     before, after = open_runs([baseline, run])
     found = pairs(before, after, same_server=True)
     compared = differences(found, together=True)
-    if all(difference.verdict is Verdict.UNKNOWN for difference in compared):
+    made = Drift(before, after, threshold, found, compared)
+    load = [difference for difference in compared if difference.metric in LOAD_METRICS]
+    if not made.drifted and all(difference.verdict is Verdict.UNKNOWN for difference in load or compared):
+        what = "difference of load" if load else "difference"
+        why = "no level has a second repeat (sweep.repeats=3 measures some)" if load else "memory is " + compared[0].why
         raise AnalysisError(
-            f"{before.name} and {after.name}: whether any difference is more than noise is not known, for no level has "
-            "a second repeat (sweep.repeats=3 measures some)"
+            f"{before.name} and {after.name}: whether any {what} is more than noise is not known: {why}"
         )
-    return Drift(before, after, threshold, found, compared)
+    return made

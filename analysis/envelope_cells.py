@@ -17,6 +17,7 @@ class Expected(StrEnum):
     """What KV arithmetic says of a cell."""
 
     FITS = "fits"  # all requests at their full length at once
+    OPEN = "may not fit"  # not all, where prompts are computed beside full ones: their tokens outside of windows
     PREEMPTS = "preempts"  # all prompts fit, but not what they grow to
     WAITS = "does not fit"  # not even all prompts: some requests wait until others are done
     UNKNOWN = "not known"
@@ -31,7 +32,9 @@ def expected(layout: KVLayout | None, requests: int, prompt: int, length: int, p
         return Expected.UNKNOWN
     if layout.blocks_at_once(requests, length, prompt) <= pool_blocks:
         return Expected.FITS
-    return Expected.PREEMPTS if layout.blocks_at_once(requests, prompt) <= pool_blocks else Expected.WAITS
+    if requests * layout.blocks_grown(length) <= pool_blocks:
+        return Expected.OPEN
+    return Expected.PREEMPTS if requests * layout.blocks_grown(prompt) <= pool_blocks else Expected.WAITS
 
 
 def outcome(row: PointRow, request_share: float | None) -> Outcome:

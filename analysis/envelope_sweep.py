@@ -67,8 +67,8 @@ class Cell:
 
     @property
     def prompts_blocks(self) -> int | None:
-        """Of their prompts alone."""
-        return self.layout.blocks_at_once(self.concurrency, self.point.prompt_tokens or 1) if self.layout else None
+        """Of their prompts alone, once they are computed."""
+        return self.concurrency * self.layout.blocks_grown(self.point.prompt_tokens or 1) if self.layout else None
 
     @property
     def need_share(self) -> float | None:
@@ -77,8 +77,8 @@ class Cell:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether both say that all requests fit, or that they do not; None where one of them is not known."""
-        if self.expected is Expected.UNKNOWN or self.measured is Outcome.UNKNOWN:
+        """Whether both say that all requests fit, or that they do not; None where one of them leaves it open."""
+        if self.expected in (Expected.UNKNOWN, Expected.OPEN) or self.measured is Outcome.UNKNOWN:
             return None
         return (self.expected is Expected.FITS) == (self.measured is Outcome.QUIET)
 
@@ -146,8 +146,10 @@ def envelope_page(tables: Tables) -> Document | None:
     doc.say(
         "In a cell so many requests run at once, each growing from its prompt to context_tokens. *Expected* is KV "
         "arithmetic alone, from the blocks that requests hold by the formula and those that the engine says it has, "
-        "less the null block: *fits*, all requests at their full length; *preempts*, all prompts, but not what they "
-        "grow to; *does not fit*, not even all prompts. *Measured* is what the server's metrics showed: *preempted*; "
+        "less the null block: *fits*, all requests at their full length, whatever prompts are computed beside them; "
+        "*may not fit*, the same but for such prompts, whose tokens outside of windows need blocks, too; *preempts*, "
+        "all prompts, but not what they grow to; *does not fit*, not even all prompts. *Measured* is what the server's "
+        "metrics showed: *preempted*; "
         "*waited for KV*, requests waiting beside a full pool, so that never all ran at once; or *no preemption*, "
         "neither of the two. A cell that was pruned was not measured; its notes say what decides it."
     )
@@ -163,14 +165,20 @@ def envelope_page(tables: Tables) -> Document | None:
 
 def summary(grid: EnvelopeGrid) -> Phrase:
     """Return in how many measured cells expectation and measurement agree."""
-    judged = [cell for cell in grid.cells if cell.agrees is not None]
+    measured = [cell for cell in grid.cells if cell.measured is not Outcome.UNKNOWN]
+    judged = [cell for cell in measured if cell.agrees is not None]
     pruned = [cell for cell in grid.cells if cell.point.status == PRUNED]
     cells = count(f"{grid.name}.cells", len(grid.cells))
     if not judged:
         return phrase("Of {cells} cells none was measured, so the expected border is not confirmed.", cells=cells)
+    left_open: dict[str, Part] = {}
+    if len(measured) > len(judged):
+        left_open["open"] = count(f"{grid.name}.open", len(measured) - len(judged))
     return phrase(
         "Of {cells} cells {judged} were measured and {pruned} pruned; expected and measured agree on what fits in "
-        "{agree} of those measured.",
+        "{agree} of those measured."
+        + (" Of {open} more that were measured arithmetic leaves it open." if left_open else ""),
+        **left_open,
         cells=cells,
         judged=count(f"{grid.name}.judged", len(judged)),
         pruned=count(f"{grid.name}.pruned", len(pruned)),

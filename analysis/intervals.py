@@ -44,8 +44,14 @@ class Noise:
 
     def interval(self, values: Sequence[float]) -> Interval:
         """Return the `CONFIDENCE` interval of a level's geometric mean from its repeats (one is enough), each > 0."""
-        centre = mean_log(values)
-        margin = self.margin(1 / len(values), (1 - CONFIDENCE) / 2)
+        return self._about(values, 1 / len(values))
+
+    def prediction(self, values: Sequence[float]) -> Interval:
+        """Return the same of one further repeat, which scatters, too: its variance is 1 + 1 / n of a repeat's."""
+        return self._about(values, 1 + 1 / len(values))
+
+    def _about(self, values: Sequence[float], variance_of_one: float) -> Interval:
+        centre, margin = mean_log(values), self.margin(variance_of_one, (1 - CONFIDENCE) / 2)
         return Interval(math.exp(centre), math.exp(centre - margin), math.exp(centre + margin))
 
 

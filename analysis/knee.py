@@ -28,7 +28,8 @@ _ROUNDING = 1e-12
 class Level:
     """The repeats at one level of load, in pairs; at least one, all numbers > 0."""
 
-    at: int
+    at: float
+    """A concurrency, or the arrival rate of an open loop, which need not be whole."""
     tok_s: tuple[float, ...]
     p95_s: tuple[float, ...]
 
@@ -53,7 +54,7 @@ class KneeVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A relative gain of tok/s (0.1 is 10 %) and its interval; without noise there is none."""
+    """A relative gain of tok/s (0.1 is 10 %) and its bounds, each with one-sided 95 %; without noise there are none."""
 
     share: float
     low: float | None = None
@@ -65,7 +66,7 @@ class Knee:
     """The verdict on a curve, and the levels that may be the knee: none unless the verdict is that there is one."""
 
     verdict: KneeVerdict
-    could_be: tuple[int, ...] = ()
+    could_be: tuple[float, ...] = ()
     """Ascending: all levels that the noise allows."""
     doubling: Gain | None = None
     """What the last doubling of the load gained; None where the levels do not span one."""
@@ -79,9 +80,9 @@ class Knee:
 class BlowUp:
     """From where on p95 outgrows throughput."""
 
-    last_before: tuple[int, ...]
+    last_before: tuple[float, ...]
     """Ascending: the levels that may be the last before it."""
-    highest: int
+    highest: float
     """The highest level measured."""
 
     @property
@@ -99,7 +100,8 @@ def find_knee(levels: tuple[Level, ...], noise: Noise | None) -> Knee:
     A likelihood-ratio test under order restrictions (Robertson, Wright and Dykstra, Order Restricted Statistical
     Inference, 1988): a level could be the knee where the nearest rising-and-falling curve with its knee there is not
     significantly further from the means than the nearest such curve of all. Without noise, or where the gain of the
-    last doubling is within noise of `STILL_GAINS`, the verdict is undecided.
+    last doubling is within noise of `STILL_GAINS` (one-sided: either verdict errs in one direction only), the verdict
+    is undecided.
     """
     doubling = last_doubling(levels, noise)
     if doubling is None or noise is None or doubling.low is None or doubling.high is None:
@@ -136,7 +138,7 @@ def last_doubling(levels: Sequence[Level], noise: Noise | None) -> Gain | None:
     if noise is None:
         return Gain(math.expm1(gain))
     variance_of_one = math.fsum(f * f / level.repeats for f, level in zip(factors, levels, strict=True))
-    margin = noise.margin(variance_of_one, (1 - CONFIDENCE) / 2)
+    margin = noise.margin(variance_of_one, 1 - CONFIDENCE)
     return Gain(math.expm1(gain), math.expm1(gain - margin), math.expm1(gain + margin))
 
 
@@ -171,7 +173,7 @@ def smoothed(levels: Sequence[Level]) -> list[float]:
     return [math.exp(value) for value in _rising_and_falling(means, weights)]
 
 
-def read_off(levels: Sequence[Level]) -> int | None:
+def read_off(levels: Sequence[Level]) -> float | None:
     """Return the lowest level within the band of the smoothed values as they stand; None without levels.
 
     Noise is left out: an observation about what was measured, not a knee.

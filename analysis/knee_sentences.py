@@ -71,8 +71,8 @@ def add_rule(doc: Document) -> None:
         "falls from there on. The knee is the lowest level whose smoothed tok_s is within {within} of the highest; "
         "there is none yet where the last doubling of the load still gains more than {gains}. Latency blows up past "
         "the level with the lowest p95_e2e_s over tok_s: from there on p95 has grown by a larger factor than tok_s. "
-        "Both are given as all levels that the noise of the repeats allows, at {confidence} confidence; what lies "
-        "within noise of a rule's border is undecided.",
+        "Both are given as all levels that the noise of the repeats allows, at {confidence} confidence (each bound of "
+        "the last doubling's gain holds with that); what lies within noise of a rule's border is undecided.",
         within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
         gains=percent("rule.still_gains_pct", STILL_GAINS, 0),
         confidence=confidence(),
@@ -93,7 +93,7 @@ def knee_table(doc: Document, curve: LoadCurve) -> None:
 
 def _rows(curve: LoadCurve) -> list[list[str | Part]]:
     rows: list[list[str | Part]] = []
-    bought: dict[int, float | None] = {}
+    bought: dict[float, float | None] = {}
     for lower, upper in pairwise(curve.repeats):
         bought[upper.at] = marginal_tok_s_per_s(lower, upper, curve.p95_noise)
     for reading, level in zip(curve.levels, curve.repeats, strict=True):
@@ -131,13 +131,20 @@ def _noise(curve: LoadCurve) -> Phrase:
         if curve.noise_from_twins
         else "the repeats of this server under this load"
     )
+    beyond = ""
+    parts: dict[str, Part] = {}
+    highest = curve.repeated_up_to
+    if highest is not None and highest < curve.levels[-1].at:
+        beyond = "; no level above {highest} was repeated, and its noise is taken for the same"
+        parts["highest"] = Figure(f"{curve.name}.repeated_up_to", highest, f"{highest:g}")
     return phrase(
         "Means are geometric, intervals pooled t: one repeat scatters by {tok_s} in tok_s and by {p95} in p95 "
-        "(standard deviation; {df} degrees of freedom), known from " + where + ". What differs from one start of a "
-        "server to the next is not in it.",
+        "(standard deviation; {df} degrees of freedom), known from " + where + beyond + ". What differs from "
+        "one start of a server to the next is not in it.",
         tok_s=percent(f"{curve.name}.tok_s_noise_pct", tok_s.sd),
         p95=percent(f"{curve.name}.p95_noise_pct", p95.sd),
         df=count(f"{curve.name}.noise_df", tok_s.df),
+        **parts,
     )
 
 
@@ -231,11 +238,11 @@ def _throughput(curve: LoadCurve) -> Phrase:
     )
 
 
-def _apart(levels: Sequence[int]) -> str:
+def _apart(levels: Sequence[float]) -> str:
     return ", which the noise does not tell apart" if len(levels) > 1 else ""
 
 
-def _at_the_lowest(levels: Sequence[int]) -> str:
+def _at_the_lowest(levels: Sequence[float]) -> str:
     return " at the lowest of these" if len(levels) > 1 else ""
 
 
@@ -265,7 +272,7 @@ def blow_up_levels(curve: LoadCurve, blow_up: BlowUp) -> Figure:
     return _levels(f"{curve.name}.blow_up_levels", blow_up.last_before)
 
 
-def _levels(name: str, levels: Sequence[int]) -> Figure:
+def _levels(name: str, levels: Sequence[float]) -> Figure:
     words = [str(level) for level in levels]
     listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     return Figure(name, listed, listed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,6 +25,27 @@ FLAT_SHARE = 0.01
 """Flat: the range over all lengths is at most this share of the memory."""
 HOST_FLAT_SHARE = 0.05
 """The same for the CPU backend, which cuts its pool from the resident set of its worker at that moment."""
+WARM_BESIDE = "warm beside another server"
+
+
+def page_sharing(points: Iterable[RunPoint]) -> set[str]:
+    """Return how the CPU backend's servers were started, which decides what pages they share; nothing for cards.
+
+    Memory there is a sum of PSS, in which each process that has a page counts its part of it. A forked server shares
+    what was imported with its parent, and with every other server of that parent while that lives.
+    """
+    started = [point for point in points if point.device == "cpu" and point.start]
+    return {WARM_BESIDE if p.start == "warm" and p.co_running_sessions else str(p.start) for p in started}
+
+
+def may_differ(points: Iterable[RunPoint]) -> bool:
+    """Return whether a difference of these points' memory means anything, as far as page sharing goes."""
+    return len(found := page_sharing(points)) <= 1 and WARM_BESIDE not in found
+
+
+def is_one_curve(series: Series) -> bool:
+    """Return `may_differ` of all that the series has measured."""
+    return may_differ(point for reading in series.measured for point in reading.measured)
 
 
 def flat_share(sample: RunPoint) -> float:
@@ -96,7 +117,12 @@ class Committed:
         return self.series.sample.sequences
 
     def fit(self, column: str) -> LinearFit | None:
-        """Return the line of a memory column over max_model_len (bytes per token of length, all sequences together)."""
+        """Return the line of a memory column over max_model_len (bytes per token of length, all sequences together).
+
+        None through fewer than two lengths, and through memory that is no curve (`is_one_curve`).
+        """
+        if not is_one_curve(self.series):
+            return None
         known = [
             (reading.at, value) for reading in self.series.measured if (value := reading.median(column)) is not None
         ]
@@ -116,7 +142,9 @@ class Committed:
         return fit.r_squared >= LINEAR_R_SQUARED and fit.max_residual <= LINEAR_RESIDUAL * (max(values) - min(values))
 
     def intervals(self, column: str = "mem_ready_bytes") -> list[Interval]:
-        """Return the neighbouring pairs of lengths that both hold the column."""
+        """Return the neighbouring pairs of lengths that both hold the column; none of what is no curve."""
+        if not is_one_curve(self.series):
+            return []
         known = [reading for reading in self.series.measured if reading.median(column) is not None]
         return [Interval(shorter, longer, self.sequences, column) for shorter, longer in pairwise(known)]
 

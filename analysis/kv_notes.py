@@ -15,13 +15,14 @@ from analysis.kv_fit import (
     Committed,
     KvResult,
     flat_share,
+    is_one_curve,
     kv_results,
     pool_bytes,
 )
 from analysis.kv_headroom import add_decision, add_headroom
 from analysis.kv_pages import pages_of
 from analysis.kv_pages_table import add_pages
-from analysis.kv_scaling import digits, interval_to, reading_notes, scaling_notes
+from analysis.kv_scaling import digits, interval_to, scaling_notes, series_notes
 from analysis.kv_steps import add_steps
 from analysis.series import Reading, Series
 from analysis.statistics import linear_fit
@@ -30,6 +31,11 @@ from analysis.targets import Targets
 from analysis.watching import add_watching
 
 FILE = "kv_cache_scaling_notes.md"
+NO_CURVE = (
+    "not known. The servers of this series were started in different ways, or forks of one import ran at once. The CPU "
+    "backend's memory is a sum of PSS, to which a page adds its part in each process that has it, so these readings "
+    "are not to be held against each other. `server.start=cold` for the whole sweep avoids it."
+)
 
 
 def kv_page(tables: Tables, targets: Targets) -> Document | None:
@@ -85,6 +91,9 @@ def _committed_section(doc: Document, result: KvResult, accounts: Accounts, tabl
             name = committed.series.name
             doc.heading(4, "{who}", who=quote(f"{name}.label", committed.series.group.label))
         _committed_table(doc, committed)
+        if not is_one_curve(committed.series):
+            doc.say("Line, differences and steps: " + NO_CURVE)
+            continue
         _linear(doc, committed)
         add_steps(doc, committed, accounts, pages_of(committed.series.sample, tables.configs))
 
@@ -202,7 +211,10 @@ def _flat_section(doc: Document, result: KvResult) -> None:
     for series in result.capacity:
         _capacity_table(doc, series)
         _kv_tokens(doc, series)
-        _flat(doc, series)
+        if is_one_curve(series):
+            _flat(doc, series)
+        else:
+            doc.say("Whether memory is flat is " + NO_CURVE)
 
 
 def _capacity_table(doc: Document, series: Series) -> None:
@@ -219,15 +231,15 @@ def _capacity_table(doc: Document, series: Series) -> None:
     ]
     doc.table(
         columns,
-        [_capacity_row(reading, digits(series.sample), by_process) for reading in series.readings],
+        [_capacity_row(series, reading, by_process) for reading in series.readings],
         series.sample.simulated,
     )
 
 
-def _capacity_row(reading: Reading, places: int, by_process: bool) -> list[str | Part]:
-    notes = reading_notes(reading)
+def _capacity_row(series: Series, reading: Reading, by_process: bool) -> list[str | Part]:
+    notes = series_notes(series, reading)
     return [
-        *_memory_cells(reading, places, by_process),
+        *_memory_cells(reading, digits(series.sample), by_process),
         gib(f"{reading.name}.pool_gib", pool_bytes(reading)),
         reading.figure(count, "engine_kv_tokens"),
         reading.figure(decimal, "engine_max_concurrency"),

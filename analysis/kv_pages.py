@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis.kv_fit import KvResult, pool_bytes
+from analysis.kv_fit import KvResult, is_one_curve, pool_bytes
 from analysis.series import Reading, Series
 from analysis.tables import RunPoint
 from contract.kv import LINEAR_ATTENTION, KVLayout, LayerGroup, model_limit, server_layout
@@ -42,7 +42,7 @@ class Pages:
     def growth_bytes(self, tokens: int) -> float:
         """Return what a further token past `tokens` costs a request that only decodes, over one block."""
         block = self.layout.block_size
-        return self.block_bytes * (self._held(tokens + block) - self._held(tokens)) / block
+        return self.block_bytes * (self.layout.blocks_grown(tokens + block) - self.layout.blocks_grown(tokens)) / block
 
     def at_once_bytes(self, requests: int, tokens: int) -> int:
         """Return the bytes that so many requests hold at once at most, each grown to `tokens` tokens."""
@@ -51,11 +51,8 @@ class Pages:
     def requests(self, size_bytes: float, tokens: int) -> float:
         """Return how many requests `at_once_bytes` lets into a size: its inverse, not rounded."""
         blocks, layout = size_bytes / self.block_bytes, self.layout
-        shared = layout.in_flight_blocks(tokens)
-        return max(blocks / layout.blocks_per_sequence(tokens), (blocks - shared) / self._held(tokens))
-
-    def _held(self, tokens: int) -> int:
-        return sum(self.layout.blocks_held(group, tokens) for group in self.layout.groups)
+        besides = blocks - layout.in_flight_blocks(tokens)
+        return max(blocks / layout.blocks_per_sequence(tokens), besides / layout.blocks_grown(tokens))
 
     def group_bytes(self, group: LayerGroup, tokens: int) -> int:
         """Return those that are for the layers of one group."""
@@ -143,7 +140,7 @@ class PageFunction:
         """
         for series in self.series:
             known = [(r.at, ready) for r in series.measured if (ready := r.median("mem_ready_bytes")) is not None]
-            if series.sample.mode == "committed" and series.sample.sequences and known:
+            if series.sample.mode == "committed" and series.sample.sequences and known and is_one_curve(series):
                 start, lowest = known[0]
                 anchor = self.pages.sequence_bytes(int(start))
                 yield from ((at, anchor + (ready - lowest) / series.sample.sequences) for at, ready in known)

@@ -14,7 +14,7 @@ from analysis.disturbances import foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import GIB, MESSAGE_LENGTH, MIB, count, mib, plain, quote, signed_percent
 from analysis.files import write_csv
-from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, pool_bytes
+from analysis.kv_fit import Committed, Interval, KvResult, block_bytes, is_one_curve, page_sharing, pool_bytes
 from analysis.kv_too_long import estimate_figure, estimated_max_model_len
 from analysis.series import Reading, Series, outcome_figure, point_name
 from analysis.tables import RunPoint
@@ -85,7 +85,16 @@ def scaling_notes(committed: Committed, reading: Reading) -> Phrase:
     if interval and interval.is_step and interval.departure_bytes is not None and interval.expected_bytes:
         share = signed_percent(f"{reading.name}.departure_pct", interval.departure_bytes / interval.expected_bytes)
         notes.append(phrase("step: {share} against the formula's difference", share=share))
-    return join([*notes, *reading_notes(reading)])
+    return join([*notes, *series_notes(committed.series, reading)])
+
+
+def series_notes(series: Series, reading: Reading) -> list[Part]:
+    """Return `reading_notes`, and how its server was started where that keeps it from being held against others."""
+    notes = reading_notes(reading)
+    if not is_one_curve(series) and reading.measured:
+        ways = " and ".join(sorted(page_sharing(reading.measured)))
+        notes.append(phrase(f"started {ways}: not to be held against memory of servers that share pages otherwise"))
+    return notes
 
 
 def reading_notes(reading: Reading) -> list[Part]:
@@ -187,7 +196,7 @@ def _scaling_row(committed: Committed, reading: Reading) -> list[str]:
 
 def _capacity_row(series: Series, reading: Reading) -> list[str]:
     sample = series.sample
-    notes = join(reading_notes(reading)).plain
+    notes = join(series_notes(series, reading)).plain
     utilization = sample.gpu_memory_utilization
     pool = pool_bytes(reading)
     return [

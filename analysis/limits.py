@@ -78,7 +78,7 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
         most = plain(f"{curve.name}.max_num_seqs", seen.max_num_seqs or 0)
         return phrase("max_num_seqs is {most}, and {n} waited", most=most, n=_waiting(reading))
     if verdict is Limit.CLIENT:
-        return phrase("the load client was the limit, also with all free cores")
+        return phrase("the load client was the limit, also with as many processes as it may have")
     if verdict is Limit.NEIGHBOUR:
         return phrase("slower beside another session on the host than alone, beyond noise")
     if verdict is Limit.COMPUTE:

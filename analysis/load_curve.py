@@ -18,6 +18,9 @@ P95_JUMP = 2.0
 """A level's p95 is called a jump from this factor over the previous level on."""
 NEAR_TARGET = 0.9
 """An achieved concurrency below this share of the level is mentioned: ramp and drain, or a client that lags."""
+WHOLE, STEADY = "", "steady_"
+"""Beginnings of the columns of a level's two windows. Every verdict and interval rests on the whole run, because not
+every level has a steady part, and levels are only compared within one kind of window; docs/definitions.md says more."""
 SAME_WINDOW = ("batching", "concurrency")
 """Purposes whose levels are measured alike: on the same server with the same load their repeats have the same noise."""
 
@@ -75,10 +78,24 @@ class LoadCurve:
         """Whether no level of the curve has repeats, so that all its noise was read under the other purpose."""
         return not any(level.repeats > 1 for level in self.repeats)
 
+    @property
+    def repeated_up_to(self) -> float | None:
+        """The highest level with repeats, its twins' included: above it the noise is that of the levels below."""
+        every = (*self.repeats, *_levels(self.twins))
+        return max((level.at for level in every if level.repeats > 1), default=None)
+
     @cached_property
     def knee(self) -> Knee:
         """Where throughput stops scaling; undecided with no level at all."""
         return find_knee(self.repeats, self.tok_s_noise)
+
+    @cached_property
+    def steady_knee(self) -> Knee | None:
+        """The knee by the steady parts alone, to stand beside the other; None where a level has none."""
+        steady = _levels(self.series.measured, STEADY)
+        if len(steady) < len(self.repeats):
+            return None
+        return find_knee(steady, pooled_noise(level.tok_s for level in (*steady, *_levels(self.twins, STEADY))))
 
     @cached_property
     def blow_up(self) -> BlowUp | None:
@@ -87,7 +104,7 @@ class LoadCurve:
         return find_blow_up(self.repeats, pooled_noise(level.waiting_per_work for level in every))
 
     @cached_property
-    def smoothed(self) -> dict[int, float]:
+    def smoothed(self) -> dict[float, float]:
         """tok/s of the nearest curve that rises and then falls, by level."""
         return {level.at: value for level, value in zip(self.repeats, smoothed(self.repeats), strict=True)}
 
@@ -99,6 +116,11 @@ class LoadCurve:
         """Return the interval of a column (`tok_s`, `p95_e2e_s` …) at a level; None where there is no noise to pool."""
         values, noise = repeats_of(reading, of), self.noise(of)
         return noise.interval(values) if values and noise is not None else None
+
+    def prediction(self, reading: Reading, of: str) -> Interval | None:
+        """Return the interval of a column for one further repeat of a level; None where there is no noise to pool."""
+        values, noise = repeats_of(reading, of), self.noise(of)
+        return noise.prediction(values) if values and noise is not None else None
 
     def mean(self, reading: Reading, of: str) -> float | None:
         """Return the geometric mean of a column at a level, the middle of its interval."""
@@ -116,9 +138,9 @@ class LoadCurve:
         margin = noise.margin(1 / len(before) + 1 / len(after), (1 - CONFIDENCE) / 2)
         return Gain(math.expm1(change), math.expm1(change - margin), math.expm1(change + margin))
 
-    def at(self, concurrency: int) -> Reading:
-        """Return the measured level of a concurrency."""
-        return next(reading for reading in self.levels if reading.at == concurrency)
+    def at(self, level: float) -> Reading:
+        """Return the measured level of a concurrency or a rate."""
+        return next(reading for reading in self.levels if reading.at == level)
 
     def previous(self, reading: Reading) -> Reading | None:
         """Return the next lower measured level."""
@@ -134,8 +156,8 @@ class LoadCurve:
         return above / below if above is not None and below else None
 
 
-def _levels(readings: Sequence[Reading]) -> tuple[Level, ...]:
-    return tuple(level for level in map(level_of, readings) if level is not None)
+def _levels(readings: Sequence[Reading], window: str = WHOLE) -> tuple[Level, ...]:
+    return tuple(level for reading in readings if (level := level_of(reading, window)) is not None)
 
 
 def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
@@ -143,11 +165,12 @@ def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
     return tuple(value for p in reading.measured if p.tok_s and p.p95_e2e_s and (value := getattr(p, column)))
 
 
-def level_of(reading: Reading) -> Level | None:
-    """Return the repeats of a reading that have both tok/s and p95; None without any."""
-    both = [(p.tok_s or 0.0, p.p95_e2e_s or 0.0) for p in reading.measured]
+def level_of(reading: Reading, window: str = WHOLE) -> Level | None:
+    """Return the repeats of a reading that have both tok/s and p95 of a window; None without any."""
+    columns = (f"{window}tok_s", f"{window}p95_e2e_s")
+    both = [tuple(getattr(p, column) or 0.0 for column in columns) for p in reading.measured]
     pairs = [(tok_s, p95_s) for tok_s, p95_s in both if tok_s > 0 and p95_s > 0]
-    return Level(int(reading.at), tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
+    return Level(reading.at, tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None
 
 
 def load_curves(points: Sequence[RunPoint], purpose: str) -> list[LoadCurve]:

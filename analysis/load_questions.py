@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
+from analysis.checks import Standing
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import count, gib, plain, times
 from analysis.knee import Gain
@@ -17,7 +18,7 @@ from analysis.kv_headroom import BY_OBJECTIVE
 from analysis.ladder import highest
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import cell, interval_words, lengths_sent
-from analysis.operating_point import Basis, Choice, Standing, latency_level, throughput_level
+from analysis.operating_point import Basis, Choice, latency_level, throughput_level
 from analysis.operating_sentences import gives, objectives, pressed
 from analysis.rates import level_words
 from analysis.series import Reading, concurrency_figure

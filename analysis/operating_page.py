@@ -86,5 +86,5 @@ def _add_choice(doc: Document, choice: Choice, targets: Targets, gpu_hour: float
     if rows:
         doc.table(columns, rows, choice.sample.simulated)
     if main or (choice.point is not None and choice.basis is not Basis.AS_MEASURED):
-        doc.say("Alerts to set (a single window scatters more than a mean of repeats: let several pass the number):")
+        doc.say("Alerts to set (on a window of about as many requests; a percentile of few scatters more than these):")
         add_alerts(doc, choice)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from analysis.checks import Check, Standing, checks_of, keeps_up, standing_of
 from analysis.groups import BASE, Group, grouped
-from analysis.intervals import Interval
 from analysis.knee import KneeVerdict
 from analysis.kv_pages import Configs, Pages, pages_of
 from analysis.kv_room import KvRoom, kv_room
 from analysis.load_curve import LoadCurve, level_of, load_curves
-from analysis.rates import keeps_up, rate_curves
+from analysis.rates import rate_curves
 from analysis.series import Reading
 from analysis.tables import RunPoint, Tables
 from analysis.targets import Slo
@@ -28,15 +28,6 @@ WORKLOAD = ("api", "prompt_tokens", "output_tokens", "prompt_lengths", "output_l
 """Servers compete where they were sent the same load."""
 
 
-class Standing(StrEnum):
-    """How a level stands to an objective, or to all of them."""
-
-    MEETS = "meets"
-    MISSES = "misses"
-    UNDECIDED = "undecided"
-    NOT_MEASURED = "not measured"
-
-
 class Basis(StrEnum):
     """Why a level was chosen."""
 
@@ -44,33 +35,6 @@ class Basis(StrEnum):
     AS_MEASURED = "the same by its single repeats, whose noise is not known"
     KNEE = "no objective: the lowest level that could be the knee"
     NONE = "not known from this run"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One objective held against one level."""
-
-    column: str
-    """`p95_e2e_s`, `p95_ttft_s` or `p95_tpot_s`."""
-    limit_s: float
-    value: float | None
-    """The median of the repeats."""
-    interval: Interval | None
-    """Of the repeats' geometric mean; None where no noise is known."""
-
-    @property
-    def standing(self) -> Standing:
-        """The whole interval below the limit, above it, or across it; without an interval nothing is decided."""
-        if self.interval is None:
-            return Standing.UNDECIDED
-        if self.interval.high <= self.limit_s:
-            return Standing.MEETS
-        return Standing.MISSES if self.interval.low > self.limit_s else Standing.UNDECIDED
-
-    @property
-    def met_as_measured(self) -> bool:
-        """Whether the median lies within the limit and its noise is not known."""
-        return self.interval is None and self.value is not None and self.value <= self.limit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +59,8 @@ class Candidate:
         """Over all objectives; a rate that the server does not keep up with meets none."""
         if not self.measured:
             return Standing.NOT_MEASURED
-        each = {check.standing for check in self.checks}
-        if self.keeps_up is False or Standing.MISSES in each:
-            return Standing.MISSES
-        if self.keeps_up is None or self.contradicted or Standing.UNDECIDED in each:
-            return Standing.UNDECIDED
-        return Standing.MEETS
+        found = standing_of(self.checks, self.keeps_up)
+        return Standing.UNDECIDED if self.contradicted and found is Standing.MEETS else found
 
     @property
     def met_as_measured(self) -> bool:
@@ -200,12 +160,7 @@ def choose(group: Group, curves: tuple[LoadCurve, ...], slo: Slo, gpu_hour: floa
 
 
 def _candidate(curve: LoadCurve, reading: Reading, slo: Slo) -> Candidate:
-    checks = tuple(
-        Check(column, limit, reading.median(column), curve.interval(reading, column))
-        for column, limit in slo.percentiles().items()
-    )
-    open_loop = curve.series.sample.arrivals is not None
-    return Candidate(curve, reading, checks, keeps_up(reading) if open_loop and reading.measured else True)
+    return Candidate(curve, reading, checks_of(curve, reading, slo), keeps_up(reading))
 
 
 def _settled(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from analysis.checks import Standing
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import Figure, count, plain
@@ -20,7 +21,6 @@ from analysis.operating_point import (
     Candidate,
     Choice,
     OperatingPoint,
-    Standing,
     latency_level,
     throughput_level,
 )
@@ -177,7 +177,7 @@ def around(choice: Choice, targets: Targets) -> list[Phrase]:
     if point is None or not choice.slo.percentiles():
         services = [] if choice.open_loop else _services(choice)
         return services if point is None else [*services, *_beside(choice, point, targets)]
-    return [*_next_level(choice, point), *_past_the_knee(point), *_beside(choice, point, targets)]
+    return [*_next_level(choice, point), *_past_the_knee(choice, point), *_beside(choice, point, targets)]
 
 
 def _services(choice: Choice) -> list[Phrase]:
@@ -231,8 +231,10 @@ def _next_level(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
         yield phrase("The next higher, {level}, meets every objective, too, with no more tok/s: {gives}.", **parts)
 
 
-def _past_the_knee(point: OperatingPoint) -> Iterator[Phrase]:
-    """Needs a knee that lies below the point for sure."""
+def _past_the_knee(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
+    """Needs a closed loop (an open loop gives what arrives) and a knee that lies below the point for sure."""
+    if choice.open_loop:
+        return
     knee = point.curve.knee
     if knee.could_be and point.reading.at > knee.could_be[-1]:
         yield phrase(

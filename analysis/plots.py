@@ -318,7 +318,7 @@ def _level_line(axes: Any, curve: LoadCurve, column: str, colour: str) -> None:
     axes.margins(y=0.15)
 
 
-def _mark_levels(axes: Any, levels: Sequence[int], words: str) -> None:
+def _mark_levels(axes: Any, levels: Sequence[float], words: str) -> None:
     """Mark the levels among which something lies: a line for one, a band for several; nothing for none."""
     if len(levels) == 1:
         _mark(axes, levels[0], f"{words} ({levels[0]})")

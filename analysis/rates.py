@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from analysis.caveats import add_caveats, add_failures, identity
+from analysis.checks import keeps_up
 from analysis.document import Document, Phrase, join, phrase
 from analysis.figures import Figure, percent, quote
 from analysis.files import write_csv
@@ -87,12 +88,6 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         add_objectives(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
-
-
-def keeps_up(reading: Reading) -> bool | None:
-    """Return whether the server ended as many as were sent; None where the repeats do not tell, or do not agree."""
-    verdicts = {point.keeps_up for point in reading.measured if point.keeps_up is not None}
-    return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def kept_up(curve: LoadCurve) -> list[Reading]:

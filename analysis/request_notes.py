@@ -11,10 +11,19 @@ from contract.rows import JUDGED_FROM_S
 
 CLIENT_WAIT_SHARE = 0.05
 """From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
-CLIENT_LAG_S = 0.01
-"""From this p99 on, the lag of its event loop is named."""
+NAMED_FROM_S = 0.002
+"""From here on is named by how much a load client was late, far below what makes it the limit: a reader of a level
+with gaps of 10 ms must be told what of its p99 is the client's. The timers of its event loop are good for 1 ms."""
+ADDED = {
+    "gap_p99_raised_s": "stalls of a load process raised its p99 gap between chunks by {n} ms",
+    "ttft_p95_raised_s": "stalls of a load process raised its p95 of TTFT by {n} ms",
+    "slip_p99_s": "a load process sent up to {n} ms late (p99)",
+}
+"""What load processes say of themselves (`contract.rows.ClientRow`), and the words for the worst of them."""
 P95_NEEDS = 21
 """With fewer values a p95 lies between the two highest: it says little of the tail."""
+P99_NEEDS = 101
+"""The same of a p99."""
 PROMPTS_OFF = 0.05
 """A chat whose prompts are off the asked length by more than this share is named."""
 SCRAPES_PER_S = 2.0
@@ -41,6 +50,11 @@ def few_for_p95(reading: Reading, column: str) -> list[Part]:
     return [
         phrase("p95 of only {n} requests: between the two highest", n=count(f"{reading.name}.{column}_fewest", fewest))
     ]
+
+
+def few_for_p99(reading: Reading) -> bool:
+    """Return whether a repeat had too few successes for a p99."""
+    return min(reading.values("completed"), default=P99_NEEDS) < P99_NEEDS
 
 
 def _outcomes(reading: Reading) -> list[Part]:
@@ -146,8 +160,13 @@ def _client(reading: Reading) -> list[Part]:
                 share=percent(f"{reading.name}.client_wait_pct", waited, 0),
             )
         )
+    for column, what in ADDED.items():
+        worst = max((getattr(c, column) or 0.0 for point in reading.measured for c in point.clients), default=0.0)
+        if worst > NAMED_FROM_S:
+            name = column.removesuffix("_s")
+            notes.append(phrase(what, n=_ms(reading, f"client_{name}", worst)))
     lag = reading.highest("client_lag_s")
-    if lag is not None and lag > CLIENT_LAG_S:
+    if lag is not None and lag > NAMED_FROM_S:
         notes.append(
             phrase("the load client's event loop was up to {n} ms late (p99)", n=_ms(reading, "client_lag", lag))
         )

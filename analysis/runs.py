@@ -28,7 +28,7 @@ class Run:
         return self.manifest.get("workload_version")
 
     def versions(self, points: Sequence[RunPoint]) -> dict[str, str]:
-        """Return what stood behind the points, by what it is: card, vLLM, torch, driver, this tool."""
+        """Return what stood behind the points, by what it is: card, vLLM, torch, driver, way of starting, this tool."""
         ids = {point.session_id for point in points}
         sessions = [session for session in self.tables.sessions if session.session_id in ids]
         tools = self.manifest.get("versions")
@@ -37,6 +37,7 @@ class Run:
             "vLLM": {point.vllm_version for point in points},
             "torch": {session.torch_version for session in sessions},
             "driver": {session.driver_version for session in sessions},
+            "start": {point.start for point in points},
             "vllm-capacity": {tools.get("vllm-capacity") if isinstance(tools, dict) else None},
         }
         return {name: " and ".join(sorted(clean(str(v)) for v in values - {None})) for name, values in found.items()}

@@ -58,14 +58,19 @@ def _clearly_below(curve: LoadCurve, reading: Reading) -> bool:
 
 
 def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
-    """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level."""
+    """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level.
+
+    At one-sided `CONFIDENCE` for all levels of the curve together (Bonferroni).
+    """
     alone, beside = by_company(reading)
     if not beside:
         return False
-    noise = pooled_noise(values for other in curve.levels for values in by_company(other))
+    kinds = [by_company(other) for other in curve.levels]
+    noise = pooled_noise(values for kind in kinds for values in kind)
     if not alone or noise is None:
         return None
-    margin = noise.margin(1 / len(alone) + 1 / len(beside), 1 - CONFIDENCE)
+    judged = sum(all(kind) for kind in kinds) or 1
+    margin = noise.margin(1 / len(alone) + 1 / len(beside), (1 - CONFIDENCE) / judged)
     return mean_log(alone) - mean_log(beside) > margin
 
 

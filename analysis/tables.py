@@ -19,7 +19,16 @@ import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
 from analysis.manifest import read_configs
-from contract.rows import SCHEMA_VERSION, MemoryAccount, PointRow, SessionRow, StartPhase, arrow_schema
+from contract.rows import (
+    SCHEMA_VERSION,
+    ClientRow,
+    InFlight,
+    MemoryAccount,
+    PointRow,
+    SessionRow,
+    StartPhase,
+    arrow_schema,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,9 +101,14 @@ def read_tables(run_dir: Path) -> Tables:
     points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
     sessions = _rows(sessions_path, arrow_schema(SessionRow), SessionRow) if sessions_path.is_file() else []
-    return Tables(
-        tuple(RunPoint(**row) for row in points), tuple(_session(row) for row in sessions), read_configs(run_dir)
-    )
+    return Tables(tuple(_point(row) for row in points), tuple(_session(row) for row in sessions), read_configs(run_dir))
+
+
+def _point(row: dict[str, Any]) -> RunPoint:
+    clients = [ClientRow(**client) for client in row["clients"] or []]
+    for client in clients:
+        client.in_flight = [InFlight(**moment) for moment in client.in_flight or ()]  # type: ignore[arg-type]
+    return RunPoint(**row | {"clients": clients})
 
 
 def _session(row: dict[str, Any]) -> SessionRow:

@@ -41,6 +41,16 @@ def joules_per_output_token(reading: Reading) -> float | None:
     return median_of(reading, _joules)
 
 
+def power_w(point: RunPoint) -> float | None:
+    """Return the mean watts of all cards over the window: from their energy counters, where they were read.
+
+    NVML's own watts are averages over the second before each sample: of a short window they hold what was before it.
+    """
+    if point.energy_j is not None and point.duration_s:
+        return point.energy_j / point.duration_s
+    return point.power_w
+
+
 def median_of(reading: Reading, ratio: Callable[[RunPoint], float | None]) -> float | None:
     """Return the median over the repeats of each one's own ratio."""
     values = [value for point in reading.measured if (value := ratio(point)) is not None]

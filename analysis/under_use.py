@@ -15,7 +15,7 @@ from analysis.load_tables import cell
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
 from analysis.tables import RunPoint
-from analysis.token_cost import joules_per_output_token, median_of
+from analysis.token_cost import joules_per_output_token, median_of, power_w
 from analysis.watching import add_watching
 
 HALF = 0.5
@@ -44,9 +44,10 @@ def add_under_use(doc: Document, rows: Sequence[RunPoint]) -> None:
     curves = [curve for curve in knee_curves(rows) if any(map(observed, curve.series.group.points))]
     if curves:
         doc.say(
-            "gpu_util_pct is the mean of the cards, power_w their sum. J per output token is the energy of all cards "
-            "over the whole window, prompts included, for each output token of a successful request. A level is the "
-            "median of its repeats."
+            "gpu_util_pct is the mean of the cards, power_w their sum: the energy of all cards over the whole window, "
+            "by their counters, over its length; without counters NVML's watts, which trail. J per output token is "
+            "that energy, prompts included, for each output token of a successful request. A level is the median of "
+            "its repeats."
         )
     told = [_curve(doc, curve) for curve in curves]
     utilization = [point.gpu_util_pct for point in real if point.gpu_util_pct is not None]
@@ -61,7 +62,7 @@ def add_under_use(doc: Document, rows: Sequence[RunPoint]) -> None:
 
 
 def observed(point: RunPoint) -> bool:
-    return not point.simulated and (point.gpu_util_pct is not None or point.power_w is not None)
+    return not point.simulated and (point.gpu_util_pct is not None or power_w(point) is not None)
 
 
 def _why_not(rows: Sequence[RunPoint], real: Sequence[RunPoint]) -> str:
@@ -99,7 +100,7 @@ def lowest_level(curve: LoadCurve) -> Phrase | None:
     lowest, best = curve.levels[0], curve.best
     assert best is not None
     utilization, share = lowest.median("gpu_util_pct"), curve.ratio(lowest, best, "tok_s")
-    if utilization is None or share is None or lowest.median("power_w") is None:
+    if utilization is None or share is None or median_of(lowest, power_w) is None:
         return None
     low, far = utilization < 100 * HALF, share < HALF
     numbers: dict[str, Part] = {
@@ -121,7 +122,7 @@ def lowest_level(curve: LoadCurve) -> Phrase | None:
 
 
 def _draws(lowest: Reading, best: Reading) -> Phrase:
-    if lowest is best or best.median("power_w") is None:
+    if lowest is best or median_of(best, power_w) is None:
         return phrase("It draws {drawn}.", drawn=_drawn(lowest))
     numbers: dict[str, Part] = {"drawn": _drawn(lowest), "best": concurrency_figure(best), "drawn_best": _drawn(best)}
     words = "It draws {drawn}; the best level, concurrency {best}, draws {drawn_best}"
@@ -160,14 +161,16 @@ def _utilization(reading: Reading) -> Figure:
 
 
 def _power(reading: Reading) -> Figure:
-    return decimal(f"{reading.name}.power_w", reading.median("power_w"), 0)
+    return decimal(f"{reading.name}.power_w", median_of(reading, power_w), 0)
 
 
 def _power_share(reading: Reading) -> Figure:
-    share = median_of(
-        reading, lambda p: p.power_w / p.power_limit_w if p.power_w is not None and p.power_limit_w else None
-    )
-    return percent(f"{reading.name}.power_share_pct", share)
+    return percent(f"{reading.name}.power_share_pct", median_of(reading, _of_the_limit))
+
+
+def _of_the_limit(point: RunPoint) -> float | None:
+    watts = power_w(point)
+    return watts / point.power_limit_w if watts is not None and point.power_limit_w else None
 
 
 def _best_share(curve: LoadCurve, reading: Reading) -> Figure:

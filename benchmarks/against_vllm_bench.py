@@ -1,12 +1,16 @@
-"""Our load client against `vllm bench serve`, on one live server, in turns; then TCP against a Unix socket.
+"""Our load client against `vllm bench serve` on one live server, in turns; then a Unix socket against TCP on the same.
 
-    python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 3] [--no-uds]
+    python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 5] [--no-uds]
 
-One vLLM server on TCP; at each level both clients send the same number of requests of the same lengths, warmed up at
-the level, `--pairs` times in turns. Prints medians of output tok/s, TTFT and TPOT, their ratios and spreads, and the
-prefix-cache hits that the server counted. Whole-run figures: tok/s is completion tokens over first send to last byte,
-ramp and drain in it. Both ask for temperature 0. Our prompts are token ids, the peer's are text, which the server turns
-into tokens within the TTFT. The same levels are then measured on an equal server on a Unix socket, on the same card.
+One vLLM server, which listens on TCP and (`second_socket/`) on a Unix socket, so that no difference is that of two
+starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level, `--pairs`
+times in turns: first our client and the peer over TCP, then our client over the Unix socket and over TCP. Who begins
+changes from pair to pair (ABBA), and the first pair is thrown away, for the server is not yet what it will be. What a
+session watches (cards, processes, the server's metrics) is watched in every turn.
+
+Prints medians of output tok/s, TTFT and TPOT, their ratios and spreads, and the prefix-cache hits that the server
+counted. Whole-run figures: tok/s is completion tokens over first send to last byte, ramp and drain in it. Both ask for
+temperature 0. Our prompts are token ids, the peer's are text, which the server turns into tokens within the TTFT.
 """
 
 from __future__ import annotations
@@ -19,15 +23,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import IO
+from unittest.mock import patch
 
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
 from orchestrator.compose import compose
 from orchestrator.models import resolve
 from workers.devices.nvml import visible_cards
 from workers.load.client import generate
+from workers.load.endpoint import Endpoint
 from workers.session import Session
 
 PEER = """
@@ -64,6 +72,8 @@ class Turn:
     prefix_hits: float
 
 
+SECOND_SOCKET = Path(__file__).with_name("second_socket")
+"""The directory of what has a server listen on a second socket."""
 FIGURES = (("tok_s", "tok/s", 1), ("p50_ttft_s", "ms", 1000), ("p50_tpot_s", "ms", 1000))
 
 
@@ -74,13 +84,33 @@ def main() -> None:
         Load(level, max(options.requests, options.per_level * level), options.prompt, options.output)
         for level in options.levels
     ]
-    with _server(options, "tcp") as session, _peer(session) as peer:
-        over_tcp = [_compare(session, peer, load, options.pairs) for load in loads]
-    if options.uds:
-        with _server(options, "uds") as session:
-            for load, tcp in zip(loads, over_tcp, strict=True):
-                uds = [_our_turn(session, load, turn) for turn in range(options.pairs)]
-                _print(f"concurrency {load.concurrency:4}, Unix socket against TCP", uds, tcp)
+    with tempfile.TemporaryDirectory() as directory, _server(options, Path(directory, "s")) as session:
+        tcp = session._endpoint
+        assert tcp is not None
+        uds = replace(tcp, base_url="http://localhost", uds=str(Path(directory, "s")))
+        with _peer(session) as peer:
+            for load in loads:
+                ours, theirs = in_turns(options.pairs, partial(_our_turn, session, load, tcp), partial(peer.turn, load))
+                lengths = f"{load.requests} requests of {load.prompt_tokens} + {load.output_tokens}"
+                _print(f"concurrency {load.concurrency:4}, {lengths}, ours against vllm bench serve", ours, theirs)
+        for load in loads if options.uds else ():
+            sides = (partial(_our_turn, session, load, endpoint) for endpoint in (uds, tcp))
+            _print(f"concurrency {load.concurrency:4}, Unix socket against TCP", *in_turns(options.pairs, *sides))
+
+
+def in_turns(pairs: int, one: Callable[[int], Turn], other: Callable[[int], Turn]) -> tuple[list[Turn], list[Turn]]:
+    """Return what both sides gave, `pairs` turns each, the pairs in the order ABBA, the first of them thrown away.
+
+    A side is given a number that no other turn of it has.
+    """
+    kept: tuple[list[Turn], list[Turn]] = ([], [])
+    for pair in range(pairs + 1):
+        sides = [(one, kept[0]), (other, kept[1])]
+        for side, into in reversed(sides) if pair % 2 else sides:
+            turn = side(pair)
+            if pair:
+                into.append(turn)
+    return kept
 
 
 def _options() -> argparse.Namespace:
@@ -88,7 +118,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="phi-3-mini-4k", help="a shape of conf/model")
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 16, 64, 128, 256])
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5, help="kept; one more comes before them")
     parser.add_argument("--requests", type=int, default=24, help="of a level, at the least")
     parser.add_argument("--per-level", type=int, default=10, help="requests for each one in flight")
     parser.add_argument("--prompt", type=int, default=128)
@@ -98,7 +128,7 @@ def _options() -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def _server(options: argparse.Namespace, transport: str) -> Iterator[Session]:
+def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Session]:
     cards = visible_cards()
     (experiment,) = compose(["+sweep=kv", f"model={options.model}"], [])
     server = ServerSpec(
@@ -106,19 +136,21 @@ def _server(options: argparse.Namespace, transport: str) -> Iterator[Session]:
         gpu_memory_utilization=0.9 if cards else 0.1,
         kv_cache_memory_bytes=None if cards else 2**30,
         enforce_eager=not cards,
-        transport=transport,
+        transport="tcp",
     )
     device, gpus = ("cuda", 1) if cards else ("cpu", 0)
     spec = SessionSpec(
         "bench", resolve(experiment.model), server, "vllm", device, Mode.UTILIZATION, gpus, None, (), load_processes=1
     )
     session = Session(spec, "bench", 1, ["0"] if cards else [], lambda plans: [generate(plan) for plan in plans])
+    path = os.pathsep.join(filter(None, (str(SECOND_SOCKET), os.environ.get("PYTHONPATH"))))
     try:
-        row = session.start()
+        with patch.dict(os.environ, PYTHONPATH=path, SECOND_SOCKET=str(second_socket)):
+            row = session.start()
         if row.failure_class:
             sys.exit(f"the server did not start: {row.failure_message}")
         print(
-            f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, {transport}, ready in {row.ready_s:.0f} s",
+            f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, ready in {row.ready_s:.0f} s",
             flush=True,
         )
         yield session
@@ -158,19 +190,20 @@ class Peer:
     errors: IO[bytes]
     asked: dict[str, str]
 
-    def turn(self, load: Load, seed: int) -> Turn:
-        """Send the load once."""
+    def turn(self, load: Load, number: int) -> Turn:
+        """Send the load once, watched as ours is."""
         asked = self.asked | {
             "random-input-len": load.prompt_tokens, "random-output-len": load.output_tokens,
             "num-prompts": load.requests, "max-concurrency": load.concurrency, "num-warmups": load.concurrency,
-            "seed": seed, "temperature": 0,
+            "seed": 1000 * load.concurrency + number, "temperature": 0,
         }  # fmt: skip
         words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
         assert self.process.stdin is not None and self.process.stdout is not None
         before = self.session._scrape()
-        self.process.stdin.write(json.dumps([*words, "--ignore-eos", "--disable-tqdm"]) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        with self.session._sampler():
+            self.process.stdin.write(json.dumps([*words, "--ignore-eos", "--disable-tqdm"]) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
             sys.exit(f"the peer failed:\n{self.errors.read()[-3000:].decode(errors='replace')}")
@@ -185,16 +218,6 @@ class Peer:
         return Turn(result["output_throughput"], ttft_s, tpot_s, hits)
 
 
-def _compare(session: Session, peer: Peer, load: Load, pairs: int) -> list[Turn]:
-    ours, theirs = [], []
-    for turn in range(pairs):
-        ours.append(_our_turn(session, load, turn))
-        theirs.append(peer.turn(load, seed=1000 * load.concurrency + turn))
-    what = f"concurrency {load.concurrency:4}, {load.requests} requests of {load.prompt_tokens} + {load.output_tokens}"
-    _print(f"{what}, ours against vllm bench serve", ours, theirs)
-    return ours
-
-
 def _print(what: str, ours: list[Turn], theirs: list[Turn]) -> None:
     print(f"{what}:")
     for name, unit, scale in FIGURES:
@@ -207,7 +230,8 @@ def _print(what: str, ours: list[Turn], theirs: list[Turn]) -> None:
     print(f"  prefix-cache hits {hits[0]:.2%} and {hits[1]:.2%}", flush=True)
 
 
-def _our_turn(session: Session, load: Load, turn: int) -> Turn:
+def _our_turn(session: Session, load: Load, endpoint: Endpoint, turn: int) -> Turn:
+    session._endpoint = endpoint
     point = Point(
         f"c{load.concurrency}-{turn}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", load.concurrency, load.requests,
         load.prompt_tokens, load.output_tokens, warmup_requests=load.concurrency, repeat=turn,

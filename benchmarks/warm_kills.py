@@ -1,9 +1,11 @@
-"""Warm starts in a row, each killed at a moment and in a way that chance picks.
+"""Warm starts in a row, in each of which somebody is killed at a moment and in a way that chance picks.
 
     python benchmarks/warm_kills.py [ROUNDS]
 
 The engine is a stand-in that imports nothing heavy (`tests/standin_engine.py`); processes, guard and warm parent are
-the real ones. Prints how many starts hung, how many processes were left, and how the warm parent has grown.
+the real ones. Killed are the server, what it has started, its guard, the session that owns both, or the warm parent,
+that one also in the middle of a fork; in some rounds nobody. Prints how many starts hung, what was left of them
+(processes, directories, files in /dev/shm), and how a warm parent that lives through it all has grown.
 """
 
 from __future__ import annotations
@@ -11,21 +13,41 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from workers import processes
+from workers.launch.guard import SHARED_MEMORY
 from workers.launch.process import ServerProcess
-from workers.launch.warm import WarmParent, offer
+from workers.launch.warm import NotWarm, WarmParent, offer
 from workers.launch.workspace import Workspace
 
+ROOT = Path(__file__).resolve().parent.parent
 MODULE = "tests.standin_engine"
+VICTIMS = ("nobody", "server", "descendants", "guard", "owner", "parent")
+GRACE_S = 0.2
 END_LIMIT_S = 20.0
 LONGEST_LIFE_S = 0.15
+LONGEST_FORK_S = 0.03
+"""About what a fork takes, from the request to the server's pid."""
+OWNER = f"""
+import os, sys, time
+from pathlib import Path
+from workers.launch.process import ServerProcess
+from workers.launch.warm import offer
+from workers.launch.workspace import Workspace
+with offer(Path(sys.argv[1]), lambda: False) as offered:
+    server = ServerProcess(sys.argv[3:], dict(os.environ), Workspace(Path(sys.argv[2])), {GRACE_S}, offered)
+print(server.guard_pid, server.pid, flush=True)
+time.sleep(600)
+"""
 
 
 @dataclass
@@ -33,53 +55,134 @@ class Found:
     """What was seen of some rounds."""
 
     rounds: int = 0
+    victims: Counter[str] = field(default_factory=Counter)
+    cold: int = 0
+    """Started cold, for the warm parent had died before it could answer."""
     hung: int = 0
-    left: int = 0
+    processes_left: int = 0
+    directories: int = 0
+    """Left behind, or removed under a session that was still there."""
+    shared_memory_left: int = 0
     descriptors_gained: int = 0
     resident_gained_bytes: int = 0
 
+    @property
+    def bad(self) -> int:
+        """Whatever must not be."""
+        return self.hung + self.processes_left + self.directories + self.shared_memory_left
+
+
+@dataclass
+class Round:
+    """One server: what it runs, where, and who dies."""
+
+    victim: str
+    command: list[str]
+    environment: dict[str, str]
+    workspace: Workspace
+    shared: Path
+
+    @classmethod
+    def drawn(cls, environment: dict[str, str], chance: random.Random) -> Round:
+        """Let chance pick a victim, and whether the server has a child that does not want to go."""
+        workspace = Workspace.make()
+        shared = SHARED_MEMORY / workspace.root.name
+        stubborn = ["--shares", str(shared), "--stubborn", str(workspace.root / "child")]
+        command = [sys.executable, "-m", MODULE, *(stubborn if chance.random() < 0.3 else [])]
+        environment = environment | {"TMPDIR": str(workspace.temporary)}
+        return cls(chance.choice(VICTIMS), command, environment, workspace, shared)
+
 
 def kill_often(rounds: int, seed: int = 0) -> Found:
-    """Start and kill `rounds` servers; the first tenth is not in the growth."""
+    """Start `rounds` servers; the first tenth is not in the growth."""
     chance, found = random.Random(seed), Found()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = WarmParent((MODULE,), environment)
     try:
         for number in range(rounds):
             if number == rounds // 10:
                 descriptors, resident = _size(parent.pid)
-            _round(parent, environment, chance, found)
+            _play(Round.drawn(environment, chance), parent, chance, found)
         after = _size(parent.pid)
         found.descriptors_gained, found.resident_gained_bytes = after[0] - descriptors, after[1] - resident
     finally:
         parent.close()
+    found.directories += parent.socket.parent.exists()
     return found
 
 
-def _round(parent: WarmParent, environment: dict[str, str], chance: random.Random, found: Found) -> None:
-    workspace = Workspace.make()
-    environment = environment | {"TMPDIR": str(workspace.temporary)}
-    command = [
-        sys.executable,
-        "-m",
-        MODULE,
-        *(["--stubborn", str(workspace.root / "child")] if chance.random() < 0.3 else []),
-    ]
-    with offer(parent.socket, lambda: False) as offered:
-        server = ServerProcess(command, environment, workspace, 0.2, offered)
+def _play(one: Round, parent: WarmParent, chance: random.Random, found: Found) -> None:
+    found.rounds += 1
+    found.victims[one.victim] += 1
+    if one.victim == "owner":
+        family = _owner_dies(one, parent, chance)
+    elif one.victim == "parent":
+        family = _parent_dies(one, chance, found)
+    else:
+        with offer(parent.socket, lambda: False) as offered:
+            server = ServerProcess(one.command, one.environment, one.workspace, GRACE_S, offered)
+        family = _stopped(one, server, chance, found)
+    root = one.workspace.root
+    deadline = time.monotonic() + END_LIMIT_S
+    half_removed = root.with_name(f"{root.name}~")
+    while (left := _left(root, family)) or (one.victim == "owner" and (root.exists() or half_removed.exists())):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    found.processes_left += len(left)
+    found.directories += root.exists() is (one.victim == "owner") or half_removed.exists()
+    found.shared_memory_left += one.shared.exists()
+    one.workspace.remove()
+    one.shared.unlink(missing_ok=True)
+
+
+def _stopped(one: Round, server: ServerProcess, chance: random.Random, found: Found) -> list[int]:
+    """Kill the victim of a server that runs, then stop the server. Returns the pids of its family."""
     time.sleep(chance.uniform(0, LONGEST_LIFE_S))
     family = [*processes.tree(server.guard_pid), server.pid]
-    victim = chance.choice(["server", "nobody", "descendants"])
-    for pid in {"server": [server.pid], "nobody": [], "descendants": family[2:]}[victim]:
-        _kill(pid, chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]))
+    pids = {"server": [server.pid], "descendants": family[2:-1], "guard": [server.guard_pid]}.get(one.victim, [])
+    ways = [signal.SIGKILL, signal.SIGTERM, *([signal.SIGSTOP] if one.victim != "guard" else [])]
+    for pid in pids:
+        _kill(pid, chance.choice(ways))
     server.stop()
-    found.rounds += 1
-    found.hung += server.exit_code is None
-    deadline = time.monotonic() + END_LIMIT_S
-    while (left := [pid for pid in family if processes.is_running(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    found.left += len(left)
-    workspace.remove()
+    found.hung += server.exit_code is None and one.victim != "guard"  # who else could tell it
+    return family
+
+
+def _parent_dies(one: Round, chance: random.Random, found: Found) -> list[int]:
+    """Kill a warm parent, which has this server only, while it forks or a little later."""
+    parent = WarmParent((MODULE,), one.environment)
+    with offer(parent.socket, lambda: False) as offered:
+        number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+        killing = threading.Timer(chance.uniform(0, LONGEST_FORK_S), _kill, (parent.pid, number))
+        killing.start()
+        try:
+            server = ServerProcess(one.command, one.environment, one.workspace, GRACE_S, offered)
+        except NotWarm:
+            found.cold += 1
+            server = ServerProcess(one.command, one.environment, one.workspace, GRACE_S)
+        killing.join()
+    family = _stopped(one, server, chance, found)
+    parent.close()
+    found.directories += parent.socket.parent.exists()
+    return [*family, parent.pid]
+
+
+def _owner_dies(one: Round, parent: WarmParent, chance: random.Random) -> list[int]:
+    """Kill the session of a server that runs: its guard has to end the rest, and to remove the directory."""
+    command = [sys.executable, "-c", OWNER, str(parent.socket), str(one.workspace.root), *one.command]
+    with subprocess.Popen(command, cwd=ROOT, env=one.environment, text=True, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        guard, server = map(int, owner.stdout.readline().split())
+        time.sleep(chance.uniform(0, LONGEST_LIFE_S))
+        family = [*processes.tree(guard), server]
+        owner.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+    return family
+
+
+def _left(root: Path, family: list[int]) -> set[int]:
+    """Those of a family that live, and others that have come into its directory."""
+    return {pid for pid in family if processes.is_running(pid)} | {each.pid for each in processes.working_in(root)}
 
 
 def _kill(pid: int, number: int) -> None:
@@ -97,12 +200,16 @@ def _size(pid: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Run and print."""
+    """Run and print; exit code 1 where anything hung or is left."""
     begun = time.monotonic()
     found = kill_often(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
     seconds, kib = time.monotonic() - begun, found.resident_gained_bytes / 1024
-    print(f"{found.rounds} warm starts in {seconds:.0f} s: {found.hung} hung, {found.left} processes left")
+    victims = ", ".join(f"{victim} {number}" for victim, number in sorted(found.victims.items()))
+    print(f"{found.rounds} warm starts in {seconds:.0f} s; killed: {victims}; {found.cold} went on cold")
+    print(f"{found.hung} hung; left: {found.processes_left} processes, {found.shared_memory_left} files in /dev/shm;")
+    print(f"{found.directories} directories left, or lost under their session")
     print(f"the warm parent gained {found.descriptors_gained} descriptors and {kib:.0f} KiB")
+    sys.exit(1 if found.bad or found.descriptors_gained > 0 else 0)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ Each round starts a server of each length once each way; the order of the two al
 to ready and where they went, memory, and the configuration that the server says it has (`/server_info`); with
 `--levels` also tok/s and p95 on the longest server. OVERRIDEs are Hydra's, as of `python -m orchestrator`.
 
-Prints medians and their ratio; the keys of the configuration that differ, less paths and names made for one server;
-differences of memory between lengths; and for each level the 90 % interval of warm over cold, which is inside
-1 ± `--within` where two one-sided t-tests (TOST, Schuirmann 1987) at 5 % each say that the two are equivalent. Noise is
-pooled over levels and both ways. The machine should have nothing else to do: the load average is printed.
+Prints medians and their ratio; the keys of the configuration that differ among all rounds of both ways, less paths and
+names made for one server, which must differ; memory at each length and its growth between lengths; and for each level
+the 90 % interval of warm over cold, which is inside 1 ± `--within` where two one-sided t-tests (TOST, Schuirmann 1987)
+at 5 % each say that the two are equivalent. Noise is pooled over levels and both ways. The machine should have nothing
+else to do: the load average is printed. Exit code 1 where the two ways are not shown to be equivalent: in the
+configuration, in memory (of cards at each length, of the CPU backend its growth: its shared pages count differently),
+or at a level.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import os
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -62,12 +65,12 @@ class Seen:
     """Spent by the server's processes until then: what a busy machine changes least."""
     phases_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory_bytes: list[int] = field(default_factory=list)
-    configuration: dict[str, str] = field(default_factory=dict)
+    configurations: list[dict[str, str]] = field(default_factory=list)
     levels: dict[tuple[int, str], list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def main() -> None:
-    """Run and print."""
+def main() -> int:
+    """Run and print. Returns the exit code."""
     options = _options()
     specs = _specs(options)
     parent = parent_for(make_engine("vllm"), specs[0], os.environ.get("OMP_NUM_THREADS"))
@@ -76,17 +79,44 @@ def main() -> None:
         offer(parent.socket, lambda: False).close()
         for number in range(options.rounds):
             for spec in specs:
-                for start in (Start.COLD, Start.WARM) if number % 2 == 0 else (Start.WARM, Start.COLD):
+                for start in order(number):
                     levels = options.levels if spec is specs[-1] else []
                     _start(replace(spec, start=start), parent, number, levels, seen[spec.server.max_model_len, start])
     finally:
         parent.close()
-    for spec in specs:
-        _compare(spec.server.max_model_len, *(seen[spec.server.max_model_len, start] for start in Start))
-    for shorter, longer in pairwise(specs):
-        _compare_growth(shorter.server.max_model_len, longer.server.max_model_len, seen)
-    if options.levels:
-        _compare_levels(*(seen[specs[-1].server.max_model_len, start] for start in Start), options.within)
+    loaded = specs[-1].server.max_model_len if options.levels else None
+    return verdict(seen, specs[0].device, options.within, options.memory_within_mib * MIB, loaded)
+
+
+def order(number: int) -> tuple[Start, Start]:
+    """Return which way goes first in a round: in turns (ABBA), so that a drift of the machine favours neither."""
+    return (Start.COLD, Start.WARM) if number % 2 == 0 else (Start.WARM, Start.COLD)
+
+
+def verdict(
+    seen: dict[tuple[int, Start], Seen], device: str, within: float, memory_within_bytes: float, loaded: int | None
+) -> int:
+    """Print what was seen, by length and way. Returns the exit code: 0 where the two ways are equivalent.
+
+    `loaded` is the length whose servers had a load; None: none had.
+    """
+    equivalent = []
+    lengths = sorted({length for length, _ in seen})
+    for length in lengths:
+        cold, warm = seen[length, Start.COLD], seen[length, Start.WARM]
+        _compare_starts(length, cold, warm)
+        equivalent.append(_compare_configurations([*cold.configurations, *warm.configurations]))
+        same = _compare_memory(f"at {length}", cold.memory_bytes, warm.memory_bytes, memory_within_bytes)
+        equivalent.append(same or device == "cpu")
+    for pair in pairwise(lengths):
+        grown = [_growth(*(seen[length, start] for length in pair)) for start in order(0)]
+        equivalent.append(_compare_memory(f"{pair[0]} to {pair[1]}", *grown, memory_within_bytes))
+    if loaded is not None:
+        equivalent.append(_compare_levels(seen[loaded, Start.COLD], seen[loaded, Start.WARM], within))
+    forked = [told for (_, start), each in seen.items() if start is Start.WARM for told in each.configurations]
+    equivalent.append(_compare_names(forked))
+    print("equivalent in all that was compared" if all(equivalent) else "NOT shown to be equivalent")
+    return 0 if all(equivalent) else 1
 
 
 def _options() -> argparse.Namespace:
@@ -97,6 +127,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="*", default=[], help="concurrency; none: no load")
     parser.add_argument("--within", type=float, default=0.05, help="what counts as no difference of tok/s and p95")
+    parser.add_argument("--memory-within-mib", type=float, default=2.0, help="the same of memory")
     return parser.parse_args()
 
 
@@ -121,7 +152,7 @@ def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]
         seen.cpu_s.append(_cpu_s(row.server_pid or 0))
         for phase in row.phases:
             seen.phases_s[phase.name].append(phase.seconds)
-        seen.configuration = _configuration(session)
+        seen.configurations.append(_configuration(session))
         memory = session.measure(next(point for point in spec.points if point.kind is PointKind.MEMORY))
         seen.memory_bytes.append(memory.mem_ready_bytes or 0)
         for level in levels:
@@ -171,7 +202,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield from _flat(item, f"{path}.{name}")
 
 
-def _compare(length: int, cold: Seen, warm: Seen) -> None:
+def _compare_starts(length: int, cold: Seen, warm: Seen) -> None:
     medians = [statistics.median(seen.ready_s) for seen in (cold, warm)]
     print(
         f"max_model_len {length}: ready in {medians[0]:.1f} s cold and {medians[1]:.1f} s warm "
@@ -182,24 +213,53 @@ def _compare(length: int, cold: Seen, warm: Seen) -> None:
     for way, seen in (("cold", cold), ("warm", warm)):
         parts = ", ".join(f"{name} {statistics.median(seconds):.1f}" for name, seconds in seen.phases_s.items())
         print(f"  {way}: {parts}")
-    keys = sorted(cold.configuration.keys() | warm.configuration.keys())
-    different = [key for key in keys if cold.configuration.get(key) != warm.configuration.get(key)]
-    unexpected = [key for key in different if not key.endswith((*OF_ONE_SERVER, *OF_FORKING))]
-    print(f"  configuration: {len(keys)} keys, {len(unexpected)} differ unexpectedly {unexpected or ''}")
 
 
-def _compare_growth(shorter: int, longer: int, seen: dict[tuple[int, Start], Seen]) -> None:
-    cold, warm = (
-        statistics.median(seen[longer, start].memory_bytes) - statistics.median(seen[shorter, start].memory_bytes)
-        for start in Start
-    )
+def unexpected_keys(configurations: Sequence[dict[str, str]]) -> list[str]:
+    """Return the keys in which any two servers of one length differ, less those that are meant to."""
+    keys = sorted({key for configuration in configurations for key in configuration})
+    different = [key for key in keys if len({configuration.get(key) for configuration in configurations}) > 1]
+    return [key for key in different if not key.endswith((*OF_ONE_SERVER, *OF_FORKING))]
+
+
+def shared_names(configurations: Sequence[dict[str, str]]) -> list[str]:
+    """Return the names made for one server that two servers have in common."""
+    keys = sorted({key for configuration in configurations for key in configuration if key.endswith(OF_ONE_SERVER)})
+    named = {key: [configuration[key] for configuration in configurations if key in configuration] for key in keys}
+    return [key for key, values in named.items() if len(set(values)) < len(values)]
+
+
+def _compare_configurations(configurations: Sequence[dict[str, str]]) -> bool:
+    """Of all servers of a length, both ways. One that told nothing shows nothing."""
+    unexpected = unexpected_keys(configurations)
+    told = min(len(configuration) for configuration in configurations)
+    print(f"  configuration: {told} keys, {len(unexpected)} differ unexpectedly {unexpected or ''}")
+    return told > 0 and not unexpected
+
+
+def _compare_names(warm: Sequence[dict[str, str]]) -> bool:
+    shared = shared_names(warm)
+    print(f"names made for one server: {len(shared)} are the same in two of {len(warm)} warm ones {shared or ''}")
+    return not shared
+
+
+def _growth(shorter: Seen, longer: Seen) -> list[float]:
+    """Of memory between two lengths, round by round."""
+    return [b - a for a, b in zip(shorter.memory_bytes, longer.memory_bytes, strict=True)]
+
+
+def _compare_memory(what: str, cold: Iterable[float], warm: Iterable[float], within: float) -> bool:
+    medians = statistics.median(cold), statistics.median(warm)
+    apart = medians[1] - medians[0]
     print(
-        f"memory, {shorter} to {longer}: {cold / MIB:+.1f} MiB cold, {warm / MIB:+.1f} MiB warm, "
-        f"{abs(warm - cold) / MIB:.1f} MiB apart"
+        f"memory, {what}: {medians[0] / MIB:.1f} MiB cold, {medians[1] / MIB:.1f} MiB warm, "
+        f"warm minus cold {apart / MIB:+.1f} MiB"
     )
+    return abs(apart) <= within
 
 
-def _compare_levels(cold: Seen, warm: Seen, within: float) -> None:
+def _compare_levels(cold: Seen, warm: Seen, within: float) -> bool:
+    equivalent = []
     for metric in ("tok/s", "p95"):
         keys = [key for key in cold.levels if key[1] == metric]
         noise = pooled_noise(seen.levels[key] for key in keys for seen in (cold, warm))
@@ -210,9 +270,11 @@ def _compare_levels(cold: Seen, warm: Seen, within: float) -> None:
             apart = mean_log(warm.levels[key]) - mean_log(cold.levels[key])
             margin = noise.margin(1 / len(warm.levels[key]) + 1 / len(cold.levels[key]), TAIL)
             low, high = math.exp(apart - margin), math.exp(apart + margin)
-            verdict = "equivalent" if 1 - within <= low and high <= 1 + within else "not shown to be equivalent"
+            equivalent.append(1 - within <= low and high <= 1 + within)
+            verdict = "equivalent" if equivalent[-1] else "not shown to be equivalent"
             print(f"  {key[0]:3}: warm / cold {math.exp(apart):.3f}, 90 % {low:.3f} to {high:.3f}: {verdict}")
+    return all(equivalent)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

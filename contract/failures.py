@@ -44,6 +44,7 @@ class FailureClass(StrEnum):
     MEMORY_UNDER_LOAD = "memory_under_load"  # it ended, out of memory, while it served
     POINT_TIMEOUT = "point_timeout"  # the point's own time limit
     LOAD_LOST = "load_lost"  # a load process ended before its level
+    LOAD_TOO_LARGE = "load_too_large"  # its answers would take more memory than the node has for them: nothing was sent
     CLIENT_LIMITED = "client_limited"  # the load client was the limit, and the host had no more to give
     PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement

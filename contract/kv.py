@@ -83,7 +83,7 @@ class KVLayout:
 
     def blocks_of(self, group: LayerGroup, length: int | None = None) -> int:
         """Return the blocks of one sequence of `length` tokens that are for the layers of `group`."""
-        return self._tables(group) * self._pages(group, self._length(length))
+        return self.tables(group) * self._pages(group, self._length(length))
 
     def grows_until(self, group: LayerGroup) -> int | None:
         """Return the length, in tokens, past which `group` takes no further block; None where it always grows.
@@ -104,7 +104,7 @@ class KVLayout:
         if group.window is None:
             return self.blocks_of(group, tokens)
         within = _ceil(group.window, self.block_size) + 1  # it need not start at a block's start
-        return self._tables(group) * min(_ceil(tokens, self.block_size), within)
+        return self.tables(group) * min(_ceil(tokens, self.block_size), within)
 
     def blocks_at_once(self, sequences: int, length: int | None = None, prompt: int | None = None) -> int:
         """Return the most blocks that `sequences` running sequences hold at once, each grown to `length` tokens.
@@ -113,25 +113,32 @@ class KVLayout:
         many (None: it is all of `length`).
         """
         tokens = self._length(length)
-        held = sum(self.blocks_held(group, tokens) for group in self.groups)
         each = self.blocks_per_sequence(tokens)
-        return min(sequences * each, sequences * held + self.in_flight_blocks(prompt or tokens))
+        grown = sequences * self.blocks_grown(tokens)
+        return min(sequences * each, grown + self.in_flight_blocks(tokens, prompt))
 
-    def in_flight_blocks(self, prompt: int | None = None) -> int:
-        """Return the most blocks of windowed layers that all tokens in flight take together, outside of their windows.
+    def blocks_grown(self, length: int | None = None) -> int:
+        """Return the blocks of one sequence of `length` tokens that only decodes (`blocks_held`), over all groups."""
+        return sum(self.blocks_held(group, length) for group in self.groups)
 
-        A step first ends the one prompt that the step before left unfinished (v1/core/sched/scheduler.py): where it
-        broke off at its window's end, all of the rest lies outside. Behind it come whole prompts and a part of one,
-        each with a window of its own.
+    def in_flight_blocks(self, length: int | None = None, prompt: int | None = None) -> int:
+        """Return by how many blocks, at most, prompts that are being computed hold more than grown ones.
+
+        vLLM computes prompts in their order, so the tokens in flight are one stretch of prompts, the first begun
+        before: at the worst just so far that its window still reaches back to its first block. Of each prompt in the
+        stretch, counted from there, and of what is left for the last, all but a window is outside of windows. Each of
+        these sequences has yet to grow from `prompt` to `length`.
         """
-        tokens, blocks = self._length(prompt), 0
-        for group in self.groups:
-            if group.window is not None and tokens > group.window:
-                rest = min(self.in_flight_tokens, tokens - group.window)
-                whole, part = divmod(self.in_flight_tokens - rest, tokens)
-                outside = rest + whole * (tokens - group.window) + max(part - group.window, 0)
-                blocks += self._tables(group) * _ceil(outside, self.block_size)
-        return blocks
+        tokens = self._length(length)
+        first = prompt or tokens
+        windowed = [(g, g.window) for g in self.groups if g.window is not None and g.window < first]
+        to_grow = self.blocks_grown(tokens) - self.blocks_grown(first)
+        most = 1 + max((self._stretch(window) // first for _, window in windowed), default=-1)
+        return max(
+            sum(self.tables(g) * (self._outside(window, first, n) // self.block_size) for g, window in windowed)
+            - n * to_grow
+            for n in range(most + 1)
+        )
 
     def bytes_per_sequence(self, length: int | None = None) -> int:
         """Return bytes of one sequence of `length` tokens, in whole blocks."""
@@ -162,7 +169,16 @@ class KVLayout:
         """Return int(max_concurrency * length): `kv_cache_size_tokens` on /metrics."""
         return int(self.max_concurrency(pool_bytes, length) * self._length(length))
 
-    def _tables(self, group: LayerGroup) -> int:
+    def _stretch(self, window: int) -> int:
+        return self.in_flight_tokens + window + self.block_size - 2
+
+    def _outside(self, window: int, prompt: int, prompts: int) -> int:
+        """Tokens outside of their windows, of so many prompts in flight."""
+        whole, rest = divmod(self._stretch(window), prompt)
+        return min(prompts, whole) * (prompt - window) + (max(0, rest - window) if prompts > whole else 0)
+
+    def tables(self, group: LayerGroup) -> int:
+        """Return the block tables that the layers of `group` are cut into."""
         return _ceil(group.layers, self.layers_per_block)
 
     def _pages(self, group: LayerGroup, tokens: int) -> int:

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from contract.failures import FailureClass as F
 
-_RESUME = "`python -m orchestrator resume=RUN` measures them"
+
+def _resume(*changes: str) -> str:
+    return f"`{' '.join(('python -m orchestrator resume=RUN', *changes))}` measures them"
+
+
+_RESUME = _resume()
 
 NEXT_STEPS: dict[F, str] = {
     F.BAD_ARGUMENT: "correct the flag that vLLM names (`server.…`, `server.extra_args`) and start the run again",
@@ -23,10 +28,13 @@ NEXT_STEPS: dict[F, str] = {
     "the sweep), or spread the model over more cards (`server.tensor_parallel_size`)",
     F.GRAPH_MEMORY: "leave memory for CUDA graphs (a lower `server.gpu_memory_utilization` or "
     "`server.kv_cache_memory_bytes`), or do without them (`server.enforce_eager=true`)",
-    F.READY_TIMEOUT: "raise `engine.ready_timeout_s`; then " + _RESUME,
+    F.READY_TIMEOUT: "give it longer: " + _resume("engine.ready_timeout_s=SECONDS"),
     F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
-    F.CLIENT_LIMITED: "give the load more cores, or `load.processes`; then " + _RESUME,
+    F.POINT_TIMEOUT: "it had an hour, or three times its estimate where that is more: ask for less of it (fewer "
+    "`load.requests_per_level`, shorter lengths); where the server hung " + _RESUME,
+    F.LOAD_TOO_LARGE: "send fewer or shorter answers (`load.requests_per_level`, `load.output_tokens`)",
+    F.CLIENT_LIMITED: "give the load more cores, and as many processes as it needs: " + _resume("load.processes=auto"),
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,
     F.NODE_LOST: _RESUME,

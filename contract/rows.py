@@ -223,6 +223,8 @@ class PointRow:
     """Further flags of the server, as JSON."""
     sequences: int | None = None
     vllm_version: str | None = None
+    start: str | None = None
+    """How the server that it was measured on was started: `warm` or `cold`; None where none was."""
     co_running_sessions: list[str] = field(default_factory=list)
     # --- KV cache: the engine's own figures ---
     engine_kv_tokens: int | None = None

@@ -167,6 +167,7 @@ class Timeouts:
     memory_back_s: float = 30.0
     request_s: float = 600.0
     point_s: float = 3600.0
+    """A point that is estimated at more than a third of it has three times its estimate (`orchestrator.driver`)."""
 
 
 @dataclass(frozen=True, slots=True)

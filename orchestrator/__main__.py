@@ -78,27 +78,24 @@ def _experiments(asked: Arguments) -> list[Experiment] | int:
 
 
 def _resumed(asked: Arguments) -> list[Experiment]:
-    """The experiments of the run, and those that the rest of the command line adds to it."""
-    from orchestrator.compose import compose
+    """The experiments of the run, with what may be said anew, and those that the rest of the command line adds."""
+    from orchestrator.compose import compose, parsed
     from orchestrator.problems import ConfigError
-    from orchestrator.resume import experiments_of
+    from orchestrator.resume import changes_of, experiments_of
     from orchestrator.store import Store
 
     if asked.resume_strict not in ("true", "false"):
         raise ConfigError([f"resume.strict={asked.resume_strict}: should be true or false"])
-    address = asked.value_of("cluster.address") or asked.value_of("cluster")
-    where = [
-        argument for argument in asked.overrides if argument.lstrip("+").startswith(("cluster=", "cluster.address="))
-    ]
-    more = [argument for argument in asked.overrides + asked.flags if argument not in where]
+    changes, others = changes_of(parsed(asked.overrides))
+    more = [*others, *asked.flags]
     if more and asked.value_of("sweep") is None:
-        changes = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
-        raise ConfigError([f"{changes}; name a whole grid to add (+sweep=NAME ...)"])
+        nothing = f"resume={asked.resume}: {' '.join(more)} changes nothing of it"
+        raise ConfigError([f"{nothing}; name a whole grid to add (+sweep=NAME ...)"])
     store = Store(Path(asked.resume or ""))
     store.manifest()  # before Hydra says anything
     store.refuse_links()
     further = compose([*_default_model(asked), *asked.overrides], asked.flags) if more else []
-    return experiments_of(store, further, address)
+    return experiments_of(store, further, changes)
 
 
 def _default_model(asked: Arguments) -> list[str]:
@@ -131,45 +128,53 @@ def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: conte
     from orchestrator.preflight import check
     from orchestrator.resume import left_to_do
     from orchestrator.run_lock import held
-    from orchestrator.store import Store, check_root
+    from orchestrator.store import Store, check_root, rebuild
 
     check(experiments)
     first = experiments[0]
-    root = check_root(first.output_root)
+    store = Store(Path(asked.resume)) if asked.resume else None
+    root = check_root(store.directory, "resume") if store else check_root(first.output_root)
     resolved = [(experiment, models.resolve(experiment.model)) for experiment in experiments]
     local = local_fleet(first.cluster, first.engine) if first.cluster.address == "local" else None
     plan = _plan(resolved, local) if local is not None else None
-    store = Store(Path(asked.resume)) if asked.resume else None
     if store and not first.dry_run:
         until_end.enter_context(held(store.directory))
     if store and local:
         _compare(store, local, asked)
     if store and not first.dry_run:
-        for path in store.discard_half_servers():
-            print(f"WARNING  {path} was not whole and is removed: what this server was is not known any more")
+        for path in store.discard_torn():
+            print(f"WARNING  {path} was not whole and is removed: what it held is not known any more")
     if plan and local:
-        _check_budget(plan, first)
+        left = left_to_do(plan, store)
+        _check_budget(left, first)
         if first.dry_run:
             return _show(plan, local, first)
-    if plan and store and not left_to_do(plan, store):
+    if plan and store and not left:
         print(f"nothing is left to do in {store.directory}")
         return _conclude(store, Outcome())
-    with Cluster(first.cluster, local) as cluster:
-        fleet = cluster.fleet(first.engine)
-        if store and not local:
-            _compare(store, fleet, asked)
-        if plan is None:
-            plan = _plan(resolved, fleet)
-            _check_budget(plan, first)
-        if first.dry_run:
-            return _show(plan, fleet, first)
-        _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
-        _warm_up(cluster, fleet, plan)
-        if store is None:
-            store = Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
-            until_end.enter_context(held(store.directory))
-        outcome = _measure(cluster, fleet, store, experiments, plan)
-    return _conclude(store, outcome)
+    try:
+        with Cluster(first.cluster, local) as cluster:
+            fleet = cluster.fleet(first.engine)
+            if store and not local:
+                _compare(store, fleet, asked)
+            if plan is None:
+                plan = _plan(resolved, fleet)
+                left = left_to_do(plan, store)
+                _check_budget(left, first)
+            if first.dry_run:
+                return _show(plan, fleet, first)
+            _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
+            _warm_up(cluster, fleet, plan)
+            if store is None:
+                store = Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
+                until_end.enter_context(held(store.directory))
+            outcome = _measure(cluster, fleet, store, experiments, plan, left)
+        return _conclude(store, outcome)
+    except KeyboardInterrupt:  # at once: nothing else says where it is
+        if store:
+            print(f"what was measured is in {store.directory}; its artifacts: {rebuild(store)}")
+            print(f"go on with: python -m orchestrator resume={store.directory}")
+        raise
 
 
 def _compare(store: Store, fleet: Fleet, asked: Arguments) -> None:
@@ -215,10 +220,10 @@ def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
     return make_plan(resolved, fleet)
 
 
-def _check_budget(plan: Plan, experiment: Experiment) -> None:
+def _check_budget(sessions: list[SessionSpec], experiment: Experiment) -> None:
     from orchestrator.problems import ConfigError
 
-    problems = _budget(experiment).problems(plan.sessions)
+    problems = _budget(experiment).problems(sessions)
     if problems:
         raise ConfigError(problems)
 
@@ -236,19 +241,25 @@ def _show(plan: Plan, fleet: Fleet, experiment: Experiment) -> int:
     return OK
 
 
-def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Experiment], plan: Plan) -> Outcome:
-    from orchestrator.driver import Driver
+def _measure(
+    cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Experiment], plan: Plan, sessions: list[SessionSpec]
+) -> Outcome:
+    """Measure what is left of the plan. Raises `NotWritten` where a new run cannot even begin."""
+    from orchestrator.driver import Driver, Outcome
     from orchestrator.manifest import make_manifest, server_entry
     from orchestrator.plan import searched_points
     from orchestrator.preview import budget_words, estimate_s, points_words
     from orchestrator.progress import Progress
-    from orchestrator.resume import left_to_do
-    from orchestrator.store import rebuild
+    from orchestrator.store import NotWritten, rebuild
 
-    sessions: list[SessionSpec] = left_to_do(plan, store)
-    manifest = make_manifest(store.directory.name, experiments, plan, fleet)
-    manifest |= store.made_so_far()
-    store.put_manifest(manifest)
+    earlier = store.made_so_far()
+    manifest = make_manifest(store.directory.name, experiments, plan, fleet) | earlier
+    try:
+        store.put_manifest(manifest)
+    except NotWritten as error:
+        if not earlier:
+            raise
+        return Outcome(not_written=str(error))
     seconds = estimate_s(sessions, fleet)
     progress = Progress(sum(len(session.points) for session in sessions), seconds)
     try:
@@ -264,8 +275,10 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
         progress.close()
     manifest["servers"] += [server_entry(row) for row in outcome.servers]
     manifest["status"] = _status(outcome)
-    if outcome.not_written is None:
+    try:
         store.put_manifest(manifest)
+    except NotWritten as error:
+        outcome.not_written = outcome.not_written or str(error)
     if outcome.interrupted:  # whoever is killed while it reduces has said how to
         print(f"what was measured is in its shards; its artifacts: {rebuild(store)}", flush=True)
     return outcome
@@ -274,6 +287,8 @@ def _measure(cluster: Cluster, fleet: Fleet, store: Store, experiments: list[Exp
 def _status(outcome: Outcome) -> str:
     if outcome.interrupted:
         return "interrupted"
+    if outcome.not_written:
+        return "ended early"
     return "failed points" if outcome.failed else "budget used up" if outcome.left_out else "complete"
 
 

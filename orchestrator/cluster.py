@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
+import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,10 @@ from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
-from workers.temporary import own, private_directory, remove_ownerless
+from workers.temporary import PREFIX, Owned, remove_ownerless
 
 OBJECT_STORE_BYTES = 256 * 2**20
-PRIVATE_PREFIX = "vc-ray-"
+PRIVATE_PREFIX = f"{PREFIX}ray-"
 SOCKETS_BELOW = 70
 """Characters of /r/session_DATE_TIME_PID/sockets/NAME, Ray's sockets."""
 ACTOR_LIMIT_S = 180.0
@@ -39,12 +40,23 @@ ACTOR_LIMIT_S = 180.0
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
 WARM_CLOSE_LIMIT_S = 1.0
+SWEEP_LIMIT_S = 10.0
+"""For nodes to remove, when a run ends, what its actors have left where they were killed."""
+DYING_S = 2.0
+"""For an actor that is killed to be dead."""
 NODES_LIMIT_S = 5.0
 """For the cluster to say which of its nodes live."""
+OF_THE_NODE = ("[Errno ", "NVML", "NoSuchCard")
+"""In the message of an actor that could not be made on a node, where it may be elsewhere: the system's errors (no space
+left), and those of the node's cards."""
 
 
 class ActorLost(Exception):
     """The session's actor or its node is gone; another node may do."""
+
+
+class ActorFailed(Exception):
+    """The session's actor could not be made, for a reason that it would meet anywhere: a defect of ours."""
 
 
 class ClusterError(Exception):
@@ -58,11 +70,12 @@ class Cluster:
         self._config = config
         self._local = local
         self._warm: dict[str, Any] = {}
-        self._renewing: dict[str, asyncio.Future[None]] = {}
-        self._private_dir: str | None = None
-        self._owning: int | None = None
-        """Says that it is ours, for as long as we live."""
+        self._keeps_warm: threading.Thread | None = None
+        self._left = threading.Event()
+        self._private: Owned | None = None
         self._caretaker: Caretaker | None = None
+        self._nodes: list[str] = []
+        """Of a cluster that others have started."""
         self._saved_environment: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
@@ -82,11 +95,13 @@ class Cluster:
 
     def _start_private(self) -> None:
         assert self._local is not None
-        for left in remove_ownerless(PRIVATE_PREFIX):
+        for left in remove_ownerless():
             print(f"a run that was killed had left {left}: it is removed")
-        directory = private_directory(PRIVATE_PREFIX, SOCKETS_BELOW)
-        self._private_dir, self._owning = str(directory), own(directory)
-        self._caretaker = Caretaker(directory)
+        try:
+            self._private = Owned(PRIVATE_PREFIX, SOCKETS_BELOW)
+        except OSError as error:
+            raise ClusterError(f"no private directory for Ray: {error.strerror or error}") from None
+        self._caretaker = Caretaker(self._private.path)
         # A key of its own: Ray would write one into the user's home.
         self._set_environment(
             RAY_AUTH_MODE="token",
@@ -96,7 +111,7 @@ class Cluster:
             RAY_worker_niceness="0",
             RAY_memory_monitor_refresh_ms="0",  # it would kill workers where a CPU server fills the RAM
             RAY_raylet_start_wait_time_s="60",
-            TMPDIR=self._private_dir,  # what sessions leave when they are killed is removed with it
+            TMPDIR=str(self._private.path),  # what sessions leave when they are killed is removed with it
         )
         import ray
 
@@ -112,11 +127,11 @@ class Cluster:
                 logging_level=logging.ERROR,
                 configure_logging=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=f"{self._private_dir}/r",  # Ray opens it to every user: the one above stays ours alone
+                _temp_dir=f"{self._private.path}/r",  # Ray opens it to every user: the one above stays ours alone
                 _node_ip_address="127.0.0.1",
             )
         except Exception as error:  # Ray has no class of its own for this
-            raise ClusterError(f"a private Ray did not start: {_first_line(error)}") from None
+            raise ClusterError(f"a private Ray did not start: {_in_a_line(error)}") from None
 
     def _connect(self) -> None:
         import ray
@@ -130,29 +145,45 @@ class Cluster:
             )
         except Exception as error:  # ConnectionError, RuntimeError, ValueError and Ray's own, all meaning this
             raise ClusterError(
-                f"no Ray cluster at {self._config.address!r}: {_first_line(error)}. Is `ray start` running? "
+                f"no Ray cluster at {self._config.address!r}: {_in_a_line(error)}. Is `ray start` running? "
                 f"If it was started with a token, export RAY_AUTH_MODE=token; {knock.WHERE_TOKENS_ARE}"
             ) from None
+        self._nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        self._sweep("a run that was killed had left", PROBE_LIMIT_S, 0.0)
 
     def _leave(self) -> None:
         import ray
 
         with interrupts.deferred():
-            if self._warm and self._private_dir is None:  # a private Ray's temporary files go with it
+            self._left.set()
+            if self._keeps_warm is not None:
+                self._keeps_warm.join(WARM_CLOSE_LIMIT_S)
+            if self._nodes:  # a private Ray's temporary files go with it
                 with contextlib.suppress(Exception):
                     ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
+                with contextlib.suppress(Exception):
+                    self._sweep("what was killed had left", SWEEP_LIMIT_S, DYING_S)
             with contextlib.suppress(Exception):
                 ray.shutdown()
-            if self._private_dir:
-                shutil.rmtree(self._private_dir, ignore_errors=True)
-            if self._owning is not None:
-                os.close(self._owning)
-                self._owning = None
+            if self._private is not None:
+                self._private.remove()
             if self._caretaker is not None:
                 self._caretaker.close()
                 self._caretaker = None
             for name, value in self._saved_environment.items():
                 _set(name, value)
+
+    def _sweep(self, who: str, limit_s: float, patience_s: float) -> None:
+        """Have every node remove what nobody owns any more, and say what."""
+        import ray
+
+        sweep: Any = ray.remote(num_cpus=0, max_retries=0)(_removed_there)
+        asked = [sweep.options(scheduling_strategy=_on(node)).remote(patience_s) for node in self._nodes]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=limit_s)
+        for each in done:
+            with contextlib.suppress(Exception):  # a node that is gone, or without the package: said where it matters
+                for left in ray.get(each):
+                    print(f"{who} {left}: it is removed")
 
     def _set_environment(self, **changes: str | None) -> None:
         for name, value in changes.items():
@@ -203,7 +234,7 @@ class Cluster:
             seen: list[NodeReport] = ray.get(looks, timeout=PROBE_LIMIT_S)
         except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
             raise ClusterError(
-                f"a node could not be looked at: {_first_line(error)}. Is the package on all nodes?"
+                f"a node could not be looked at: {_in_a_line(error)}. Is the package on all nodes?"
             ) from None
         return dict(zip(nodes, seen, strict=True))
 
@@ -223,6 +254,15 @@ class Cluster:
         actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
             self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, _users_omp_num_threads())
+        self._keeps_warm = threading.Thread(target=self._keep_warm, name="keeps warm", daemon=True)
+        self._keeps_warm.start()
+
+    def _keep_warm(self) -> None:
+        """Renew their leases from their making on: a node's first session may come later than a lease lasts."""
+        while not self._left.wait(RENEWED_EVERY_S):
+            for actor in self._warm.values():
+                with contextlib.suppress(Exception):  # who wants a server of it finds out
+                    actor.ping.remote()
 
     async def has_lost(self, node: str) -> bool:
         """Return whether the cluster has given a node up. One that was cut off a moment ago it has not yet."""
@@ -235,13 +275,11 @@ class Cluster:
         return not any(each["NodeID"] == node and each["Alive"] for each in nodes)
 
     async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
-        """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`."""
+        """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`, `ActorFailed`."""
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent: str | None = None
         if spec.start is Start.WARM and node in self._warm:
-            if node not in self._renewing:
-                self._renewing[node] = asyncio.ensure_future(_renew(self._warm[node]))
-            with contextlib.suppress(ActorLost, TimeoutError):
+            with contextlib.suppress(ActorLost, ActorFailed, TimeoutError):
                 warm_parent = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
         handle = SessionHandle(actor.remote(spec, run_id, attempt, _users_omp_num_threads(), warm_parent))
         await handle.alive()
@@ -327,7 +365,12 @@ async def _result(reference: Any) -> Any:
     except ray.exceptions.RayTaskError:
         raise  # a defect of ours: not to be tried again
     except ray.exceptions.RayError as error:
-        raise ActorLost(f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
+        why = _in_a_line(error)
+        if not _in_its_making(error):
+            raise ActorLost(f"{type(error).__name__}: {why}") from None
+        if any(word in why for word in OF_THE_NODE):
+            raise ActorLost(f"it could not be made: {why}") from None
+        raise ActorFailed(why) from None
 
 
 def _actor_class() -> Any:
@@ -372,6 +415,7 @@ class SessionActor:
 
         from workers.session import Session
 
+        remove_ownerless()  # another start's of this session, say: its server is gone from the cards before ours comes
         context = ray.get_runtime_context()
         devices = [str(name) for name in context.get_accelerator_ids().get("GPU", [])]
         load = ray.remote(num_cpus=0, max_retries=0)(_generate).options(scheduling_strategy=_on(context.get_node_id()))
@@ -411,6 +455,10 @@ class SessionActor:
         return self._session.stop()
 
 
+def _removed_there(patience_s: float) -> list[str]:
+    return [f"{path} on {socket.gethostname()}" for path in remove_ownerless(patience_s=patience_s)]
+
+
 def _together(load: Any, plans: list[Any]) -> list[Any]:
     """Run load tasks at once; where one fails none is left that still sends."""
     import ray
@@ -423,7 +471,7 @@ def _together(load: Any, plans: list[Any]) -> list[Any]:
             ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
         if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
-            raise LoadLost(f"{type(error).__name__}: {_first_line(error)}") from None
+            raise LoadLost(f"{type(error).__name__}: {_in_a_line(error)}") from None
         raise
     return results
 
@@ -446,9 +494,14 @@ def _have_ray_read_its_environment() -> None:
         AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if "RayTaskError" in type(error).__name__ and lines else (lines or [type(error).__name__])[0]
+def _in_a_line(error: Exception) -> str:
+    """The first line of a message, or the last of one that is a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "RayTaskError" in type(error).__name__ or _in_its_making(error) else lines[0]
+
+
+def _in_its_making(error: Exception) -> bool:
+    return bool(getattr(error, "actor_init_failed", False))
 
 
 def _on(node_id: str) -> Any:

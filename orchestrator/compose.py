@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +43,7 @@ def compose(overrides: list[str], flags: list[str]) -> list[Experiment]:
     experiment, `SystemExit` where Hydra gives up.
     """
     composed: list[DictConfig] = []
-    _check_grammar(overrides)
+    parsed(overrides)
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     def collect(config: DictConfig) -> None:
@@ -60,16 +61,20 @@ def compose(overrides: list[str], flags: list[str]) -> list[Experiment]:
     return _validated(composed)
 
 
-def _check_grammar(overrides: list[str]) -> None:
-    """Hydra's own message does not say which of the overrides it could not read."""
+def parsed(overrides: list[str]) -> list[Override]:
+    """Return overrides as Hydra reads them.
+
+    Raises `ConfigError` with the one that it cannot read: Hydra's own message does not say which.
+    """
     from orchestrator.problems import ConfigError
 
-    parser = OverridesParser.create()
+    parser, read = OverridesParser.create(), []
     for override in overrides:
         try:
-            parser.parse_override(override)
+            read.append(parser.parse_override(override))
         except HydraException as error:
             raise ConfigError([f"{override.lstrip('+')}: {str(error).splitlines()[0]}"]) from None
+    return read
 
 
 def _validated(composed: list[DictConfig]) -> list[Experiment]:

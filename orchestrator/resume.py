@@ -3,9 +3,9 @@ of a plan has no finished shard yet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contract.specs import WORKLOAD_VERSION, SessionSpec
 from orchestrator.fleet import Fleet
@@ -15,26 +15,63 @@ from orchestrator.schema import Experiment, validate
 from orchestrator.search import next_step
 from orchestrator.store import Store
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
-def experiments_of(store: Store, further: list[Experiment], address: str | None = None) -> list[Experiment]:
+UNHASHED = (
+    "engine.ready_timeout_s", "engine.stop_grace_s", "engine.memory_back_s", "server.start",
+    "load.processes", "load.request_timeout_s", "load.prefix_hit_limit",
+    "cluster.address", "cluster.num_gpus", "cluster.gpu", "cluster.shared_gpus", "budget.minutes", "budget.gpu_hours",
+)  # fmt: skip
+"""Keys that may be said anew for a run that is gone on with: no id of a session or a point hangs on them."""
+
+
+def changes_of(overrides: Iterable[Override]) -> tuple[dict[str, Any], list[str]]:
+    """Return what overrides say of keys that no hash holds, and the other overrides as they were typed.
+
+    Raises `ConfigError` where such a key has several values.
+    """
+    changes: dict[str, Any] = {}
+    others = []
+    for each in sorted(overrides, key=lambda each: each.key_or_group != "cluster"):  # the group before its keys
+        key = "cluster.address" if each.key_or_group == "cluster" else each.key_or_group
+        typed = (each.input_line or "").lstrip("+")
+        if key not in UNHASHED or each.is_delete():
+            others.append(typed)
+        elif each.is_sweep_override():
+            raise ConfigError([f"{typed}: a run that is gone on with has one value of it"])
+        else:
+            changes[key] = each.value()
+    return changes, others
+
+
+def experiments_of(store: Store, further: list[Experiment], changes: Mapping[str, Any]) -> list[Experiment]:
     """Return the experiments that a run was made of, then those of `further` that are not among them.
 
-    `address` is the cluster to go on with, as the user names it. Raises `ConfigError` where it is no run, its
-    experiments are not understood any more, or the manifest alone says which host to trust: what a cluster's head
-    sends back is executed, and the run may come from elsewhere.
+    `changes` are of keys in `UNHASHED` and hold for all of them; where nothing is said anew, `further` has what the
+    run has. Raises `ConfigError` where it is no run, its experiments are not understood any more, or the manifest
+    alone says which host to trust: what a cluster's head sends back is executed, and the run may come from elsewhere.
     """
-    own = [validate(content, []) for content in store.manifest()["experiments"]]
+    own = [validate(_changed(content, changes), []) for content in store.manifest()["experiments"]]
     made_on = own[0].cluster.address
-    if address is None and made_on not in ("local", "auto"):
+    if "cluster.address" not in changes and made_on not in ("local", "auto"):
         raise ConfigError([f"the run was made on the cluster at {made_on}: name it, cluster.address={made_on}"])
-    if address is not None:
-        own = [
-            each.model_copy(update={"cluster": each.cluster.model_copy(update={"address": address})}) for each in own
-        ]
-    here = [experiment.model_copy(update={"output_root": own[0].output_root}) for experiment in further]
-    if here:  # the budget is of one start of the run: what is typed now counts
-        own = [experiment.model_copy(update={"budget": here[0].budget}) for experiment in own]
+    first = own[0].model_dump(mode="json")
+    kept = {key: first[section][name] for key in UNHASHED for section, name in [key.split(".")]}
+    here = [
+        validate({**_changed(each.model_dump(mode="json"), kept), "output_root": own[0].output_root}, [])
+        for each in further
+    ]
     return own + [experiment for experiment in here if experiment not in own]
+
+
+def _changed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an experiment as plain dicts, with `changes` in it; what is no section is left for `validate` to name."""
+    for key, value in changes.items():
+        section, name = key.split(".")
+        if isinstance(before := content.get(section), dict):
+            content = {**content, section: {**before, name: value}}
+    return content
 
 
 def differences(manifest: Mapping[str, Any], fleet: Fleet) -> list[str]:
@@ -57,11 +94,14 @@ def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def left_to_do(plan: Plan, store: Store) -> list[SessionSpec]:
-    """Return the sessions that still have points to measure or to prune, with what is to be measured now."""
+def left_to_do(plan: Plan, store: Store | None) -> list[SessionSpec]:
+    """Return the sessions that still have points to measure or to prune, with what is to be measured now.
+
+    `store` is None for a run that has no directory yet.
+    """
     left = []
     for session in plan.sessions:
-        rows = store.rows(session.id)
+        rows = store.rows(session.id) if store else {}
         step = next_step(plan.searches.get(session.id, ()), rows)
         every = (*step.ahead, *session.points, *step.measure)
         points = {point.id: point for point in memory_first(every) if point.id not in rows}

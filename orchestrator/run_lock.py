@@ -56,8 +56,9 @@ def _locked(path: Path) -> int | None:
             break
         os.close(file)  # its last holder removed it in between
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
     return file
 
 

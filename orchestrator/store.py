@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,16 +48,38 @@ class Store:
             return cls(directory)
         raise ConfigError([f"output_root: {root} is full of runs of this second"])
 
-    def put(self, row: PointRow) -> None:
-        """Write a point's shard."""
-        self._write(self._shard(row.session_id, f"{row.point_id}.parquet"), [row], PointRow)
+    def put(self, row: PointRow, instead: bool = True) -> None:
+        """Write a point's shard; `instead` of one that is there, if there is one."""
+        path = self._shard(row.session_id, f"{row.point_id}.parquet")
+        if instead or not path.exists():
+            self._write(path, [row], PointRow)
 
-    def put_session(self, end: SessionEnd) -> None:
-        """Write a session's row and its server's log."""
-        self._write(self._shard(end.row.session_id, SESSION_SHARD), [end.row], SessionRow)
+    def put_session(self, end: SessionEnd, instead: bool = True) -> None:
+        """Write a session's row, `instead` of one that is there, and its server's log.
+
+        The log of an earlier start is kept beside it, under the number of that start.
+        """
+        path = self._shard(end.row.session_id, SESSION_SHARD)
+        if path.exists() and not instead:
+            return
         logs = self._path("logs")
-        logs.chmod(0o700)  # a server that was told to log its requests has prompts in it
-        _replace(logs / f"{end.row.session_id}.log", end.log.encode())
+        log = logs / f"{end.row.session_id}.log"
+        with _kept(log):
+            logs.chmod(0o700)  # a server that was told to log its requests has prompts in it
+            if log.exists():
+                log.replace(logs / f"{end.row.session_id}.{_attempt(path) or end.row.attempt - 1}.log")
+        self._write(path, [end.row], SessionRow)
+        if end.log:
+            _replace(log, end.log.encode())
+
+    def starts(self) -> dict[str, int]:
+        """Return how often each session was started, as far as the manifest and the rows of servers tell."""
+        found = {path.parent.name: _attempt(path) or 0 for path in self.directory.glob(f"shards/*/{SESSION_SHARD}")}
+        for server in self.made_so_far().get("servers", []):
+            if isinstance(server, dict) and isinstance(attempt := server.get("attempt"), int):
+                session = str(server.get("session_id"))
+                found[session] = max(attempt, found.get(session, 0))
+        return found
 
     def rows(self, session_id: str) -> dict[str, PointRow]:
         """Return the rows of a session whose points are done, by point id, without what is nested in them.
@@ -74,23 +97,27 @@ class Store:
             with contextlib.suppress(OSError, ValueError, TypeError):
                 file = pq.ParquetFile(path)
                 written = file.read(columns=[name for name in flat if name in file.schema_arrow.names]).to_pylist()
-                if written and all(row["status"] in RESULT_STATUSES for row in written):
-                    found[path.stem] = PointRow(**written[-1])
+                rows = [PointRow(**row) for row in written]
+                ours = all((row.session_id, row.point_id) == (session_id, path.stem) for row in rows)  # no copy
+                if rows and ours and all(row.status in RESULT_STATUSES for row in rows):
+                    found[path.stem] = rows[-1]
         return found
 
-    def discard_half_servers(self) -> list[Path]:
-        """Remove the rows of servers that cannot be read, and return where they were.
+    def discard_torn(self) -> list[Path]:
+        """Remove the shards that are not whole, and return where they were.
 
-        A point's half a shard is replaced as its point is measured again; a server whose points are done is not
-        started again, and half a row of it would be in the way of all artifacts.
+        Nobody need come by to replace one: a server whose points are done is not started again, and a point may not be
+        planned any more. It would be in the way of all artifacts. Raises `ConfigError` where one cannot be looked at.
         """
         import pyarrow.parquet as pq
 
         removed = []
-        for path in self.directory.glob(f"shards/*/{SESSION_SHARD}"):
+        for path in sorted(self.directory.glob("shards/*/[!.]*.parquet")):
             try:
-                pq.read_metadata(path)
-            except (OSError, ValueError):  # Arrow's own are ValueErrors
+                pq.ParquetFile(path).read()
+            except (OSError, ValueError) as error:  # Arrow's own are of both kinds, without a number
+                if isinstance(error, OSError) and error.errno is not None:  # it may be whole
+                    raise ConfigError([f"{path} cannot be read ({error.strerror})"]) from None
                 path.unlink(missing_ok=True)
                 removed.append(path)
         return removed
@@ -147,25 +174,54 @@ def rebuild(store: Store) -> str:
     return f"python -m analysis {store.directory}"
 
 
+def _attempt(path: Path) -> int | None:
+    """Return the start that a session's row is of; None where there is no such row."""
+    import pyarrow.parquet as pq
+
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        return int(pq.read_table(path, columns=["attempt"]).column(0)[-1].as_py())
+    return None
+
+
 def _made(directory: Path) -> Path:
-    try:
+    with _kept(directory):
         directory.mkdir(exist_ok=True)
-    except OSError as error:
-        raise NotWritten(f"{directory} could not be made: {error.strerror}") from error
     return directory
 
 
 @contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file to fill, which then becomes `path`. Raises `NotWritten`, and leaves nothing of it."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
+def _kept(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        temporary.replace(path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise NotWritten(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file to fill, which then becomes `path`, on the disk too: a host that fails in the moment after
+    must not leave a name without a content. Raises `NotWritten`, and leaves nothing of it.
+    """
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with _kept(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    with contextlib.suppress(OSError):  # not every file system knows it of a directory
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -182,18 +238,21 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def check_root(root: str) -> Path:
-    """Return the output root as an absolute path, looked at but not made. Raises `ConfigError` with the way out."""
+def check_root(root: str | Path, key: str = "output_root") -> Path:
+    """Return the directory that `key` names as an absolute path, looked at but not made.
+
+    Raises `ConfigError` with the way out where nothing can be kept there.
+    """
     path = Path(root).expanduser().absolute()
     if RAY_PACKAGE_CACHE in f"{path}/":
         raise ConfigError(
-            [f"output_root: {path} lies inside Ray's package cache, which Ray deletes: give an absolute output_root"]
+            [f"{key}: {path} lies inside Ray's package cache, which Ray deletes: give an absolute {key} outside it"]
         )
     existing = _existing(path)
     if not existing.is_dir():
-        raise ConfigError([f"output_root: {existing} is not a directory"])
+        raise ConfigError([f"{key}: {existing} is not a directory"])
     try:
         tempfile.TemporaryDirectory(dir=existing).cleanup()  # a look at permission bits would say yes to root
     except OSError as error:
-        raise ConfigError([f"output_root: {existing} cannot be written ({error.strerror})"]) from None
+        raise ConfigError([f"{key}: {existing} cannot be written ({error.strerror})"]) from None
     return path

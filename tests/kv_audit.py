@@ -91,25 +91,20 @@ class Layout:
         ))  # fmt: skip
 
     def at_once(self, requests: int, tokens: int) -> float:
-        """Tokens in flight are shared: in windowed layers those outside of windows are counted once."""
-        held, shared = 0, 0
+        """Grown requests hold windows; what is outside of those of the prompts in flight, in order, counts besides."""
+        held, outside = 0, 0
         for layers in self.layers:
             tables = math.ceil(layers.n / self.per_block)
             if layers.kind != "sliding_window":
                 held += self.blocks(layers, tokens)
                 continue
             held += tables * min(math.ceil(tokens / self.block), math.ceil(self.window / self.block) + 1)
-            shared += tables * math.ceil(self.outside(tokens) / self.block)
-        return min(requests * self.sequence(tokens), self.block_bytes * (requests * held + shared))
-
-    def outside(self, prompt: int) -> int:
-        """Tokens in flight outside of windows: the end of one prompt, then prompts from their start."""
-        found, left, piece = 0, self.flight, max(prompt - self.window, 0)
-        while left > 0 and prompt > self.window:
-            taken = min(piece, left)
-            found += taken if not found else max(taken - self.window, 0)
-            left, piece = left - taken, prompt
-        return found
+            left, more = self.flight + self.window + self.block - 2, 0
+            while left > 0:
+                more += max(0, min(left, tokens) - self.window)
+                left -= tokens
+            outside += tables * (more // self.block)
+        return min(requests * self.sequence(tokens), self.block_bytes * (requests * held + outside))
 
     def figure(self, what: str) -> float:
         """A figure of the section that has no length in its name."""

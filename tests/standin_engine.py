@@ -38,6 +38,8 @@ def found() -> dict[str, object]:
 if __name__ == "__main__":
     if "--stubborn" in sys.argv:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if "--shares" in sys.argv:
+            os.open(sys.argv[sys.argv.index("--shares") + 1], os.O_CREAT | os.O_RDWR, 0o600)
         if os.fork() == 0:
             os.setsid()
             Path(sys.argv[-1]).write_text(str(os.getpid()))

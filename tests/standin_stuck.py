@@ -1,4 +1,5 @@
-"""The simulator as a module that can be forked; forked with STUCK set it says one word and hangs, or ends.
+"""The simulator as a module that can be forked. Forked with STUCK set it says one word and hangs (`hang`), or ends
+(`end`), or forks beside a thread (`thread`), or is ready and answers no completion (`gate`).
 
 With STARTS_AS `silent` it says nothing and never listens, with `slow` it says a word ten times a second for three
 seconds before it listens, with `stubborn` it does not heed SIGTERM and never listens."""
@@ -6,9 +7,18 @@ seconds before it listens, with `stubborn` it does not heed SIGTERM and never li
 import os
 import signal
 import sys
+import threading
 import time
 
+from aiohttp import web
+
 from workers.engines import sim_server
+
+
+async def no_completion(_server: object, _request: object) -> web.Response:
+    """Answer as an engine that has been damaged."""
+    return web.json_response({"error": {"message": "the engine is dead"}}, status=500)
+
 
 if __name__ == "__main__":
     starts_as = os.environ.get("STARTS_AS")
@@ -26,4 +36,10 @@ if __name__ == "__main__":
             time.sleep(600)
         if os.environ.get("STUCK") == "end":
             sys.exit("a lock that another thread held")
+        if os.environ.get("STUCK") == "thread":
+            threading.Thread(target=time.sleep, args=(600,), name="of a plugin", daemon=True).start()
+            if os.fork() == 0:
+                os._exit(0)
+        if os.environ.get("STUCK") == "gate":
+            sim_server.Server.completions = no_completion  # type: ignore[assignment]
     sim_server.main()

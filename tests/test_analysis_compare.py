@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from analysis import AnalysisError, reduce
 from analysis.__main__ import main
 from analysis.compare import compare
+from analysis.difference_rows import what_differs
 from analysis.differences import Difference, Verdict, differences
 from analysis.drift import THRESHOLD, Drift
 from analysis.matching import only_pairs, pairs
@@ -223,6 +224,23 @@ def test_pool_of_the_cpu_backend_is_not_judged_at_a_utilization() -> None:
     assert set(unknown) == {"utilization"}
 
 
+@pytest.mark.parametrize("shape", [synthetic.CPU, synthetic.GPU])
+def test_memory_of_forked_servers_is_not_held_against_that_of_cold_ones_where_they_share_pages(
+    shape: synthetic.Shape,
+) -> None:
+    cold = [replace(row, start="cold") for row in synthetic.rows(shape)[:4]]
+    warm = [replace(row, start="warm", mem_ready_bytes=2 * (row.mem_ready_bytes or 0)) for row in cold]
+    paired = pairs(run(cold), run(warm), same_server=True)
+    ready = [d for d in differences(paired) if d.metric.column == "mem_ready_bytes"]
+    assert {d.verdict for d in ready} == {Verdict.UNKNOWN if shape is synthetic.CPU else Verdict.WORSE}
+    assert ("share other pages" in ready[0].why) == (shape is synthetic.CPU)
+    assert ("start", "cold", "warm") in [
+        (d["what"], d["base"], d["other"]) for d in what_differs(run(cold), run(warm), paired)
+    ]
+    drifted = Drift(run(cold), run(warm), THRESHOLD, paired, differences(paired, together=True)).drifted
+    assert bool(drifted) == (shape is synthetic.GPU)
+
+
 # --- drift ---
 
 
@@ -266,6 +284,29 @@ def test_exit_codes_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         main(["drift", str(base), str(slow), "--threshold", "none"])
     assert stopped.value.code == 2
+
+
+def test_memory_alone_is_no_pass_where_load_could_not_be_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = [row for row in synthetic.rows() if row.kind == "memory"]
+    more = synthetic.changed(memory, lambda row: True, mem_ready_bytes=70 * 2**30)
+    only = written(tmp_path / "only", memory)
+    once = written(tmp_path / "once", [*memory, *points(1)])
+    grown = written(tmp_path / "grown", [*more, *points(1)])
+    assert main(["drift", str(only), str(only)]) == 0
+    assert main(["drift", str(once), str(once)]) == 2
+    assert "any difference of load is more than noise is not known" in capsys.readouterr().err
+    assert main(["drift", str(once), str(grown)]) == 1, "what did drift is said"
+
+
+def test_a_loss_past_the_threshold_that_noise_hides_is_listed() -> None:
+    made = drift_of(points(seed=1, noise=0.3), points(seed=2, noise=0.3, factor=0.6))
+    hidden = [d for d in made.differences if d.verdict is Verdict.NOISE and abs(d.change) >= THRESHOLD]
+    assert len(hidden) > 5
+    text = made.text()
+    assert f"By as much, yet within noise or not known: {len(hidden)}." in text
+    assert text.count("  no") >= len(hidden)
 
 
 # --- the command line ---

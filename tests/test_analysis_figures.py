@@ -24,7 +24,7 @@ import pytest
 from analysis import reduce
 from analysis.document import Document, phrase
 from analysis.figures import count, quote, write_figures
-from contract.rows import MemoryAccount
+from contract.rows import ClientRow, MemoryAccount
 from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout
 from tests.model_files import published
@@ -52,7 +52,8 @@ CONSTANTS = {
     "rule.host_scatter_mib": 8,
     "rule.tutorial_util_low_pct": 25,
     "rule.tutorial_util_high_pct": 30,
-    "rule.first_bucket_s": 0.3,
+    "rule.headroom": 0.9,
+    "rule.p99_needs": 101,
     "rule.keeps_up_pct": 90,
     "rule.tutorial_doubling_low": 8,
     "rule.tutorial_doubling_high": 16,
@@ -83,6 +84,8 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, foreign_processes=[f"pid {70 + (row.repeat or 0)} on GPU-0: 300 MiB"])
             row = replace(row, throttle_reasons=["power brake", "power cap"][: row.repeat])
             row = replace(row, client_lag_s=0.013 + (row.repeat or 0) / 1000, server_hz=1.6 - (row.repeat or 0) / 10)
+            late = ClientRow(2, 0.2, gap_p99_raised_s=0.009, ttft_p95_raised_s=0.003, slip_p99_s=0.0025)
+            row = replace(row, clients=[ClientRow(2, 0.1), replace(late, slip_p99_s=0.0025 + (row.repeat or 0) / 1000)])
             row = replace(row, warmup_stable=False, warmup_tok_s=[1.0, 2.0, 4.0, 8.0][: 4 - (row.repeat or 0)])
             row = replace(row, asked_s=30.0, stopped_by="requests", steady_completed=17 + (row.repeat or 0))
         elif row.purpose == "concurrency" and row.concurrency == 16:
@@ -346,6 +349,10 @@ def test_text_of_a_figure_is_its_value_rounded(run: Path) -> None:
             assert abs(float(shown) - value) <= 0.5000001 * 10 ** (exponent - digits), row
 
 
+def _worst_client_ms(rows: pd.DataFrame, column: str) -> float:
+    return max(1000 * client[column] for clients in rows.clients for client in clients if client[column] is not None)
+
+
 def student_t(probability: float, df: int) -> float:
     """By numbers: nothing of analysis."""
     x = np.linspace(0, 400, 2_000_001)
@@ -373,6 +380,7 @@ class Auditor:
             (r"(?:envelope\.(?:len|c)|question\.)(\d+)", float),
             (r"slo\.(\w+)", lambda key: self.slo[key]),
             (r"cost\.gpu_hour", lambda: self.gpu_hour),
+            (r"rule\.bucket_([\d.]+)", float),
             (r"neighbours\.([^.]+)\.(alone|beside)\.(\w+)", self.company),
             (r"neighbours\.([^.]+)\.(tok_s|p95_e2e_s)_(share|low|high)_pct", self.neighbour),
             (r"neighbours\.[^.]+\.title", self.title),
@@ -382,6 +390,7 @@ class Auditor:
             (r"cells\.[^.]+\.len(\d+)\.c(\d+)\.(\w+)", self.cell),
             (r"cells\.[^.]+\.(\w+)", self.cells),
             (r"(\w+)\.[^.]+\.slo_(held|broke|undecided|ratio)", self.border),
+            (r"(\w+)\.[^.]+\.noise_(meets|undecided|misses)", self.standing),
             (r"op\.[^.]+\.(\w+)", self.subject),
             (r"cut\.([^.]+)\.(model|words)", self.cut),
             (r"run\.(\w+)", self.of_the_run),
@@ -826,6 +835,9 @@ class Auditor:
         tokens = self.requests[self.requests.ok].groupby("point_id").completion_tokens.sum()
         return float((rows.energy_j / rows.point_id.map(tokens)).median())
 
+    def watts(self, rows: pd.DataFrame) -> pd.Series[float]:
+        return (rows.energy_j / rows.duration_s).fillna(rows.power_w)
+
     def level(self, purpose: str, concurrency: str, ratio: str | None, what: str) -> float | str:
         at = float(concurrency) if purpose == "rate" else int(concurrency)
         if what.startswith(("foreign", "throttle")):
@@ -850,23 +862,30 @@ class Auditor:
             "failed_requests": lambda: own.failed.sum(),
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
             "client_lag_ms": lambda: 1000 * own.client_lag_s.max(),
+            "client_gap_p99_raised_ms": lambda: _worst_client_ms(own, "gap_p99_raised_s"),
+            "client_ttft_p95_raised_ms": lambda: _worst_client_ms(own, "ttft_p95_raised_s"),
+            "client_slip_p99_ms": lambda: _worst_client_ms(own, "slip_p99_s"),
             "server_hz_lowest": lambda: own.server_hz.min(),
             "warmup_rounds": lambda: own.warmup_tok_s.map(len).max(),
             "ran_out_after_s": lambda: own.duration_s.min(),
             "asked_s": lambda: own.asked_s.iloc[0],
             "shortest_s": lambda: own.duration_s.min(),
             "steady_completed_fewest": lambda: own.steady_completed.min(),
+            "steady_tok_s_off_pct": lambda: 100 * (here.steady_tok_s / here.tok_s - 1),
+            "steady_p95_e2e_s_off_pct": lambda: 100 * (here.steady_p95_e2e_s / here.p95_e2e_s - 1),
             "prompt_tokens_off_pct": lambda: 100 * (here.mean_prompt_tokens / own.prompt_tokens.iloc[0] - 1),
             "prefix_shared_pct": lambda: 100 * own.prefix_shared_ratio.max(),
             "client_wait_pct": lambda: 100 * own.client_wait_share.max(),
             "prefix_hit_pct": lambda: 100 * own.prefix_hit_ratio.max(),
             "token_count_difference": lambda: own.token_count_difference.abs().max(),
             "kv_usage_max_pct": lambda: 100 * own.kv_usage_max.max(),
+            "kv_usage_max": lambda: own.kv_usage_max.max(),
             "p95_ratio": lambda: here.p95_e2e_s / previous.p95_e2e_s,
             "gain_over_one": lambda: here.tok_s / first.tok_s,
             "best_share_pct": lambda: 100 * here.tok_s / tok_s.max(),
             "anchor_drift_pct": lambda: float(self.anchor(own.session_id.iloc[0], None, "drift_pct")),
-            "power_share_pct": lambda: 100 * (own.power_w / own.power_limit_w).median(),
+            "power_w": lambda: self.watts(own).median(),
+            "power_share_pct": lambda: 100 * (self.watts(own) / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
             "p95_over_lowest": lambda: here.p95_e2e_s / first.p95_e2e_s,
             "prompt_tokens_sent": lambda: (
@@ -1013,6 +1032,8 @@ class Auditor:
             after = min(level for level in self.medians(purpose).index if level > at[-1])
             of = self.medians(purpose)["p95_e2e_s" if what == "bend_p95_ratio" else "tok_s"]
             return float(of[after] / of[at[0]])
+        if what == "steady_knee_levels":
+            return ", ".join(str(level) for level in self.knee(purpose, "steady_").knees())
         if what in KneeAudit.OF_A_CURVE:
             return self.knee(purpose).of_curve(what)
         value = row[what]
@@ -1035,6 +1056,20 @@ class Auditor:
         if what == "undecided":
             return ", ".join(f"{level:g}" for level in torn)
         return float({"held": held, "broke": broke, "ratio": broke / held}[what])
+
+    def standing(self, purpose: str, what: str) -> str:
+        """Levels by whether the intervals of all objectives lie below them, across, or one above."""
+        audit = self.knee(purpose)
+        found: dict[str, list[float]] = {"meets": [], "undecided": [], "misses": []}
+        for at in audit.means.index:
+            sides = {
+                (audit.of_level(at, f"{c}_low") > s, audit.of_level(at, f"{c}_high") > s) for c, s in self.slo.items()
+            }
+            behind = set(self.levels(purpose).keeps_up[self.levels(purpose).concurrency == at])
+            missed = (True, True) in sides or (purpose == "rate" and behind == {False})
+            open_ = (False, True) in sides or (purpose == "rate" and behind != {True})
+            found["misses" if missed else "undecided" if open_ else "meets"].append(at)
+        return ", ".join(f"{at:g}" for at in found[what])
 
     def anchor(self, session: str, reading: str | None, what: str) -> float | str:
         rows = self.points[(self.points.purpose == "anchor") & (self.points.session_id == session)].set_index("repeat")
@@ -1107,9 +1142,12 @@ class Auditor:
         return float(derived[what] if what in derived else row[what])
 
     @functools.cache  # noqa: B019
-    def knee(self, purpose: str) -> KneeAudit:
+    def knee(self, purpose: str, window: str = "") -> KneeAudit:
         twins = [other for other in ("batching", "concurrency") if purpose in ("batching", "concurrency")]
-        return KneeAudit(self.levels(purpose), pd.concat([self.levels(name) for name in twins or [purpose]]))
+        rows = [self.levels(name) for name in (purpose, *(twins or [purpose]))]
+        if window:
+            rows = [each.assign(tok_s=each[f"{window}tok_s"], p95_e2e_s=each[f"{window}p95_e2e_s"]) for each in rows]
+        return KneeAudit(rows[0], pd.concat(rows[1:]))
 
 
 class KneeAudit:
@@ -1119,14 +1157,14 @@ class KneeAudit:
         *(
             f"{column}_{what}"
             for column in ("tok_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s")
-            for what in ("mean", "low", "high")
+            for what in ("mean", "low", "high", "next")
         ),
         "tok_s_smoothed",
         "marginal_tok_s_per_s",
     )
     OF_A_CURVE = (
         *("tok_s_noise_pct", "p95_noise_pct", "noise_df", "knee_levels", "blow_up_levels", "read_off"),
-        *("read_off_blow_up", "doubling_share_pct", "doubling_low_pct", "doubling_high_pct"),
+        *("read_off_blow_up", "repeated_up_to", "doubling_share_pct", "doubling_low_pct", "doubling_high_pct"),
     )
 
     def __init__(self, rows: pd.DataFrame, with_twins: pd.DataFrame) -> None:
@@ -1138,6 +1176,7 @@ class KneeAudit:
         every = np.log(with_twins[columns]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
         cells = every.groupby([with_twins.purpose, with_twins.concurrency])
         self.df = int(cells.size().sum() - len(cells))
+        self.repeated = [at for (_, at), n in cells.size().items() if n > 1]
         self.sd = (
             np.sqrt(((every - cells.transform("mean")) ** 2).sum() / self.df) if self.df else every.iloc[0] * np.nan
         )
@@ -1159,8 +1198,9 @@ class KneeAudit:
             return float(np.exp(self.smoothed()[list(self.means.index).index(at)]))
         if what == "marginal_tok_s_per_s":
             return self.marginal(at)
-        half = 0.0 if bound == "mean" else self.t_two_sided * self.sd[column] / math.sqrt(self.n[at])
-        return float(np.exp(self.means[column][at] + (half if bound == "high" else -half)))
+        error = self.sd[column] * {"mean": 0.0, "next": math.sqrt(1 + 1 / self.n[at])}.get(bound, self.n[at] ** -0.5)
+        half = self.t_two_sided * error if self.df else 0.0
+        return float(np.exp(self.means[column][at] + (-half if bound == "low" else half)))
 
     def marginal(self, at: int) -> float:
         lower = self.means.index[self.means.index < at]
@@ -1183,6 +1223,8 @@ class KneeAudit:
             return float(self.means.index[smooth >= 0.95 * smooth.max()][0])
         if what == "read_off_blow_up":
             return float((self.medians.p95_e2e_s / self.medians.tok_s).idxmin())
+        if what == "repeated_up_to":
+            return float(max(self.repeated))
         if what.startswith("doubling"):
             return self.doubling(what.split("_")[1])
         if what == "noise_df":

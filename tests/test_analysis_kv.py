@@ -61,6 +61,50 @@ def test_cpu_backend_shows_a_decimal_and_no_gpu(tmp_path: Path) -> None:
     assert "Say nothing about a GPU from these numbers" in notes(memory(synthetic.CPU))
 
 
+def started(device: synthetic.Shape, *ways: str, beside: bool = False) -> list[PointRow]:
+    """Return the memory rows of both modes, whose servers were started in these ways from the shortest length on."""
+    other = ["other"] if beside else []
+    rows = memory(device)
+    return [
+        replace(row, start=ways[min(device.lengths.index(row.max_model_len), len(ways) - 1)], co_running_sessions=other)
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ways", "beside"), [(("warm", "cold", "warm"), False), (("cold", "warm"), False), (("warm",), True)]
+)
+def test_a_curve_of_servers_that_share_pages_otherwise_gives_no_difference(
+    ways: tuple[str, ...], beside: bool, tmp_path: Path
+) -> None:
+    rows = started(synthetic.CPU, *ways, beside=beside)
+    page, made = notes(rows), scaling(tmp_path, rows)
+    assert [row["delta_mb_from_prev"] + row["bytes_per_token_est"] for row in made] == [""] * 4
+    assert all(f"started {ways[0]}" in row["notes"] for row in made[:1])
+    assert "Line, differences and steps: not known." in page
+    assert "Whether memory is flat is not known." in page
+    assert "memory slope" not in page
+    write_capacity(tmp_path, kv_results(synthetic.tables_of(rows).points))
+    assert f"started {ways[0]}" in (tmp_path / "kv_capacity.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("device", "ways", "beside"),
+    [
+        (synthetic.CPU, ("warm",), False),
+        (synthetic.CPU, ("cold",), True),
+        (synthetic.GPU, ("warm", "cold"), False),
+        (synthetic.GPU, ("warm",), True),
+    ],
+)
+def test_a_curve_of_servers_started_alike_or_of_a_card_is_one(
+    device: synthetic.Shape, ways: tuple[str, ...], beside: bool, tmp_path: Path
+) -> None:
+    rows = started(device, *ways, beside=beside)
+    assert notes(rows) == notes(memory(device))
+    assert scaling(tmp_path, rows) == scaling(tmp_path, memory(device))
+
+
 def test_failed_length_stays_a_row_and_the_next_names_what_it_is_compared_with(tmp_path: Path) -> None:
     rows = [synthetic.failed(r, "out_of_memory") if r.point_id == "committed-2048" else r for r in memory()]
     made = scaling(tmp_path, rows)

@@ -138,7 +138,7 @@ def test_comparison_without_its_sequential_half_compares_nothing() -> None:
 def test_knee_of_a_curve_that_saturates(tmp_path: Path) -> None:
     text = page(with_curve(H200_TOK_S, H200_P95))
     assert "Where does throughput stop scaling? At concurrency 256: 11,637 tok/s" in text
-    assert "the last doubling changed tok_s by -24.7 % (-25.3 % to -24.0 %)" in text
+    assert "the last doubling changed tok_s by -24.7 % (-25.2 % to -24.1 %)" in text
     assert "Past concurrency 32: from 32 to 128 p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
     assert "Concurrency 32 to 256 is the sweet spot" in text
     assert "Beyond concurrency 256 more requests mostly cost latency" in text
@@ -167,7 +167,7 @@ def test_one_repeat_leaves_knee_and_blow_up_unknown_and_names_the_sweep(tmp_path
 def test_repeats_of_the_same_load_in_another_table_serve_the_sweep(tmp_path: Path) -> None:
     text = page(synthetic.rows())
     assert "known from the same server's repeats of the same load in another table" in text
-    assert "the last doubling still gained 27.3 % (23.2 % to 31.4 %), more than 10 %" in text
+    assert "the last doubling still gained 27.3 % (24.0 % to 30.6 %), more than 10 %" in text
     other = synthetic.changed(synthetic.rows(), lambda row: row.purpose == "batching", prompt_tokens=2000)
     assert "No interval: every level has one repeat" in page(other).split("## Concurrency sweep")[1]
 
@@ -380,11 +380,11 @@ def on_gpus(**columns: object) -> list[PointRow]:
 def test_busy_card_is_not_taken_for_a_used_one() -> None:
     text = under_use(synthetic.rows())
     assert "concurrency 1, NVML's utilization is 93.1 %, yet it reaches 10.7 % of the best throughput." in text
-    assert "draws 54.7 % of the power limit; the best level, concurrency 32, draws 68.0 % of the power limit" in text
+    assert "draws 55.3 % of the power limit; the best level, concurrency 32, draws 68.7 % of the power limit" in text
     assert "An output token costs 0.560 J at the lowest level and 0.0742 J at the best." in text
     assert "the tutorial's 25 % to 30 % is not what it shows here" in text
     assert "Over the measured windows" not in text
-    assert "| 1 | 93.1 | 383 | 54.7 % | 690.9 | 10.7 % | 0.560 |" in text
+    assert "| 1 | 93.1 | 387 | 55.3 % | 690.9 | 10.7 % | 0.560 |" in text
 
 
 def test_lowest_level_near_the_best_is_not_called_far_from_it() -> None:
@@ -423,8 +423,34 @@ def test_utilization_without_power_says_no_more_than_its_range() -> None:
 
 def test_power_without_a_limit_is_told_in_watts() -> None:
     text = under_use(on_gpus(power_limit_w=None))
-    assert "It draws 383 W; the best level, concurrency 32, draws 476 W. An output token" in text
+    assert "It draws 387 W; the best level, concurrency 32, draws 481 W. An output token" in text
     assert "of the power limit" not in text.split("|")[-1]
+
+
+def test_power_is_that_of_the_energy_counters_where_they_were_read() -> None:
+    """NVML's watts trail: beside J a token they would say another power than the energy does."""
+    counted = [replace(row, energy_j=700.0 * (row.duration_s or 0), power_w=300.0) for row in on_gpus()]
+    for text, watts in ((under_use(counted), 700), (under_use(on_gpus(energy_j=None, power_w=300.0)), 300)):
+        cells = [line.split("|") for line in text.splitlines() if line.startswith(("| 1 |", "| 32 |"))]
+        assert [float(row[3]) for row in cells] == [watts, watts]
+    for row in (line.split("|") for line in under_use(counted).splitlines() if line.startswith("| 1 |")):
+        assert float(row[7]) * float(row[5].replace(",", "")) == pytest.approx(700, rel=0.01)
+
+
+def test_a_p99_of_few_requests_is_left_out() -> None:
+    few = "A p99 of fewer than 101 requests lies between the two highest, and is left out."
+    assert few in page(on_gpus(completed=100))
+    enough = on_gpus(completed=101)
+    assert few not in page(enough)
+    (row,) = [row for row in enough if row.purpose == "concurrency" and row.concurrency == 32]
+    assert f"| {row.p99_e2e_s:.4g} |" in page(enough)
+    assert f"| {row.p99_e2e_s:.4g} |" not in page(on_gpus(completed=100))
+
+
+def test_noise_above_the_highest_level_with_repeats_is_said_to_be_that_of_the_others() -> None:
+    assert "no level above 16 was repeated, and its noise is taken for the same." in page(synthetic.rows())
+    everywhere = with_curve({1: 100.0, 8: 500.0, 32: 900.0}, {1: 0.2, 8: 0.3, 32: 0.5}, 3, 0.01)
+    assert "was repeated, and its noise" not in page(everywhere)
 
 
 def test_energy_that_was_not_told_is_not_compared() -> None:
@@ -460,7 +486,7 @@ def test_under_use_is_told_of_real_cards_only() -> None:
     simulated = replace(synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="simulated GPU")
     assert under_use(synthetic.rows(simulated)).strip() == "Not observed: the run is simulated, there was no GPU."
     assert under_use(synthetic.rows(synthetic.CPU)).strip() == "Not observed: no GPU was used."
-    unseen = under_use(on_gpus(gpu_util_pct=None, power_w=None))
+    unseen = under_use(on_gpus(gpu_util_pct=None, power_w=None, energy_j=None))
     assert unseen.strip() == "Not observed: no measured window holds a figure of a GPU."
 
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from analysis.document import Document, join
+from analysis.knee import KneeVerdict
 from analysis.load_curve import LoadCurve, load_curves
 from analysis.request_notes import few_for_p95, request_notes
 from analysis.series import concurrency_figure
 from analysis.server_table import add_server_table
 from analysis.steady_table import add_steady_table
+from contract.rows import ClientRow
 from tests import synthetic_run as synthetic
 
 
@@ -22,6 +24,9 @@ def curve(**columns: object) -> LoadCurve:
     return made
 
 
+CALM = ClientRow(8, 0.1, gap_p99_raised_s=0.0019, ttft_p95_raised_s=0.0, slip_p99_s=0.0004)
+
+
 def notes(**columns: object) -> str:
     return join(request_notes(curve(**columns).series.readings[0])).text
 
@@ -30,6 +35,9 @@ def notes(**columns: object) -> str:
     ("columns", "words"),
     [
         ({"client_lag_s": 0.0132}, "the load client's event loop was up to 13.2 ms late (p99)"),
+        ({"clients": [CALM, replace(CALM, gap_p99_raised_s=0.009)]}, "raised its p99 gap between chunks by 9.00 ms"),
+        ({"clients": [CALM, replace(CALM, ttft_p95_raised_s=0.0031)]}, "raised its p95 of TTFT by 3.10 ms"),
+        ({"clients": [CALM, replace(CALM, slip_p99_s=0.0025)]}, "a load process sent up to 2.50 ms late (p99)"),
         ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),
         ({"warmup_stable": False, "warmup_tok_s": [1.0, 2.0, 4.0]}, "had not settled after 3 rounds"),
         ({"asked_s": 30.0, "duration_s": 20.5, "stopped_by": "requests"}, "ran out of requests after 20.5 of 30.0 s"),
@@ -50,7 +58,14 @@ def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
     "columns",
     [
         {},
-        {"client_lag_s": 0.009, "duration_s": 0.51, "warmup_stable": None, "server_hz": 2.0, "completed": 21},
+        {
+            "client_lag_s": 0.0019,
+            "clients": [CALM],
+            "duration_s": 0.51,
+            "warmup_stable": None,
+            "server_hz": 2.0,
+            "completed": 21,
+        },
         {"asked_s": 30.0, "duration_s": 30.1, "stopped_by": "time"},
         {"duration_s": 0.3, "simulated": True},  # a stand-in's client is not judged
     ],
@@ -79,3 +94,44 @@ def test_what_the_servers_histograms_say_stands_in_a_table() -> None:
     doc = Document("page.md")
     add_server_table(doc, curve(**empty), "concurrency", concurrency_figure)
     assert doc.text().strip() == ""
+
+
+def sweep(**columns: object) -> LoadCurve:
+    """Three repeats of five levels, and what their steady parts gave."""
+    rows = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 2, 4, 8, 16) for r in range(3)]
+    flat = [replace(row, tok_s=1000.0 + (row.repeat or 0), **columns) for row in rows]
+    growing = [replace(row, steady_tok_s=(row.tok_s or 0.0) * (row.concurrency or 0)) for row in flat]
+    (made,) = load_curves(synthetic.tables_of(growing if not columns else flat).points, "concurrency")
+    return made
+
+
+def steady_page(made: LoadCurve) -> str:
+    doc = Document("page.md")
+    add_steady_table(doc, made)
+    return doc.text()
+
+
+def test_verdicts_rest_on_the_whole_run_and_the_other_window_stands_beside_it() -> None:
+    """Here ramp and drain alone keep the whole run's throughput from scaling."""
+    made = sweep()
+    assert made.knee.could_be == (1,)
+    assert made.steady_knee is not None
+    assert made.steady_knee.verdict is KneeVerdict.NO_KNEE_YET
+    page = steady_page(made)
+    assert "rest on the whole run" in page
+    assert "where throughput stops scaling would be: no knee yet" in page
+    assert "| +1500.0 % |" in page  # sixteen times what the whole run gave
+
+
+def test_the_knee_by_the_steady_parts_is_named() -> None:
+    assert "By the steady parts alone the knee would be at concurrency 1." in steady_page(sweep(steady_tok_s=500.0))
+
+
+def test_a_level_without_a_steady_part_leaves_no_other_knee() -> None:
+    rows = [
+        replace(synthetic.load_row(synthetic.GPU, "concurrency", c, 0), steady_tok_s=None if c == 4 else 9.0)
+        for c in (1, 4)
+    ]
+    (made,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
+    assert made.steady_knee is None
+    assert "Not every level has a steady part" in steady_page(made)

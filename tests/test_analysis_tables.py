@@ -238,7 +238,7 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     build_tables(tmp_path)
     (point,) = read_tables(tmp_path).points
     assert (point.keeps_up, point.server_hz, point.tok_s) == (None, None, row.tok_s)
-    assert point.clients[0]["gap_p99_raised_s"] is None
+    assert point.clients[0].gap_p99_raised_s is None
     assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
 
 

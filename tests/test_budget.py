@@ -10,19 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.rows import MEASURED, OVER_BUDGET, RESULT_STATUSES
+from contract.rows import FAILED, MEASURED, OVER_BUDGET, RESULT_STATUSES
 from contract.specs import PointKind, SessionSpec
+from orchestrator import __main__ as main
 from orchestrator.budget import Budget, Spending, by_use, coarse_first, fitting, jobs, ranks
 from orchestrator.driver import Driver
 from orchestrator.plan import make_plan
 from orchestrator.preview import describe
+from orchestrator.problems import ConfigError
 from orchestrator.progress import Progress
 from orchestrator.resume import left_to_do
 from orchestrator.scheduler import ordered
+from orchestrator.schema import BudgetConfig
 from orchestrator.store import Store
 from tests.command_line import Place, orchestrate
 from tests.configs import cpu_fleet, experiment, resolved, sim_fleet
-from tests.test_driver import PretendedCluster
+from tests.test_driver import LEVELS, PretendedCluster, always, drive, statuses
 
 
 def planned(sweep: str, **changes: object) -> list[SessionSpec]:
@@ -135,6 +138,35 @@ def test_what_has_no_room_is_a_row_that_resume_measures(tmp_path: Path) -> None:
     assert OVER_BUDGET not in RESULT_STATUSES
     (left,) = left_to_do(plan, store)
     assert {point.concurrency for point in left.points} == {4, 8}
+
+
+def test_a_point_that_failed_stays_so_where_the_next_budget_has_no_room_for_it(tmp_path: Path) -> None:
+    failed = drive(PretendedCluster(always(4, "internal")), tmp_path)
+    assert statuses(failed)[4] == (FAILED, "internal", 1)
+    (session,) = planned("concurrency", sweep__concurrency=[1, 2, 4], sweep__repeats=1)
+    left = replace(session, points=tuple(point for point in session.points if point.concurrency == 4))
+    budget, progress = Budget(minutes=1), Progress(1, 1.0, io.StringIO())
+    driver = Driver(PretendedCluster(), sim_fleet(1), failed.store, progress, budget)  # type: ignore[arg-type]
+    assert driver.run([replace(left, start_estimate_s=1e4)]).left_out == 1
+    (path,) = failed.store.directory.glob(f"shards/*/{left.points[0].id}.parquet")
+    columns = ["status", "failure_class", "failure_message"]
+    assert pq.read_table(path, columns=columns).to_pylist() == [
+        {"status": FAILED, "failure_class": "internal", "failure_message": "why"}
+    ]
+
+
+def test_a_budget_is_held_against_what_is_left_of_a_run(tmp_path: Path) -> None:
+    """Its long points are all that is left: one that is done does not make the budget large enough."""
+    failed = drive(PretendedCluster(always(4, "internal")), tmp_path)
+    asked = experiment("concurrency", engine="sim", sweep__concurrency=LEVELS, sweep__repeats=1, controls="off")
+    plan = make_plan(resolved(asked), sim_fleet(1))
+    (session,) = plan.sessions
+    slow = tuple(replace(p, estimate_s=1e4 if p.concurrency == 4 else 1.0) for p in session.points)
+    plan = replace(plan, sessions=(replace(session, points=slow),))
+    small = asked.model_copy(update={"budget": BudgetConfig(minutes=5)})
+    main._check_budget(left_to_do(plan, None), small)
+    with pytest.raises(ConfigError, match=r"budget.minutes=5 does not hold one point"):
+        main._check_budget(left_to_do(plan, failed.store), small)
 
 
 def test_a_session_whose_first_point_has_no_room_is_not_started(tmp_path: Path) -> None:

@@ -13,16 +13,16 @@ import pytest
 from tests.command_line import ROOT
 from workers import processes
 from workers.caretaker import Caretaker
+from workers.temporary import Owned
 
 OWNER = """
 import subprocess, sys, time
-from pathlib import Path
 from workers.caretaker import Caretaker
-from workers.temporary import own
-owned = own(Path(sys.argv[1]))
-Caretaker(Path(sys.argv[1]), patience_s=float(sys.argv[2]))
-works = subprocess.Popen([sys.executable, "-c", sys.argv[3]], cwd=sys.argv[1], start_new_session=True)
-print(works.pid, flush=True)
+from workers.temporary import Owned
+owned = Owned("x-", 1)
+caretaker = Caretaker(owned.path, float(sys.argv[1]))
+works = subprocess.Popen([sys.executable, "-c", sys.argv[2]], cwd=owned.path, start_new_session=True)
+print(owned.path, works.pid, flush=True)
 time.sleep(600)
 """
 STUBBORN = """
@@ -43,16 +43,16 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("works", "patience_s", "cleared"), [(STUBBORN, 0.2, False), (CLEARS_UP, 600.0, True)])
+@pytest.mark.parametrize(("works", "wait_s", "cleared"), [(STUBBORN, 0.2, False), (CLEARS_UP, 600.0, True)])
 def test_what_works_in_the_directory_of_a_killed_owner_has_its_time_and_then_nothing_is_left(
-    tmp_path: Path, works: str, patience_s: float, cleared: bool
+    tmp_path: Path, works: str, wait_s: float, cleared: bool
 ) -> None:
-    directory = tmp_path / "private"
-    (directory / "below").mkdir(parents=True)
-    command = [sys.executable, "-c", OWNER, str(directory), str(patience_s), works]
-    owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", OWNER, str(wait_s), works]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    owner = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert owner.stdout
-    worker = int(owner.stdout.readline())
+    made, pid = owner.stdout.readline().split()
+    directory, worker = Path(made), int(pid)
     (caretaker,) = [each for each in psutil.Process(owner.pid).children() if each.pid != worker]
     name = directory / "shared"
     if works == STUBBORN:
@@ -65,13 +65,13 @@ def test_what_works_in_the_directory_of_a_killed_owner_has_its_time_and_then_not
     assert not processes.is_running(worker)
     assert (tmp_path / "cleared").exists() == cleared
     until(lambda: not processes.is_running(caretaker.pid))
+    assert list(tmp_path.glob("x-*")) == []
 
 
-def test_an_owner_that_has_removed_its_directory_leaves_no_caretaker(tmp_path: Path) -> None:
-    directory = tmp_path / "private"
-    directory.mkdir()
-    caretaker = Caretaker(directory)
+def test_an_owner_that_has_removed_its_directory_leaves_no_caretaker() -> None:
+    owned = Owned("x-", 1)
+    caretaker = Caretaker(owned.path)
     (found,) = [each for each in psutil.Process(os.getpid()).children() if "workers.caretaker" in each.cmdline()]
-    directory.rmdir()
+    owned.remove()
     caretaker.close()
     assert not processes.is_running(found.pid)

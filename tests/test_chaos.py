@@ -1,8 +1,12 @@
 """The harness in tests/chaos: a seeded part of what `python -m tests.chaos` does, and that its oracle has eyes."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +18,13 @@ import pytest
 from contract.rows import MEASURED, PointRow
 from orchestrator.store import Store
 from tests import synthetic_run
-from tests.chaos import oracle, real
-from tests.chaos.place import chaos_place
+from tests.chaos import oracle, real, standin
+from tests.chaos import place as places
+from tests.chaos.place import ChaosPlace, chaos_place
 from tests.chaos.schedule import Kind, Role, Where, trial
 from tests.chaos.shape import differences, shape_of
 from tests.chaos.trial import carry_out
+from tests.ray_hosts import RayHosts
 
 SUBSET = [(Where.PRIVATE, 110), (Where.PRIVATE, 111), (Where.NODES, 501)]
 
@@ -41,6 +47,79 @@ def test_a_trial_is_drawn_from_its_seed_alone_and_all_kinds_come() -> None:
     ]  # fmt: skip
     assert {fault.kind for fault in every} == set(Kind)
     assert {fault.role for fault in every if fault.kind is Kind.KILL} == set(Role)
+
+
+def a_process(place: ChaosPlace) -> str:
+    return f"process {_asleep(place, (place.hosts or place).mark)}: "
+
+
+def a_server(place: ChaosPlace) -> str:
+    pid = _asleep(place, place.mark)
+    (place.faults / f"core.{pid}").touch()
+    return f"process {pid} of a server"
+
+
+def _asleep(place: ChaosPlace, mark: Path) -> int:
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "guard.py"]
+    place.workers.append(subprocess.Popen(command, env={**os.environ, "TMPDIR": str(mark)}, text=True))
+    return place.workers[-1].pid
+
+
+def a_socket(place: ChaosPlace) -> str:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(place.mark / "s"))
+    return f"temporary file {place.mark}/s"
+
+
+def a_file(place: ChaosPlace) -> str:
+    (place.mark / "file").touch()
+    return f"temporary file {place.mark}/file"
+
+
+def a_directory(place: ChaosPlace) -> str:
+    made = (place.hosts or place).mark / "vc-left"
+    made.mkdir()
+    (made / "status.json").write_text('{"exit_code": null}')
+    return f"temporary file {made}"
+
+
+def shared_memory(place: ChaosPlace) -> str:
+    made = Path("/dev/shm", f"{standin.shared_memory(place.faults)}left")
+    made.touch()
+    return f"shared memory {made}"
+
+
+@pytest.mark.parametrize("where", list(Where))
+@pytest.mark.parametrize("leave", [a_process, a_server, a_socket, a_file, a_directory, shared_memory])
+def test_what_a_run_leaves_is_seen_and_cleared(
+    leave: Callable[[ChaosPlace], str], where: Where, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "LEFT_LIMIT_S", 0.0)
+    with tempfile.TemporaryDirectory(prefix="vct-", dir="/tmp") as made:
+        mark, faults, nodes = (Path(made) / name for name in ("t", "f", "n"))
+        for directory in (mark, faults, nodes):
+            directory.mkdir()
+        place = ChaosPlace(mark, faults, RayHosts(nodes) if where is Where.NODES else None)
+        assert place.left() == []
+        what = leave(place)
+        try:
+            for killed in (False, True):
+                assert any(seen.startswith(what) for seen in place.left(killed)), place.left(killed)
+        finally:
+            place.clear()
+            for process in place.workers:
+                process.wait(20)
+        assert place.left() == []
+
+
+def test_what_a_killed_run_left_without_a_guard_is_for_the_next_run(tmp_path: Path) -> None:
+    mark, faults = tmp_path / "t", tmp_path / "f"
+    for directory in (mark, faults, mark / "vc-ray-left", mark / "vc-left"):
+        directory.mkdir(parents=True)
+    place = ChaosPlace(mark, faults)
+    assert place.left(killed=True) == []
+    (mark / "vc-left" / "status.json").write_text('{"exit_code": -9}')
+    assert place.left(killed=True) == []
 
 
 @pytest.fixture
@@ -119,7 +198,7 @@ def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone
         path.parent.mkdir(parents=True)
         pq.write_table(pa.table({"status": [MEASURED]}), path)
     half.write_bytes(half.read_bytes()[:200])
-    assert Store(tmp_path).discard_half_servers() == [half]
+    assert Store(tmp_path).discard_torn() == [half]
     assert (whole.exists(), half.exists()) == (True, False)
 
 

@@ -1,29 +1,47 @@
 """Clusters that were started by hand, of pretended GPUs: nodes and links that go away, submitted jobs, tokens."""
 
+import asyncio
+import fcntl
 import json
+import os
 import re
 import secrets
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray  # without a token in the environment, as by whoever uses it in the same process
 
 from contract.rows import MEASURED
+from contract.specs import Start
+from orchestrator import cluster as clusters
 from orchestrator import knock
-from orchestrator.cluster import Cluster
+from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
 from orchestrator.fleet import local_fleet
 from tests.command_line import ROOT
-from tests.configs import experiment
+from tests.configs import experiment, sim_fleet
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
+from workers.temporary import own
 
 pytestmark = pytest.mark.ray
 QUICK = ["engine=sim", "load.requests_min=4", "load.requests_per_level=1", "load.output_tokens=4"]
 SLOW_START = "server.extra_args={start_s: 3}"
 TWO_LEVELS = ["+sweep=concurrency", "sweep.concurrency=[1,2]", *QUICK]
 LEFT_LIMIT_S = 90.0
+
+
+def left_by_a_killed_process(mark: Path) -> Path:
+    """Return a directory there as one of a session that was killed before its guard began."""
+    directory = Path(tempfile.mkdtemp(prefix="vc-", dir=mark))
+    os.close(own(directory))
+    return directory
 
 
 def rows(outputs: Path) -> list[dict[str, object]]:
@@ -50,12 +68,87 @@ def assert_no_server_is_left(hosts: RayHosts) -> None:
 
 
 def test_one_process_can_have_a_private_ray_after_another() -> None:
-    import ray  # noqa: F401  # without a token in the environment, as by whoever uses it in the same process
-
     asked = experiment("kv", engine="sim", cluster__num_gpus=1)
     for _ in range(2):
         with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
             assert cluster.fleet(asked.engine).nodes
+
+
+def test_a_tmpdir_that_cannot_be_locked_is_said_with_what_to_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(clusters, "remove_ownerless", list)
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    asked = experiment("kv", engine="sim", cluster__num_gpus=1)
+    with pytest.raises(ClusterError, match=r"TMPDIR=\S+ cannot be locked \(No locks available\): export TMPDIR=/tmp"):
+        Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)).__enter__()
+
+
+def test_an_actor_that_cannot_be_made_is_a_defect_and_what_is_left_on_nodes_is_removed_when_a_run_leaves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = experiment("kv", engine="sim", cluster__num_gpus=1)
+    with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
+        (node,) = [node.id for node in cluster.fleet(asked.engine).nodes]
+        unlike: Any = SimpleNamespace(gpus=0, start=Start.COLD)
+        with pytest.raises(ActorFailed, match=r"AttributeError: .* no attribute 'engine'"):
+            asyncio.run(cluster.session(unlike, node, "run", 1))
+        left = left_by_a_killed_process(Path(os.environ["TMPDIR"]))
+        cluster._nodes = [node]  # as of a cluster that others have started
+    assert f"what was killed had left {left} on " in capsys.readouterr().out
+    assert not left.exists()
+
+
+# --- actors ---
+
+
+@pytest.mark.parametrize(
+    ("last_line", "expected"),
+    [
+        ("ValueError: a defect", ActorFailed),
+        ("OSError: [Errno 28] No space left on device: '/tmp/vc-x'", ActorLost),
+        ("pynvml.NVMLError_GpuIsLost: GPU is lost", ActorLost),
+        ("workers.devices.nvml.NoSuchCard: no card 3", ActorLost),
+    ],
+)
+def test_an_actor_that_could_not_be_made_is_tried_elsewhere_only_for_a_reason_of_its_node(
+    last_line: str, expected: type[Exception]
+) -> None:
+    words = (
+        f"The actor died because of an error raised in its creation task, ray::SessionActor.__init__()\n{last_line}\n"
+    )
+
+    async def call() -> None:
+        raise ray.exceptions.RayActorError("id", words, actor_init_failed=True)
+
+    with pytest.raises(expected, match=re.escape(last_line)):
+        asyncio.run(clusters._result(call()))
+
+
+def test_an_actor_that_died_is_lost_with_the_first_words_of_why() -> None:
+    async def call() -> None:
+        raise ray.exceptions.RayActorError(
+            "id", "The actor died unexpectedly.\n\tpid: 7\nWorker exit type: SYSTEM_ERROR"
+        )
+
+    with pytest.raises(ActorLost, match=r"^RayActorError: The actor died unexpectedly\.$"):
+        asyncio.run(clusters._result(call()))
+
+
+def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinged = threading.Semaphore(0)
+    actor = SimpleNamespace(ping=SimpleNamespace(remote=pinged.release))
+    made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: actor))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: made)
+    monkeypatch.setattr(clusters, "_on", lambda _: None)
+    monkeypatch.setattr(clusters, "RENEWED_EVERY_S", 0.01)
+    cluster = Cluster(experiment("kv").cluster, None)
+    cluster.warm_up(sim_fleet(1), SimpleNamespace())  # type: ignore[arg-type]
+    try:
+        assert all(pinged.acquire(timeout=20) for _ in range(3))
+    finally:
+        cluster._left.set()
 
 
 # --- one head, with a token and jobs ---
@@ -104,11 +197,14 @@ def submitted(head: RayHosts, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def test_a_submitted_job_writes_where_it_is_told_and_its_exit_code_is_the_jobs(head: RayHosts, tmp_path: Path) -> None:
+    left = left_by_a_killed_process(head.mark)
     done = submitted(head, *TWO_LEVELS, f"output_root={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert_each_point_is_measured_once(tmp_path, 2)
     (directory,) = tmp_path.iterdir()
     assert json.loads((directory / "manifest.json").read_text())["status"] == "complete"
+    assert f"a run that was killed had left {left} on " in done.stdout
+    assert not left.exists()
     assert_no_server_is_left(head)
 
 
@@ -134,6 +230,7 @@ def test_a_node_that_dies_in_the_middle_costs_no_point(tmp_path: Path) -> None:
         assert process.returncode == 0, said
         assert_each_point_is_measured_once(tmp_path, 8)
         assert_no_server_is_left(hosts)
+        assert list(hosts.mark.glob("vc-*")) == []
 
 
 @pytest.fixture(scope="module")

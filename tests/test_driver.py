@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, PointRow, SessionEnd, SessionRow
 from contract.specs import Point, SessionSpec
 from orchestrator.cluster import ActorLost
-from orchestrator.driver import Driver, Outcome
+from orchestrator.driver import Driver, Outcome, _limit_s
 from orchestrator.fleet import Fleet, Node
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
@@ -99,16 +100,25 @@ class Ran:
     rows: dict[int, PointRow]
     """Of the levels that are done or failed, by concurrency."""
     said: str
+    store: Store
 
 
-def drive(cluster: PretendedCluster, directory: Path, fleet: Fleet | None = None, **timeouts: float) -> Ran:
+def drive(
+    cluster: PretendedCluster,
+    directory: Path,
+    fleet: Fleet | None = None,
+    store: Store | None = None,
+    **timeouts: float,
+) -> Ran:
+    """Measure what is not done yet, in a new run or in that of `store`."""
     import pyarrow.parquet as pq
 
     fleet = fleet or sim_fleet(1)
     asked = experiment("concurrency", engine="sim", sweep__concurrency=LEVELS, sweep__repeats=1, controls="off")
     (spec,) = make_plan(resolved(asked), fleet).sessions
-    spec = replace(spec, timeouts=replace(spec.timeouts, **timeouts))
-    store, said = Store.create(directory, "test"), io.StringIO()
+    store, said = store or Store.create(directory, "test"), io.StringIO()
+    points = tuple(replace(p, estimate_s=0.01) for p in spec.points if p.id not in store.rows(spec.id))
+    spec = replace(spec, points=points, timeouts=replace(spec.timeouts, **timeouts))
     outcome = Driver(cluster, fleet, store, Progress(len(LEVELS), 1.0, said)).run([spec])  # type: ignore[arg-type]
     rows: dict[int, PointRow] = {}
     names = [name for name in PointRow.__dataclass_fields__ if name in ("status", "attempt", "failure_class")]
@@ -116,7 +126,7 @@ def drive(cluster: PretendedCluster, directory: Path, fleet: Fleet | None = None
         (read,) = pq.read_table(path, columns=["concurrency", "failure_message", *names]).to_pylist()
         assert read["concurrency"] not in rows
         rows[read["concurrency"]] = read
-    return Ran(outcome, rows, said.getvalue())
+    return Ran(outcome, rows, said.getvalue(), store)
 
 
 def statuses(ran: Ran) -> dict[int, tuple[str, str | None, int]]:
@@ -234,10 +244,10 @@ def test_where_nothing_can_be_written_any_more_the_run_ends_and_servers_are_stop
 ) -> None:
     put, cluster = Store.put, PretendedCluster()
 
-    def full(self: Store, row: PointRow) -> None:
+    def full(self: Store, row: PointRow, instead: bool = True) -> None:
         if row.concurrency == 2:
             raise NotWritten("no space left on device")
-        put(self, row)
+        put(self, row, instead)
 
     monkeypatch.setattr(Store, "put", full)
     ran = drive(cluster, tmp_path)
@@ -327,3 +337,161 @@ def test_the_second_stop_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Handle, "stop", stop)
     with pytest.raises(KeyboardInterrupt):
         drive(cluster, tmp_path)
+
+
+# --- what is written, and when ---
+
+
+def test_a_row_that_makes_no_shard_costs_its_own_point_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, cluster = Store.put, PretendedCluster()
+
+    def picky(self: Store, row: PointRow, instead: bool = True) -> None:
+        if row.concurrency == 2 and row.status == MEASURED:
+            raise ValueError("not a row")
+        put(self, row, instead)
+
+    monkeypatch.setattr(Store, "put", picky)
+    ran = drive(cluster, tmp_path)
+    assert statuses(ran) == {1: (MEASURED, None, 1), 2: (FAILED, "internal", 1), 4: (MEASURED, None, 1)}
+    assert ran.rows[2]["failure_message"] == "its row could not be written: ValueError: not a row"  # type: ignore[index]
+    assert (ran.outcome.measured, len(ran.outcome.failed), cluster.stopped) == (2, 1, [1])
+
+
+def test_a_point_whose_rows_all_fail_at_first_has_one_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, refused = Store.put, list[str]()
+
+    def picky(self: Store, row: PointRow, instead: bool = True) -> None:
+        if row.concurrency == 2 and len(refused) < 2:
+            refused.append(row.status)
+            raise ValueError("not a row")
+        put(self, row, instead)
+
+    monkeypatch.setattr(Store, "put", picky)
+    found = statuses(drive(PretendedCluster(), tmp_path))
+    assert refused == [MEASURED, FAILED]
+    assert (found[1], found[2]) == ((MEASURED, None, 1), (FAILED, "internal", 1))
+
+
+@pytest.mark.parametrize("what", ["put", "put_session"])
+def test_leases_are_renewed_while_a_file_system_stalls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A write goes on for as long as nobody renews: with the leases on the same loop, for ever."""
+    write, start, renewed = getattr(Store, what), Handle.start, threading.Event()
+    renewing: list[asyncio.Future[None]] = []
+    stalled: list[bool] = []
+
+    def stalling(self: Store, *row: object, **how: bool) -> None:
+        renewed.clear()
+        stalled.append(not renewed.wait(5))
+        write(self, *row, **how)
+
+    async def renew() -> None:
+        while True:
+            renewed.set()
+            await asyncio.sleep(0.01)
+
+    async def starting(self: Handle) -> SessionRow:
+        renewing.append(asyncio.ensure_future(renew()))
+        return await start(self)
+
+    monkeypatch.setattr(Store, what, stalling)
+    monkeypatch.setattr(Handle, "start", starting)
+    assert statuses(drive(PretendedCluster(), tmp_path)) == dict.fromkeys(LEVELS, (MEASURED, None, 1))
+    assert set(stalled) == {False}
+
+
+def test_a_disk_that_is_full_as_the_run_is_stopped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def behave(handle: Handle, point: Point) -> str | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "never"
+
+    def full(self: Store, end: SessionEnd, instead: bool = True) -> None:
+        raise NotWritten("no space left on device")
+
+    monkeypatch.setattr(Store, "put_session", full)
+    outcome = drive(PretendedCluster(behave), tmp_path).outcome
+    assert (outcome.interrupted, outcome.not_written) == (True, "no space left on device")
+
+
+# --- earlier starts ---
+
+
+def server(store: Store) -> dict[str, object]:
+    import pyarrow.parquet as pq
+
+    (path,) = store.directory.glob("shards/*/session.parquet")
+    (row,) = pq.read_table(path).to_pylist()
+    return row  # type: ignore[no-any-return]
+
+
+def logs(store: Store) -> dict[str, str]:
+    """Return the logs by what stands behind the session's name."""
+    return {path.name.partition(".")[2]: path.read_text() for path in store.directory.glob("logs/*")}
+
+
+def test_starts_are_counted_through_all_of_a_run_and_each_keeps_its_log(tmp_path: Path) -> None:
+    first = drive(PretendedCluster(once(4, "internal")), tmp_path)
+    assert logs(first.store) == {"log": "log"}
+    cluster = PretendedCluster(starts=lambda handle: "port_taken" if handle.attempt == 2 else None)
+    second = drive(cluster, tmp_path, store=first.store)
+    assert cluster.stopped == [2, 3]
+    assert statuses(second) == {1: (MEASURED, None, 1), 2: (MEASURED, None, 1), 4: (MEASURED, None, 3)}
+    assert server(first.store)["attempt"] == 3
+    assert set(logs(first.store)) == {"1.log", "2.log", "log"}
+
+
+def test_a_run_that_is_gone_on_with_has_all_its_starts_anew(tmp_path: Path) -> None:
+    store = drive(PretendedCluster(lambda handle, point: "lost"), tmp_path).store
+    cluster = PretendedCluster(starts=lambda handle: "port_taken")
+    drive(cluster, tmp_path, store=store)
+    assert cluster.stopped == [SESSION_STARTS + start for start in range(1, SESSION_STARTS + 1)]
+
+
+def test_the_manifest_knows_of_starts_whose_rows_were_replaced(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, "test")
+    servers = [{"session_id": "s", "attempt": 4}, {"session_id": "s", "attempt": 2}, "odd", {"attempt": "odd"}]
+    store.put_manifest({"experiments": [{}], "servers": servers})
+    assert store.starts() == {"s": 4}
+
+
+def lost_as_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop(self: Handle, limit_s: float) -> SessionEnd:
+        raise ActorLost("it is gone")
+
+    monkeypatch.setattr(Handle, "stop", stop)
+
+
+def test_of_an_actor_that_is_lost_as_it_stops_what_it_said_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost_as_it_stops(monkeypatch)
+    ran = drive(PretendedCluster(), tmp_path)
+    row = server(ran.store)
+    assert (row["ready_s"], row["status"], row["failure_class"]) == (1.0, FAILED, "actor_lost")
+    assert logs(ran.store) == {}
+
+
+def test_an_actor_that_is_lost_before_it_said_anything_replaces_no_row_and_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = drive(PretendedCluster(always(4, "internal")), tmp_path).store
+    before = server(store)
+
+    async def start(self: Handle) -> SessionRow:
+        raise ActorLost("it is gone")
+
+    lost_as_it_stops(monkeypatch)
+    monkeypatch.setattr(Handle, "start", start)
+    ran = drive(PretendedCluster(), tmp_path, store=store)
+    assert statuses(ran)[4] == (FAILED, "actor_lost", 1 + SESSION_STARTS)
+    assert (server(store), logs(store)) == (before, {"log": "log"})
+    assert [row.failure_class for row in ran.outcome.servers] == ["actor_lost"] * SESSION_STARTS
+
+
+@pytest.mark.parametrize(("estimate_s", "limit_s"), [(1.0, 3600.0), (1199.0, 3600.0), (7200.0, 21600.0)])
+def test_a_level_that_is_planned_to_be_long_is_given_the_time(estimate_s: float, limit_s: float) -> None:
+    (spec,) = make_plan(resolved(experiment("concurrency", engine="sim", controls="off")), sim_fleet(1)).sessions
+    assert _limit_s(spec, replace(spec.points[0], estimate_s=estimate_s)) == limit_s

@@ -197,3 +197,14 @@ def test_a_server_whose_guard_is_killed_dies_and_its_owner_ends_what_it_leaves(
     assert processes.is_running(grandchild)
     server.stop()
     assert not processes.is_running(grandchild)
+
+
+def test_a_server_whose_guard_has_ended_before_the_kernel_was_told_ends_too() -> None:
+    script = "import os, sys; from workers.launch.guard import end_with_parent; end_with_parent(int(sys.argv[1]))"
+    codes = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(pid)], cwd=Path(__file__).parent.parent, check=False
+        ).returncode
+        for pid in (os.getpid(), os.getppid())
+    ]
+    assert codes == [0, -signal.SIGKILL]

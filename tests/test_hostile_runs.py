@@ -124,10 +124,10 @@ def test_a_run_with_links_is_not_gone_on_with(tmp_path: Path, where: str) -> Non
 def test_a_manifest_does_not_choose_the_cluster(tmp_path: Path) -> None:
     store = stored(tmp_path / "run", cluster__address="evil.test:6379")
     with pytest.raises(ConfigError, match=r"name it, cluster.address=evil.test:6379"):
-        experiments_of(store, [])
-    (own,) = experiments_of(store, [], "auto")
+        experiments_of(store, [], {})
+    (own,) = experiments_of(store, [], {"cluster.address": "auto"})
     assert own.cluster.address == "auto"
-    assert experiments_of(stored(tmp_path / "run"), [])[0].cluster.address == "local"
+    assert experiments_of(stored(tmp_path / "run"), [], {})[0].cluster.address == "local"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_manifest_does_not_choose_the_cluster(tmp_path: Path) -> None:
 )
 def test_a_manifest_does_not_name_code(tmp_path: Path, flags: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"server\.extra_args"):
-        experiments_of(stored(tmp_path / "run", server__extra_args=flags), [])
+        experiments_of(stored(tmp_path / "run", server__extra_args=flags), [], {})
 
 
 # --- spreadsheets ---

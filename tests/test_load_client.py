@@ -341,6 +341,7 @@ def test_it_can_run_in_a_thread_of_its_own() -> None:
         {"prompt_tokens": 8, "shared_prefix": SharedPrefix(2, 8)},
         {"prompt_tokens": Uniform(8, 90), "shared_prefix": SharedPrefix(2, 8)},
         {"first_ordinal": -1},
+        {"numbers": (0, 1)},
         {"timeout_s": 0.0},
         {"timeout_s": float("nan")},
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.rows import PointRow, RequestRow
+from workers.load.limits import achieved_share
 from workers.load.summary import LoadSummary, mean_in_flight, percentile, summarize
 
 seconds = st.floats(0, 1e4, allow_nan=False)
@@ -48,6 +49,18 @@ def test_concurrency_is_the_integral_of_requests_in_flight(rows: list[RequestRow
         area += in_flight * (at - before)
         in_flight, before = in_flight + step, at
     assert mean_in_flight(rows, duration_s) == pytest.approx(area / duration_s, rel=1e-9, abs=1e-6)
+
+
+@given(st.lists(st.tuples(seconds, st.floats(0, 5)), min_size=9, max_size=30))
+def test_a_request_is_in_flight_to_its_last_byte_in_a_summary_as_for_the_gate(spans: list[tuple[float, float]]) -> None:
+    """The usage chunk and [DONE] are in it; a lone stream's requests, one straight after the other."""
+    rows: list[RequestRow] = []
+    for e2e_s, more_s in spans:
+        sent_s = rows[-1].sent_s + (rows[-1].last_byte_s or 0.0) if rows else 0.0
+        rows.append(replace(request(sent_s, e2e_s + 1e-3), last_byte_s=e2e_s + 1e-3 + more_s))
+    end_s = rows[-1].sent_s + (rows[-1].last_byte_s or 0.0)
+    assert summarize(rows, end_s).achieved_concurrency == pytest.approx(1)
+    assert achieved_share(rows, 1) == pytest.approx(1)
 
 
 @given(requests)

@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mock_openai import MockOpenAI, serving
 
+from contract.lengths import Uniform
 from contract.rows import ClientRow, RequestRow
 from workers.load import start_line
+from workers.load.bodies import prepare
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.start_line import StartLine
 from workers.load.summary import mean_in_flight
-from workers.load.tasks import STREAMS_PER_PROCESS, merge, processes_for, split
+from workers.load.tasks import STREAMS_PER_PROCESS, merge, processes_again, processes_for, split
 
 NOWHERE = Path("/nowhere")
 
@@ -45,18 +47,42 @@ def test_the_parts_of_a_plan_add_up_to_it(concurrency: int, requests: int, proce
         assert [(part.start.parties, part.start.index) for part in parts if part.start] == [
             (processes, index) for index in range(processes)
         ]
-    ordinals = [o for part in parts for o in range(part.first_ordinal, part.first_ordinal + part.num_requests)]
-    assert ordinals == list(range(50, 50 + requests))
-    if processes <= cores:
-        assert sorted(core for part in parts for core in part.cores) == list(range(cores))
+        assert sorted(number for part in parts for number in part.numbers) == list(range(requests))
+        for part in parts:  # a share of the requests that is that of the streams, to one of each
+            assert abs(part.num_requests - requests * part.concurrency / streams) <= part.concurrency
+    assert sum(part.num_requests for part in parts) == requests
+    assert {part.cores for part in parts} == {tuple(range(cores))}
+
+
+@given(st.integers(1, 9), st.integers(1, 60), st.integers(1, 4), st.booleans())
+def test_a_request_is_the_same_however_many_processes_send_its_level(
+    concurrency: int, requests: int, processes: int, open_loop: bool
+) -> None:
+    """Ordinal, lengths (so the body) and, of an open loop, the moment it is due."""
+    due_s = tuple(0.1 * number for number in range(requests)) if open_loop else ()
+    whole = replace(plan(concurrency, requests), output_tokens=Uniform(1, 500), due_s=due_s)
+    parts = split(whole, min(processes, concurrency, requests), NOWHERE)
+    assert sorted(one for part in parts for one in as_sent(part)) == as_sent(whole)
+
+
+def as_sent(part: LoadPlan) -> list[tuple[int, bytes, float]]:
+    made = [each for each in prepare(part) if each is not None]
+    return [(each.ordinal, each.body, due) for each, due in zip(made, part.due_s or [0.0] * len(made), strict=True)]
 
 
 def test_a_level_has_as_many_processes_as_it_needs_and_the_host_can_spare() -> None:
     per = STREAMS_PER_PROCESS
-    needed = [processes_for(streams, 16) for streams in (1, per, per + 1, 4 * per, 100 * per)]
+    needed = [processes_for(streams, 32) for streams in (1, per, per + 1, 4 * per, 100 * per)]
     assert needed == [1, 1, 2, 4, 16]
-    assert processes_for(4 * per, 2) == 2
-    assert processes_for(4 * per, 0) == 1
+    assert [processes_for(4 * per, cores) for cores in (0, 1, 2, 5)] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("first", "cores", "again"), [(1, 128, 4), (2, 128, 8), (1, 6, 3), (2, 2, 2), (1, 0, 1)])
+def test_a_second_try_takes_no_more_than_four_times_the_processes_and_half_of_the_cores(
+    first: int, cores: int, again: int
+) -> None:
+    assert processes_again(first, 1000, cores) == again
+    assert processes_again(first, first, cores) == first
 
 
 def result(started_s: float, duration_s: float, ordinals: range) -> LoadResult:

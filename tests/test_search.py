@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.envelope_cells import Expected, expected
 from analysis.knee import WITHIN_PEAK
 from analysis.objectives import border
+from contract.kv import kv_layout
 from contract.rows import FAILED, MEASURED, PRUNED, PointRow
 from contract.specs import Point, PointKind, Purpose
 from orchestrator.plan import make_plan, memory_first
@@ -24,6 +26,7 @@ from orchestrator.search.envelope import Envelope
 from orchestrator.search.rounds import Rounds
 from tests import synthetic_run as synthetic
 from tests.configs import experiment, gpu_fleet, resolved
+from tests.model_files import published
 
 Measure = Callable[[Point], PointRow]
 BLANK = replace(synthetic.ladder_row(synthetic.GPU, 1), requests=[], telemetry=[], engine_num_blocks=None)
@@ -364,6 +367,16 @@ def test_a_sliding_window_holds_no_more_than_its_window() -> None:
     needs = {cell.length: cell.need / most for cell in grid.cells if cell.concurrency == most}
     assert needs[1024] == 64
     assert 129 <= needs[4096] < 200, "not 256"
+
+
+def test_what_hangs_on_prompts_beside_full_requests_is_left_open() -> None:
+    """Requests that fit once they are grown may not fit beside prompts, whose tokens lie outside of windows."""
+    layout = kv_layout(published("gemma-3-4b"))
+    said = {n: expected(layout, n, 2048, 4096, 10_788) for n in (12, 13, 14, 16, 17, 20, 21)}
+    fits, may, preempts, waits = Expected.FITS, Expected.OPEN, Expected.PREEMPTS, Expected.WAITS
+    assert said == {12: fits, 13: fits, 14: may, 16: may, 17: preempts, 20: preempts, 21: waits}
+    whole = kv_layout(published("tiny"))
+    assert {expected(whole, n, 2048, 4096, 2_048) for n in range(1, 40)} == {fits, preempts, waits}
 
 
 def test_queue_below_the_envelope_is_refused() -> None:

@@ -11,10 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.rows import FAILED, MEASURED
+from orchestrator.manifest import make_manifest
+from orchestrator.plan import make_plan
 from orchestrator.problems import ConfigError
 from tests.command_line import ROOT, Place
-from tests.configs import experiment
+from tests.configs import experiment, resolved, sim_fleet
+from tests.test_session import LEVEL, spec, together
+from workers.load.plan import LoadPlan, LoadResult
 from workers.provenance import MASK, Places, masked, secret_values, shown_environment, without_prompts
+from workers.session import Session
 
 PLACES = Places(Path("/private"))
 FAKE = {
@@ -93,6 +99,51 @@ def test_a_secret_that_holds_another_is_masked_whole() -> None:
 
 def test_short_values_and_other_variables_are_left_alone() -> None:
     assert secret_values({"HF_TOKEN": "1", "HOME": "/home/somebody", "TOKENIZERS_PARALLELISM": "false-false"}) == []
+
+
+def test_what_a_server_says_of_a_failed_request_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body of an answer is quoted in the request's row, and the first one in the point's."""
+    for name, value in FAKE.items():
+        monkeypatch.setenv(name, value)
+    words = f"refused {FAKE} prompt: 'private', prompt_token_ids: [1]"
+
+    def refused(plans: list[LoadPlan]) -> list[LoadResult]:
+        results = together(plans)
+        if plans[0].num_requests > 1:  # not the first completion, without which no server is ready
+            for result in results:
+                for request in result.requests[::2]:
+                    request.ok, request.failure_class, request.failure_message = False, "http_error", words
+        return results
+
+    session = Session(spec(), "run", 1, ["3"], refused)
+    try:
+        assert session.start().status == MEASURED
+        row = session.measure(LEVEL)
+    finally:
+        session.stop()
+    assert (row.status, row.failure_class) == (FAILED, "load_error_rate")
+    said = [row.failure_message, *(request.failure_message for request in row.requests if not request.ok)]
+    assert len(said) == 1 + LEVEL.num_requests // 2
+    for each in said:
+        assert each is not None
+        assert MASK in each
+        assert not [secret for secret in [*SECRETS, "private"] if secret in each]
+    assert {request.failure_message for request in row.requests if request.ok} == {None}
+
+
+def test_the_manifest_keeps_no_secret_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", FAKE["HF_TOKEN"])
+    typed = [
+        "+sweep=kv", "hydra.hf_token=abc", f"output_root=/runs/{FAKE['HF_TOKEN']}",
+        f"model.path={FAKE['VLLM_MIRROR']}", "cluster.address=https://u:p@127.0.0.1:9",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["orchestrator", *typed])
+    asked = experiment("kv", engine="sim")
+    manifest = make_manifest("run", [asked], make_plan(resolved(asked), sim_fleet()), sim_fleet())
+    assert manifest["argv"][3:] == [
+        "+sweep=kv", f"hydra.hf_token={MASK}", f"output_root=/runs/{MASK}",
+        f"model.path=https://{MASK}@mirror.invalid/path", f"cluster.address=https://{MASK}@127.0.0.1:9",
+    ]  # fmt: skip
 
 
 def test_passwords_in_urls_are_masked_under_any_name() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from contract.specs import (
     Timeouts,
 )
 from tests.configs import load
-from workers import probe, processes
+from workers import probe, processes, temporary
 from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
@@ -112,6 +113,17 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert accounts == (by_socket if transport == "uds" else [])
     assert not processes.is_running(started.server_pid or 0)
     assert not one._workspace.root.exists()
+
+
+def test_a_session_whose_device_cannot_be_opened_leaves_no_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "SHORT", tmp_path)
+    monkeypatch.setattr("workers.session.open_device", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Session(spec(), "run", 1, ["3"], together)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_is_back_at_the_baseline_and_not_near_it(session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +378,7 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
     one = made.sessions[-1]
     one.start()
     one.row.simulated = False  # what a stand-in gives is not judged
-    one._client_cores = (0, 1, 2, 3)
+    one.plans.cores = tuple(range(8))
     return one
 
 
@@ -376,8 +388,8 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
     assert (row.status, len(row.clients)) == (MEASURED, 4)
     assert clients.processes[-2:] == [1, 4]  # the tries, after the warm-up's rounds
     assert len(row.warmup_tok_s) == len(clients.processes) - 2 >= 2
-    assert [words.partition(":")[0] for words in row.limited_before] == ["1 processes"]
-    assert "stalls of a load process raised its p99 gap between chunks by 500 ms" in row.limited_before[0]
+    (words,) = row.limited_before
+    assert "with 1 processes: stalls of a load process raised its p99 gap between chunks by 500 ms" in words
     assert (row.completed, row.failed) == (16, 0)
 
 
@@ -392,6 +404,34 @@ def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_number
     )
     assert row.tok_s
     assert len(row.requests) == 16
+
+
+class WorseClients(SlowClients):
+    """Its first try is limited; of the second some process is lost, or all requests fail."""
+
+    def __init__(self, lost: bool) -> None:
+        super().__init__({1: 0.5})
+        self.lost = lost
+
+    def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
+        if self.lost and len(plans) > 1:
+            raise LoadLost("killed")
+        results = super().__call__(plans)
+        for row in (row for result in results for row in result.requests if len(plans) > 1):
+            row.ok, row.failure_class, row.failure_message = False, FailureClass.TIMEOUT, "no end"
+        return results
+
+
+@pytest.mark.parametrize(("lost", "why"), [(True, "LoadLost: killed"), (False, "16 of 16 requests failed")])
+def test_a_second_try_that_fails_leaves_the_first_with_its_numbers(session: Made, lost: bool, why: str) -> None:
+    row = limited(session, WorseClients(lost)).measure(LEVEL)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
+    message = row.failure_message or ""
+    assert "the limit with 1 processes: stalls" in message
+    assert "measured again with 4 it failed: " in message
+    assert why in message
+    assert (row.completed, len(row.clients)) == (16, 1)
+    assert row.tok_s
 
 
 OPEN = replace(
@@ -417,13 +457,13 @@ def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, pro
     one = limited(session, SlowClients({}))
     stages = (Stage(1, 0.5), Stage(1))
     point = replace(OPEN, output_tokens=100, num_requests=5000, arrivals=Arrivals(ArrivalProcess.POISSON, rate, stages))
-    assert one._processes_for(one._lines(point, [])) == processes
+    assert one.plans.processes_for(one.plans.lines(point, [])) == processes
 
 
 def test_a_warm_up_that_never_settled_and_what_a_level_was_asked_for_are_told(session: Made) -> None:
     one = session(spec())
     one.start()
-    timed = one.measure(replace(LEVEL, seconds=0.3))
+    timed = one.measure(replace(LEVEL, seconds=0.3, num_requests=2000))  # more than can be sent by then
     assert (timed.asked_s, timed.stopped_by) == (0.3, "time")
     assert timed.warmup_stable == stable(timed.warmup_tok_s)
     assert timed.server_hz is None or timed.server_hz > 0

@@ -55,13 +55,16 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], WarmParent]
         one.close()
 
 
-def started(parent: WarmParent | None, monkeypatch: pytest.MonkeyPatch, **extra_args: object) -> tuple[SessionRow, str]:
+def started(
+    parent: WarmParent | None, monkeypatch: pytest.MonkeyPatch, attempt: int = 1, **extra_args: object
+) -> tuple[SessionRow, str]:
     monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
     asked = replace(spec(**extra_args), start=Start.WARM)
-    session = Session(asked, "run", 1, ["3"], together, warm_parent=parent.socket if parent else None)
+    session = Session(asked, "run", attempt, ["3"], together, warm_parent=parent.socket if parent else None)
     row = session.start()
     if row.status == MEASURED:
-        assert session.measure(MEMORY).status == MEASURED
+        point = session.measure(MEMORY)
+        assert (point.status, point.start) == (MEASURED, row.start)
     end = session.stop()
     assert not processes.is_running(row.server_pid or 0)
     return row, end.log
@@ -125,7 +128,13 @@ def test_a_server_that_is_still_starting_is_not_given_its_grace(hurried: bool, m
 
 
 @pytest.mark.parametrize(
-    ("stuck", "words"), [("hang", "no word from it for 1 s"), ("end", "a lock that another thread held")]
+    ("stuck", "words"),
+    [
+        ("hang", "no word from it for 1 s"),
+        ("end", "a lock that another thread held"),
+        ("thread", "forked beside Python threads: of a plugin"),
+        ("gate", "the first completion failed"),
+    ],
 )
 def test_a_fork_that_comes_to_nothing_is_started_cold_once_and_says_why(
     stuck: str, words: str, parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
@@ -134,8 +143,18 @@ def test_a_fork_that_comes_to_nothing_is_started_cold_once_and_says_why(
     row, log = started(parent(), monkeypatch)
     assert (row.status, row.start) == (MEASURED, "cold")
     assert words in (row.start_reason or "") + log
-    assert "forked, it did not start" in (row.start_reason or "")
-    assert log.count("warm start: forked") == 1
+    assert "forked, it came to nothing" in (row.start_reason or "")
+    assert log.count("warm start: forked from") == 1
+    assert {account.moment for account in row.account} == {"ready"}
+    assert len(row.account) == 1  # the cold server's
+
+
+def test_a_second_attempt_at_a_session_is_cold(
+    parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = started(parent(), monkeypatch, attempt=2)
+    assert (row.status, row.start) == (MEASURED, "cold")
+    assert row.start_reason == "an earlier attempt at this session came to nothing"
 
 
 def test_a_failure_of_the_configuration_is_not_tried_again(

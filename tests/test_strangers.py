@@ -167,7 +167,8 @@ def test_a_private_ray_lets_nobody_in_without_its_key_and_its_files_are_out_of_r
         assert _is_refused(head, None)
         assert not _is_refused(head, os.environ["RAY_AUTH_TOKEN"])
         token = os.environ["RAY_AUTH_TOKEN"]
-        directory = Path(str(cluster._private_dir))
+        assert cluster._private is not None
+        directory = cluster._private.path
         assert as_user(user, lambda: [str(path) for path in directory.iterdir()])["raised"] == "PermissionError"
         titles = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
         assert not any(token.encode() in title for title in titles)

@@ -1,26 +1,220 @@
 """Private directories: what a killed process has left in one is removed by the next, and nobody else's is."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from workers.temporary import own, private_directory, remove_ownerless
+from tests.command_line import ROOT
+from workers import temporary
+from workers.launch import guard
+from workers.temporary import Owned, own, private_directory, remove_ownerless
+
+SLEEPS = "import time; time.sleep(60)"
+SHARES = """
+import os, time
+held = os.open("/dev/shm/NAME", os.O_CREAT | os.O_RDWR)
+print("made", flush=True)
+time.sleep(60)
+"""
+CLEANS_UP = """
+import pathlib, time
+print("begun", flush=True)
+time.sleep(1)
+pathlib.Path("../cleaned").touch()
+"""
+OWNERS = {
+    "a session": "from workers.launch.workspace import Workspace; made = Workspace.make().root",
+    "a warm parent": """
+import os, signal
+from workers.launch.warm import WarmParent
+parent = WarmParent(("json",), dict(os.environ))
+os.kill(parent.pid, signal.SIGKILL)
+made = parent.socket.parent
+""",
+}
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an empty TMPDIR, short enough for sockets; what lies in /tmp is not looked at."""
+    with tempfile.TemporaryDirectory(prefix="vct-", dir="/tmp") as made:
+        monkeypatch.setattr(tempfile, "tempdir", made)
+        monkeypatch.setattr(temporary, "SHORT", Path(made))
+        yield Path(made)
+
+
+def left_by_a_killed_process(prefix: str = "x-") -> Path:
+    directory = private_directory(prefix, 1)
+    os.close(own(directory))
+    return directory
+
+
+def working_in(directory: Path, program: str) -> "subprocess.Popen[str]":
+    """Start a program there, and wait for its first word if it has one."""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=directory, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    if "print" in program:
+        process.stdout.readline()
+    process.stdout.close()
+    return process
 
 
 def test_only_directories_whose_owner_is_dead_are_removed_and_what_works_in_them_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    alive, unmarked, dead = (private_directory("x-", 1) for _ in range(3))
-    held = own(alive)
-    os.close(own(dead))
-    (tmp_path / "x-link").symlink_to(dead)
-    works = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=dead)
+    monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.1)
+    alive, unmarked, dead = Owned("x-", 1), private_directory("x-", 1), left_by_a_killed_process()
+    (place / "x-link").symlink_to(dead)
+    works = working_in(dead, SLEEPS)
     assert remove_ownerless("x-") == [dead]
     assert works.wait(10) == -9
-    assert (alive.exists(), unmarked.exists(), dead.exists()) == (True, True, False)
-    os.close(held)
+    assert (alive.path.exists(), unmarked.exists(), dead.exists()) == (True, True, False)
+    alive.remove()
+    alive.remove()
+    assert remove_ownerless("x-") == []
+
+
+@pytest.mark.parametrize("who", OWNERS)
+def test_what_a_killed_process_had_made_is_known_for_it_from_the_making_on(who: str, place: Path) -> None:
+    program = f"{OWNERS[who]}\nprint(made, flush=True)\nimport time; time.sleep(60)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, "TMPDIR": str(place)}, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert owner.stdout
+    made = Path(owner.stdout.readline().strip())
+    assert remove_ownerless() == []
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    assert remove_ownerless() == [made]
+    assert list(place.iterdir()) == []
+
+
+def test_who_cleans_up_is_let_to(place: Path) -> None:
+    works = working_in(left_by_a_killed_process(), CLEANS_UP)
+    remove_ownerless("x-")
+    assert works.wait(10) == 0
+    assert [path.name for path in place.iterdir()] == ["cleaned"]
+
+
+def test_what_a_guard_removes_by_itself_is_not_said_to_have_been_left(place: Path) -> None:
+    directory = left_by_a_killed_process()
+    works = working_in(directory, CLEANS_UP + "import shutil, os; shutil.rmtree(os.getcwd())")
+    assert remove_ownerless("x-") == []
+    assert works.wait(10) == 0
+
+
+def test_shared_memory_of_what_is_killed_goes_with_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.1)
+    shared = Path("/dev/shm", place.name)
+    works = working_in(left_by_a_killed_process(), SHARES.replace("NAME", shared.name))
+    assert shared.exists()
+    remove_ownerless("x-")
+    assert works.wait(10) == -9
+    assert not shared.exists()
+
+
+def test_shared_memory_is_known_still_when_all_who_shared_it_and_who_killed_them_are_dead(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Path("/dev/shm", place.name)
+    directory = left_by_a_killed_process()
+    works = working_in(directory, SHARES.replace("NAME", shared.name))
+    with monkeypatch.context() as patched:
+        patched.setattr(guard, "remove", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            temporary.end_what_works_in(directory, 0.0)
+    assert works.wait(10) == -9
+    assert shared.exists()
+    assert remove_ownerless("x-") == [directory]
+    assert not shared.exists()
+
+
+def test_what_lies_in_tmp_because_tmpdir_is_long_is_found_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = place / ("n" * 70)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    short = private_directory("x-", 30)
+    assert short.parent == place
+    os.close(own(short))
+    assert remove_ownerless("x-") == [short]
+    below = left_by_a_killed_process()
+    assert below.parent == long
+    assert remove_ownerless("x-") == [below]
+
+
+def test_directories_of_other_hosts_are_left_alone(place: Path) -> None:
+    directory = left_by_a_killed_process()
+    (directory / temporary.OWNER).write_text("another-host")
+    assert remove_ownerless("x-") == []
+    assert directory.exists()
+
+
+def test_an_owner_that_is_dying_has_time_for_it(place: Path) -> None:
+    held = Owned("x-", 1)
+    assert remove_ownerless("x-") == []
+    dies = threading.Timer(0.3, lambda: os.close(held._lock))
+    dies.start()
+    assert remove_ownerless("x-", patience_s=20) == [held.path]
+
+
+def test_a_file_system_without_locks_is_said_with_what_to_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(OSError, match=rf"TMPDIR={place} cannot be locked \(No locks available\): export TMPDIR="):
+        Owned("x-", 1)
+    assert list(place.iterdir()) == []
+
+
+def test_a_directory_is_removed_while_others_write_into_it(place: Path) -> None:
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            for number in range(50):
+                for directory in list(directories):
+                    try:
+                        (directory / f"{number}").touch()
+                    except OSError:
+                        continue
+
+    directories: list[Path] = []
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            directories.append(left_by_a_killed_process())
+            time.sleep(0.02)
+            guard.remove_directory(directories[-1])
+            directories.clear()
+    finally:
+        over.set()
+        writer.join()
+    assert list(place.iterdir()) == []
+
+
+def test_who_is_killed_in_the_middle_of_removing_leaves_what_the_next_one_finds(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = left_by_a_killed_process()
+    (directory / "sub").mkdir()
+    (directory / "sub" / "file").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(guard.shutil, "rmtree", lambda *_, **__: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            guard.remove_directory(directory)
+    (half,) = place.iterdir()
+    assert remove_ownerless("x-") == [half]
+    assert list(place.iterdir()) == []

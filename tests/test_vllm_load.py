@@ -78,7 +78,7 @@ def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Se
     row = session.measure(CHAT)
     assert (row.status, row.completed, row.failed, row.prefix_hit_ratio) == (MEASURED, 16, 0, 0)
     assert {r.completion_tokens for r in row.requests} == {8}
-    cost = session._text_cost
+    cost = session.plans.text_cost
     assert cost is not None
     assert cost.tokens_per_word == 5  # the shape's tokenizer makes a token of every byte
     assert {r.prompt_tokens for r in row.requests} == {len("user: " + 20 * "word ") - 1 + len("\nassistant: ")} == {117}
@@ -93,7 +93,7 @@ def test_shared_prefixes_are_answered_from_the_cache(session: Session) -> None:
 
 
 def test_requests_that_are_cut_by_the_time_limit_end_on_the_server_too(session: Session) -> None:
-    plan = replace(session._plan(4, 8, 16, 480), timeout_s=0.5)
+    plan = replace(session.plans.plan(4, 8, 16, 480), timeout_s=0.5)
     before = session._scrape().generation_tokens or 0
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(generate, plan)

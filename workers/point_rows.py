@@ -81,6 +81,7 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         extra_args=canonical_json(server.extra_args),
         sequences=spec.sequences,
         vllm_version=session.vllm_version,
+        start=session.start,
         mem_baseline_bytes=session.mem_baseline_bytes,
         foreign_processes=list(session.foreign_processes) or None,
         concurrency=point.concurrency if load and not point.arrivals else None,

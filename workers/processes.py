@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from workers.launch import guard
+
 PROC = Path("/proc")
 
 
@@ -32,17 +34,24 @@ def is_running(pid: int) -> bool:
 def working_in(directory: Path) -> list[psutil.Process]:
     """Return the living processes of this user that work below `directory`, or have their TMPDIR there.
 
-    A process inherits both from whoever started it, so this finds those whose parents are gone.
+    A process inherits both from whoever started it, so this finds those whose parents are gone. The environment that
+    /proc shows of a server forked from a warm parent is the parent's, so where a process works comes first.
     """
     found = []
     for process in psutil.process_iter():
         try:
-            places = (process.cwd(), process.environ().get("TMPDIR", ""))
-            if any(Path(place).is_relative_to(directory) for place in places) and is_running(process.pid):
+            works, temporary = Path(process.cwd()), Path(process.environ().get("TMPDIR", ""))
+            inside = works.is_relative_to(directory) or (temporary.is_relative_to(directory) and not _is_marked(works))
+            if inside and is_running(process.pid):
                 found.append(process)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
     return found
+
+
+def _is_marked(directory: Path) -> bool:
+    """Whether it lies in a private directory."""
+    return any((place / guard.OWNER).exists() for place in (directory, *directory.parents))
 
 
 def listens(pid: int, port: int) -> bool:

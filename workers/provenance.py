@@ -60,9 +60,14 @@ def secret_values(environment: Mapping[str, str]) -> list[str]:
 
 def masked(log: str, places: Places, *secrets: str | None) -> str:
     """Return a log without the given secrets and any URL's password, directories and libraries by their names."""
+    return _HOME_PATH.sub("", places.named(hidden(log, *secrets)))
+
+
+def hidden(text: str, *secrets: str | None) -> str:
+    """Return a text without the given secrets and any URL's password."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        log = log.replace(secret, MASK)
-    return _HOME_PATH.sub("", places.named(_CREDENTIALS.sub(f"{MASK}@", log)))
+        text = text.replace(secret, MASK)
+    return _CREDENTIALS.sub(f"{MASK}@", text)
 
 
 def without_prompts(log: str) -> str:

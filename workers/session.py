@@ -6,7 +6,6 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import secrets
@@ -17,9 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from contract import lengths
 from contract.failures import FailureClass
-from contract.lengths import Lengths
 from contract.rows import (
     CLIENT_LIMITED,
     FAILED,
@@ -53,16 +50,15 @@ from workers.launch import diagnosis, readiness, warm
 from workers.launch.process import ServerProcess
 from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
-from workers.load import tasks
-from workers.load.ending import Stop
+from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.limits import client_limits as limits_of
 from workers.load.plan import LoadPlan, LoadResult
-from workers.load.prompts import ASSUMED_COST, TextCost
+from workers.load.prompts import ASSUMED_COST
 from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
 from workers.load.tasks import LoadLost
-from workers.load.tokenizer import text_cost
+from workers.load_plans import LoadPlans
 from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
 from workers.provenance import Places
@@ -76,11 +72,8 @@ SETTLE_LIMIT_S = 5.0
 WARMUP_OUTPUT_TOKENS = 8
 WARMUP_ROUNDS = 4
 """Of a level, at most."""
-STREAM_TOKENS_PER_S = 100
-"""What a stream of an open loop is taken to carry, before anything is known of its server; see `tasks`."""
-MORE_THAN_EXPECTED = 1.5
-"""Requests made ready for a level that is ended by time, over those that the warm-up's rate would send."""
 DEFAULT_BATCHED_TOKENS = 2048
+FORKING_CAN_CAUSE = (FailureClass.NO_PROGRESS, FailureClass.START_FAILED, FailureClass.ENGINE_DEAD)
 FAILED_SHARE_LIMIT = 0.05
 """More failed requests than this and a load point is not a measurement."""
 
@@ -109,10 +102,15 @@ class Session:
         self._lifecycle = threading.Lock()
         """Held while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
-        self._workspace = Workspace.make()
         self._cache = caches.cache_root()
+        self._workspace = Workspace.make()
+        try:
+            self._device = open_device(spec.device, visible_devices, self._workspace)
+            self.row = self._first_row(run_id, attempt, visible_devices)
+        except BaseException:
+            self._workspace.remove()
+            raise
         self._places = Places(self._workspace.root, self._cache)
-        self._device = open_device(spec.device, visible_devices, self._workspace)
         self._process: ServerProcess | None = None
         self._address = Address()
         self.model = ""
@@ -123,14 +121,15 @@ class Session:
         self._settled = False
         self._dead = False
         """Whether a point has found its server of no use any more."""
-        self._text_cost: TextCost | None = None
         self._ready_bytes: int | None = None
-        self._client_cores: tuple[int, ...] = ()
+        self._plans: LoadPlans | None = None
+
+    def _first_row(self, run_id: str, attempt: int, visible_devices: list[str]) -> SessionRow:
         versions = self._engine.versions()
-        self.row = SessionRow(
+        return SessionRow(
             schema_version=SCHEMA_VERSION,
             run_id=run_id,
-            session_id=spec.id,
+            session_id=self.spec.id,
             attempt=attempt,
             status=MEASURED,
             simulated=self._engine.simulated,
@@ -166,34 +165,32 @@ class Session:
 
     def _launch(self, baseline: list[int]) -> None:
         contexts = self._contexts()
-        process = self._started_server()
-        used = self._settled_memory()
-        self._ready_bytes = sum(used)
-        assert self._endpoint is not None
-        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
-        self.row.account = self._account.rows
-        if self._endpoint.uds is not None:
-            self._account.at_ready(used)
-        self._client_cores = processes.free_cores(process.pid)
-        self._gate()
+        process = self._serving(lambda made: self._prove(made, baseline, contexts))
         self._log_figures = vllm_log.parse(process.log_text())
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
 
-    def _started_server(self) -> ServerProcess:
-        """Start a server, forked where that was asked for and can be, and wait until it is ready."""
+    def _serving(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
+        """Start a server, forked where that was asked for and can be; wait until it is ready, and `prove` that it is.
+
+        What forking has damaged may show at the first completion only, so that one that fails there is started cold.
+        """
         if self.spec.start is Start.WARM:
             try:
-                return self._forked_server()
+                return self._forked_server(prove)
             except warm.NotWarm as reason:
                 self.row.start_reason = self._masked(str(reason))
         self.row.start = Start.COLD
-        return self._ready(None)
+        process = self._ready(None)
+        prove(process)
+        return process
 
-    def _forked_server(self) -> ServerProcess:
+    def _forked_server(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
         """Raises `NotWarm` also for a fork that came to nothing in a way that forking could have caused."""
         if not self._engine.warm_modules:
             raise warm.NotWarm("this engine is never forked")
+        if self.row.attempt > 1:
+            raise warm.NotWarm("an earlier attempt at this session came to nothing")
         if self._warm_parent is None:
             raise warm.NotWarm("this node has no warm parent")
         asked = time.monotonic()
@@ -202,12 +199,14 @@ class Session:
             self.row.fork_threads = list(offered.threads)
             self.row.start = Start.WARM
             try:
-                return self._ready(offered)
+                process = self._ready(offered)
+                prove(process)
+                return process
             except readiness.StartFailed as error:
-                if error.failure.failure_class not in (FailureClass.NO_PROGRESS, FailureClass.START_FAILED):
+                if error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
                 self._discard()
-                raise warm.NotWarm(f"forked, it did not start: {error.failure.message}") from None
+                raise warm.NotWarm(f"forked, it came to nothing: {error.failure.message}") from None
 
     def _ready(self, offered: warm.Offer | None) -> ServerProcess:
         launched = time.monotonic()
@@ -219,19 +218,26 @@ class Session:
         assert self._endpoint is not None
         log = StartLog(launched)
 
-        def look() -> None:
+        def read() -> None:
             log.look(process.log_text())
+            damage = next((line for _, line in log.lines if offered is not None and warm.FORKED_BESIDE in line), None)
+            if damage is not None:
+                raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
+
+        def look() -> None:
+            read()
             if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
         readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set, look)
+        read()
         self.row.ready_s = time.monotonic() - launched
         self.row.phases = self._engine.phases(log.lines, self.row.ready_s)
         return process
 
     def _discard(self) -> None:
-        """End a server that did not start, so that another can be started in its place."""
+        """End a server that came to nothing, so that another can be started in its place."""
         with self._lifecycle:
             assert self._process is not None
             self._process.hurry()
@@ -239,6 +245,7 @@ class Session:
             self._former_log = self._process.log_text()
             for path in (self._workspace.log, self._workspace.socket):
                 path.unlink(missing_ok=True)
+        self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
 
     def _contexts(self) -> list[int | None]:
         """What a bare CUDA context takes of each card, before the server is there."""
@@ -280,9 +287,21 @@ class Session:
         names, cards = self.row.visible_devices, self._device.cards
         return [name if name.isdigit() else card.id for name, card in zip(names, cards, strict=False)]
 
+    def _prove(self, process: ServerProcess, baseline: list[int], contexts: list[int | None]) -> None:
+        """Read the memory of a server that is ready, then have it answer a completion. Raises `StartFailed`."""
+        used = self._settled_memory()
+        self._ready_bytes = sum(used)
+        assert self._endpoint is not None
+        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
+        self.row.account = self._account.rows
+        if self._endpoint.uds is not None:
+            self._account.at_ready(used)
+        self._plans = LoadPlans(self.spec, self.row, self._endpoint, processes.free_cores(process.pid))
+        self._gate()
+
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
-        result = self._run(self._plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
+        result = self._run(self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
         failed = [request for request in result.requests if not request.ok]
         if failed:
             message = f"ready, but the first completion failed: {failed[0].failure_message}"
@@ -319,7 +338,7 @@ class Session:
         before = self._scrape()
         started_wall_s, started_s = time.time(), time.monotonic()
         with self._sampler() as sampler:
-            result = self._run(self._plan(requests, requests, prompt_tokens, output_tokens))
+            result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
         largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
         row = point_rows.blank(self._origin(), point, started_wall_s)
         self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
@@ -332,29 +351,43 @@ class Session:
         return self._judged(row, result)
 
     def _load_level(self, point: Point) -> PointRow:
-        """Measure a level; where the client was its limit, once more with all the cores that are free for it."""
+        """Measure a level; where the client was its limit, once more with more processes, if there are cores for them.
+
+        A second try that comes to nothing leaves the first with its numbers, `client_limited`.
+        """
         assert self._endpoint is not None
+        if too_large := memory.refusal(point.num_requests, point.output_tokens):
+            return self._failed_row(point, Failure(FailureClass.LOAD_TOO_LARGE, too_large))
         emptied = prefix_cache.reset(self._endpoint)
         warmup = self._warm_up(point)
-        lines = self._lines(point, warmup)
-        most = min(len(self._client_cores), point.concurrency or point.num_requests)
-        processes = self._processes_for(lines)
-        limited_before: list[str] = []
-        while True:
-            row, result = self._load_once(point, self._level(point, lines, warmup), processes)
+
+        def tried(lines: int, processes: int) -> PointRow:
+            row, result = self._load_once(point, self.plans.level(point, lines, warmup), processes)
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
-            row.limited_before, row.prefix_reset = limited_before, emptied
+            row.prefix_reset = emptied
             limits = limits_of(result.clients, result.requests, point.concurrency or None)
-            if not limits or row.status != MEASURED or row.simulated:  # a stand-in's speed says nothing anyway
-                return row
-            if self.spec.load_processes is not None or processes >= most:
+            if limits and row.status == MEASURED and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.failure_class = CLIENT_LIMITED, FailureClass.CLIENT_LIMITED
                 row.failure_message = f"the load client was the limit with {processes} processes: {'; '.join(limits)}"
-                return row
-            limited_before = [f"{processes} processes: {'; '.join(limits)}"]
-            processes = most  # at once: a long level must not be measured five times
-            lines = point.concurrency or max(lines, most)
+            return row
+
+        lines = self.plans.lines(point, warmup)
+        processes = self.plans.processes_for(lines)
+        more = self.plans.processes_again(point, processes)
+        first = tried(lines, processes)
+        if first.status != CLIENT_LIMITED or more <= processes:
+            return first
+        try:
+            again = tried(point.concurrency or max(lines, more), more)
+            lost = f"{again.failure_class}: {again.failure_message}" if again.status == FAILED else None
+        except Exception as error:  # whatever it was, it must not take the first try's numbers along
+            lost = self._masked(f"{type(error).__name__}: {error}")
+        if lost is not None:
+            first.failure_message = f"{first.failure_message}; measured again with {more} it failed: {lost}"
+            return first
+        again.limited_before = [first.failure_message or ""]
+        return again
 
     def _warm_up(self, point: Point) -> list[LoadSummary]:
         """Send rounds of the level until two neighbours have the same throughput, or there have been enough.
@@ -362,33 +395,12 @@ class Session:
         An open loop's throughput is that of its arrivals: it has one round.
         """
         rounds: list[LoadSummary] = []
-        lines = self._lines(point, rounds)
+        lines = self.plans.lines(point, rounds)
         most = 0 if not point.warmup_requests else 1 if point.arrivals else WARMUP_ROUNDS
         while len(rounds) < most and not stable([r.tok_s or 0.0 for r in rounds]):
-            plan = self._plan_of(point, point.warmup_requests, lines, "warm-up")
-            result = self._run(plan, self._processes_for(lines))
+            result = self._run(self.plans.warm_up(point, lines), self.plans.processes_for(lines))
             rounds.append(summarize(result.requests, result.duration_s))
         return rounds
-
-    def _lines(self, point: Point, warmup: list[LoadSummary]) -> int:
-        """Lines that a level is sent over; of an open loop as many as are expected to be in flight."""
-        if not point.arrivals:
-            return point.concurrency
-        streams = point.arrivals.highest_rate * lengths.expected(point.output_tokens) / STREAM_TOKENS_PER_S
-        seen = max((result.most_in_flight for result in warmup), default=1)
-        return min(max(math.ceil(streams), seen, self.spec.load_processes or 1), point.num_requests)
-
-    def _processes_for(self, lines: int) -> int:
-        return self.spec.load_processes or tasks.processes_for(lines, len(self._client_cores))
-
-    def _level(self, point: Point, lines: int, warmup: list[LoadSummary]) -> LoadPlan:
-        """The measured part. One that is ended by time has requests for more than it is expected to send."""
-        if point.seconds is None:
-            return self._plan_of(point, point.num_requests, lines, "")
-        expected = (warmup[-1].qps or 0.0) * point.seconds if warmup else 0.0
-        requests = max(point.num_requests, math.ceil(MORE_THAN_EXPECTED * expected) + point.concurrency)
-        stop = Stop(point.seconds, point.precision, point.num_requests)
-        return replace(self._plan_of(point, requests, lines, ""), stop=stop)
 
     def _load_once(self, point: Point, plan: LoadPlan, processes: int) -> tuple[PointRow, LoadResult]:
         before = at_rest(self._scrape)
@@ -416,56 +428,32 @@ class Session:
             self._account.saw(observed.peak_by_card())
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
-        row.requests = result.requests
+        # an answer that was no success is a server's own words, and may hold anything
+        said = {words: self._masked_tail(words) for r in result.requests if (words := r.failure_message) is not None}
+        row.requests = [
+            r if r.failure_message is None else replace(r, failure_message=said[r.failure_message])
+            for r in result.requests
+        ]
         row.completed = sum(request.ok for request in result.requests)
         row.failed = len(result.requests) - row.completed
         row.duration_s = result.duration_s
         if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
-            first = next(request for request in result.requests if not request.ok)
+            first = next(request for request in row.requests if not request.ok)
             message = (
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
             failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if self._serves() else self._death(message)
-            row.status, row.failure_class, row.failure_message = FAILED, failure.failure_class, failure.message
+            row.status, row.failure_class = FAILED, failure.failure_class
+            row.failure_message = self._masked(failure.message)
             row.log_tail = self._log_tail()
         return row
 
-    def _plan_of(self, point: Point, requests: int, lines: int, part: str) -> LoadPlan:
-        """A part of a level; of an open loop each part and repeat has arrivals of its own."""
-        due_s = point.arrivals.times(requests, f"{point.seed}:{point.repeat}:{part}") if point.arrivals else ()
-        plan = self._plan(lines, requests, point.prompt_tokens, point.output_tokens, point.seed)
-        cost = self._cost_of_text(point.api)
-        return replace(plan, api=point.api, shared_prefix=point.shared_prefix, text_cost=cost, due_s=tuple(due_s))
-
-    def _cost_of_text(self, api: Api) -> TextCost:
-        """What a chat's words take on this server, asked once."""
-        if api is not Api.CHAT:
-            return ASSUMED_COST
-        if self._text_cost is None:
-            assert self._endpoint is not None
-            self._text_cost = asyncio.run(text_cost(self._endpoint))
-        return self._text_cost
-
-    def _plan(
-        self, concurrency: int, requests: int, prompt_tokens: Lengths, output_tokens: Lengths, seed: int = 0
-    ) -> LoadPlan:
-        """A load whose prompts no request of this server has had before."""
-        assert self._endpoint is not None
-        first_ordinal = self.row.requests_sent
-        self.row.requests_sent += requests
-        return LoadPlan(
-            endpoint=self._endpoint,
-            concurrency=concurrency,
-            num_requests=requests,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            first_ordinal=first_ordinal,
-            vocab_size=self.spec.model.vocab_size,
-            seed=seed,
-            timeout_s=self.spec.timeouts.request_s,
-            cores=self._client_cores,
-        )
+    @property
+    def plans(self) -> LoadPlans:
+        """What the server, which is up, is sent."""
+        assert self._plans is not None
+        return self._plans
 
     def _run(self, plan: LoadPlan, processes: int = 1) -> LoadResult:
         with self._workspace.fresh_directory() as meeting:

@@ -1,4 +1,8 @@
-"""Private temporary directories with paths short enough for the Unix sockets that are made below them."""
+"""Private directories: short enough for the Unix sockets below them, owned from their making on, removed after a kill.
+
+Who owns one holds a lock that the kernel lets go with the process, however that ends. So what a killed process has left
+is known for it, and whoever comes next removes it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,12 +21,16 @@ import psutil
 from workers import processes
 from workers.launch import guard
 
-END_LIMIT_S = 20.0
-"""For processes to end that were killed."""
-POLL_S = 0.1
-OWNER = "owner"
+PREFIX = "vc-"
+"""Of every name that we give a directory in TMPDIR."""
+OWNER = guard.OWNER
+SHORT = Path("/tmp")
 SOCKET_PATH_CHARACTERS = 107
 """What a Unix socket's path may have (unix(7))."""
+ENDING_LIMIT_S = 5.0
+"""For a guard whose owner was killed to end what it guards and to clean up."""
+KILLING_LIMIT_S = 5.0
+POLL_S = 0.02
 
 
 def private_directory(prefix: str, below: int) -> Path:
@@ -32,49 +42,103 @@ def private_directory(prefix: str, below: int) -> Path:
     if len(str(directory)) + below <= SOCKET_PATH_CHARACTERS:
         return directory
     directory.rmdir()
-    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=SHORT))
 
 
 def own(directory: Path) -> int:
-    """Mark a directory as this process's: return a descriptor to keep open, which the kernel closes with us."""
+    """Mark a directory as this process's: return a descriptor to keep open, which the kernel closes with us.
+
+    Raises OSError, with what to do about it where its file system knows no locks.
+    """
     unseen = directory / f"{OWNER}.new"  # until it is locked
     lock = os.open(unseen, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    unseen.rename(directory / OWNER)
+    try:
+        os.write(lock, socket.gethostname().encode())
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            words = f"TMPDIR={directory.parent} cannot be locked ({error.strerror}): export TMPDIR={SHORT}"
+            raise OSError(error.errno, words) from None
+        unseen.rename(directory / OWNER)
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
 
 
-def remove_ownerless(prefix: str) -> list[Path]:
-    """Remove this user's directories of `prefix` whose owner was killed, end what still works in them; return them."""
-    removed = []
-    for directory in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):
-            if directory.is_symlink() or directory.stat().st_uid != os.getuid():
-                continue
-            lock = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: its owner lives
-                clear(directory, set())
-                removed.append(directory)
-            finally:
-                os.close(lock)
-    return removed
+class Owned:
+    """A private directory of this process, until it is removed or the process ends."""
+
+    def __init__(self, prefix: str, below: int) -> None:
+        """See `private_directory`. Raises OSError where none can be made or locked."""
+        self.path = private_directory(prefix, below)
+        try:
+            self._lock = own(self.path)
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def remove(self) -> None:
+        """Remove it and all in it. Safe to call twice."""
+        guard.remove_directory(self.path)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
-def clear(directory: Path, shared: set[Path]) -> None:
-    """End what still works in a directory that was `own`ed, and remove what there is of it.
+def remove_ownerless(prefix: str = PREFIX, patience_s: float = 0.0) -> list[Path]:
+    """Remove this user's directories of `prefix` on this host whose owner was killed; return them.
 
-    What those processes have in /dev/shm is removed with it, and what of `shared` is there, unless it is older than the
-    directory or somebody else has it mapped.
+    What works in them is ended; a guard that is cleaning up has the time for it, and what it removes is not returned.
+    Owners that live have `patience_s` to end.
     """
-    owner = directory / OWNER
-    began_s = owner.stat().st_mtime if owner.exists() else time.time()
-    deadline = time.monotonic() + END_LIMIT_S
-    while (left := processes.working_in(directory)) and time.monotonic() < deadline:
-        shared = shared | guard.shared_memory([process.pid for process in left])
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+    began_s = time.monotonic()
+    removed: list[Path] = []
+    while True:
+        owned = False
+        for directory in _owned_here(prefix):
+            with contextlib.suppress(OSError), (directory / OWNER).open("r+") as mark:
+                try:
+                    fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    owned = True
+                    continue
+                end_what_works_in(directory, os.fstat(mark.fileno()).st_mtime, ENDING_LIMIT_S)
+                if directory.exists():
+                    guard.remove_directory(directory)
+                    removed.append(directory)
+        if not owned or time.monotonic() - began_s > patience_s:
+            return removed
+        time.sleep(POLL_S)
+
+
+def _owned_here(prefix: str) -> Iterator[Path]:
+    """Give this user's marked directories, but none of another host in a TMPDIR that hosts share: its locks may not be
+    seen here."""
+    for place in {Path(tempfile.gettempdir()), SHORT}:
+        for directory in place.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):
+                ours = not directory.is_symlink() and directory.stat().st_uid == os.getuid()
+                if ours and (directory / OWNER).read_text() == socket.gethostname():
+                    yield directory
+
+
+def end_what_works_in(directory: Path, began_s: float, wait_s: float = 0.0) -> None:
+    """End the processes that work there, after `wait_s` to end by themselves, and remove what they share in memory.
+
+    `began_s` (wall clock) is when the first of them began: what is older in /dev/shm is not theirs.
+    """
+    asked_s = time.monotonic()
+    shared = guard.noted(directory)
+    while left := processes.working_in(directory):
+        shared |= guard.shared_memory([process.pid for process in left])
+        guard.note(directory, shared)
+        waited_s = time.monotonic() - asked_s
+        if waited_s > wait_s + KILLING_LIMIT_S:
+            break
+        if waited_s >= wait_s:
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
         time.sleep(POLL_S)
     guard.remove(shared, began_s)
-    shutil.rmtree(directory, ignore_errors=True)

@@ -11,6 +11,7 @@ from contract.rows import MEASURED, PRUNED
 
 EXPECTED = {
     Expected.FITS: "var(--fits)",
+    Expected.OPEN: "var(--may-not-fit)",
     Expected.PREEMPTS: "var(--preempts)",
     Expected.WAITS: "var(--too-much)",
     Expected.UNKNOWN: "var(--grid)",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from analysis.caveats import title
+from analysis.checks import keeps_up
 from analysis.intervals import CONFIDENCE
 from analysis.load_curve import LoadCurve
 from analysis.load_tables import lengths
-from analysis.rates import keeps_up
 from analysis.report.vega import (
     AT_MOST,
     BAD,
@@ -225,11 +225,11 @@ def _medians(index: int, curve: LoadCurve, column: str, rings: Sequence[float]) 
     return rows
 
 
-def _knees(curve: LoadCurve) -> Sequence[int]:
+def _knees(curve: LoadCurve) -> Sequence[float]:
     return curve.knee.could_be
 
 
-def _bends(curve: LoadCurve) -> Sequence[int]:
+def _bends(curve: LoadCurve) -> Sequence[float]:
     blow_up = curve.blow_up
     return blow_up.last_before if blow_up is not None and blow_up.seen else ()
 

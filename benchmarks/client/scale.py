@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from truth import TruthServer, truth_server
@@ -88,10 +88,14 @@ def _level(
             endpoint = Endpoint(f"http://127.0.0.1:{servers[0].port}", "truth")
             plan = LoadPlan(
                 endpoint, streams, streams * options.rounds, PROMPT_TOKENS, TOKENS, first_ordinal=0,
-                vocab_size=32_000, seed=0, timeout_s=60.0, cores=tuple(client_cores[:processes]),
+                vocab_size=32_000, seed=0, timeout_s=60.0,
             )  # fmt: skip
+            parts = [
+                replace(part, cores=(core,))
+                for part, core in zip(split(plan, processes, directory), client_cores, strict=False)
+            ]
             with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-                result = merge(list(pool.map(generate, split(plan, processes, directory))))
+                result = merge(list(pool.map(generate, parts)))
         written = sum(len(writes) for server in servers for _, writes in server.requests())
     tokens = sum(row.completion_tokens or 0 for row in result.requests if row.ok)
     whole = [row.ordinal for row in result.requests if row.ok] == list(range(plan.num_requests))

@@ -24,7 +24,7 @@ def next_level(tried: Tried, lowest: int, highest: int) -> int | None:
     levels = _measured(tried)
     if not levels:
         return None
-    doubling, top = last_doubling(levels, None), levels[-1].at
+    doubling, top = last_doubling(levels, None), int(levels[-1].at)
     climbing = doubling is None or doubling.share > WITHIN_PEAK
     if climbing and top == max(tried) and top < highest:
         return min(2 * top, highest)

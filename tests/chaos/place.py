@@ -1,7 +1,9 @@
 """Where trials run, and what is left there: one machine with a private Ray for each run, or three nodes that stay."""
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +27,7 @@ SITE = Path(__file__).with_name("site")
 LEFT_LIMIT_S = 15.0
 NODE_LIMIT_S = 60.0
 WORKERS = 2
-_OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE)
+_OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE, standin.TRACKER)
 
 
 def variables(faults: Path) -> dict[str, str]:
@@ -85,10 +87,15 @@ class ChaosPlace:
         while len(self.workers) < WORKERS:
             self.workers.append(self.hosts.start_worker(0, 1))
 
-    def left(self) -> list[str]:
-        """Return what a run that has ended left behind and does not remove in `LEFT_LIMIT_S`."""
+    def left(self, killed: bool = False) -> list[str]:
+        """Return what a run that has ended left behind and does not remove in `LEFT_LIMIT_S`.
+
+        Of one that was `killed`, the directories of sessions that no guard minded are for the next run to remove.
+        """
         deadline = time.monotonic() + LEFT_LIMIT_S
-        while (found := self._left()) and time.monotonic() < deadline:
+        while (
+            found := [what for what in self._left() if not (killed and _for_the_next_run(what))]
+        ) and time.monotonic() < deadline:
             time.sleep(0.2)
         return found
 
@@ -126,6 +133,19 @@ class ChaosPlace:
                 line = " ".join(process.cmdline())
                 if not self.hosts or any(word in line for word in _OURS) or line.startswith("ray::SessionActor"):
                     yield process
+
+
+def _for_the_next_run(what: str) -> bool:
+    path = re.search(r"temporary file (\S+/vc-(?!ray-)[\w-]+~?)$", what)
+    return path is not None and not _minded(Path(path[1]))
+
+
+def _minded(directory: Path) -> bool:
+    """Whether a guard has begun in a session's directory and not yet said how its server ended."""
+    try:
+        return json.loads((directory / "status.json").read_text())["exit_code"] is None
+    except (OSError, ValueError):
+        return False
 
 
 def _children(pid: int) -> list[psutil.Process]:

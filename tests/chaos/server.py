@@ -55,14 +55,17 @@ def main() -> None:
     """Entry of the process."""
     shared = Path(tempfile.mkstemp(prefix=standin.shared_memory(Path(os.environ[standin.FAULTS])), dir="/dev/shm")[1])
     held = os.open(shared, os.O_RDWR)
-    core = subprocess.Popen([sys.executable, "-S", "-c", standin.CORE], pass_fds=[held])
+    ends, lives = os.pipe()
+    core = subprocess.Popen([sys.executable, "-S", "-c", standin.CORE], pass_fds=[held, lives])
+    subprocess.Popen([sys.executable, "-S", "-c", standin.TRACKER, str(shared)], stdin=ends)
+    os.close(ends)
+    os.close(lives)
     names = {"server": os.getpid(), "core": core.pid, "guard": os.getppid()}
     for role, pid in names.items():
         (Path(os.environ[standin.FAULTS]) / f"{role}.{pid}").touch()
 
     def end_with_core() -> None:
         code = core.wait()
-        shared.unlink(missing_ok=True)  # as Python's resource tracker would, whenever this process ends
         print(f"EngineDeadError: the engine core ended with {code}", file=sys.stderr, flush=True)
         Server.headless = True
         time.sleep(HEADLESS_S)
@@ -79,7 +82,6 @@ def main() -> None:
         sim_server.main()
     finally:
         core.kill()
-        shared.unlink(missing_ok=True)
         if taken is not None:
             taken.close()
 

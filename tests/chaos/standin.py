@@ -10,6 +10,15 @@ from workers.engines.base import Address
 
 MODULE = "tests.chaos.server"
 CORE = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+TRACKER = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdin.read()
+if os.path.exists(sys.argv[1]):
+    os.unlink(sys.argv[1])
+"""
+"""Removes what the core shares when the core has ended, as Python's resource tracker does: also where all who could say
+what it was are killed at once."""
 FAULTS = "VCT_FAULTS"
 """Names the directory where faults wait to be taken (files named by their kind) and servers say who they are."""
 

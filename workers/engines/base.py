@@ -34,7 +34,9 @@ class Engine(Protocol):
 
     simulated: bool
     warm_modules: tuple[str, ...]
-    """What a warm parent imports: first the module that `command` runs; none where servers cannot be forked."""
+    """What a warm parent imports: first the module that `command` runs; none where servers cannot be forked.
+
+    `MODULE:FUNCTION` is a function that it calls too, for what that imports."""
 
     def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
         """Return the argv of a server for `spec`; `model` is a directory or a hub name."""

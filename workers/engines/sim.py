@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from contract.kv import LINEAR_ATTENTION, KVLayout
 from contract.rows import StartPhase
 from contract.specs import SessionSpec
 from workers import kv_figures
@@ -39,7 +40,7 @@ class SimEngine:
             "bytes_per_block": layout.bytes_per_block if layout else 2**20,
             "block_size": layout.block_size if layout else 16,
             "blocks_per_sequence": layout.blocks_per_sequence(length) if layout else -(-length // 16),
-            "most_blocks": sum(layout.blocks_held(g, length) for g in layout.groups) if layout else -(-length // 16),
+            "tables": json.dumps(_tables(layout, length) if layout else [(1, 0, -(-length // 16), -(-length // 16))]),
             "runtime_bytes": RUNTIME_BYTES,
             "weight_bytes": _weights(spec),
             "ranks": spec.gpus,
@@ -76,6 +77,16 @@ class SimEngine:
     def versions(self) -> Versions:
         """Return nothing: no vLLM takes part."""
         return Versions()
+
+
+def _tables(layout: KVLayout, length: int) -> list[tuple[int, int, int, int]]:
+    """Of each group of layers: block tables, and the blocks of a request in one of them (`sim_server.Tables`)."""
+    found = []
+    for group in layout.groups:
+        n = layout.tables(group)
+        fewest = layout.state_blocks if group.kind == LINEAR_ATTENTION else 0
+        found.append((n, fewest, layout.blocks_held(group, length) // n, layout.blocks_of(group, length) // n))
+    return found
 
 
 def _weights(spec: SessionSpec) -> int:

@@ -26,19 +26,36 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 CARD_BYTES = 80 * 2**30
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The block tables of one group of layers, and how many blocks a request holds in each of them."""
+
+    count: int
+    fewest: int
+    """A state of linear attention is there from the first token on."""
+    most: int
+    """While it decodes: a sliding window frees the blocks that it has left behind."""
+    most_computing: int
+    """While its prompt is computed, whose tokens are all in flight."""
+
+    def blocks(self, tokens: int, block_size: int, computing: bool) -> int:
+        """Return those of `tokens` of one request."""
+        most = self.most_computing if computing else self.most
+        return self.count * min(max(-(-tokens // block_size), self.fewest), most)
+
+
 @dataclass(slots=True)
 class Pool:
     """KV blocks of the pretended card."""
 
     total: int
     block_size: int
-    most: int
-    """Blocks that a request ever holds: a sliding window frees those it has left behind."""
+    tables: tuple[Tables, ...]
     used: int = 0
 
-    def blocks(self, tokens: int) -> int:
-        """Return the blocks that `tokens` of one request take."""
-        return min(-(-tokens // self.block_size), self.most)
+    def blocks(self, tokens: int, computing: bool = False) -> int:
+        """Return the blocks that `tokens` of one request take in the tables of all groups."""
+        return sum(tables.blocks(tokens, self.block_size, computing) for tables in self.tables)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +116,7 @@ class Server:
         self.pool_bytes = options.kv_cache_memory_bytes or max(
             0, int(options.gpu_memory_utilization * CARD_BYTES) - options.weight_bytes - options.runtime_bytes
         )
-        self.pool = Pool(self.pool_bytes // options.bytes_per_block, options.block_size, options.most_blocks)
+        self.pool = Pool(self.pool_bytes // options.bytes_per_block, options.block_size, _read_tables(options.tables))
         self.batch: dict[Place, None] = {}
         """Those that run, the oldest first."""
         self.waiting = 0
@@ -130,7 +147,10 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def admitted(self, tokens: int) -> AsyncIterator[Place]:
-        """Wait for a place in the batch and for the prompt's blocks, and hold both; the value is the place."""
+        """Wait for a place in the batch and for the prompt's blocks, and hold both; the value is the place.
+
+        They are those of a prompt that is being computed; `computed` frees what is too much afterwards.
+        """
         place = Place()
         await self._admit(place, tokens)
         try:
@@ -152,9 +172,20 @@ class Server:
             place.blocks = needed
         else:
             await self._admit(place, tokens)
+            await self.computed(place, tokens)
+
+    async def computed(self, place: Place, tokens: int) -> None:
+        """Free what a request of `tokens` held only while they were computed."""
+        if place not in self.batch:  # preempted meanwhile
+            return
+        self.pool.used -= place.blocks
+        place.blocks = self.pool.blocks(tokens)
+        self.pool.used += place.blocks
+        async with self._room:
+            self._room.notify_all()
 
     async def _admit(self, place: Place, tokens: int) -> None:
-        blocks = self.pool.blocks(tokens)
+        blocks = self.pool.blocks(tokens, computing=True)
         self.waiting += 1
         async with self._room:
             await self._room.wait_for(lambda: self.running < self.options.max_num_seqs and blocks <= self.free)
@@ -244,6 +275,7 @@ class Server:
             await response.prepare(request)
             self.counted.step_tokens.observe(len(prompt) * self.running)  # admitted together, prefilled together
             await asyncio.sleep(len(prompt) * self.options.prefill_s_per_token)
+            await self.computed(place, len(prompt))
             first = last = scheduled
             for index in range(asked):
                 await asyncio.sleep(self.step_s())
@@ -269,6 +301,10 @@ class Server:
         return response
 
 
+def _read_tables(words: str) -> tuple[Tables, ...]:
+    return tuple(Tables(*numbers) for numbers in json.loads(words))
+
+
 async def _event(response: web.StreamResponse, content: dict[str, Any]) -> None:
     await response.write(b"data: " + json.dumps(content).encode() + b"\n\n")
 
@@ -285,10 +321,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "bytes-per-block",
         "block-size",
         "blocks-per-sequence",
-        "most-blocks",
         "max-num-seqs",
     ):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--tables", required=True, help="JSON: the fields of `Tables`, for each group of layers")
     for name in ("weight-bytes", "runtime-bytes", "ranks"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--kv-cache-memory-bytes", type=int)

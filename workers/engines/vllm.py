@@ -25,7 +25,12 @@ FORKING = Path(__file__).with_name("forking")
 EXTENSION = "vllm_memory.MemoryAccount"
 ENTRY = "vllm.entrypoints.openai.api_server"
 """What is run with `python -m`: the CPU build has no working `vllm serve`."""
-WARM_MODULES = (ENTRY, "uvloop", "vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker")
+WARM_MODULES = (
+    ENTRY, "uvloop", "vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker",
+    "vllm.plugins:load_general_plugins",
+)  # fmt: skip
+"""Plugins last: a server loads them while it reads its arguments, after the fork, and what they start or touch would be
+seen by nobody."""
 
 
 class VllmEngine:

@@ -29,6 +29,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +38,10 @@ PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 HURRIED_GRACE_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
+SHARED = "shared"
+"""The file that says what those who were killed shared in memory."""
+OWNER = "owner"
+"""The file by whose lock `workers.temporary` tells whether a directory still has an owner."""
 _LIBC = ctypes.CDLL(None)
 
 
@@ -65,28 +70,67 @@ class Guard:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda received, _frame: self._asked.append(received))
 
+    def is_wanted(self) -> bool:
+        """Wait for the owner's word, a byte, that the server is to be started. Without it nothing here is the guard's.
+
+        An owner that has not heard of this guard starts another server in the same directory, and closes the pipe.
+        """
+        return os.read(self._owner_fd, 1) != b""
+
     def watch(self, server: Server) -> None:
         """Return when nothing of the server is left, and its owner knows or is dead."""
         _write_status(self._status_file, server.pid, None)
         _wait(self._owner_fd, until=lambda: server.poll() is not None or bool(self._asked))
-        grace_s = self._grace_s if server.poll() is None else HURRIED_GRACE_S  # what it leaves serves nobody
-        _end_tree(server, grace_s, self._began_s, hurry=lambda: _hurries(self._owner_fd))
+        self._end_tree(server)
         _write_status(self._status_file, server.pid, server.returncode)
         _wait(self._owner_fd, until=lambda: bool(self._asked))
         if not _owner_lives(self._owner_fd):
-            shutil.rmtree(self._private_dir, ignore_errors=True)
+            remove_directory(self._private_dir)
+
+    def _end_tree(self, server: Server) -> None:
+        """SIGTERM to the server, so that it stops in its own order, to its tree after a second; SIGKILL after grace.
+
+        An owner that dies meanwhile, or hurries, shortens the grace to a second, and so does a server that has ended by
+        itself: what it leaves serves nobody.
+        """
+        asked_at, ended_before = time.monotonic(), server.poll() is not None
+        shared = shared_memory(_descendants(os.getpid()))
+        note(self._private_dir, shared)
+        if server.poll() is None:
+            _signal([server.pid], signal.SIGTERM)
+        terminated_tree = False
+        while True:
+            _reap(server)
+            left = _descendants(os.getpid())
+            if not left:
+                remove(shared, self._began_s)
+                return
+            waited_s = time.monotonic() - asked_at
+            hurries = ended_before or _hurries(self._owner_fd)
+            grace_s = min(HURRIED_GRACE_S, self._grace_s) if hurries else self._grace_s
+            if waited_s > grace_s:
+                shared |= shared_memory(left)
+                note(self._private_dir, shared)
+                _signal(left, signal.SIGKILL)
+            elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
+                _signal(left, signal.SIGTERM)
+                terminated_tree = True
+            time.sleep(POLL_S)
 
 
 def main(argv: list[str]) -> None:
     """Guard the command after `--`; returns when nothing of it is left."""
     guard = Guard(int(argv[0]), Path(argv[1]), float(argv[2]), Path(argv[3]))
     command = argv[argv.index("--") + 1 :]
-    guard.watch(subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent))
+    begin = partial(end_with_parent, os.getpid())
+    guard.watch(subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=begin))
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Have the kernel end this process, a server, with the guard that has started it: it must not run unguarded."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait(owner_fd: int, until: Callable[[], bool]) -> None:
@@ -109,32 +153,6 @@ def _owner_lives(owner_fd: int) -> bool:
     return not any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
-def _end_tree(server: Server, grace_s: float, began_s: float, hurry: Callable[[], bool]) -> None:
-    """SIGTERM to the server, so that it can stop in its own order; to its tree after a second; SIGKILL after the grace.
-
-    An owner that dies meanwhile, or hurries, shortens the grace to a second.
-    """
-    asked_at = time.monotonic()
-    shared = shared_memory(_descendants(os.getpid()))
-    if server.poll() is None:
-        _signal([server.pid], signal.SIGTERM)
-    terminated_tree = False
-    while True:
-        _reap(server)
-        left = _descendants(os.getpid())
-        if not left:
-            remove(shared, began_s)
-            return
-        waited_s = time.monotonic() - asked_at
-        if waited_s > (min(HURRIED_GRACE_S, grace_s) if hurry() else grace_s):
-            shared |= shared_memory(left)
-            _signal(left, signal.SIGKILL)
-        elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
-            _signal(left, signal.SIGTERM)
-            terminated_tree = True
-        time.sleep(POLL_S)
-
-
 def shared_memory(pids: list[int]) -> set[Path]:
     """Files in /dev/shm that these processes have mapped or open."""
     found = set()
@@ -149,6 +167,21 @@ def shared_memory(pids: list[int]) -> set[Path]:
     return found
 
 
+def note(private_dir: Path, shared: set[Path]) -> None:
+    """Write down what processes share before they are killed: afterwards nothing tells whose it was."""
+    if shared:
+        with contextlib.suppress(OSError):
+            (private_dir / SHARED).write_text("\n".join(map(str, shared)))
+
+
+def noted(private_dir: Path) -> set[Path]:
+    """Return what somebody wrote down who was killed himself before he had removed it."""
+    try:
+        return {Path(line) for line in (private_dir / SHARED).read_text().splitlines()}
+    except OSError:
+        return set()
+
+
 def remove(files: set[Path], began_s: float) -> None:
     """Remove those that are ours, were made in our time, and that nobody else has mapped."""
     others = shared_memory([int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()])
@@ -157,6 +190,22 @@ def remove(files: set[Path], began_s: float) -> None:
             about = path.lstat()
             if about.st_uid == os.getuid() and about.st_ctime >= began_s - 1:
                 path.unlink()
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory, by another name first: nobody who knows its path puts anything into it meanwhile.
+
+    The mark of its owner goes last: whoever is killed in the middle leaves what the next one finds.
+    """
+    gone = directory.with_name(f"{directory.name}~")
+    with contextlib.suppress(OSError):
+        directory.rename(gone)
+        for entry in gone.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != OWNER:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _reap(server: Server) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -15,15 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from workers import processes
 from workers.launch import guard
-from workers.launch.warm import Offer
+from workers.launch.warm import NotWarm, Offer
 from workers.launch.workspace import Workspace
+from workers.temporary import end_what_works_in
 
 POLL_S = 0.02
-UNGUARDED_LIMIT_S = 5.0
+BEGIN = b"b"
+"""To the guard of a forked server, which does nothing before."""
 
 
 class ServerProcess:
@@ -37,7 +38,7 @@ class ServerProcess:
         grace_s: float,
         warm: Offer | None = None,
     ) -> None:
-        """Start `command`, or with an offer fork what would run it. Raises `NotWarm` where that is refused."""
+        """Start `command`, or with an offer fork what would run it. Raises `NotWarm` where that is refused or fails."""
         self._workspace = workspace
         self._grace_s = grace_s
         self._began_s = time.time()
@@ -45,23 +46,35 @@ class ServerProcess:
         workspace.status.unlink(missing_ok=True)  # a former server's
         owner_fd, self._alive = os.pipe()
         try:
-            (warm.fork if warm else _start)(command, environment, workspace, grace_s, owner_fd)
+            try:
+                (warm.fork if warm else _start)(command, environment, workspace, grace_s, owner_fd)
+            finally:
+                os.close(owner_fd)
+            if warm:
+                self._ask(BEGIN)
+            self.guard_pid, self.pid = self._wait_for_pids(warm is not None)
         except BaseException:
             os.close(self._alive)
             raise
-        finally:
-            os.close(owner_fd)
-        self.guard_pid, self.pid = self._wait_for_pids()
 
-    def _wait_for_pids(self) -> tuple[int, int]:
+    def _wait_for_pids(self, forked: bool) -> tuple[int, int]:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
+            ended = self._guard_has_ended()  # before the look, for it may end right after it has written
             status = self._status()
             if status:
                 return int(status["guard"]), int(status["pid"])
+            if ended:
+                break
             time.sleep(POLL_S)
-        os.close(self._alive)
-        raise RuntimeError(f"the guard did not start the server: {self.log_tail()}")
+        message = f"the guard did not start the server: {self.log_tail()}"
+        raise NotWarm(message) if forked and ended else RuntimeError(message)
+
+    def _guard_has_ended(self) -> bool:
+        """The pipe has no reader any more: the guard was the last one."""
+        poll = select.poll()
+        poll.register(self._alive, 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
 
     def _status(self) -> dict[str, Any]:
         try:
@@ -112,22 +125,10 @@ class ServerProcess:
             while processes.is_running(self.guard_pid) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
             if self.exit_code is None:
-                self._end_without_guard()
+                end_what_works_in(self._workspace.root, self._began_s)  # the guard was killed, or hangs
             with self._asking:
                 os.close(self._alive)
                 self._alive = -1
-
-    def _end_without_guard(self) -> None:
-        """The guard was killed, or hangs: end here what it has left."""
-        deadline = time.monotonic() + UNGUARDED_LIMIT_S
-        shared: set[Path] = set()
-        while (left := processes.working_in(self._workspace.root)) and time.monotonic() < deadline:
-            shared |= guard.shared_memory([process.pid for process in left])
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            time.sleep(POLL_S)
-        guard.remove(shared, self._began_s)
 
     def _ask(self, request: bytes) -> None:
         """One byte asks the guard to stop, more to hurry."""

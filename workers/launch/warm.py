@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,23 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from contract.specs import SessionSpec
 from workers import processes
 from workers.caches import cache_root, compile_caches
 from workers.engines.base import Address, Engine, inherited_environment
 from workers.launch.workspace import Workspace
-from workers.temporary import private_directory
+from workers.temporary import PREFIX, Owned
 
 SCRIPT = Path(__file__).resolve().with_name("warm_parent.py")
 SOCKETS_BELOW = 5
 IMPORT_LIMIT_S = 300.0
-"""For a warm parent to be done importing."""
+"""For a warm parent to be done importing, from its start."""
 FORK_LIMIT_S = 30.0
-PID_FILE = "pid"
-"""As `warm_parent` has it, which must not be imported."""
+PID_FILE, DEADLINE_FILE, FORKED_BESIDE = "pid", "deadline", "warm start: forked beside Python threads"
+"""As `warm_parent` has them, which must not be imported."""
 POLL_S = 0.2
 CLOSE_LIMIT_S = 5.0
-"""For a warm parent to end: it is told by the kernel, in the middle of whatever it does."""
+"""For a warm parent to end: it is told by the kernel, in the middle of whatever it does in Python."""
 
 
 class NotWarm(Exception):
@@ -55,10 +56,12 @@ class WarmParent:
 
     def __init__(self, modules: tuple[str, ...], environment: dict[str, str]) -> None:
         """Start importing `modules` in `environment`, which servers forked from it must share."""
-        self._root = private_directory("vc-warm-", SOCKETS_BELOW)
+        self._owned = Owned(f"{PREFIX}warm-", SOCKETS_BELOW)
+        self._root = self._owned.path
         self.socket = self._root / "s"
         temporary = self._root / "t"
         temporary.mkdir()
+        (self._root / DEADLINE_FILE).write_text(str(time.monotonic() + IMPORT_LIMIT_S))
         owner_fd, self._alive = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener, (self._root / "log").open("wb") as log:
             listener.bind(str(self.socket))
@@ -71,6 +74,7 @@ class WarmParent:
             )  # fmt: skip
         os.close(owner_fd)
         self.pid = int((self._root / PID_FILE).read_text())
+        self._process = psutil.Process(self.pid)
 
     def close(self) -> None:
         """End it. Servers that were forked from it live on: their owners are others. Safe to call twice."""
@@ -80,7 +84,9 @@ class WarmParent:
         deadline = time.monotonic() + CLOSE_LIMIT_S
         while processes.is_running(self.pid) and time.monotonic() < deadline:
             time.sleep(POLL_S / 10)
-        shutil.rmtree(self._root, ignore_errors=True)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.kill()  # it is in a library's code, where Python's signal handlers do not run
+        self._owned.remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +134,9 @@ class Offer:
 def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
     """Wait until the warm parent at `path` has imported. Raises `NotWarm`, also when `stopping`."""
     connection = socket.socket(socket.AF_UNIX)
-    deadline = time.monotonic() + IMPORT_LIMIT_S
     try:
         connection.connect(str(path))
+        deadline = float(path.with_name(DEADLINE_FILE).read_text())
         connection.settimeout(POLL_S)
         while True:
             with contextlib.suppress(TimeoutError):
@@ -138,7 +144,7 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
             if stopping():
                 raise NotWarm("stopped while the warm parent was importing")
             if time.monotonic() > deadline:
-                raise NotWarm(f"the warm parent was still importing after {IMPORT_LIMIT_S:.0f} s")
+                raise NotWarm(f"the warm parent was still importing {IMPORT_LIMIT_S:.0f} s after its start")
     except BaseException as error:
         connection.close()
         if isinstance(error, OSError):

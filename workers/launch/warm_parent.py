@@ -1,11 +1,11 @@
 """Imports a server's modules once and forks servers from then on. Standard library only, beside what it is to import.
 
-    warm_parent.py OWNER_FD LISTENER_FD PRIVATE_DIR MODULE...
+    warm_parent.py OWNER_FD LISTENER_FD PRIVATE_DIR MODULE[:FUNCTION]...
 
 Started by `workers.launch.warm`, which makes the socket that it listens on. The first MODULE is what a cold start runs
-with `python -m`; a forked server runs it the same way. It ends, importing or not, when OWNER_FD's other end closes, and
-takes PRIVATE_DIR with it. It never touches a GPU and starts no thread; where a module that it imports does, it forks no
-server, and says why to all who ask.
+with `python -m`; a forked server runs it the same way. A FUNCTION is called, for what it imports in turn. It ends,
+importing or not, when OWNER_FD's other end closes, and takes PRIVATE_DIR with it. It never touches a GPU and starts no
+thread; where a module that it imports does, it forks no server, and says why to all who ask.
 
 A forked server is as a fresh process would be: process group, signals, standard streams, directory, environment,
 `sys.path`, argv, random state, temporary directory. Torch's random state is what the import left, as in any process.
@@ -21,15 +21,16 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import select
-import shutil
 import signal
 import socket
 import struct
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,13 @@ parent's. Any other one that does is a reason for a cold start."""
 MESSAGE_BYTES = 2**20
 CLIENT_LIMIT_S = 10.0
 PID_FILE = "pid"
+DEADLINE_FILE = "deadline"
+"""Until when it may import, on the clock of `time.monotonic`, which all processes of a node share."""
+FORKED_BESIDE = "warm start: forked beside Python threads"
+"""In the log of a forked server that forks in turn and leaves threads behind; their names follow."""
+CUDA_DEVICE = "/dev/nvidia-uvm"
+"""Opened by `cuInit`; NVML, which platforms ask for the cards, opens /dev/nvidiaN and not this one."""
+IN_COMMON = re.compile(r"anon_inode:\[(eventpoll|eventfd)\]$|socket:")
 
 
 class NotFit(Exception):
@@ -68,16 +76,20 @@ class Imported:
     problem: str | None = None
 
     @classmethod
-    def of(cls, modules: list[str]) -> Imported:
-        """Import the modules. One that is not there is a problem if a cold start would run it."""
+    def of(cls, modules: list[str], deadline: float) -> Imported:
+        """Import the modules. One that is not there is a problem if a cold start would run it, and so is a late end."""
         made = cls(modules[0], dict(os.environ), list(sys.path))
+        opened = _descriptors()
         for name in modules:
             try:
-                importlib.import_module(name)
+                _load(name, optional=name != made.entry)
             except BaseException as error:
-                if name == made.entry or not isinstance(error, ModuleNotFoundError):
-                    made.problem = f"{name} could not be imported: {type(error).__name__}: {error}"
-                    break
+                made.problem = f"{name} could not be imported: {type(error).__name__}: {error}"
+                break
+        else:
+            made.problem = opened_problem(opened, _descriptors())
+        if time.monotonic() > deadline:  # sessions have started cold meanwhile: from now on all do
+            made.problem = "its import was not over in time"
         gc.collect()
         gc.freeze()  # pages that the collector does not write to stay shared with the servers
         return made
@@ -104,12 +116,15 @@ class Imported:
             raise NotFit(f"its environment is not the one that was imported in: {', '.join(names)}")
 
     def environment(self, asked: dict[str, str]) -> dict[str, str]:
-        """Return what a cold process would have: `asked`, and what the import adds to it."""
+        """Return what a cold process would have: `asked`, and what the import adds to it.
+
+        Where it has set one of the variables that may differ, it has done so for the parent: there `asked` counts.
+        """
         own, its = self.environment_before.get("TMPDIR"), asked.get("TMPDIR")
         added = {name: value for name, value in os.environ.items() if self.environment_before.get(name) != value}
         if own and its:
             added = {name: value.replace(own, its) for name, value in added.items()}
-        return {**asked, **added}
+        return {**asked, **{name: value for name, value in added.items() if name not in READ_LATE or name not in asked}}
 
     def path(self, asked: dict[str, str], directory: str) -> list[str]:
         """Return `sys.path` as `python -m` in that directory would have it, after the import."""
@@ -156,7 +171,7 @@ class Parent:
         self._owner_fd = owner_fd
         _end_with(owner_fd, private_dir)
         self._listener = socket.socket(fileno=listener_fd)
-        self.imported = Imported.of(modules)
+        self.imported = Imported.of(modules, float((private_dir / DEADLINE_FILE).read_text()))
 
     def serve(self) -> Request:
         """Fork servers for all who ask. Returns in a forked server only."""
@@ -185,7 +200,7 @@ class Parent:
             self.imported.check_environment(request.environment)
             if self._forked(request, fds[0], connection):
                 return request
-            _say(connection, {"forked": True})
+            _say(connection, {"forked": True})  # its guard waits until the session has heard this, and says so
         except NotFit as error:
             with contextlib.suppress(OSError):
                 _say(connection, {"refused": str(error)})
@@ -202,24 +217,63 @@ class Parent:
         sys.stderr.flush()
         child = os.fork()
         if child:
-            os.waitpid(child, 0)  # the guard has left it
+            _, status = os.waitpid(child, 0)  # the guard has left it
+            if status:
+                raise NotFit("no guard could be forked")
             return False
         try:
             self._listener.close()
             os.close(self._owner_fd)
             connection.close()
+            its_guard = guard.Guard(its_owner_fd, Path(request.status), request.grace_s, Path(request.directory))
+            if not its_guard.is_wanted():
+                os._exit(0)
             _streams(request.log)
             os.chdir(request.directory)
-            its_guard = guard.Guard(its_owner_fd, Path(request.status), request.grace_s, Path(request.directory))
+            its_pid = os.getpid()
             server = os.fork()
             if not server:
-                guard.end_with_parent()
+                guard.end_with_parent(its_pid)
                 return True
             its_guard.watch(Forked(server))
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
+
+
+def _load(name: str, optional: bool) -> None:
+    """Import a module; where a function of it follows a colon, and it has that, call it."""
+    module, _, function = name.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError:
+        if not optional:
+            raise
+        return
+    if hasattr(loaded, function):
+        getattr(loaded, function)()
+
+
+def _descriptors() -> dict[int, str]:
+    """What this process has open, by descriptor."""
+    opened = {}
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the directory itself
+            opened[int(fd.name)] = str(fd.readlink())
+    return opened
+
+
+def opened_problem(before: dict[int, str], after: dict[int, str]) -> str | None:
+    """Return what an import has opened that servers must not have in common, in words; None where there is nothing.
+
+    A card is opened by CUDA's driver, also where torch does not know of it.
+    """
+    opened = sorted({name for fd, name in after.items() if before.get(fd) != name})
+    if CUDA_DEVICE in opened:
+        return f"an import has opened {CUDA_DEVICE}"
+    common = [name for name in opened if IN_COMMON.match(name)]
+    return f"an import has opened what all forks would share: {', '.join(common)}" if common else None
 
 
 def _streams(log: str) -> None:
@@ -252,6 +306,17 @@ def become(request: Request, imported: Imported) -> None:
     multiprocessing.current_process().authkey = os.urandom(32)
     gc.unfreeze()
     del sys.modules[request.module]  # `python -m` runs its module as `__main__` alone
+    os.register_at_fork(before=_tell_threads)
+
+
+def _tell_threads() -> None:
+    """Say in the log which Python threads a fork of this process leaves behind, and with them the locks they hold.
+
+    A cold server makes its processes anew, so the session takes this one for damaged.
+    """
+    names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
+    if names:
+        os.write(2, f"{FORKED_BESIDE}: {', '.join(names)}\n".encode())
 
 
 def _peer(connection: socket.socket) -> int:
@@ -290,7 +355,7 @@ def _end_with(owner_fd: int, private_dir: Path) -> None:
     """Have the kernel say when the pipe's other end closes, for an import does not look."""
 
     def ended(_number: int, _frame: FrameType | None) -> NoReturn:
-        shutil.rmtree(private_dir, ignore_errors=True)
+        guard.remove_directory(private_dir)
         os._exit(0)
 
     signal.signal(signal.SIGIO, ended)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.temporary import private_directory
+from workers.temporary import PREFIX, Owned
 
 SOCKETS_BELOW = 45
 """Characters of /t/UUID, vLLM's own sockets."""
@@ -20,11 +19,13 @@ class Workspace:
     """Paths below one 0700 directory. Everything of a session that is a file lives here."""
 
     root: Path
+    _owned: Owned | None = None
 
     @classmethod
     def make(cls) -> Workspace:
-        """Make the directory."""
-        workspace = cls(private_directory("vc-", SOCKETS_BELOW))
+        """Make the directory, which is this process's until it is removed."""
+        owned = Owned(PREFIX, SOCKETS_BELOW)
+        workspace = cls(owned.path, owned)
         workspace.temporary.mkdir()
         return workspace
 
@@ -65,5 +66,6 @@ class Workspace:
             yield Path(made)
 
     def remove(self) -> None:
-        """Remove the directory and all in it."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Remove the directory, where `make` has made it, and all in it."""
+        if self._owned is not None:
+            self._owned.remove()

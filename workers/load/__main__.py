@@ -25,6 +25,7 @@ from workers.load.bodies import prepare
 from workers.load.client import TooFewFiles, allow_connections
 from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
 from workers.load.limits import client_limits, send_delay_s
+from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.progress import Hopeless, run_watched
 from workers.load.prompts import GivenText
@@ -85,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
-        "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, or "
-        "no usable server, 130 interrupted.",
+        "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, "
+        "too little memory for --n answers, or no usable server, 130 interrupted.",
     )
     add = parser.add_argument
     add(
@@ -301,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             endpoint = Endpoint(args.url, model="", api_key=key)
         except ValueError as error:
             _complain(str(error))
+            return 2
+        if too_large := refusal(args.n, args.max_tokens):
+            _complain(too_large)
             return 2
         try:
             allow_connections(min(args.concurrency, args.n))

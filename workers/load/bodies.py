@@ -102,8 +102,8 @@ def prepare(plan: LoadPlan) -> Iterator[Prepared | None]:
     ask = (b'"messages":[{"role":"user","content":', b"}]") if plan.api is Api.CHAT else (b'"prompt":', b"")
     prompts = _prompts(plan)
     exact = isinstance(prompts, PromptFactory)
-    for index in range(plan.num_requests):
-        ordinal, number = plan.first_ordinal + index, plan.offset + index
+    for number in plan.numbers or range(plan.num_requests):
+        ordinal = plan.first_ordinal + number
         prompt_tokens = draw(plan.prompt_tokens, "prompt", plan.seed, number)
         max_tokens = draw(plan.output_tokens, "output", plan.seed, number)
         pieces = [b'%b,"max_tokens":%d,%b' % (start, max_tokens, ask[0])]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
 from workers.load.stalls import TICK_S
-from workers.load.summary import percentile
+from workers.load.summary import end_s, held_s, percentile
 
 BUSY_SHARE = 0.9
 """A process that ran or waited for a core for so much of the window had no time left to be on time."""
@@ -26,7 +26,7 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
 
     `concurrency` is what a closed loop was asked for, None for an open one, whose requests have to be sent when due.
     """
-    if max((row.sent_s + _busy_s(row) for row in requests), default=0.0) < JUDGED_FROM_S:
+    if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
         return []
     found = []
     busiest = max((client.cpu_share + (client.wait_share or 0.0) for client in clients), default=0.0)
@@ -65,7 +65,7 @@ def achieved_share(requests: Sequence[RequestRow], concurrency: int) -> float | 
     first_s, last_s = min(sends), max(sends)
     if last_s <= first_s:
         return None
-    held = (min(row.sent_s + _busy_s(row), last_s) - row.sent_s for row in requests)
+    held = (min(end_s(row), last_s) - row.sent_s for row in requests)
     return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * concurrency)
 
 
@@ -78,12 +78,7 @@ def _little(clients: Sequence[ClientRow], requests: Sequence[RequestRow]) -> lis
     counted = [client.held_s for client in clients if client.held_s is not None]
     if len(counted) < len(clients):
         return []
-    counted_s, stamped_s = math.fsum(counted), math.fsum(_busy_s(row) for row in requests)
+    counted_s, stamped_s = math.fsum(counted), math.fsum(map(held_s, requests))
     if abs(counted_s - stamped_s) <= LITTLE_SHARE * stamped_s + TICK_S * len(requests):
         return []
     return [f"requests were in flight for {counted_s:.3g} s by counting and for {stamped_s:.3g} s by their stamps"]
-
-
-def _busy_s(row: RequestRow) -> float:
-    """How long a request held its stream: to its last byte, which comes after its last chunk."""
-    return max(row.e2e_s or 0.0, row.last_byte_s or 0.0)

@@ -31,7 +31,8 @@ class LoadPlan:
     output_tokens: Lengths
     """max_tokens, and with `ignore_eos` the exact length of every answer."""
     first_ordinal: int
-    """Ordinal of the first request. Ordinals must never be used twice on one server: they make prompts unique."""
+    """Ordinal of the level's first request. Ordinals must never be used twice on one server: they make prompts
+    unique."""
     vocab_size: int
     """Of the model; not looked at with `text`."""
     seed: int
@@ -41,7 +42,7 @@ class LoadPlan:
     """A vLLM extension; False does not send it, for servers that refuse unknown fields."""
     cores: tuple[int, ...] = ()
     """Cores that `generate` keeps to; empty: any. A server that binds its compute threads to cores starves what shares
-    them."""
+    them. Processes of one level share them all: which of them are idle only the kernel knows."""
     start: StartLine | None = None
     """Where to wait for the other processes of the level before the window opens."""
     text: str | None = None
@@ -55,9 +56,10 @@ class LoadPlan:
     only how many lines are connected beforehand. Empty: a closed loop."""
     stop: Stop | None = None
     """What ends a closed loop before its requests are used up."""
-    offset: int = 0
-    """Requests of the level that other plans send before this one's first. Lengths and shared prefixes go by a
-    request's number in its level, not by its ordinal: so they do not depend on what the server was asked before."""
+    numbers: tuple[int, ...] = ()
+    """Of its requests in their level, where other plans send some of them too; empty: from 0 on. Ordinals go by them,
+    lengths and shared prefixes by them alone: so they depend neither on how many processes send a level nor on what the
+    server was asked before."""
 
     def __post_init__(self) -> None:
         least = {"concurrency": 1, "num_requests": 1, "output_tokens": 1}
@@ -68,6 +70,8 @@ class LoadPlan:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be at least {limit}")
         if self.due_s and (len(self.due_s) != self.num_requests or self.stop is not None):
             raise ValueError("due_s: an open loop needs one moment for each request, and ends with the last")
+        if self.numbers and len(self.numbers) != self.num_requests:
+            raise ValueError(f"numbers: {len(self.numbers)} for {self.num_requests} requests")
         if self.first_ordinal < 0:
             raise ValueError(f"first_ordinal is {self.first_ordinal}: must not be negative")
         if not self.timeout_s > 0:

@@ -63,7 +63,8 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
     Percentiles as numpy's default (linear interpolation), successes only, as in `vllm bench serve`; throughput is over
     the same duration as there. Different: bench puts TPOT at 0 for one-token answers (here they have none), shows 0.0
     where nothing succeeded (here None), and counts concurrency as the peak of one-second buckets (here the integral of
-    requests in flight over the window, so that by Little's law it equals qps * mean_e2e_s when all succeed).
+    requests in flight over the window, so that by Little's law it equals qps * mean time to the last byte when all
+    succeed).
     """
     successes = [row for row in requests if row.ok]
     e2e = _present(row.e2e_s for row in successes)
@@ -107,7 +108,7 @@ def summarize(requests: Sequence[RequestRow], duration_s: float) -> LoadSummary:
 def mean_in_flight(requests: Iterable[RequestRow], duration_s: float) -> float | None:
     """Return the time-weighted mean of requests in flight over [0, duration_s] seconds, None for an empty window.
 
-    A request is in flight from `sent_s` for its `e2e_s`, cut to the window. The integral of the number in flight (what
+    A request is in flight from `sent_s` to its last byte, cut to the window. The integral of the number in flight (what
     a sweep over sends and ends adds up) is the sum of these times.
     """
     if duration_s <= 0:
@@ -130,8 +131,14 @@ def in_flight_from(requests: Iterable[RequestRow]) -> Iterator[tuple[float, int]
 
 
 def end_s(row: RequestRow) -> float:
-    """Return when a request ended, in seconds since the window's opening; a failed one when it was given up."""
-    return row.sent_s + (row.e2e_s or 0.0)
+    """Return when a request's flight ended, in seconds since the window's opening: at its last byte, which comes after
+    its last chunk; a failed one when it was given up."""
+    return row.sent_s + held_s(row)
+
+
+def held_s(row: RequestRow) -> float:
+    """Return how long a request was in flight, and so held its stream."""
+    return max(row.e2e_s or 0.0, row.last_byte_s or 0.0)
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:

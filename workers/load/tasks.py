@@ -18,21 +18,33 @@ STREAMS_PER_PROCESS = 256
 left for burstier servers and slower cores."""
 
 
+AGAIN = 4
+"""Times as many processes have a level that its client limited, at once: a long level must not be measured five
+times."""
+CLIENTS_SHARE = 2
+"""Load processes are no more than one for so many free cores: the others are the servers', this one's and its
+neighbours', whose front ends and engines are busy on cores that they have not bound themselves to."""
+
+
 class LoadLost(Exception):
     """A load process ended before its part of the level: raised by whoever runs the parts."""
 
 
 def processes_for(concurrency: int, free_cores: int) -> int:
-    """Return how many processes a level should have: one for `STREAMS_PER_PROCESS` streams, no more than free cores."""
-    return max(1, min(math.ceil(concurrency / STREAMS_PER_PROCESS), free_cores, concurrency))
+    """Return how many processes a level should have: one for `STREAMS_PER_PROCESS` streams, as far as cores allow."""
+    return max(1, min(math.ceil(concurrency / STREAMS_PER_PROCESS), free_cores // CLIENTS_SHARE, concurrency))
+
+
+def processes_again(first: int, streams: int, free_cores: int) -> int:
+    """Return how many a level should have that `first` were too few for; `first` where there are no cores for more."""
+    return max(first, min(AGAIN * first, streams, free_cores // CLIENTS_SHARE))
 
 
 def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list[LoadPlan]:
-    """Return `processes` plans that together send what `plan` would: streams and requests divided, ordinals kept apart.
-    An open loop's arrivals are dealt out in turn.
+    """Return `processes` plans that together send what `plan` would, every request as it was: its ordinal, its lengths
+    and, of an open loop, its moment. Requests are dealt out in turn among the streams, streams among the processes.
 
-    With several, each keeps to cores of its own where there are enough, and all start together, through `directory`
-    (empty, on the node that they run on).
+    All start together, through `directory` (empty, on the node that they run on).
 
     Raises:
         ValueError: fewer streams than processes, or no directory for several.
@@ -42,22 +54,21 @@ def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list
     streams = min(plan.concurrency, plan.num_requests)
     if streams < processes or directory is None:
         raise ValueError(f"{streams} streams cannot be divided among {processes} processes")
-    shares = [len(range(index, streams, processes)) for index in range(processes)]
     stop = plan.stop and replace(plan.stop, least=math.ceil(plan.stop.least / processes))
-    parts, ordinal, requests_left, streams_left = [], plan.first_ordinal, plan.num_requests, streams
-    for index, share in enumerate(shares):
-        due_s = plan.due_s[index::processes]
-        requests = len(due_s) or round(requests_left * share / streams_left)
-        cores = plan.cores[index::processes] if len(plan.cores) >= processes else plan.cores
-        line = StartLine(str(directory), processes, index)
-        ahead = plan.offset + ordinal - plan.first_ordinal
+    parts = []
+    for index in range(processes):
+        numbers = [number for number in range(plan.num_requests) if number % streams % processes == index]
         parts.append(
             replace(
-                plan, concurrency=share, num_requests=requests, first_ordinal=ordinal, offset=ahead, due_s=due_s,
-                stop=stop, cores=cores, start=line,
+                plan,
+                concurrency=len(range(index, streams, processes)),
+                num_requests=len(numbers),
+                numbers=tuple(numbers),
+                due_s=tuple(plan.due_s[number] for number in numbers) if plan.due_s else (),
+                stop=stop,
+                start=StartLine(str(directory), processes, index),
             )
-        )  # fmt: skip
-        ordinal, requests_left, streams_left = ordinal + requests, requests_left - requests, streams_left - share
+        )
     return parts
 
 

@@ -1,0 +1,125 @@
+"""What answers take until they are judged: known, asked before anything is sent, and never more than the host has."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mock_openai import MockOpenAI, serving
+from test_session import LEVEL, spec
+
+from contract.failures import FailureClass
+from contract.lengths import Uniform
+from contract.rows import FAILED, MEASURED
+from workers.load import memory
+from workers.load.__main__ import main
+from workers.load.client import generate
+from workers.load.plan import LoadPlan, LoadResult
+from workers.load.sent import Sent, row_of
+from workers.load.stream import Asked
+from workers.load.wire import Answer
+from workers.session import Session
+
+EVENT = (
+    b'data: {"id":"cmpl-8d2b1f0c9a7e4d35a1b2c3d4e5f60718","object":"text_completion","created":1795567241,'
+    b'"model":"phi-3-mini-4k","choices":[{"index":0,"text":" 8081","logprobs":null,"finish_reason":null,'
+    b'"stop_reason":null,"token_ids":null,"prompt_logprobs":null,"prompt_token_ids":null}],"usage":null}\n\n'
+)
+READ = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+"""As vLLM 0.32 writes a token."""
+
+
+def test_a_token_takes_what_it_is_said_to_take() -> None:
+    """Its read is kept until the window has closed; of its row only the gap is left."""
+    sent = Sent(0, Asked(2000, ignore_eos=True), Answer(0.0, status=200))
+    sent.answer.reads.chunked = True
+    tracemalloc.start()
+    for number in range(2000):
+        sent.answer.reads.at_s.append(0.01 * number)
+        sent.answer.reads.data.append(bytes(bytearray(READ)))
+    kept = row_of(sent, 1.0, 0.0)
+    per_token = tracemalloc.get_traced_memory()[0] / 2000
+    tracemalloc.stop()
+    assert len(kept.gaps_us) == 1999
+    assert 0.75 * memory.BYTES_A_TOKEN < per_token < memory.BYTES_A_TOKEN
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**4), st.floats(0, 1e12))
+def test_a_load_is_refused_when_and_only_when_its_answers_do_not_fit(requests: int, tokens: int, free: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "available_bytes", lambda: free)
+        words = memory.refusal(requests, tokens)
+        fits = requests * tokens * memory.BYTES_A_TOKEN <= memory.SHARE * free
+        assert (words is None) == fits
+        assert memory.refusal(memory.most_requests(tokens), tokens) is None
+        assert memory.refusal(memory.most_requests(Uniform(tokens, tokens)) + 1, tokens) is not None
+
+
+def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    host = memory.available_bytes()
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory.available_bytes() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_bytes() > 0.5 * host
+
+
+@pytest.fixture
+def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what leaves room for so many answers of the level's length."""
+
+    def leave(answers: int) -> None:
+        free = (answers + 0.5) * 8 * memory.BYTES_A_TOKEN / memory.SHARE
+        monkeypatch.setattr(memory, "available_bytes", lambda: free)
+
+    return leave
+
+
+def together(plans: list[LoadPlan]) -> list[LoadResult]:
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return list(pool.map(generate, plans))
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    one = Session(spec(), "run", 1, ["3"], together)
+    one.start()
+    yield one
+    one.stop()
+
+
+def test_a_level_too_large_for_the_host_fails_before_anything_is_sent(
+    session: Session, room_for: Callable[[int], None]
+) -> None:
+    room_for(15)
+    sent = session.row.requests_sent
+    row = session.measure(LEVEL)
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.LOAD_TOO_LARGE)
+    assert "16 answers of 8 tokens take" in (row.failure_message or "")
+    assert session.row.requests_sent == sent
+    room_for(16)
+    assert session.measure(LEVEL).status == MEASURED
+
+
+def test_a_long_level_ends_where_the_host_has_no_room_for_more_answers(
+    session: Session, room_for: Callable[[int], None]
+) -> None:
+    room_for(20)
+    row = session.measure(replace(LEVEL, seconds=60.0))
+    assert (row.status, row.stopped_by, row.num_requests) == (MEASURED, "requests", 20)
+
+
+def test_the_command_line_refuses_too(capsys: pytest.CaptureFixture[str], room_for: Callable[[int], None]) -> None:
+    room_for(3)
+    with serving(MockOpenAI()) as server:
+        assert main(["--url", server.url, "--n", "4", "--concurrency", "2", "--max-tokens", "8"]) == 2
+    assert "send 3 at the most" in capsys.readouterr().err
+    assert server.bodies == []

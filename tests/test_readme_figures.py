@@ -1,0 +1,130 @@
+"""Numbers that are typed into READMEs: each is a figure of the kept run that it speaks of, and none stands untested."""
+
+from __future__ import annotations
+
+import csv
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "outputs" / "example-h100"
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+NAMES = re.compile(
+    r"[Pp]hi-3(?:-mini-4k)?|H100s?|p95|two|vLLM [\d.]+|driver [\d.]+|\d{4}-\d\d-\d\d|80GB|\(95 %:"
+    r"|[Uu]tilization 0\.90|`[^`]*`|\]\([^)]*\)"
+)
+"""What is called so; versions and dates are those of the manifest."""
+
+COMMITTED, FULL = "committed.phi-3-mini-4k", "utilization.phi-3-mini-4k"
+ONE, BEST = "concurrency.phi-3-mini-4k.c1", "concurrency.phi-3-mini-4k.c32"
+ACCOUNT = "account.ready"
+CLAIMS = {
+    "README.md": [
+        ("{} bytes per KV token by the formula", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
+        ("{} sequences of {} tokens by the engine's count", ["<" + FULL + ".len4096.engine_max_concurrency", "4096"]),
+        ("{} held at once by arithmetic", [FULL + ".len4096.held_at_once"]),
+        ("({} were, at {} %)", ["64", "near_full_context.phi-3-mini-4k.c64.kv_usage_max_pct"]),
+        ("all of it but {} MiB", [COMMITTED + f".len4096.{ACCOUNT}.outside_mib"]),
+        ("{} with CUDA graphs", [FULL + f".len4096.{ACCOUNT}.outside_mib"]),
+    ],
+    "outputs/example-h100/README.md": [
+        ("{} servers, {} points, {} min {} s from", ["servers", "points", "minutes", "seconds"]),
+        ("{} by the formula and", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
+        ("{} MiB weights", [COMMITTED + f".len512.{ACCOUNT}.weights_mib"]),
+        ("weights, {} outside torch", [COMMITTED + f".len512.{ACCOUNT}.{part}_mib" for part in ("outside", "context")]),
+        ("({} of it a bare CUDA context)", [COMMITTED + f".len512.{ACCOUNT}.context_mib"]),
+        ("the pool, {} of buffers and cache",
+         [COMMITTED + f".len512.{ACCOUNT}.{part}_mib" for part in ("buffers", "cache")]),
+        ("with CUDA graphs: {} outside torch",
+         [FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("outside", "context")]),
+        ("{} of graph pools", [FULL + f".len512.{ACCOUNT}.graphs_mib"]),
+        ("graph pools, {} of buffers and cache",
+         [FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("buffers", "cache")]),
+        ("no: {} MiB at {} tokens, {} at {}",
+         [FULL + ".len512.mem_ready_mib", "512", FULL + ".len4096.mem_ready_mib", "4096"]),
+        ("how many sequences of {} tokens", ["4096"]),
+        ("{} by the engine's count", [FULL + ".len4096.engine_max_concurrency"]),
+        ("with {} tokens in flight", [FULL + ".pages.in_flight_tokens"]),
+        ("{} are held at once by arithmetic", [FULL + ".len4096.held_at_once"]),
+        ("windows of {} tokens", [FULL + ".pages.window_tokens"]),
+        ("and {} requests of {} ran", ["near_full_context.phi-3-mini-4k.c64.running_max_highest", "4088"]),
+        ("no knee yet at {}: {} tok/s", [BEST + ".concurrency", BEST + ".tok_s"]),
+        ("{} to {}) at p95", [BEST + ".tok_s_low", BEST + ".tok_s_high"]),
+        ("at p95 {} s ({} to {}) with", [BEST + ".p95_e2e_s", BEST + ".p95_e2e_s_low", BEST + ".p95_e2e_s_high"]),
+        ("with {} + {} tokens;", ["concurrency.prompt_tokens", "concurrency.output_tokens"]),
+        ("the last doubling gained {} %", ["concurrency.phi-3-mini-4k.doubling_share_pct"]),
+        ("{} % of that throughput", [ONE + ".best_share_pct"]),
+        ("at {} % of the power limit", [ONE + ".power_share_pct"]),
+        ("limit: {} J a token against {}", [ONE + ".joules_per_output_token", BEST + ".joules_per_output_token"]),
+        ("{} tok/s at p95 {} s with {} in flight ({} + {} tokens)",
+         ["near_full_context.phi-3-mini-4k.c64.tok_s", "near_full_context.phi-3-mini-4k.c64.p95_e2e_s", "64",
+          "near_full_context.prompt_tokens", "near_full_context.output_tokens"]),
+        ("Memory was back at {} MiB", ["memory_left"]),
+    ],
+}  # fmt: skip
+"""Where a phrase has one number and several names, it is their sum; `<`: rounded down; a plain number is a setting."""
+
+
+def figures() -> dict[str, float]:
+    """Return figures.csv by name, and what of the tables has no figure."""
+    with (RUN / "figures.csv").open() as file:
+        found = {row["name"]: row["value"] for row in csv.DictReader(file)}
+    points, sessions = pd.read_parquet(RUN / "points.parquet"), pd.read_parquet(RUN / "sessions.parquet")
+    started, ended = (sessions[c].map(datetime.fromisoformat) for c in ("started_at", "ended_at"))
+    took = round((ended.max() - started.min()).total_seconds())
+    facts: dict[str, object] = {
+        "servers": len(sessions), "points": len(points), "minutes": took // 60, "seconds": took % 60,
+        "memory_left": (sessions.mem_after_stop_bytes - sessions.mem_baseline_bytes).abs().max() / 2**20,
+    }  # fmt: skip
+    for purpose in ("concurrency", "near_full_context"):
+        row = points[points.purpose == purpose].iloc[0]
+        facts |= {f"{purpose}.{of}_tokens": row[f"{of}_tokens"] for of in ("prompt", "output")}
+    return {
+        name: float(str(value))
+        for name, value in (found | facts).items()
+        if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", str(value))
+    }
+
+
+def text_of(file: str) -> str:
+    """Return what a README says of the run, on one line: all of the run's own, the caption of the project's."""
+    text = " ".join((ROOT / file).read_text().split())
+    return text if file.startswith("outputs") else text[text.index("*Phi-3") : text.index("[All files of this run]")]
+
+
+def meant(names: list[str], holes: int, figure: dict[str, float]) -> list[float]:
+    values = [float(name) if name.isdigit() else figure[name.lstrip("<")] for name in names]
+    values = [float(int(value)) if name[0] == "<" else value for name, value in zip(names, values, strict=True)]
+    return values if holes == len(values) else [sum(values)]
+
+
+def pattern(phrase: str) -> str:
+    """Return the phrase with a group for each of its numbers."""
+    return re.escape(phrase).replace(r"\{\}", f"({NUMBER})")
+
+
+@pytest.mark.parametrize("file", CLAIMS)
+def test_numbers_of_a_readme_are_figures_of_the_kept_run(file: str) -> None:
+    text, figure = text_of(file), figures()
+    for phrase, names in CLAIMS[file]:
+        found = re.search(pattern(phrase), text)
+        assert found is not None, f"{file} does not say: {phrase}"
+        for number, value in zip(found.groups(), meant(names, len(found.groups()), figure), strict=True):
+            digits = len(number.partition(".")[2])
+            off = abs(float(number.replace(",", "")) - value)
+            assert off <= 0.5 * 10**-digits + 1e-9, f"{file}: {phrase}: {number}, not {value}"
+
+
+@pytest.mark.parametrize("file", CLAIMS)
+def test_no_number_of_a_readme_stands_untested(file: str) -> None:
+    text = text_of(file)
+    tested = {place for name in NAMES.finditer(text) for place in range(*name.span())}
+    for phrase, _ in CLAIMS[file]:
+        found = re.search(pattern(phrase), text)
+        assert found is not None
+        tested |= {found.start(n + 1) for n in range(len(found.groups()))}
+    assert [number[0] for number in re.finditer(NUMBER, text) if number.start() not in tested] == []

@@ -1,0 +1,51 @@
+"""What a load's answers take until they are judged, and whether the host has it. Asked before anything is sent.
+
+In a window nothing is parsed (`workers.load.client`), so every read of every answer is kept until it has closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+from contract.lengths import Lengths, expected
+
+BYTES_A_TOKEN = 450
+"""A token that came in a chunk of its own: the bytes that vLLM writes for it, two Python objects and their places, and
+its gap in the request's row. Of reads of 298 bytes, 10 ms apart, 419 were measured (tests/test_load_memory.py)."""
+SHARE = 0.25
+"""Of the memory that is available: several sessions of a host may begin a level at once."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def most_requests(output_tokens: Lengths) -> int:
+    """Return how many answers of such a length a load may wait to judge on this host."""
+    return int(SHARE * available_bytes() / (BYTES_A_TOKEN * expected(output_tokens)))
+
+
+def refusal(requests: int, output_tokens: Lengths) -> str | None:
+    """Return why a load is too large for this host; None where it is not."""
+    most = most_requests(output_tokens)
+    if requests <= most:
+        return None
+    needed = requests * expected(output_tokens) * BYTES_A_TOKEN
+    return (
+        f"{requests} answers of {expected(output_tokens):.0f} tokens take some {needed / 2**30:.1f} GiB until they are "
+        f"judged, and {SHARE:.0%} of what this host has available are {SHARE * available_bytes() / 2**30:.1f} GiB: "
+        f"send {most} at the most"
+    )
+
+
+def available_bytes() -> float:
+    """Return the memory that can be had without pushing anybody out: the host's, or its container's where that is less.
+
+    Of a container (cgroup v2) its limit less its working set, which is what it uses without inactive files.
+    """
+    available = float(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # another version, or no limit ("max")
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(stat["inactive_file"]))
+    return max(available, 0.0)
