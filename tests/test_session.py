@@ -268,6 +268,8 @@ def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
         return (health, "") if path == "/health" else get(endpoint, path)
 
     monkeypatch.setattr(probe, "get", get_but_health)
+    last = one.measure(LEVEL)  # all is answered: it may have died with the few requests that a level may lose
+    assert (last.status, last.failure_class) == ((MEASURED, None) if health == 200 else (FAILED, failure_class))
     row = one.measure(replace(LEVEL, prompt_tokens=600))  # refused: longer than max_model_len
     assert (row.status, row.failure_class, row.failed) == (FAILED, failure_class, 16)
     hurried: list[bool] = []

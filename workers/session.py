@@ -317,8 +317,8 @@ class Session:
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, self._death("the server has ended"))
             row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
-            if row.status == MEASURED and not self._process.running:  # on TCP somebody else could have answered since
-                return self._failed_row(point, self._death("the server ended in the middle"))
+            if row.status == MEASURED and not self._serves():  # on TCP somebody else could have answered since
+                return self._failed_row(point, self._death("the server or its engine ended in the middle"))
             return row
         except (probe.NoAnswer, EndpointError) as error:
             return self._failed_row(point, self._death(f"the server does not answer: {error}"))

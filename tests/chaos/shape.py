@@ -2,6 +2,7 @@
 much of it, but no measured number."""
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pyarrow.parquet as pq
 
 UNCOUNTED = ("telemetry.parquet", "server_samples.parquet", "figures.csv")
 """How many rows they have follows from how long levels took, and from what the numbers give pages to say."""
+_EARLIER_LOG = re.compile(r"logs/\w+\.\d+\.log")
+"""What a server said in a start that was not its last."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,9 @@ def shape_of(run: Path) -> Shape:
         rows[path.name] = len(others)
     rows = {name: count for name, count in rows.items() if name not in UNCOUNTED}
     points = pq.read_table(run / "points.parquet", columns=["point_id", "status"]).to_pylist()
-    return Shape(
-        frozenset(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()),
-        columns, rows, {point["point_id"]: point["status"] for point in points},
-    )  # fmt: skip
+    names = (str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    files = frozenset(name for name in names if not _EARLIER_LOG.fullmatch(name))
+    return Shape(files, columns, rows, {point["point_id"]: point["status"] for point in points})
 
 
 def differences(undisturbed: Shape, other: Shape) -> list[str]:
