@@ -20,7 +20,7 @@ from tests import synthetic_run as synthetic
 
 def sent(run: Path) -> Path:
     """Write a run of tables alone, with objectives, so that its requests are read."""
-    rows = [row for row in synthetic.rows() if row.kind == "memory" or row.purpose == "concurrency"]
+    rows = [row for row in synthetic.rows() if row.kind == "memory" or row.purpose in ("concurrency", "batching")]
     synthetic.write_tables(run, rows)
     requests = {"session_id": "session-load", "point_id": "x", "ok": True, "e2e_s": 1.0, "ttft_s": 0.1, "tpot_s": 0.1}
     pq.write_table(pa.Table.from_pylist([requests]), run / "requests.parquet")
