@@ -25,6 +25,7 @@ from orchestrator import interrupts, knock
 from orchestrator.fleet import SIM_GPU_BYTES, DeviceKind, Fleet, Node, NoRoom, kind_of, of_one_kind
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
+from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
@@ -72,6 +73,7 @@ class Cluster:
         self._keeps_warm: threading.Thread | None = None
         self._left = threading.Event()
         self._private: Owned | None = None
+        self._caretaker: Caretaker | None = None
         self._nodes: list[str] = []
         """Of a cluster that others have started."""
         self._saved_environment: dict[str, str | None] = {}
@@ -99,6 +101,7 @@ class Cluster:
             self._private = Owned(PRIVATE_PREFIX, SOCKETS_BELOW)
         except OSError as error:
             raise ClusterError(f"no private directory for Ray: {error.strerror or error}") from None
+        self._caretaker = Caretaker(self._private.path)
         # A key of its own: Ray would write one into the user's home.
         self._set_environment(
             RAY_AUTH_MODE="token",
@@ -164,6 +167,9 @@ class Cluster:
                 ray.shutdown()
             if self._private is not None:
                 self._private.remove()
+            if self._caretaker is not None:
+                self._caretaker.close()
+                self._caretaker = None
             for name, value in self._saved_environment.items():
                 _set(name, value)
 

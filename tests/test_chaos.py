@@ -18,10 +18,11 @@ import pytest
 from contract.rows import MEASURED, PointRow
 from orchestrator.store import Store
 from tests import synthetic_run
-from tests.chaos import oracle, standin
+from tests.chaos import oracle, real, standin
 from tests.chaos import place as places
 from tests.chaos.place import ChaosPlace, chaos_place
 from tests.chaos.schedule import Kind, Role, Where, trial
+from tests.chaos.shape import differences, shape_of
 from tests.chaos.trial import carry_out
 from tests.ray_hosts import RayHosts
 
@@ -199,3 +200,38 @@ def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone
     half.write_bytes(half.read_bytes()[:200])
     assert Store(tmp_path).discard_torn() == [half]
     assert (whole.exists(), half.exists()) == (True, False)
+
+
+@pytest.mark.ray
+def test_a_killed_driver_leaves_nothing_and_its_run_ends_like_an_undisturbed_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `tests.chaos.real` does to real vLLM, on the simulator."""
+    asked = ["engine=sim", "cluster.num_gpus=1", "server.extra_args={step_s: 0.01}"]
+    asked += ["sweep.concurrency=[1,2]", "load.requests_min=24"]
+    monkeypatch.setattr(sys, "argv", ["real", "--victims", "driver", *asked])
+    code, said = real.main(), capsys.readouterr().out
+    assert code == 0, said
+    assert "| driver | exit -9, 1 start of the server |" in said
+    assert "| 2 of 2, resumed 1 x | yes |" in said
+
+
+def test_runs_are_told_apart_by_what_they_consist_of(stored: tuple[Path, int]) -> None:
+    run, _ = stored
+    shape = shape_of(run)
+    assert differences(shape, shape_of(run)) == []
+    gone = a_shard(run)
+    gone.unlink()
+    (run / "new.csv").write_text("a,b\n1,2\n")
+    table = pq.read_table(run / "points.parquet")
+    rows = table.to_pylist()
+    rows[0]["status"] = "failed"
+    pq.write_table(pa.Table.from_pylist([*rows, rows[-1]], table.schema), run / "points.parquet")
+    assert differences(shape, shape_of(run)) == [
+        f"no {gone.relative_to(run)}",
+        "new.csv, which the undisturbed run has not",
+        "columns of new.csv: ('a', 'b'), not None",
+        "rows of new.csv: 1, not None",
+        "rows of points.parquet: 5, not 4",
+        f"statuses of {rows[0]['point_id']}: failed, not measured",
+    ]

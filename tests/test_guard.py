@@ -100,6 +100,16 @@ def test_a_server_that_ends_by_itself_is_told_and_its_children_are_ended(workspa
     server.stop()
 
 
+def test_what_a_server_that_ended_by_itself_leaves_has_no_grace(workspace: Workspace) -> None:
+    mark = workspace.root / "grandchild"
+    server = ServerProcess([sys.executable, "-c", STUBBORN, str(mark)], dict(os.environ), workspace, 600.0)
+    grandchild = read_pid(mark)
+    os.kill(server.pid, signal.SIGKILL)
+    until(lambda: not processes.is_running(grandchild))
+    until(lambda: server.exit_code == -signal.SIGKILL)
+    server.stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_when_the_owner_dies(number: int) -> None:
     workspace = Workspace.make()

@@ -31,9 +31,10 @@ from contract.specs import (
     Timeouts,
 )
 from tests.configs import load
-from workers import processes, temporary
+from workers import probe, processes, temporary
 from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
+from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import stable
 from workers.load.tasks import LoadLost
@@ -252,6 +253,29 @@ def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
     assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
     again = one.measure(LEVEL)
     assert (again.status, again.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
+    assert one.stop().row.mem_after_stop_bytes == 0
+
+
+@pytest.mark.parametrize(("health", "failure_class"), [(200, "load_error_rate"), (503, "engine_dead")])
+def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
+    session: Made, monkeypatch: pytest.MonkeyPatch, health: int, failure_class: str
+) -> None:
+    one = session(spec())
+    one.start()
+    get = probe.get
+
+    def get_but_health(endpoint: Endpoint, path: str) -> tuple[int, str]:
+        return (health, "") if path == "/health" else get(endpoint, path)
+
+    monkeypatch.setattr(probe, "get", get_but_health)
+    last = one.measure(LEVEL)  # all is answered: it may have died with the few requests that a level may lose
+    assert (last.status, last.failure_class) == ((MEASURED, None) if health == 200 else (FAILED, failure_class))
+    row = one.measure(replace(LEVEL, prompt_tokens=600))  # refused: longer than max_model_len
+    assert (row.status, row.failure_class, row.failed) == (FAILED, failure_class, 16)
+    hurried: list[bool] = []
+    monkeypatch.setattr(one._process, "hurry", lambda: hurried.append(True))
+    one.stop()
+    assert bool(hurried) == (failure_class == "engine_dead")  # vLLM's front end was seen to wait out all of its grace
 
 
 def test_a_server_that_ran_out_of_memory_under_load_says_so(session: Made) -> None:

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from statistics import fmean
 
+import psutil
 import pytest
 
 from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
-from contract.rows import MEASURED
+from contract.rows import FAILED, MEASURED
 from contract.specs import (
     Api,
     Mode,
@@ -23,7 +24,9 @@ from contract.specs import (
     SharedPrefix,
     Timeouts,
 )
+from tests.chaos.servers import LiveServer
 from tests.configs import load
+from workers import processes
 from workers.engines import vllm
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
@@ -101,6 +104,24 @@ def test_requests_that_are_cut_by_the_time_limit_end_on_the_server_too(session: 
     assert comes(lambda: session._scrape().running == 0)
     generated = (session._scrape().generation_tokens or 0) - before
     assert generated < 8 * 480  # they were aborted, and did not run to their ends
+
+
+def test_an_engine_core_that_is_killed_under_load_is_told_and_nothing_of_its_server_is_left(session: Session) -> None:
+    """The last of this module: it costs the server."""
+    process = session._process
+    assert process is not None
+    server = LiveServer(session._workspace, psutil.Process(process.guard_pid), psutil.Process(process.pid))
+    core, tree = server.engine_core(), server.tree()
+    assert core is not None
+    with ThreadPoolExecutor(1) as pool:
+        measuring = pool.submit(session.measure, replace(DRAWN, num_requests=400))
+        assert comes(lambda: (session._scrape().running or 0) > 0)
+        core.kill()
+        row = measuring.result()
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)  # so that a fresh server is started
+    session.stop()
+    assert not [each for each in tree if processes.is_running(each.pid)]
+    assert not session._workspace.root.exists()
 
 
 def comes(true: Callable[[], bool]) -> bool:

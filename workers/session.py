@@ -119,6 +119,8 @@ class Session:
         self._log_figures = vllm_log.LogFigures()
         self._account: ServerAccount | None = None
         self._settled = False
+        self._dead = False
+        """Whether a point has found its server of no use any more."""
         self._ready_bytes: int | None = None
         self._plans: LoadPlans | None = None
 
@@ -315,8 +317,8 @@ class Session:
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, self._death("the server has ended"))
             row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
-            if row.status == MEASURED and not self._process.running:  # on TCP somebody else could have answered since
-                return self._failed_row(point, self._death("the server ended in the middle"))
+            if row.status == MEASURED and not self._serves():  # on TCP somebody else could have answered since
+                return self._failed_row(point, self._death("the server or its engine ended in the middle"))
             return row
         except (probe.NoAnswer, EndpointError) as error:
             return self._failed_row(point, self._death(f"the server does not answer: {error}"))
@@ -441,8 +443,7 @@ class Session:
                 f"{row.failed} of {len(result.requests)} requests failed, the first: "
                 f"{first.failure_class}: {first.failure_message}"
             )
-            alive = self._process is not None and self._process.running
-            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if alive else self._death(message)
+            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if self._serves() else self._death(message)
             row.status, row.failure_class = FAILED, failure.failure_class
             row.failure_message = self._masked(failure.message)
             row.log_tail = self._log_tail()
@@ -505,7 +506,13 @@ class Session:
 
     def _death(self, message: str) -> Failure:
         """Why a server that was ready is of no use any more: the end of its log may tell."""
+        self._dead = True
         return diagnosis.of_death(self._process.log_text() if self._process else "", message)
+
+    def _serves(self) -> bool:
+        """Whether the server lives, and its engine does."""
+        running = self._process is not None and self._process.running
+        return running and self._endpoint is not None and readiness.is_healthy(self._endpoint)
 
     def _start_failure(self) -> Failure:
         return Failure(
@@ -562,7 +569,7 @@ class Session:
         if self._process is None:
             return
         asked = time.monotonic()
-        if self._hurried.is_set() or self.row.ready_s is None:  # before it is ready it has nothing to lose
+        if self._hurried.is_set() or self._dead or self.row.ready_s is None:  # not ready, or dead: nothing to lose
             self._process.hurry()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked

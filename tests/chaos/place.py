@@ -27,7 +27,6 @@ SITE = Path(__file__).with_name("site")
 LEFT_LIMIT_S = 15.0
 NODE_LIMIT_S = 60.0
 WORKERS = 2
-_RAYS_OWN = re.compile(r"temporary file \S+/vc-ray-\w+$|ray/_private/workers/default_worker.py ")
 _OURS = ("guard.py", standin.MODULE, "warm_parent.py", standin.CORE, standin.TRACKER)
 
 
@@ -91,8 +90,7 @@ class ChaosPlace:
     def left(self, killed: bool = False) -> list[str]:
         """Return what a run that has ended left behind and does not remove in `LEFT_LIMIT_S`.
 
-        Of one that was `killed`, its private Ray's directory, workers of that Ray that were just being started, and the
-        directories of sessions that no guard minded are for the next run to remove.
+        Of one that was `killed`, the directories of sessions that no guard minded are for the next run to remove.
         """
         deadline = time.monotonic() + LEFT_LIMIT_S
         while (
@@ -138,8 +136,8 @@ class ChaosPlace:
 
 
 def _for_the_next_run(what: str) -> bool:
-    path = re.search(r"temporary file (\S+/vc-[\w-]+~?)$", what)
-    return bool(_RAYS_OWN.search(what)) or (path is not None and not _minded(Path(path[1])))
+    path = re.search(r"temporary file (\S+/vc-(?!ray-)[\w-]+~?)$", what)
+    return path is not None and not _minded(Path(path[1]))
 
 
 def _minded(directory: Path) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from aiohttp import web
@@ -20,14 +21,22 @@ from tests.chaos import standin
 from workers.engines import sim_server
 
 SLOW_S = 2.0
+HEADLESS_S = 1.0
+"""For which a front end outlives its engine core (vLLM 0.32: 4 s), and says so."""
 
 
 class Server(sim_server.Server):
     """A stand-in whose streams can be hurt."""
 
     early = False
+    headless = False
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response(status=503 if self.headless else 200)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
+        if self.headless:
+            return web.json_response({"error": {"message": "EngineDeadError"}}, status=500)
         if self.early:
             return web.json_response({"error": {"message": "the engine is not there yet"}}, status=503)
         if standin.take("slow"):
@@ -58,6 +67,8 @@ def main() -> None:
     def end_with_core() -> None:
         code = core.wait()
         print(f"EngineDeadError: the engine core ended with {code}", file=sys.stderr, flush=True)
+        Server.headless = True
+        time.sleep(HEADLESS_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_core, daemon=True).start()

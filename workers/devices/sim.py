@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 from contract.rows import TelemetryRow
+from workers import processes
 from workers.devices.base import Card, CardProcess
 
 SIM_CARD_BYTES = 80 * 2**30
@@ -28,10 +31,11 @@ class SimDevice:
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return one row a card."""
-        try:
-            state = json.loads(self._state.read_text())
-        except (OSError, ValueError):
-            state = {"memory_used_bytes": 0, "utilization_pct": 0.0}
+        state: dict[str, Any] = {"memory_used_bytes": 0, "utilization_pct": 0.0}
+        with contextlib.suppress(OSError, ValueError):
+            said = json.loads(self._state.read_text())
+            if processes.is_running(said["pid"]):  # one that was killed leaves its file
+                state = said
         return [TelemetryRow(0.0, card.id, state["memory_used_bytes"], state["utilization_pct"]) for card in self.cards]
 
     def processes(self, pid: int | None) -> list[CardProcess]:

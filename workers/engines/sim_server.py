@@ -214,7 +214,7 @@ class Server:
     def write_state(self) -> None:
         """Say what is allocated, for the pretended device."""
         used = self.options.runtime_bytes + self.torch_bytes
-        state = {"memory_used_bytes": used, "utilization_pct": 100.0 if self.running else 0.0}
+        state = {"pid": os.getpid(), "memory_used_bytes": used, "utilization_pct": 100.0 if self.running else 0.0}
         path = Path(self.options.state)
         temporary = path.with_suffix(".tmp")
         with contextlib.suppress(OSError):

@@ -90,9 +90,10 @@ class Guard:
     def _end_tree(self, server: Server) -> None:
         """SIGTERM to the server, so that it stops in its own order, to its tree after a second; SIGKILL after grace.
 
-        An owner that dies meanwhile, or hurries, shortens the grace to a second.
+        An owner that dies meanwhile, or hurries, shortens the grace to a second, and so does a server that has ended by
+        itself: what it leaves serves nobody.
         """
-        asked_at = time.monotonic()
+        asked_at, ended_before = time.monotonic(), server.poll() is not None
         shared = shared_memory(_descendants(os.getpid()))
         note(self._private_dir, shared)
         if server.poll() is None:
@@ -105,7 +106,8 @@ class Guard:
                 remove(shared, self._began_s)
                 return
             waited_s = time.monotonic() - asked_at
-            grace_s = min(HURRIED_GRACE_S, self._grace_s) if _hurries(self._owner_fd) else self._grace_s
+            hurries = ended_before or _hurries(self._owner_fd)
+            grace_s = min(HURRIED_GRACE_S, self._grace_s) if hurries else self._grace_s
             if waited_s > grace_s:
                 shared |= shared_memory(left)
                 note(self._private_dir, shared)

@@ -53,7 +53,7 @@ def wait_until_ready(
             message = f"not ready after {spec.timeouts.ready_s:.0f} s"
             raise StartFailed(Failure(FailureClass.READY_TIMEOUT, message, process.log_tail()))
         each_poll()
-        if _is_held(endpoint, process) and _answers(endpoint, "/health"):
+        if _is_held(endpoint, process) and is_healthy(endpoint):
             break
         time.sleep(POLL_S)
     _prove_identity(endpoint, spec, process)
@@ -63,9 +63,10 @@ def _is_held(endpoint: Endpoint, process: ServerProcess) -> bool:
     return endpoint.uds is not None or processes.listens(process.pid, urlsplit(endpoint.base_url).port or 0)
 
 
-def _answers(endpoint: Endpoint, path: str) -> bool:
+def is_healthy(endpoint: Endpoint) -> bool:
+    """Return whether the server says that it and its engine live. vLLM's front end outlives its engine by seconds."""
     try:
-        return probe.get(endpoint, path)[0] == 200
+        return probe.get(endpoint, "/health")[0] == 200
     except probe.NoAnswer:
         return False
 
