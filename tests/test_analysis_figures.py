@@ -1243,7 +1243,7 @@ class KneeAudit:
             [np.interp(np.log(top / 2), np.log(logs.index), row) for row in np.eye(len(logs))]
         )
         error = math.sqrt(float(factors**2 @ (1 / self.n)))
-        margin = self.t_two_sided * self.sd.tok_s * error if self.df else 0.0
+        margin = self.t_one_sided * self.sd.tok_s * error if self.df else 0.0
         return float(100 * np.expm1(logs[top] - half + {"share": 0, "low": -margin, "high": margin}[which]))
 
     def monotone(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
