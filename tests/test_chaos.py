@@ -114,12 +114,13 @@ def test_what_a_run_leaves_is_seen_and_cleared(
 
 def test_what_a_killed_run_left_without_a_guard_is_for_the_next_run(tmp_path: Path) -> None:
     mark, faults = tmp_path / "t", tmp_path / "f"
-    for directory in (mark, faults, mark / "vc-ray-left", mark / "vc-left"):
+    for directory in (mark, faults, mark / "vc-left"):
         directory.mkdir(parents=True)
     place = ChaosPlace(mark, faults)
     assert place.left(killed=True) == []
     (mark / "vc-left" / "status.json").write_text('{"exit_code": -9}')
     assert place.left(killed=True) == []
+    assert not places._for_the_next_run(f"temporary file {mark}/vc-ray-left")  # its caretaker's
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def _first(trial: Trial, place: ChaosPlace, disk: Disk, report: Report) -> None:
     _ended(process, voice, report)
     report.done += hurting.done
     disk.mend()
-    left = [f"after the run: {what}" for what in place.left()]
+    left = [f"after the run: {what}" for what in place.left(killed=report.codes == [-9])]
     report.findings += left
 
 
