@@ -143,7 +143,7 @@ def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: conte
         _compare(store, local, asked)
     if store and not first.dry_run:
         for path in store.discard_torn():
-            print(f"WARNING  {path} was not whole and is removed: what it held is not known any more")
+            print(f"WARNING  {path} was not whole and is set aside: what it held is not known any more")
     if plan and local:
         left = left_to_do(plan, store)
         _check_budget(left, first)
@@ -169,6 +169,7 @@ def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: conte
                 store = Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
                 until_end.enter_context(held(store.directory))
             outcome = _measure(cluster, fleet, store, experiments, plan, left)
+            cluster.hurried = outcome.interrupted
         return _conclude(store, outcome)
     except KeyboardInterrupt:  # at once: nothing else says where it is
         if store:
@@ -197,6 +198,7 @@ def _look_at_nodes(
     from orchestrator.preflight import check_nodes
     from orchestrator.store import free_bytes
 
+    cluster.remove_left(fleet)
     engine, shared = experiment.engine, experiment.cluster.shared_gpus
     for line in check_nodes(fleet, cluster.reports(fleet, models), engine, shared, free_bytes(root)):
         print(f"WARNING  {line}")

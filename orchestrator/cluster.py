@@ -75,7 +75,9 @@ class Cluster:
         self._private: Owned | None = None
         self._caretaker: Caretaker | None = None
         self._nodes: list[str] = []
-        """Of a cluster that others have started."""
+        """That a run has used of a cluster that others have started."""
+        self.hurried = False
+        """Whether the run was interrupted: what its killed servers have left is then for the next."""
         self._saved_environment: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
@@ -148,8 +150,13 @@ class Cluster:
                 f"no Ray cluster at {self._config.address!r}: {_in_a_line(error)}. Is `ray start` running? "
                 f"If it was started with a token, export RAY_AUTH_MODE=token; {knock.WHERE_TOKENS_ARE}"
             ) from None
-        self._nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        self._sweep("a run that was killed had left", PROBE_LIMIT_S, 0.0)
+
+    def remove_left(self, fleet: Fleet) -> None:
+        """Have the fleet's nodes remove what killed runs have left there, before a run and, where servers of this one
+        were killed, after it."""
+        if self._local is None:
+            self._nodes = [node.id for node in fleet.nodes]
+            self._sweep("a run that was killed had left", SWEEP_LIMIT_S, 0.0)
 
     def _leave(self) -> None:
         import ray
@@ -158,9 +165,10 @@ class Cluster:
             self._left.set()
             if self._keeps_warm is not None:
                 self._keeps_warm.join(WARM_CLOSE_LIMIT_S)
-            if self._nodes:  # a private Ray's temporary files go with it
+            if self._local is None:  # a private Ray's temporary files go with it
                 with contextlib.suppress(Exception):
                     ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
+            if self._nodes and not self.hurried:
                 with contextlib.suppress(Exception):
                     self._sweep("what was killed had left", SWEEP_LIMIT_S, DYING_S)
             with contextlib.suppress(Exception):
@@ -274,14 +282,19 @@ class Cluster:
             return False
         return not any(each["NodeID"] == node and each["Alive"] for each in nodes)
 
-    async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> SessionHandle:
-        """Make the actor of a session on `node`; Ray chooses the cards. Raises `ActorLost`, `ActorFailed`."""
+    async def session(
+        self, spec: SessionSpec, node: str, run_id: str, attempt: int, again: bool = False
+    ) -> SessionHandle:
+        """Make the actor of a session on `node`; Ray chooses the cards. `again`: another start came to nothing.
+
+        Raises `ActorLost`, `ActorFailed`.
+        """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent: str | None = None
         if spec.start is Start.WARM and node in self._warm:
             with contextlib.suppress(ActorLost, ActorFailed, TimeoutError):
                 warm_parent = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
-        handle = SessionHandle(actor.remote(spec, run_id, attempt, _users_omp_num_threads(), warm_parent))
+        handle = SessionHandle(actor.remote(spec, run_id, attempt, again, _users_omp_num_threads(), warm_parent))
         await handle.alive()
         return handle
 
@@ -409,7 +422,13 @@ class SessionActor:
     """`workers.session.Session` as a Ray actor. Starting the server is a verb of its own, never part of making it."""
 
     def __init__(
-        self, spec: SessionSpec, run_id: str, attempt: int, omp_num_threads: str | None, warm_parent: str | None
+        self,
+        spec: SessionSpec,
+        run_id: str,
+        attempt: int,
+        again: bool,
+        omp_num_threads: str | None,
+        warm_parent: str | None,
     ) -> None:
         import ray
 
@@ -427,6 +446,7 @@ class SessionActor:
             lambda plans: _together(load, plans),
             omp_num_threads,
             Path(warm_parent) if warm_parent else None,
+            again,
         )
         self._lease = Lease(self._session.stop)
 

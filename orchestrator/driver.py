@@ -79,7 +79,6 @@ class Driver:
         self._live: dict[str, str] = {}
         self._leaving: dict[str, asyncio.Event] = {}
         """Sessions that measure nothing any more, and what is set once they are gone."""
-        self._queue = Queue({node.id: node.slots for node in fleet.nodes})
         self._beside: dict[str, set[str]] = {}
         self._sessions: dict[str, SessionSpec] = {}
         self._pending: dict[str, list[Point]] = {}
@@ -125,7 +124,7 @@ class Driver:
         self._rows = {session.id: self._store.rows(session.id) for session in sessions}
         starts = self._store.starts()
         for session in sessions:
-            attempts = [row.attempt for row in self._rows[session.id].values()]
+            attempts = [row.attempt for row in self._rows[session.id].values() if row.status == MEASURED]
             self._earlier[session.id] = max(starts.get(session.id, 0), *attempts, 0)
         self._attempts = {session: earlier + 1 for session, earlier in self._earlier.items()}
         task = asyncio.ensure_future(self._work(sessions))
@@ -177,7 +176,7 @@ class Driver:
         self._arrive(spec, node)
         handle: SessionHandle | None = None
         try:
-            handle = await self._cluster.session(spec, node, self._run_id, attempt)
+            handle = await self._cluster.session(spec, node, self._run_id, attempt, again=job.attempt > 1)
             self._handles[spec.id] = handle
             failure = await self._measure_all(spec, handle, node)
         except ActorLost as error:

@@ -143,6 +143,8 @@ class ServerConfig(_Section):
                 raise ValueError(f"{name} may be short for {meant[0]}: give the flag's whole name")
             if _reads_as_flag(value):
                 raise ValueError(f"{name} has a value that starts with '-': vLLM would take it for a flag")
+            if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+                raise ValueError(f"{name} is JSON text: give it as a mapping or a list")
             if _names_code({name: value}):
                 raise ValueError(f"{name} has vLLM run code that it names: not supported")
             if _holds_secret({name: value}):

@@ -104,23 +104,24 @@ class Store:
         return found
 
     def discard_torn(self) -> list[Path]:
-        """Remove the shards that are not whole, and return where they were.
+        """Set the shards aside that are not whole (`.NAME.torn`), and return where they were.
 
         Nobody need come by to replace one: a server whose points are done is not started again, and a point may not be
         planned any more. It would be in the way of all artifacts. Raises `ConfigError` where one cannot be looked at.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        removed = []
+        aside = []
         for path in sorted(self.directory.glob("shards/*/[!.]*.parquet")):
             try:
                 pq.ParquetFile(path).read()
-            except (OSError, ValueError) as error:  # Arrow's own are of both kinds, without a number
+            except (OSError, ValueError, pa.ArrowException) as error:  # Arrow's own have no number
                 if isinstance(error, OSError) and error.errno is not None:  # it may be whole
                     raise ConfigError([f"{path} cannot be read ({error.strerror})"]) from None
-                path.unlink(missing_ok=True)
-                removed.append(path)
-        return removed
+                path.replace(path.with_name(f".{path.name}.torn"))
+                aside.append(path)
+        return aside
 
     def put_manifest(self, manifest: dict[str, Any]) -> None:
         """Write provenance and plan."""

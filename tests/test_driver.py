@@ -85,9 +85,11 @@ class PretendedCluster:
     asked: list[tuple[int, int, str]] = field(default_factory=list)
     """Concurrency, attempt and node of every point that an actor was asked for."""
     stopped: list[int] = field(default_factory=list)
+    again: list[bool] = field(default_factory=list)
     hurried: list[str] = field(default_factory=list)
 
-    async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int) -> Handle:
+    async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int, again: bool = False) -> Handle:
+        self.again.append(again)
         return Handle(self, spec, node, attempt)
 
     async def has_lost(self, node: str) -> bool:
@@ -438,6 +440,7 @@ def test_starts_are_counted_through_all_of_a_run_and_each_keeps_its_log(tmp_path
     cluster = PretendedCluster(starts=lambda handle: "port_taken" if handle.attempt == 2 else None)
     second = drive(cluster, tmp_path, store=first.store)
     assert cluster.stopped == [2, 3]
+    assert cluster.again == [False, True]  # of this run: that the first run's start is over says nothing
     assert statuses(second) == {1: (MEASURED, None, 1), 2: (MEASURED, None, 1), 4: (MEASURED, None, 3)}
     assert server(first.store)["attempt"] == 3
     assert set(logs(first.store)) == {"1.log", "2.log", "log"}

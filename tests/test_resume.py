@@ -210,15 +210,18 @@ def holed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("tear", [torn_at(0), torn_at(0.5), torn_at(0.99), holed])
-def test_what_is_not_whole_is_removed_whether_or_not_it_is_planned(
+def test_what_is_not_whole_is_set_aside_whether_or_not_it_is_planned(
     tmp_path: Path, tear: Callable[[Path], None]
 ) -> None:
     store = Store.create(tmp_path, "test")
     whole, torn = put(store, "a", "b")
     assert store.discard_torn() == []
     tear(torn)
+    content = torn.read_bytes()
     assert store.discard_torn() == [torn]
     assert (whole.exists(), torn.exists()) == (True, False)
+    assert torn.with_name(f".{torn.name}.torn").read_bytes() == content
+    assert store.discard_torn() == []
     build_tables(store.directory)
 
 

@@ -180,6 +180,7 @@ def test_tails_of_logs_have_no_prompts(line: str) -> None:
         ({"compilation_config": {"backend": "evil.backend"}}, "has vLLM run code that it names"),
         ({"model_class_overrides": {"A": "evil:B"}}, "has vLLM run code that it names"),
         ({"compilation_config.backend": "evil.backend"}, "is no flag's name"),
+        ({"kv_transfer_config": '{"kv_connector_module_path": "evil"}'}, "is JSON text"),
         ({"trust_remote": True}, "may be short for trust_remote_code"),
         ({"no_trust": False}, "may be short for trust_remote_code"),
         ({"middlewar": ["evil.Middleware"]}, "may be short for middleware"),

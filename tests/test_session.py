@@ -256,6 +256,21 @@ def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
     assert one.stop().row.mem_after_stop_bytes == 0
 
 
+def test_a_server_that_is_silent_for_a_moment_is_asked_again(session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session(spec())
+    get, silent = probe.get, [True, True]
+
+    def get_in_the_end(endpoint: Endpoint, path: str) -> tuple[int, str]:
+        if path == "/health" and silent:
+            silent.pop()
+            raise probe.NoAnswer("paused")
+        return get(endpoint, path)
+
+    monkeypatch.setattr(probe, "get", get_in_the_end)
+    row = one.measure(MEMORY)
+    assert (row.status, silent) == (MEASURED, [])
+
+
 @pytest.mark.parametrize(("health", "failure_class"), [(200, "load_error_rate"), (503, "engine_dead")])
 def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
     session: Made, monkeypatch: pytest.MonkeyPatch, health: int, failure_class: str

@@ -56,11 +56,12 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], WarmParent]
 
 
 def started(
-    parent: WarmParent | None, monkeypatch: pytest.MonkeyPatch, attempt: int = 1, **extra_args: object
+    parent: WarmParent | None, monkeypatch: pytest.MonkeyPatch, again: bool = False, **extra_args: object
 ) -> tuple[SessionRow, str]:
     monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
     asked = replace(spec(**extra_args), start=Start.WARM)
-    session = Session(asked, "run", attempt, ["3"], together, warm_parent=parent.socket if parent else None)
+    socket = parent.socket if parent else None
+    session = Session(asked, "run", 2, ["3"], together, warm_parent=socket, again=again)
     row = session.start()
     if row.status == MEASURED:
         point = session.measure(MEMORY)
@@ -149,12 +150,12 @@ def test_a_fork_that_comes_to_nothing_is_started_cold_once_and_says_why(
     assert len(row.account) == 1  # the cold server's
 
 
-def test_a_second_attempt_at_a_session_is_cold(
+def test_another_start_of_a_session_that_came_to_nothing_is_cold(
     parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, _ = started(parent(), monkeypatch, attempt=2)
+    row, _ = started(parent(), monkeypatch, again=True)
     assert (row.status, row.start) == (MEASURED, "cold")
-    assert row.start_reason == "an earlier attempt at this session came to nothing"
+    assert row.start_reason == "an earlier start of this session came to nothing"
 
 
 def test_a_failure_of_the_configuration_is_not_tried_again(

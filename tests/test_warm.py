@@ -245,6 +245,7 @@ def test_all_sessions_together_wait_once_for_an_import_and_none_is_warm_after_it
     with monkeypatch.context() as patched:
         patched.setattr(warm, "IMPORT_LIMIT_S", 0.3)
         parent = WarmParent(("entry",), environment(tmp_path))
+    monkeypatch.setattr(warm, "FORK_LIMIT_S", 0.1)
     for _ in range(2):
         with pytest.raises(NotWarm, match="still importing"):
             offer(parent.socket, after(20))

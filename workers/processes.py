@@ -42,7 +42,7 @@ def working_in(directory: Path) -> list[psutil.Process]:
         try:
             works, temporary = Path(process.cwd()), Path(process.environ().get("TMPDIR", ""))
             inside = works.is_relative_to(directory) or (temporary.is_relative_to(directory) and not _is_marked(works))
-            if inside and is_running(process.pid):
+            if inside and process.uids().real == os.getuid() and is_running(process.pid):
                 found.append(process)
         except (psutil.Error, OSError):
             continue

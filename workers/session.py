@@ -90,10 +90,11 @@ class Session:
         generate: Callable[[list[LoadPlan]], list[LoadResult]],
         omp_num_threads: str | None = None,
         warm_parent: Path | None = None,
+        again: bool = False,
     ) -> None:
-        """`warm_parent` is the socket of the node's, where there is one."""
+        """`warm_parent` is the socket of the node's, where there is one; `again`: another start came to nothing."""
         self.spec = spec
-        self._warm_parent = warm_parent
+        self._warm_parent, self._again = warm_parent, again
         self._former_log = ""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
@@ -189,8 +190,8 @@ class Session:
         """Raises `NotWarm` also for a fork that came to nothing in a way that forking could have caused."""
         if not self._engine.warm_modules:
             raise warm.NotWarm("this engine is never forked")
-        if self.row.attempt > 1:
-            raise warm.NotWarm("an earlier attempt at this session came to nothing")
+        if self._again:
+            raise warm.NotWarm("an earlier start of this session came to nothing")
         if self._warm_parent is None:
             raise warm.NotWarm("this node has no warm parent")
         asked = time.monotonic()
@@ -511,8 +512,9 @@ class Session:
 
     def _serves(self) -> bool:
         """Whether the server lives, and its engine does."""
-        running = self._process is not None and self._process.running
-        return running and self._endpoint is not None and readiness.is_healthy(self._endpoint)
+        assert self._process is not None
+        assert self._endpoint is not None
+        return readiness.still_serves(self._endpoint, self._process)
 
     def _start_failure(self) -> Failure:
         return Failure(

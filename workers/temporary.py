@@ -31,6 +31,7 @@ ENDING_LIMIT_S = 5.0
 """For a guard whose owner was killed to end what it guards and to clean up."""
 KILLING_LIMIT_S = 5.0
 POLL_S = 0.02
+LOOK_S = 0.1
 
 
 def private_directory(prefix: str, below: int) -> Path:
@@ -140,5 +141,5 @@ def end_what_works_in(directory: Path, began_s: float, wait_s: float = 0.0) -> N
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-        time.sleep(POLL_S)
+        time.sleep(LOOK_S)  # a look at all processes, beside what others measure
     guard.remove(shared, began_s)

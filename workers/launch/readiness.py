@@ -21,6 +21,7 @@ from workers.launch.process import ServerProcess
 from workers.load.endpoint import Endpoint
 
 POLL_S = 0.1
+SILENT_LIMIT_S = 30.0
 
 
 class StartFailed(Exception):
@@ -53,7 +54,7 @@ def wait_until_ready(
             message = f"not ready after {spec.timeouts.ready_s:.0f} s"
             raise StartFailed(Failure(FailureClass.READY_TIMEOUT, message, process.log_tail()))
         each_poll()
-        if _is_held(endpoint, process) and is_healthy(endpoint):
+        if _is_held(endpoint, process) and _is_healthy(endpoint):
             break
         time.sleep(POLL_S)
     _prove_identity(endpoint, spec, process)
@@ -63,12 +64,23 @@ def _is_held(endpoint: Endpoint, process: ServerProcess) -> bool:
     return endpoint.uds is not None or processes.listens(process.pid, urlsplit(endpoint.base_url).port or 0)
 
 
-def is_healthy(endpoint: Endpoint) -> bool:
-    """Return whether the server says that it and its engine live. vLLM's front end outlives its engine by seconds."""
+def _is_healthy(endpoint: Endpoint) -> bool:
     try:
         return probe.get(endpoint, "/health")[0] == 200
     except probe.NoAnswer:
         return False
+
+
+def still_serves(endpoint: Endpoint, process: ServerProcess) -> bool:
+    """Return whether a server that was ready says that it and its engine live: vLLM's front end outlives its engine by
+    seconds. One that does not answer, for its host pauses say, is asked again for a while."""
+    deadline = time.monotonic() + SILENT_LIMIT_S
+    while process.running and time.monotonic() < deadline:
+        try:
+            return probe.get(endpoint, "/health")[0] == 200
+        except probe.NoAnswer:
+            time.sleep(POLL_S)
+    return False
 
 
 def _prove_identity(endpoint: Endpoint, spec: SessionSpec, process: ServerProcess) -> None:

@@ -136,7 +136,8 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(str(path))
-        deadline = float(path.with_name(DEADLINE_FILE).read_text())
+        imported_by = float(path.with_name(DEADLINE_FILE).read_text())
+        deadline = max(imported_by, time.monotonic() + FORK_LIMIT_S)  # it serves one session after another
         connection.settimeout(POLL_S)
         while True:
             with contextlib.suppress(TimeoutError):
@@ -144,7 +145,7 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
             if stopping():
                 raise NotWarm("stopped while the warm parent was importing")
             if time.monotonic() > deadline:
-                raise NotWarm(f"the warm parent was still importing {IMPORT_LIMIT_S:.0f} s after its start")
+                raise NotWarm("the warm parent did not answer: it was still importing, or busy")
     except BaseException as error:
         connection.close()
         if isinstance(error, OSError):
