@@ -258,6 +258,7 @@ def test_a_server_that_dies_under_load_is_a_dead_engine(session: Made) -> None:
 
 def test_a_server_that_is_silent_for_a_moment_is_asked_again(session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     one = session(spec())
+    one.start()
     get, silent = probe.get, [True, True]
 
     def get_in_the_end(endpoint: Endpoint, path: str) -> tuple[int, str]:
