@@ -134,7 +134,8 @@ def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: conte
     first = experiments[0]
     store = Store(Path(asked.resume)) if asked.resume else None
     root = check_root(store.directory, "resume") if store else check_root(first.output_root)
-    resolved = [(experiment, models.resolve(experiment.model)) for experiment in experiments]
+    resolved = models.resolve_all(experiments)
+    experiments = [experiment for experiment, _ in resolved]
     local = local_fleet(first.cluster, first.engine) if first.cluster.address == "local" else None
     plan = _plan(resolved, local) if local is not None else None
     if store and not first.dry_run:

@@ -1,4 +1,7 @@
-"""Which model an experiment means: a shape's own config, or the config.json of a directory or of the hub."""
+"""Which model an experiment means: a shape's own config, or the config.json of a directory or of the hub.
+
+A model of the hub is pinned to the commit that its name means now: a branch may move before a run is gone on with.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,25 @@ from pathlib import Path
 
 from contract.specs import ModelSpec
 from orchestrator.problems import ConfigError
-from orchestrator.schema import ModelConfig
-from workers.models import ModelNotFound, read_config
+from orchestrator.schema import Experiment, ModelConfig
+from workers.models import ModelNotFound, read_commit
+
+
+def resolve_all(experiments: list[Experiment]) -> list[tuple[Experiment, ModelSpec]]:
+    """Return the experiments with their models pinned, and the models.
+
+    Raises `ConfigError` where one cannot be found, or has two revisions: rows tell models apart by their names.
+    """
+    found = []
+    revisions: dict[str, str | None] = {}
+    for experiment in experiments:
+        spec = resolve(experiment.model)
+        if revisions.setdefault(spec.name, spec.revision) != spec.revision:
+            both = f"{revisions[spec.name]} and {spec.revision}"
+            raise ConfigError([f"model.revision: {spec.name} at {both} in one run: make two runs of it"])
+        model = experiment.model.model_copy(update={"revision": spec.revision})
+        found.append((experiment.model_copy(update={"model": model}), spec))
+    return found
 
 
 def resolve(model: ModelConfig) -> ModelSpec:
@@ -19,7 +39,7 @@ def resolve(model: ModelConfig) -> ModelSpec:
     if directory.is_dir():
         path = str(directory.resolve())  # the server's own working directory is another
     try:
-        config = read_config(path, model.revision)
+        config, commit = read_commit(path, model.revision)
     except ModelNotFound as error:
         raise ConfigError([f"model.name: {error}"]) from None
-    return ModelSpec(model.name, config, dummy_weights=False, path=path, revision=model.revision)
+    return ModelSpec(model.name, config, dummy_weights=False, path=path, revision=commit or model.revision)

@@ -13,7 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from contract.specs import ModelSpec
-from workers.models import ModelNotFound, read_config, special_tokens, tokenizer_json, write_model_dir
+from orchestrator.models import resolve_all
+from orchestrator.problems import ConfigError
+from orchestrator.schema import Experiment
+from tests.configs import experiment
+from workers.models import ModelNotFound, read_commit, read_config, special_tokens, tokenizer_json, write_model_dir
 
 MODELS = sorted((Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
 SHAPES = [path for path in MODELS if path.stem != "hf"]
@@ -177,6 +181,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str | None]
                 self.end_headers()
                 return
             self.send_response(int(name.removeprefix("answers-")))
+            self.send_header("X-Repo-Commit", f"commit-of-{self.path.split('/')[4]}")
             self.end_headers()
             self.wfile.write(b'{"model_type": "llama"}')
 
@@ -198,6 +203,32 @@ def test_the_hub_is_asked_once_with_the_token_of_the_environment(
     monkeypatch.setenv("HF_TOKEN", "from-the-environment")
     assert read_config("org/answers-200", "v1") == {"model_type": "llama"}
     assert hub == [("/org/answers-200/resolve/v1/config.json", "Bearer from-the-environment")]
+
+
+def hub_models(*revisions: str | None) -> list[Experiment]:
+    """Experiments with a model of the hub."""
+    return [experiment("kv", model__name="org/answers-200", model__kind="hf", model__revision=r) for r in revisions]
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_model_of_the_hub_is_pinned_to_its_commit() -> None:
+    ((pinned, model),) = resolve_all(hub_models(None))
+    assert (model.revision, pinned.model.revision) == ("commit-of-main", "commit-of-main")
+
+
+@pytest.mark.usefixtures("hub")
+def test_two_revisions_of_a_model_are_two_runs() -> None:
+    assert len(resolve_all(hub_models("v1", "v1"))) == 2
+    with pytest.raises(ConfigError, match="org/answers-200 at commit-of-v1 and commit-of-v2 in one run"):
+        resolve_all(hub_models("v1", "v2"))
+
+
+def test_a_model_in_the_cache_of_the_hub_says_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "models--org--name" / "snapshots" / "abc" / "config.json"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("{}")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(cached))
+    assert read_commit("org/name") == ({}, "abc")
 
 
 def test_the_token_goes_along_to_the_new_name_of_a_model(

@@ -158,7 +158,13 @@ def _tokenizer_config(special: Mapping[str, Any], tokens: Mapping[int, str]) -> 
 
 
 def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
-    """Return config.json of a directory, or of a model on the Hugging Face hub (from its cache where it can be).
+    """Return config.json of a model. See `read_commit`."""
+    return read_commit(name_or_path, revision)[0]
+
+
+def read_commit(name_or_path: str, revision: str | None = None) -> tuple[dict[str, Any], str | None]:
+    """Return config.json of a directory, or of a model on the Hugging Face hub (from its cache where it can be), and
+    the commit of the hub that it is of; None for a directory, or where the hub does not say.
 
     Args:
         name_or_path: a directory, or ORG/NAME.
@@ -168,18 +174,19 @@ def read_config(name_or_path: str, revision: str | None = None) -> dict[str, Any
         ModelNotFound: there is none to be read.
     """
     directory = Path(name_or_path).expanduser()
-    found = directory / "config.json" if directory.is_dir() else _hub_file(name_or_path, revision)
+    found, commit = (directory / "config.json", None) if directory.is_dir() else _hub_file(name_or_path, revision)
     try:
         config = json.loads(found.read_text(encoding="utf-8") if isinstance(found, Path) else found)
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"config.json of {name_or_path} cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise ModelNotFound(f"config.json of {name_or_path} is not a JSON object")
-    return config
+    return config, commit
 
 
-def _hub_file(name: str, revision: str | None) -> Path | str:
-    """The cached file, or what the hub gives in one request (its own client tries again for half a minute)."""
+def _hub_file(name: str, revision: str | None) -> tuple[Path | str, str | None]:
+    """The cached file, or what the hub gives in one request (its own client tries again for half a minute), and its
+    commit. The cache has a file of a commit at snapshots/COMMIT/FILE."""
     from huggingface_hub import constants, errors, try_to_load_from_cache
 
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
@@ -190,7 +197,7 @@ def _hub_file(name: str, revision: str | None) -> Path | str:
     except errors.HFValidationError as error:
         raise ModelNotFound(f"{name!r} is neither a directory nor a hub name of the form ORG/NAME") from error
     if isinstance(cached, str):
-        return Path(cached)
+        return Path(cached), Path(cached).parent.name
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ModelNotFound(f"{where} is not in the local cache: unset HF_HUB_OFFLINE, or download it before")
     return _from_hub(f"{constants.ENDPOINT}/{name}/resolve/{quote(revision or 'main', safe='')}/config.json", where)
@@ -214,13 +221,13 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         return again
 
 
-def _from_hub(url: str, where: str) -> str:
+def _from_hub(url: str, where: str) -> tuple[str, str | None]:
     request = urllib.request.Request(url)
     if token := os.environ.get("HF_TOKEN"):
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.build_opener(_SameHost).open(request, timeout=HUB_TIMEOUT_S) as response:
-            return str(response.read().decode())
+            return str(response.read().decode()), response.headers.get("X-Repo-Commit")
     except urllib.error.HTTPError as error:
         raise ModelNotFound(
             f"{where} {_HUB_SAYS.get(error.code, f'was not given by the hub: HTTP {error.code}')}"
