@@ -165,7 +165,7 @@ class Cluster:
             self._left.set()
             if self._keeps_warm is not None:
                 self._keeps_warm.join(WARM_CLOSE_LIMIT_S)
-            if self._local is None:  # a private Ray's temporary files go with it
+            if self._warm and self._local is None:  # a private Ray's temporary files go with it
                 with contextlib.suppress(Exception):
                     ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
             if self._nodes and not self.hurried:
