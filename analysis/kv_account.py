@@ -235,7 +235,7 @@ def _one_residual(doc: Document, found: list[Account]) -> None:
         "has: what a worker held beyond a bare context when the engine first looked, what the two meters differ by, "
         "and at peak what was given back before the parts were read.",
         residual=signed_mib(f"{most.name}.residual_mib", most.residual),
-        share=percent(f"{highest.name}.residual_pct", abs(highest.share), 2),
+        share=_share(f"{highest.name}.residual_pct", highest.share),
     )
     if any(account.parts["context"] is None for account in found):
         doc.say("Where no probe told the CUDA context it is in the residual.")
@@ -280,7 +280,7 @@ def _both_residuals(doc: Document, found: list[Account]) -> None:
         "{share} of the memory at that moment. *Outside torch* is read from the same counter as the memory that it "
         "explains, so this says that nothing came or went unseen, not what it is.",
         residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
-        share=percent(f"{worst.name}.residual_pct", abs(worst.share), 2),
+        share=_share(f"{worst.name}.residual_pct", worst.share),
     )
     known = [account for account in found if account.unnamed is not None]
     if known:
@@ -300,7 +300,7 @@ def _both_residuals_table(doc: Document, series: Series, accounts: Accounts) -> 
     def cells(account: Account) -> list[str | Part]:
         return [
             signed_mib(f"{account.name}.residual_mib", account.residual),
-            percent(f"{account.name}.residual_pct", abs(account.share), 2),
+            _share(f"{account.name}.residual_pct", account.share),
             signed_mib(f"{account.name}.unnamed_mib", account.unnamed),
             _share(f"{account.name}.unnamed_pct", account.unnamed_share),
         ]
@@ -315,7 +315,7 @@ def _share(name: str, share: float | None) -> Part:
 
 def _table(doc: Document, series: Series, accounts: Accounts) -> None:
     def cells(account: Account) -> list[str | Part]:
-        share = [percent(f"{account.name}.residual_pct", abs(account.share), 2)] if accounts.named else []
+        share = [_share(f"{account.name}.residual_pct", account.share)] if accounts.named else []
         return [
             *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
             signed_mib(f"{account.name}.residual_mib", account.residual),

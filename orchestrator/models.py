@@ -19,9 +19,13 @@ def resolve_all(experiments: list[Experiment]) -> list[tuple[Experiment, ModelSp
     Raises `ConfigError` where one cannot be found, or has two revisions: rows tell models apart by their names.
     """
     found = []
+    specs: dict[str, ModelSpec] = {}
     revisions: dict[str, str | None] = {}
     for experiment in experiments:
-        spec = resolve(experiment.model)
+        asked = experiment.model.model_dump_json()
+        if asked not in specs:  # a grid has many experiments of one model, and the hub is asked over the network
+            specs[asked] = resolve(experiment.model)
+        spec = specs[asked]
         if revisions.setdefault(spec.name, spec.revision) != spec.revision:
             both = f"{revisions[spec.name]} and {spec.revision}"
             raise ConfigError([f"model.revision: {spec.name} at {both} in one run: make two runs of it"])

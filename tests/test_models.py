@@ -216,9 +216,9 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit() -> None:
     assert (model.revision, pinned.model.revision) == ("commit-of-main", "commit-of-main")
 
 
-@pytest.mark.usefixtures("hub")
-def test_two_revisions_of_a_model_are_two_runs() -> None:
+def test_two_revisions_of_a_model_are_two_runs(hub: list[tuple[str, str | None]]) -> None:
     assert len(resolve_all(hub_models("v1", "v1"))) == 2
+    assert len(hub) == 1  # one model, however many experiments
     with pytest.raises(ConfigError, match="org/answers-200 at commit-of-v1 and commit-of-v2 in one run"):
         resolve_all(hub_models("v1", "v2"))
 

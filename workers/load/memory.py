@@ -22,20 +22,28 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def most_requests(output_tokens: Lengths) -> int:
     """Return how many answers of such a length a load may wait to judge on this host."""
-    return int(SHARE * available_bytes() / (BYTES_A_TOKEN * expected(output_tokens)))
+    return int(_room_bytes() / _bytes_an_answer(output_tokens))
 
 
 def refusal(requests: int, output_tokens: Lengths) -> str | None:
     """Return why a load is too large for this host; None where it is not."""
-    most = most_requests(output_tokens)
+    room, each = _room_bytes(), _bytes_an_answer(output_tokens)
+    most = int(room / each)
     if requests <= most:
         return None
-    needed = requests * expected(output_tokens) * BYTES_A_TOKEN
     return (
-        f"{requests} answers of {expected(output_tokens):.0f} tokens take some {needed / 2**30:.1f} GiB until they are "
-        f"judged, and {SHARE:.0%} of what this host has available are {SHARE * available_bytes() / 2**30:.1f} GiB: "
+        f"{requests} answers of {expected(output_tokens):.0f} tokens take some {requests * each / 2**30:.1f} GiB until "
+        f"they are judged, and {SHARE:.0%} of what this host has available are {room / 2**30:.1f} GiB: "
         f"send {most} at the most"
     )
+
+
+def _room_bytes() -> float:
+    return SHARE * available_bytes()
+
+
+def _bytes_an_answer(output_tokens: Lengths) -> float:
+    return BYTES_A_TOKEN * expected(output_tokens)
 
 
 def available_bytes() -> float:
