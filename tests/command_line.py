@@ -22,7 +22,8 @@ class Place:
     mark: Path
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.mark)}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        return {**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.mark)}
 
     def leftovers(self) -> list[str]:
         """Return processes and temporary files that outlived the run."""

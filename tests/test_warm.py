@@ -197,14 +197,33 @@ def test_plugins_of_a_version_that_has_none_there_are_no_reason(plugins: dict[st
     parent.close()
 
 
-def test_a_card_that_an_import_has_opened_is_seen_whatever_torch_says(warm_parent: Any) -> None:
-    before = {0: "/dev/null", 3: "socket:[1]", 4: "/dev/nvidia-uvm"}
+def test_what_a_driver_opens_is_no_reason_and_an_event_loop_is(warm_parent: Any) -> None:
+    before = {0: "/dev/null", 3: "socket:[1]"}
     assert warm_parent.opened_problem(before, before) is None
-    nvml = {4: "/dev/nvidia0", 5: "/dev/nvidiactl"}
-    assert warm_parent.opened_problem({}, {**nvml, 6: "/some/file", 7: "pipe:[3]"}) is None
-    assert (
-        warm_parent.opened_problem({4: "/dev/null"}, {4: "/dev/nvidia-uvm"}) == "an import has opened /dev/nvidia-uvm"
-    )
+    driver = {4: "/dev/nvidia0", 5: "/dev/nvidiactl", 6: "/dev/nvidia-uvm", 7: "anon_inode:[eventfd]", 8: "pipe:[3]"}
+    assert warm_parent.opened_problem({}, {**driver, 9: "/some/file"}) is None
+    assert "eventpoll" in warm_parent.opened_problem(driver, {**driver, 4: "anon_inode:[eventpoll]"})
+
+
+class Driver:
+    """CUDA's, of four GPUs; `None` is a driver that nobody has initialised. GPU 2 cannot be asked."""
+
+    def __init__(self, active: set[int] | None) -> None:
+        self.active = active
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 4
+        return 3 if self.active is None else 0
+
+    def cuDevicePrimaryCtxGetState(self, number: int, _flags: Any, active: Any) -> int:  # noqa: N802
+        assert self.active is not None
+        active._obj.value = number in self.active
+        return 101 if number == 2 else 0
+
+
+@pytest.mark.parametrize(("active", "found"), [(None, []), (set(), []), ({1, 2, 3}, [1, 3])])
+def test_a_context_is_seen_whatever_torch_says(active: set[int] | None, found: list[int], warm_parent: Any) -> None:
+    assert warm_parent.gpus_with_context(Driver(active)) == found
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ A forked server is as a fresh process would be: process group, signals, standard
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -57,9 +58,9 @@ DEADLINE_FILE = "deadline"
 """Until when it may import, on the clock of `time.monotonic`, which all processes of a node share."""
 FORKED_BESIDE = "warm start: forked beside Python threads"
 """In the log of a forked server that forks in turn and leaves threads behind; their names follow."""
-CUDA_DEVICE = "/dev/nvidia-uvm"
-"""Opened by `cuInit`; NVML, which platforms ask for the cards, opens /dev/nvidiaN and not this one."""
-IN_COMMON = re.compile(r"anon_inode:\[(eventpoll|eventfd)\]$|socket:")
+CUDA_DRIVER = "libcuda.so.1"
+IN_COMMON = re.compile(r"anon_inode:\[eventpoll\]$|socket:")
+"""An event loop has one of these. CUDA's driver, which importing vLLM 0.25.1 initialises, has eventfds and pipes."""
 
 
 class NotFit(Exception):
@@ -101,6 +102,9 @@ class Imported:
         torch: Any = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             raise NotFit("an import has initialised CUDA")
+        with contextlib.suppress(OSError):  # not loaded: nothing has used it
+            if cards := gpus_with_context(ctypes.CDLL(CUDA_DRIVER, os.RTLD_NOLOAD)):
+                raise NotFit(f"an import has made a CUDA context on GPU {', '.join(map(str, cards))}")
         if threading.active_count() > 1:
             names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
             raise NotFit(f"an import has started threads: {', '.join(names)}")
@@ -265,15 +269,27 @@ def _descriptors() -> dict[int, str]:
 
 
 def opened_problem(before: dict[int, str], after: dict[int, str]) -> str | None:
-    """Return what an import has opened that servers must not have in common, in words; None where there is nothing.
-
-    A card is opened by CUDA's driver, also where torch does not know of it.
-    """
+    """Return what an import has opened that servers must not have in common, in words; None where there is nothing."""
     opened = sorted({name for fd, name in after.items() if before.get(fd) != name})
-    if CUDA_DEVICE in opened:
-        return f"an import has opened {CUDA_DEVICE}"
     common = [name for name in opened if IN_COMMON.match(name)]
     return f"an import has opened what all forks would share: {', '.join(common)}" if common else None
+
+
+def gpus_with_context(driver: Any) -> list[int]:
+    """Return the GPUs on which this process has a primary context, by the driver's own numbers.
+
+    A fork of it could not use these. Where the driver is merely initialised it can (seen with driver 580.159).
+    Initialises nothing: asked before `cuInit`, the driver answers with an error.
+    """
+    count, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    found = []
+    for number in range(count.value):
+        failed = driver.cuDevicePrimaryCtxGetState(number, ctypes.byref(flags), ctypes.byref(active))
+        if active.value and not failed:
+            found.append(number)
+    return found
 
 
 def _streams(log: str) -> None:
