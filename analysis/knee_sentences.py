@@ -19,6 +19,8 @@ from analysis.series import Reading, concurrency_figure
 SEEN = 0.0005
 """A change below it is printed as zero."""
 NO_REPEATS = "every level has one repeat, which says nothing about noise"
+ENOUGH = 3
+"""Repeats of a level: what there is with less asks for so many, what is open with them for more."""
 SWEEPS = {
     "near_full_context": ("capacity", "sweep.near_full_context"),
     "batching": ("batching", "sweep"),
@@ -32,8 +34,17 @@ SEARCHES = {"knee": ("concurrency", "batching"), "slo": ("concurrency", "batchin
 def repeats_tell(curve: LoadCurve, search: str = "") -> str:
     """Return which sweep would tell what is noise; `search`, `knee` or `slo`, is named too where it would."""
     sweep, key = _measured_by(curve)
-    words = f"`+sweep={sweep}` with `{key}.repeats` of three or more"
+    has = max((level.repeats for level in curve.repeats), default=0)
+    words = f"`+sweep={sweep}` with " + (
+        f"more `{key}.repeats`" if has >= ENOUGH else f"`{key}.repeats` of three or more"
+    )
     return f"{words}, or `+sweep={search}`, tells" if _another(curve, search) else f"{words} tells"
+
+
+def blow_up_tells(curve: LoadCurve) -> str:
+    """Return which sweep would tell where latency blows up, where that is undecided: the last that could be is the
+    highest level."""
+    return repeats_tell(curve) + ("" if curve.blow_up is None else ", or one with higher levels")
 
 
 def levels_tell(curve: LoadCurve, which: str = "higher", search: str = "knee") -> str:
@@ -305,7 +316,7 @@ def _latency(curve: LoadCurve) -> Phrase:
     if blow_up.seen is None:
         return phrase(
             "Undecided: p95 over tok_s is lowest at concurrency {levels}" + _apart(blow_up.last_before) + ", and the "
-            "last of these is the highest level; " + repeats_tell(curve) + ", or one with higher levels.",
+            "last of these is the highest level; " + blow_up_tells(curve) + ".",
             levels=levels,
         )
     before = curve.at(blow_up.last_before[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import count, decimal, gib, percent, plain
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import repeats_tell
+from analysis.knee_sentences import blow_up_tells, repeats_tell
 from analysis.kv_envelope import HEADROOM, Envelope, card_envelope, envelopes
 from analysis.kv_envelope_table import add_envelopes
 from analysis.kv_fit import KvResult
@@ -197,7 +197,7 @@ def for_latency(curve: LoadCurve) -> Phrase:
     blow_up, quiet = curve.blow_up, latency_level(curve)
     if blow_up is None or quiet is None:
         return phrase(
-            "Latency-focused: where latency blows up is not known from this run; " + repeats_tell(curve) + "."
+            "Latency-focused: where latency blows up is not known from this run; " + blow_up_tells(curve) + "."
         )
     if not blow_up.seen:
         return phrase(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.caveats import identity
 from analysis.disturbances import clock_notes
 from analysis.document import Document, Part, Phrase, join, phrase
-from analysis.figures import Figure, count, decimal, percent, plain
+from analysis.figures import Figure, count, decimal, percent, plain, signed_percent
+from analysis.intervals import mean_log
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import doubling_gain, knee_levels, levels_tell, repeats_tell
 from analysis.kv_pages import Configs, pages_of
@@ -80,7 +82,7 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
     if verdict is Limit.CLIENT:
         return phrase("the load client was the limit, also with as many processes as it may have")
     if verdict is Limit.NEIGHBOUR:
-        return phrase("slower beside another session on the host than alone, beyond noise")
+        return _neighbour_evidence(reading)
     if verdict is Limit.COMPUTE:
         return phrase("at the knee or past it; no preemption, no full pool, no full queue")
     if verdict is Limit.NOTHING:
@@ -95,6 +97,15 @@ def _ruled_out(seen: Signs) -> list[str]:
     not_kv = seen.preemptions == 0 and seen.kv_usage is not None and not seen.pool_is_full
     all_ran = seen.running is not None and seen.running >= seen.concurrency
     return [*(["not KV"] if not_kv else []), *(["not the queue"] if all_ran else [])]
+
+
+def _neighbour_evidence(reading: Reading) -> Phrase:
+    alone, beside = by_company(reading)
+    share = math.expm1(mean_log(beside) - mean_log(alone))
+    return phrase(
+        "tok_s {share} beside another session on the host against alone, beyond noise",
+        share=signed_percent(f"{reading.name}.neighbour_pct", share),
+    )
 
 
 def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:

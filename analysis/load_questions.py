@@ -13,7 +13,7 @@ from analysis.checks import Standing
 from analysis.document import Part, Phrase, join, phrase
 from analysis.figures import count, gib, plain, times
 from analysis.knee import Gain
-from analysis.knee_sentences import change_words, knee_sentences, levels_tell, repeats_tell
+from analysis.knee_sentences import blow_up_tells, change_words, knee_sentences, levels_tell, repeats_tell
 from analysis.kv_headroom import BY_OBJECTIVE
 from analysis.ladder import highest
 from analysis.load_curve import LoadCurve
@@ -278,7 +278,7 @@ def two_services(subject: Subject) -> Phrase:
         )
     else:
         interactive = phrase(
-            "Interactive: not known from this run, where latency blows up is open; " + repeats_tell(curve) + "."
+            "Interactive: not known from this run, where latency blows up is open; " + blow_up_tells(curve) + "."
         )
     sentences = [
         phrase("For {load}.", load=lengths_sent(curve)),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from analysis.document import Part, Phrase, phrase
 from analysis.figures import GIB, count, decimal, mib, percent, plain, quote, times
 from analysis.knee import KneeVerdict
-from analysis.knee_sentences import change_words, repeats_tell
+from analysis.knee_sentences import blow_up_tells, change_words
 from analysis.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.kv_pages import Pages, pages_of
 from analysis.ladder import highest
@@ -52,7 +52,7 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
     if knee.verdict is KneeVerdict.UNDECIDED or blow_up is None or blow_up.seen is None:
         return phrase(
             "The sweet spot ({load}) is not known from this run: the levels and repeats leave open where throughput "
-            "stops scaling or where latency blows up; " + repeats_tell(curve) + ".",
+            "stops scaling or where latency blows up; " + blow_up_tells(curve) + ".",
             load=workload(curve),
         )
     bends = [*knee.could_be, *(blow_up.last_before if blow_up.seen else ())]

@@ -174,7 +174,7 @@ def _cpu_s(pid: int) -> float:
 def _level(concurrency: int, number: int) -> Point:
     return Point(
         f"c{concurrency}-{number}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", concurrency,
-        max(24, 4 * concurrency), 128, 32, warmup_requests=concurrency, repeat=number,
+        max(48, 8 * concurrency), 128, 32, warmup_requests=concurrency, repeat=number,
     )  # fmt: skip
 
 

@@ -77,7 +77,8 @@ def test_when_only_undecided_levels_are_left_nothing_is_chosen() -> None:
     assert (
         "Not known from this run: no level meets every objective beyond noise, and concurrency 1 is undecided" in text
     )
-    assert "`sweep.repeats` of three or more tells" in text
+    assert "`+sweep=concurrency` with more `sweep.repeats`, or `+sweep=slo`, tells" in text
+    assert "three or more" not in text
     assert not re.search(r"\*\*Concurrency", text)
 
 

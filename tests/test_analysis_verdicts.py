@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -120,6 +121,9 @@ def test_neighbour_is_blamed_only_where_a_repeat_ran_without_it() -> None:
     rows = synthetic.changed(sweep(), lambda r: (r.concurrency, r.repeat) == (16, 2), co_running_sessions=beside)
     slower = synthetic.changed(rows, lambda r: bool(r.co_running_sessions), tok_s=1300.0)
     assert "| 16 | neighbour-bound |" in line(section(slower), 16)
+    assert re.search(
+        r"tok_s -\d+\.\d % beside another session on the host against alone, beyond noise", section(slower)
+    )
     assert "neighbour-bound |" not in section(rows)
     always = at(16, co_running_sessions=beside)(sweep())
     assert "Other sessions ran on the host at levels of which no repeat ran alone" in section(always)

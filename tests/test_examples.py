@@ -13,7 +13,7 @@ TEXT = (".md", ".csv")
 
 
 def test_runs_are_kept() -> None:
-    assert [run.name for run in RUNS] == ["example-cpu", "example-h100"]
+    assert [run.name for run in RUNS] == ["example-cpu", "example-h100", "example-h200"]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)

@@ -11,39 +11,54 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RUN = ROOT / "outputs" / "example-h100"
+OUTPUTS = ROOT / "outputs"
+RUNS = {
+    "README.md": OUTPUTS / "example-h200",
+    "outputs/example-h100/README.md": OUTPUTS / "example-h100",
+    "outputs/example-h200/README.md": OUTPUTS / "example-h200",
+}
+"""Of which run each file speaks."""
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 NAMES = re.compile(
-    r"[Pp]hi-3(?:-mini-4k)?|H100s?|p95|two|vLLM [\d.]+|driver [\d.]+|\d{4}-\d\d-\d\d|80GB|\(95 %:"
-    r"|[Uu]tilization 0\.90|`[^`]*`|\]\([^)]*\)"
+    r"[Pp]hi-3(?:-mini-4k)?|H[12]00s?|p95|two|vLLM [\d.]+|driver [\d.]+|\d{4}-\d\d-\d\d|80GB|\(95 %:"
+    r"|[Uu]tilization 0\.90|schema version \d|`[^`]*`|\]\([^)]*\)"
 )
 """What is called so; versions and dates are those of the manifest."""
 
 COMMITTED, FULL = "committed.phi-3-mini-4k", "utilization.phi-3-mini-4k"
 ONE, BEST = "concurrency.phi-3-mini-4k.c1", "concurrency.phi-3-mini-4k.c32"
+LAST, LONG = "concurrency.phi-3-mini-4k.c64", "near_full_context.phi-3-mini-4k"
 ACCOUNT = "account.ready"
+
+
+def both(mode: str, one: str, other: str) -> str:
+    """Name the sum of two parts of the account at the shortest length."""
+    return "+".join(f"{mode}.len512.{ACCOUNT}.{part}_mib" for part in (one, other))
+
+
 CLAIMS = {
     "README.md": [
         ("{} bytes per KV token by the formula", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
-        ("{} sequences of {} tokens by the engine's count", ["<" + FULL + ".len4096.engine_max_concurrency", "4096"]),
+        ("of which {} MiB are left", ["residual"]),
+        ("flat: {} sequences of {} tokens by the engine's count",
+         ["<" + FULL + ".len4096.engine_max_concurrency", "4096"]),
         ("{} held at once by arithmetic", [FULL + ".len4096.held_at_once"]),
-        ("({} were, at {} %)", ["64", "near_full_context.phi-3-mini-4k.c64.kv_usage_max_pct"]),
-        ("all of it but {} MiB", [COMMITTED + f".len4096.{ACCOUNT}.outside_mib"]),
-        ("{} with CUDA graphs", [FULL + f".len4096.{ACCOUNT}.outside_mib"]),
+        ("arithmetic. {} requests at once", ["concurrency.phi-3-mini-4k.slo_held"]),
+        ("of {} + {} tokens keep", ["concurrency.prompt_tokens", "concurrency.output_tokens"]),
+        ("below {} s, with {} tok/s", ["slo.p95_e2e_s", BEST + ".tok_s"]),
+        ("of {} + {} tokens {} do",
+         ["near_full_context.prompt_tokens", "near_full_context.output_tokens", LONG + ".c2.concurrency"]),
     ],
     "outputs/example-h100/README.md": [
         ("{} servers, {} points, {} min {} s from", ["servers", "points", "minutes", "seconds"]),
         ("{} by the formula and", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
         ("{} MiB weights", [COMMITTED + f".len512.{ACCOUNT}.weights_mib"]),
-        ("weights, {} outside torch", [COMMITTED + f".len512.{ACCOUNT}.{part}_mib" for part in ("outside", "context")]),
+        ("weights, {} outside torch", [both(COMMITTED, "outside", "context")]),
         ("({} of it a bare CUDA context)", [COMMITTED + f".len512.{ACCOUNT}.context_mib"]),
-        ("the pool, {} of buffers and cache",
-         [COMMITTED + f".len512.{ACCOUNT}.{part}_mib" for part in ("buffers", "cache")]),
-        ("with CUDA graphs: {} outside torch",
-         [FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("outside", "context")]),
+        ("the pool, {} of buffers and cache", [both(COMMITTED, "buffers", "cache")]),
+        ("with CUDA graphs: {} outside torch", [both(FULL, "outside", "context")]),
         ("{} of graph pools", [FULL + f".len512.{ACCOUNT}.graphs_mib"]),
-        ("graph pools, {} of buffers and cache",
-         [FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("buffers", "cache")]),
+        ("graph pools, {} of buffers and cache", [both(FULL, "buffers", "cache")]),
         ("no: {} MiB at {} tokens, {} at {}",
          [FULL + ".len512.mem_ready_mib", "512", FULL + ".len4096.mem_ready_mib", "4096"]),
         ("how many sequences of {} tokens", ["4096"]),
@@ -65,19 +80,59 @@ CLAIMS = {
           "near_full_context.prompt_tokens", "near_full_context.output_tokens"]),
         ("Memory was back at {} MiB", ["memory_left"]),
     ],
+    "outputs/example-h200/README.md": [
+        ("{} servers, {} points, {} min {} s from", ["servers", "points", "minutes", "seconds"]),
+        ("{} by the formula and", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
+        ("{} MiB weights", [COMMITTED + f".len512.{ACCOUNT}.weights_mib"]),
+        ("bare CUDA context of {}", [COMMITTED + f".len512.{ACCOUNT}.context_mib"]),
+        (", {} of kernels and libraries, {} of buffers and cache. Utilization",
+         [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(COMMITTED, "buffers", "cache")]),
+        ("with CUDA graphs: {} of kernels and libraries", [FULL + f".len512.{ACCOUNT}.kernels_mib"]),
+        ("{} of graphs in the driver, {} of their pools, {} of buffers and cache",
+         [*(FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("driver", "graphs")),
+          both(FULL, "buffers", "cache")]),
+        ("Residual {} MiB", ["residual"]),
+        ("no: {} MiB at {} tokens, {} at {}",
+         [FULL + ".len512.mem_ready_mib", "512", FULL + ".len4096.mem_ready_mib", "4096"]),
+        ("how many sequences of {} tokens", ["4096"]),
+        ("{} by the engine's count", [FULL + ".len4096.engine_max_concurrency"]),
+        ("with {} tokens in flight", [FULL + ".pages.in_flight_tokens"]),
+        ("{} are held at once by arithmetic", [FULL + ".len4096.held_at_once"]),
+        ("windows of {} tokens", [FULL + ".pages.window_tokens"]),
+        ("with p95 below {} s", ["slo.p95_e2e_s"]),
+        ("{} requests of {} + {} tokens: {} tok/s",
+         ["concurrency.phi-3-mini-4k.slo_held", "concurrency.prompt_tokens", "concurrency.output_tokens",
+          BEST + ".tok_s"]),
+        ("{} to {}) at p95 {} s", [BEST + ".tok_s_low", BEST + ".tok_s_high", BEST + ".p95_e2e_s"]),
+        ("s; {} give {} at {} s", ["concurrency.phi-3-mini-4k.slo_undecided", LAST + ".tok_s", LAST + ".p95_e2e_s"]),
+        ("the last doubling gained {} %", ["concurrency.phi-3-mini-4k.doubling_share_pct"]),
+        ("{} of {} + {} tokens: {} tok/s at p95 {} s; throughput",
+         [LONG + ".c2.concurrency", "near_full_context.prompt_tokens", "near_full_context.output_tokens",
+          LONG + ".c2.tok_s", LONG + ".c2.p95_e2e_s"]),
+        ("scaling at {} or {} ({} and {} tok/s)", ["16", "32", LONG + ".c16.tok_s", LONG + ".c32.tok_s"]),
+        ("{} used {} % of the pool", ["32", LONG + ".c32.kv_usage_max_pct"]),
+        ("{} % of the best throughput", [ONE + ".best_share_pct"]),
+        ("at {} % of the power limit", [ONE + ".power_share_pct"]),
+        ("limit: {} J a token against {}", [ONE + ".joules_per_output_token", LAST + ".joules_per_output_token"]),
+        ("changed by -{} % (-{} to +{})",
+         [f"-neighbours.c74267affb1ec7f7.tok_s_{bound}_pct" for bound in ("share", "low")]
+         + ["neighbours.c74267affb1ec7f7.tok_s_high_pct"]),
+        ("Memory was back at {} MiB", ["memory_left"]),
+    ],
 }  # fmt: skip
-"""Where a phrase has one number and several names, it is their sum; `<`: rounded down; a plain number is a setting."""
+"""Names of the numbers; `a+b`: their sum; `<`: rounded down; `-`: its sign is in the phrase; a plain number: a setting."""
 
 
-def figures() -> dict[str, float]:
+def figures(run: Path) -> dict[str, float]:
     """Return figures.csv by name, and what of the tables has no figure."""
-    with (RUN / "figures.csv").open() as file:
+    with (run / "figures.csv").open() as file:
         found = {row["name"]: row["value"] for row in csv.DictReader(file)}
-    points, sessions = pd.read_parquet(RUN / "points.parquet"), pd.read_parquet(RUN / "sessions.parquet")
+    points, sessions = pd.read_parquet(run / "points.parquet"), pd.read_parquet(run / "sessions.parquet")
     started, ended = (sessions[c].map(datetime.fromisoformat) for c in ("started_at", "ended_at"))
     took = round((ended.max() - started.min()).total_seconds())
     facts: dict[str, object] = {
         "servers": len(sessions), "points": len(points), "minutes": took // 60, "seconds": took % 60,
+        "residual": max(abs(float(value)) for name, value in found.items() if name.endswith(".residual_mib")),
         "memory_left": (sessions.mem_after_stop_bytes - sessions.mem_baseline_bytes).abs().max() / 2**20,
     }  # fmt: skip
     for purpose in ("concurrency", "near_full_context"):
@@ -91,15 +146,18 @@ def figures() -> dict[str, float]:
 
 
 def text_of(file: str) -> str:
-    """Return what a README says of the run, on one line: all of the run's own, the caption of the project's."""
-    text = " ".join((ROOT / file).read_text().split())
+    """Return what a README says of the run, on one line: the caption of the project's; all of the run's own but the
+    command, which is indented."""
+    lines = (ROOT / file).read_text().splitlines()
+    text = " ".join(" ".join(line for line in lines if not line.startswith("    ")).split())
     return text if file.startswith("outputs") else text[text.index("*Phi-3") : text.index("[All files of this run]")]
 
 
-def meant(names: list[str], holes: int, figure: dict[str, float]) -> list[float]:
-    values = [float(name) if name.isdigit() else figure[name.lstrip("<")] for name in names]
-    values = [float(int(value)) if name[0] == "<" else value for name, value in zip(names, values, strict=True)]
-    return values if holes == len(values) else [sum(values)]
+def meant(name: str, figure: dict[str, float]) -> float:
+    if name.isdigit():
+        return float(name)
+    value = sum(figure[part] for part in name.lstrip("<-").split("+"))
+    return float(int(value)) if name[0] == "<" else -value if name[0] == "-" else value
 
 
 def pattern(phrase: str) -> str:
@@ -109,11 +167,11 @@ def pattern(phrase: str) -> str:
 
 @pytest.mark.parametrize("file", CLAIMS)
 def test_numbers_of_a_readme_are_figures_of_the_kept_run(file: str) -> None:
-    text, figure = text_of(file), figures()
+    text, figure = text_of(file), figures(RUNS[file])
     for phrase, names in CLAIMS[file]:
         found = re.search(pattern(phrase), text)
         assert found is not None, f"{file} does not say: {phrase}"
-        for number, value in zip(found.groups(), meant(names, len(found.groups()), figure), strict=True):
+        for number, value in zip(found.groups(), (meant(name, figure) for name in names), strict=True):
             digits = len(number.partition(".")[2])
             off = abs(float(number.replace(",", "")) - value)
             assert off <= 0.5 * 10**-digits + 1e-9, f"{file}: {phrase}: {number}, not {value}"
