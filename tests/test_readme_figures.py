@@ -120,7 +120,7 @@ CLAIMS = {
         ("Memory was back at {} MiB", ["memory_left"]),
     ],
 }  # fmt: skip
-"""Names of the numbers; `a+b`: their sum; `<`: rounded down; `-`: its sign is in the phrase; a plain number: a setting."""
+"""Names of the numbers; `a+b`: their sum; `<`: rounded down; `-`: sign in the phrase; a plain number: a setting."""
 
 
 def figures(run: Path) -> dict[str, float]:
