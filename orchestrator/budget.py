@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from contract.specs import Point, PointKind, SessionSpec
 from orchestrator.scheduler import Job, start_times
+from workers.engines import make_engine
 
 Item = TypeVar("Item")
 MINUTE_S, HOUR_S = 60.0, 3600.0
@@ -102,7 +103,10 @@ def ranks(sessions: Iterable[SessionSpec]) -> dict[str, int]:
 def jobs(sessions: Sequence[SessionSpec], budget: Budget) -> list[Job]:
     """Return what the queue gets: with a budget, ranked by use."""
     rank = ranks(sessions) if budget.limits else {}
-    return [Job(s.id, max(1, s.gpus), s.estimate_s, rank.get(s.id, 0)) for s in sessions]
+    return [
+        Job(s.id, max(1, s.gpus), s.estimate_s, rank.get(s.id, 0), compiles=make_engine(s.engine).compile_key(s))
+        for s in sessions
+    ]
 
 
 def fitting(sessions: Sequence[SessionSpec], free: dict[str, int], budget: Budget) -> int:

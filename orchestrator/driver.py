@@ -229,6 +229,7 @@ class Driver:
         """Measure what is pending on one server. Returns what ended it before it was through."""
         self._progress.doing(spec, "starting")
         started = self._started[spec.id] = await handle.start()
+        self._queue.ready(spec.id)
         self._progress.ready(spec, started)
         if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
             return Failure(started.failure_class or "", started.failure_message or "")

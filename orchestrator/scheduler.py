@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from contract.causes import Again
@@ -25,6 +25,8 @@ class Job:
     attempt: int = 1
     avoid: frozenset[str] = frozenset()
     """Nodes where it failed for a reason of theirs."""
+    compiles: str | None = None
+    """The key under which its server keeps what it compiles on its node; None: it compiles nothing."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class _Running:
     job: Job
     node: str
     ends_at: float
+    starting: bool = True
 
 
 Execute = Callable[[Job, str], Awaitable[Again]]
@@ -47,6 +50,8 @@ class Queue:
     _capacity: dict[str, int] = field(init=False)
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[asyncio.Task[Again], _Running] = field(default_factory=dict)
+    _woken: asyncio.Future[None] | None = None
+    """Done when a server has become ready: a job may have waited for it."""
 
     def __post_init__(self) -> None:
         self._capacity = dict(self.free)
@@ -64,8 +69,9 @@ class Queue:
                 self._start_what_fits(execute)
                 if not self._running:
                     return self._waiting
-                done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                self._woken = asyncio.get_running_loop().create_future()
+                await asyncio.wait({*self._running, self._woken}, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in self._running if task.done()]:
                     self._finish(task)
         finally:
             for task in self._running:
@@ -77,8 +83,16 @@ class Queue:
         self.free.pop(node, None)
         self._capacity.pop(node, None)
 
+    def ready(self, job_id: str) -> None:
+        """A job's server is up, or will not be: what it has compiled, others of its key find now."""
+        for running in self._running.values():
+            if running.job.id == job_id:
+                running.starting = False
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
     def _start_what_fits(self, execute: Execute) -> None:
-        for job, node in place(self._waiting, self.free, self._ends(), self.clock()):
+        for job, node in place(self._waiting, self.free, self._ends(), self.clock(), self._compiling()):
             self._waiting.remove(job)
             self.free[node] -= job.slots
             task = asyncio.ensure_future(execute(job, node))
@@ -86,6 +100,9 @@ class Queue:
 
     def _ends(self) -> list[tuple[float, str, int]]:
         return [(r.ends_at, r.node, r.job.slots) for r in self._running.values()]
+
+    def _compiling(self) -> set[tuple[str, str]]:
+        return {(r.node, r.job.compiles) for r in self._running.values() if r.starting and r.job.compiles}
 
     def _finish(self, task: asyncio.Task[Again]) -> None:
         ended = self._running.pop(task)
@@ -110,29 +127,39 @@ def ordered(jobs: list[Job]) -> list[Job]:
 
 
 def place(
-    waiting: list[Job], free: Mapping[str, int], ends: list[tuple[float, str, int]], now: float
+    waiting: list[Job],
+    free: Mapping[str, int],
+    ends: list[tuple[float, str, int]],
+    now: float,
+    compiling: Collection[tuple[str, str]] = (),
 ) -> list[tuple[Job, str]]:
     """Return which waiting jobs start now, and where.
 
     The first job that does not fit reserves the node where it will fit soonest; a later job may use that node only if
     it ends before (EASY backfilling, Lifka 1995). `ends` are (time, node, slots) of running jobs.
+
+    `compiling` are (node, key) of what starting servers compile there. A job of such a key waits until they are ready,
+    and finds it then, rather than compile it beside them; others may take the room that it would have had.
     """
-    left = dict(free)
+    left, taken = dict(free), set(compiling)
     placed: list[tuple[Job, str]] = []
     reserved: tuple[str, float] | None = None
     for job in waiting:
-        nodes = [
+        roomy = [
             node
             for node, slots in left.items()
             if slots >= job.slots
             and node not in job.avoid
             and not (reserved and node == reserved[0] and now + job.estimate_s > reserved[1])
         ]
+        nodes = [node for node in roomy if job.compiles is None or (node, job.compiles) not in taken]
         if nodes:
             node = min(nodes, key=lambda name: left[name])  # the tightest fit keeps room for larger ones
             left[node] -= job.slots
             placed.append((job, node))
-        elif reserved is None:
+            if job.compiles is not None:
+                taken.add((node, job.compiles))
+        elif not roomy and reserved is None:
             running = ends + [(now + other.estimate_s, node, other.slots) for other, node in placed]
             reserved = _soonest(job, left, running)
     return placed
@@ -157,16 +184,19 @@ def _soonest(job: Job, left: Mapping[str, int], ends: list[tuple[float, str, int
 
 
 def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
-    """Return the seconds that the queue would take if every estimate were true."""
+    """Return the seconds that the queue would take if every estimate were true.
+
+    Waits for what another server compiles are not in it.
+    """
     starts = start_times(jobs, free)
     return max((starts[job.id] + job.estimate_s for job in jobs), default=0.0)
 
 
 def start_times(jobs: list[Job], free: Mapping[str, int]) -> dict[str, float]:
-    """Return when each job would start (seconds) if every estimate were true."""
+    """Return when each job would start (seconds), as `makespan_s` has it."""
     starts: dict[str, float] = {}
     now, left, running = 0.0, dict(free), list[tuple[float, str, int]]()
-    waiting = ordered(jobs)
+    waiting = [replace(job, compiles=None) for job in ordered(jobs)]
     while waiting:
         for job, node in place(waiting, left, running, now):
             waiting.remove(job)

@@ -22,7 +22,7 @@ from orchestrator.fleet import Fleet, Node
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.store import NotWritten, Store
-from tests.configs import GIB, experiment, resolved, sim_fleet
+from tests.configs import GIB, experiment, gpu_fleet, resolved, sim_fleet
 from workers import point_rows
 from workers.kv_figures import KvFigures
 
@@ -498,3 +498,41 @@ def test_an_actor_that_is_lost_before_it_said_anything_replaces_no_row_and_no_lo
 def test_a_level_that_is_planned_to_be_long_is_given_the_time(estimate_s: float, limit_s: float) -> None:
     (spec,) = make_plan(resolved(experiment("concurrency", engine="sim", controls="off")), sim_fleet(1)).sessions
     assert _limit_s(spec, replace(spec.points[0], estimate_s=estimate_s)) == limit_s
+
+
+def test_a_server_finds_what_another_of_its_key_has_compiled(tmp_path: Path) -> None:
+    said: list[str] = []
+    second_began = asyncio.Event()
+
+    class Starting(Handle):
+        async def start(self) -> SessionRow:
+            said.append("starts")
+            if said.count("starts") == 2:
+                second_began.set()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            said.append("is ready")
+            return self.row()
+
+        async def measure(self, point: Point) -> PointRow:
+            await second_began.wait()
+            return await super().measure(point)
+
+    class Node(PretendedCluster):
+        async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int, again: bool = False) -> Handle:
+            return Starting(self, spec, node, attempt)
+
+    shares = [
+        experiment("concurrency", controls="off", server__enforce_eager=False, server__gpu_memory_utilization=share,
+                   sweep__concurrency=[1], sweep__repeats=1)
+        for share in (0.8, 0.9)
+    ]  # fmt: skip
+    sessions = [
+        replace(spec, timeouts=replace(spec.timeouts, point_s=20.0), points=(replace(spec.points[0], estimate_s=0.01),))
+        for spec in make_plan(resolved(*shares), gpu_fleet(2)).sessions
+    ]
+    store, progress = Store.create(tmp_path, "test"), Progress(2, 1.0, io.StringIO())
+    driver = Driver(Node(), gpu_fleet(2), store, progress)  # type: ignore[arg-type]
+    outcome = driver.run(sessions)
+    assert said == ["starts", "is ready"] * 2
+    assert (outcome.measured, outcome.failed) == (2, [])

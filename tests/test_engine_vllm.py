@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,26 @@ def read_by_vllm(*commands: list[str]) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+# --- what is compiled once ---
+
+
+def key(server: ServerSpec, model: ModelSpec = SHAPE) -> str | None:
+    return VllmEngine().compile_key(spec(server, model))
+
+
+def test_servers_share_a_compile_key_where_nothing_differs_that_is_compiled() -> None:
+    graphs = replace(EVERYTHING, enforce_eager=False)
+    alike = {"gpu_memory_utilization": 0.8, "enable_prefix_caching": True, "transport": "tcp"}
+    assert all(key(replace(graphs, **{name: value})) == key(graphs) for name, value in alike.items())  # type: ignore[arg-type]
+    unlike = {"max_model_len": 2048, "max_num_batched_tokens": 512, "max_num_seqs": 16, "dtype": "float16"}
+    keys = {key(replace(graphs, **{name: value})) for name, value in unlike.items()} | {key(graphs, PUBLISHED)}  # type: ignore[arg-type]
+    assert len(keys | {key(graphs)}) == len(unlike) + 2
+
+
+def test_an_eager_server_compiles_nothing() -> None:
+    assert key(EVERYTHING) is None
 
 
 # --- what vLLM says: run as a script ---

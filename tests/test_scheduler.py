@@ -26,6 +26,66 @@ def test_small_job_is_backfilled_when_it_ends_before_the_head_can_start() -> Non
     assert place([head, small], {"a": 2}, [(5.0, "a", 2)], now=0.0) == [(small, "a")]
 
 
+def test_of_one_key_one_server_compiles_and_the_room_goes_to_others_meanwhile() -> None:
+    first, second, other = Job("first", 1, 9, compiles="k"), Job("second", 1, 8, compiles="k"), Job("other", 1, 7)
+    assert place([first, second, other], {"a": 2}, [], now=0.0) == [(first, "a"), (other, "a")]
+
+
+def test_a_key_is_compiled_on_every_node_once() -> None:
+    jobs = [Job(str(n), 1, 9, compiles="k") for n in range(4)]
+    assert place(jobs, {"a": 2, "b": 2}, [], now=0.0) == [(jobs[0], "a"), (jobs[1], "b")]
+    assert place(jobs, {"a": 2}, [], now=0.0, compiling={("a", "other")}) == [(jobs[0], "a")]
+    assert place(jobs, {"a": 2}, [], now=0.0, compiling={("a", "k")}) == []
+
+
+def test_a_job_that_waits_for_a_compilation_holds_no_room_that_a_longer_one_can_use() -> None:
+    second, longer = Job("second", 1, 5, compiles="k"), Job("longer", 1, 50)
+    placed = place([second, longer], {"a": 1}, [(1.0, "a", 1)], now=0.0, compiling={("a", "k")})
+    assert placed == [(longer, "a")]
+
+
+def test_estimates_wait_for_no_compilation() -> None:
+    assert makespan_s([Job(str(n), 1, 20, compiles="k") for n in range(4)], {"a": 4}) == 20
+
+
+async def test_a_job_starts_beside_one_of_its_key_once_that_is_ready() -> None:
+    queue, said = Queue({"a": 2}), list[str]()
+    first_up, second_began = asyncio.Event(), asyncio.Event()
+
+    async def execute(job: Job, node: str) -> Again:
+        said.append(f"{job.id} begins")
+        if job.id == "first":
+            await first_up.wait()
+            said.append("first is up")
+            queue.ready(job.id)
+            await second_began.wait()  # it measures on
+        else:
+            second_began.set()
+        return Again.NEVER
+
+    jobs = [Job("first", 1, 9, compiles="k"), Job("second", 1, 8, compiles="k")]
+    running = asyncio.ensure_future(queue.run(jobs, execute))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not queue.drained
+    first_up.set()
+    assert await asyncio.wait_for(running, 20) == []
+    assert said == ["first begins", "first is up", "second begins"]
+
+
+@pytest.mark.parametrize("again", [Again.NEVER, Again.FRESH_SERVER])
+async def test_a_job_does_not_wait_for_a_server_that_never_came_up(again: Again) -> None:
+    began: list[str] = []
+
+    async def execute(job: Job, node: str) -> Again:
+        began.append(job.id)
+        return again if job.id == "first" and began.count("first") == 1 else Again.NEVER
+
+    jobs = [Job("first", 1, 9, compiles="k"), Job("second", 1, 8, compiles="k")]
+    assert await asyncio.wait_for(Queue({"a": 2}).run(jobs, execute), 20) == []
+    assert sorted(set(began)) == ["first", "second"]
+
+
 def test_twelve_equal_jobs_on_four_slots_take_three_rounds() -> None:
     assert makespan_s([Job(str(i), 1, 20) for i in range(12)], {"a": 4}) == 60
 
@@ -115,25 +175,37 @@ async def test_cancelling_waits_for_running_jobs() -> None:
     assert sorted(ended) == ["x", "y"]
 
 
-job_lists = st.lists(st.tuples(st.integers(1, 4), st.floats(0.1, 20)), min_size=1, max_size=30)
+job_lists = st.lists(
+    st.tuples(st.integers(1, 4), st.floats(0.1, 20), st.sampled_from([None, "k", "l"])), min_size=1, max_size=30
+)
 
 
 @given(job_lists, st.integers(1, 3))
-def test_no_node_is_overbooked_and_every_job_runs_once(sizes: list[tuple[int, float]], nodes: int) -> None:
+def test_no_node_is_overbooked_and_every_job_runs_once(
+    sizes: list[tuple[int, float, str | None]], nodes: int
+) -> None:
     free = {f"n{i}": 4 for i in range(nodes)}
     in_use = dict.fromkeys(free, 0)
     ran: list[str] = []
+    queue, compiling = Queue(dict(free)), set[tuple[str, str]]()
 
     async def execute(job: Job, node: str) -> Again:
         in_use[node] += job.slots
         assert in_use[node] <= 4
+        if job.compiles is not None:
+            assert (node, job.compiles) not in compiling
+            compiling.add((node, job.compiles))
+        await asyncio.sleep(0)
+        if job.compiles is not None:
+            compiling.remove((node, job.compiles))
+        queue.ready(job.id)
         await asyncio.sleep(0)
         in_use[node] -= job.slots
         ran.append(job.id)
         return Again.NEVER
 
-    jobs = [Job(str(i), slots, seconds) for i, (slots, seconds) in enumerate(sizes)]
-    asyncio.run(Queue(dict(free)).run(jobs, execute))
+    jobs = [Job(str(i), slots, seconds, compiles=key) for i, (slots, seconds, key) in enumerate(sizes)]
+    asyncio.run(queue.run(jobs, execute))
     assert sorted(ran) == sorted(job.id for job in jobs)
     total = sum(job.slots * job.estimate_s for job in jobs)
     lower = max(total / (4 * nodes), max(job.estimate_s for job in jobs))

@@ -44,6 +44,9 @@ class Engine(Protocol):
     def environment(self, spec: SessionSpec, address: Address) -> dict[str, str]:
         """Return what is set for the server beyond the inherited environment."""
 
+    def compile_key(self, spec: SessionSpec) -> str | None:
+        """Return what two servers share that find what the other has compiled; None for one that compiles nothing."""
+
     def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
         """Return where a start went, from its log: (seconds since the launch, line)."""
 

@@ -58,6 +58,9 @@ class SimEngine:
         """Return the key, where there is one."""
         return {"VLLM_API_KEY": address.api_key} if address.api_key else {}
 
+    def compile_key(self, spec: SessionSpec) -> None:
+        """Compiles nothing."""
+
     def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
         """Return nothing: a stand-in's start says nothing."""
         return []

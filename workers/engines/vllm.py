@@ -8,11 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from contract.rows import StartPhase
-from contract.specs import SessionSpec
+from contract.specs import SessionSpec, content_id
 from workers.engines import vllm_phases
 from workers.engines.base import Address, Versions
 
@@ -92,6 +93,18 @@ class VllmEngine:
             pinned["VLLM_SERVER_DEV_MODE"] = "1"
             pinned["PYTHONPATH"] = _path_with(INSIDE)
         return pinned
+
+    def compile_key(self, spec: SessionSpec) -> str | None:
+        """Return what vLLM's compile cache is keyed by, of what sessions of a run differ in; None where all is eager.
+
+        Source: `compute_hash` of ModelConfig, CacheConfig, SchedulerConfig, ParallelConfig and CompilationConfig (whose
+        capture sizes follow from `max_num_seqs`). vLLM 0.25.1 has `kv_cache_memory_bytes` in it, 0.32 does not: there
+        servers that differ in nothing else compile at once, as if they shared nothing.
+        """
+        if spec.server.enforce_eager:
+            return None
+        server = replace(spec.server, gpu_memory_utilization=None, enable_prefix_caching=None, transport="uds")
+        return content_id([spec.model, server])
 
     def phases(self, lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
         """Return where a start went, from its log: (seconds since the launch, line)."""
