@@ -164,8 +164,8 @@ def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: conte
                 _check_budget(left, first)
             if first.dry_run:
                 return _show(plan, fleet, first)
+            _warm_up(cluster, fleet, left)
             _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
-            _warm_up(cluster, fleet, plan)
             if store is None:
                 store = Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
                 until_end.enter_context(held(store.directory))
@@ -207,12 +207,13 @@ def _look_at_nodes(
         print(f"WARNING  other jobs hold {held} GPU(s) of the cluster: sessions wait for theirs, but not for long")
 
 
-def _warm_up(cluster: Cluster, fleet: Fleet, plan: Plan) -> None:
-    """Before anything else, for an import takes as long as a cold start."""
+def _warm_up(cluster: Cluster, fleet: Fleet, sessions: list[SessionSpec]) -> None:
+    """As soon as the fleet and what is left to do are known: an import takes as long as a cold start, and nodes can be
+    looked at and the run directory made meanwhile."""
     from contract.specs import Start
     from workers.engines import make_engine
 
-    warm = [each for each in plan.sessions if each.start is Start.WARM and make_engine(each.engine).warm_modules]
+    warm = [each for each in sessions if each.start is Start.WARM and make_engine(each.engine).warm_modules]
     if warm:
         cluster.warm_up(fleet, warm[0])
 

@@ -1,5 +1,6 @@
 """Going on with a run: where it is written, what may be said anew, what is removed, and what counts as done."""
 
+import contextlib
 import errno
 import json
 import os
@@ -18,9 +19,11 @@ import orchestrator.__main__
 from analysis.shards import build_tables
 from contract.next_steps import NEXT_STEPS
 from contract.rows import MEASURED
+from contract.specs import SessionSpec
 from orchestrator.arguments import read
-from orchestrator.cluster import Cluster
+from orchestrator.cluster import Cluster, ClusterError
 from orchestrator.driver import Outcome
+from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check
 from orchestrator.problems import ConfigError
@@ -28,7 +31,7 @@ from orchestrator.resume import UNHASHED, left_to_do
 from orchestrator.schema import Experiment
 from orchestrator.store import NotWritten, Store
 from tests import synthetic_run
-from tests.configs import experiment, raw, resolved, sim_fleet
+from tests.configs import cpu_fleet, experiment, raw, resolved, sim_fleet
 from tests.test_driver import PretendedCluster
 
 
@@ -254,6 +257,49 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "replace", replace_)
     put(Store.create(tmp_path, "test"), "a")
     assert done == [("sync", "a.parquet.tmp"), ("name", "a.parquet"), ("sync", "s")]
+
+
+# --- warm parents ---
+
+
+@pytest.mark.parametrize(("left", "expected"), [("warm", ["imports", "looks"]), ("cold", ["looks"])])
+def test_what_servers_are_forked_from_is_imported_while_nodes_are_looked_at_if_one_is_left_to_fork(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: str,
+    expected: list[str],
+) -> None:
+    seen: list[str] = []
+
+    class Pretended(contextlib.AbstractContextManager["Pretended"]):
+        def __init__(self, *how: object) -> None:
+            pass
+
+        def __exit__(self, *why: object) -> None:
+            pass
+
+        def fleet(self, engine: object) -> Fleet:
+            return cpu_fleet()
+
+        def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
+            seen.append("imports")
+
+        def remove_left(self, fleet: Fleet) -> None:
+            seen.append("looks")
+            raise ClusterError("that will do")
+
+    grid = {"engine__device": "cpu", "sweep__modes": ["committed"]}
+    experiments = [raw("kv", server__start="warm", **grid), raw("kv", server__start="cold", seed=1, **grid)]
+    experiments[1]["sweep"]["max_model_len"] = [256]
+    (tmp_path / "manifest.json").write_text(json.dumps({"experiments": experiments}))
+    monkeypatch.setattr("orchestrator.cluster.Cluster", Pretended)
+    monkeypatch.setattr("orchestrator.preflight.check", lambda _: None)  # vLLM need not be installed here
+    monkeypatch.setattr(
+        "orchestrator.resume.left_to_do", lambda plan, _: [each for each in plan.sessions if each.start == left]
+    )
+    code, said = resumed(monkeypatch, capsys, f"resume={tmp_path}")
+    assert (code, seen) == (4, expected), said
 
 
 # --- a full disk, and a second Ctrl-C ---
