@@ -106,6 +106,12 @@ def _committed_table(doc: Document, committed: Committed) -> None:
             "slope is the cost of one token of length for all {n} sequences together.",
             n=count(f"{committed.series.name}.sequences", committed.sequences),
         )
+    if committed.series.sample.enforce_eager:
+        doc.say(
+            "These servers are eager (`--enforce-eager`), as this mode's are unless `server.enforce_eager=false` is "
+            "asked for: without torch.compile and CUDA graphs they start sooner, and no memory of graphs is in these "
+            "readings."
+        )
     by_process = _knows_processes(committed.series)
     columns = ["difference MiB", "formula MiB", "bytes per token", "notes"]
     doc.table(

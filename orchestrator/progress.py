@@ -108,7 +108,8 @@ class Progress:
 def title(session: SessionSpec) -> str:
     """Return a session in a few words."""
     pool = f"pool of {session.sequences} sequences" if session.sequences else session.mode
-    return f"{session.model.name} max_model_len={session.server.max_model_len} ({pool})"
+    eager = ", eager" if session.server.enforce_eager else ""
+    return f"{session.model.name} max_model_len={session.server.max_model_len} ({pool}{eager})"
 
 
 def finding(row: PointRow) -> str:

@@ -299,6 +299,12 @@ def test_missing_mode_is_named_with_the_sweep_that_measures_it(mode: str, words:
     assert "`+sweep=kv`" in text
 
 
+def test_committed_servers_that_are_eager_are_said_to_be() -> None:
+    eager = "These servers are eager (`--enforce-eager`)"
+    assert notes(memory()).count(eager) == 1
+    assert eager not in notes([replace(row, enforce_eager=False) for row in memory()])
+
+
 def test_safe_length_follows_the_target() -> None:
     assert "**max_model_len 4096** is the longest safe one" in notes(memory(), Targets(16, 4096))
     assert "**max_model_len 2048** is the longest safe one" in notes(memory(), Targets(60, 4096))

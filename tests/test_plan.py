@@ -15,6 +15,7 @@ from orchestrator.fleet import NoRoom
 from orchestrator.manifest import make_manifest
 from orchestrator.plan import Plan, _identified, make_plan
 from orchestrator.preflight import check
+from orchestrator.preview import describe
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment
 from tests import synthetic_run as synthetic
@@ -55,6 +56,15 @@ def test_committed_pool_holds_the_sequences_and_grows_by_the_formula() -> None:
     steps = [b - a for a, b in itertools.pairwise(pools)]
     assert steps == [32 * step * 393_216 for step in (512, 1024, 2048)]
     assert all(s.server.enforce_eager and s.server.max_num_batched_tokens == 2048 for s in committed)
+
+
+def test_the_dry_run_names_the_servers_that_are_eager() -> None:
+    fleet = gpu_fleet(1)
+    lines = describe(plan(experiment("kv", "phi-3-mini-4k", sweep__max_model_len=[512]), fleet=fleet), fleet).splitlines()
+    assert [line.partition("max_model_len=")[2].partition(")")[0] for line in lines if "max_model_len=" in line] == [
+        "512 (pool of 32 sequences, eager",
+        "512 (utilization",
+    ]
 
 
 def test_cpu_steps_are_at_least_128_mib() -> None:
