@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from contract.causes import Again
 
@@ -70,7 +71,8 @@ class Queue:
                 if not self._running:
                     return self._waiting
                 self._woken = asyncio.get_running_loop().create_future()
-                await asyncio.wait({*self._running, self._woken}, return_when=asyncio.FIRST_COMPLETED)
+                events: list[asyncio.Future[Any]] = [*self._running, self._woken]
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
                 for task in [task for task in self._running if task.done()]:
                     self._finish(task)
         finally:

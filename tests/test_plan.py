@@ -60,7 +60,9 @@ def test_committed_pool_holds_the_sequences_and_grows_by_the_formula() -> None:
 
 def test_the_dry_run_names_the_servers_that_are_eager() -> None:
     fleet = gpu_fleet(1)
-    lines = describe(plan(experiment("kv", "phi-3-mini-4k", sweep__max_model_len=[512]), fleet=fleet), fleet).splitlines()
+    lines = describe(
+        plan(experiment("kv", "phi-3-mini-4k", sweep__max_model_len=[512]), fleet=fleet), fleet
+    ).splitlines()
     assert [line.partition("max_model_len=")[2].partition(")")[0] for line in lines if "max_model_len=" in line] == [
         "512 (pool of 32 sequences, eager",
         "512 (utilization",

@@ -181,9 +181,7 @@ job_lists = st.lists(
 
 
 @given(job_lists, st.integers(1, 3))
-def test_no_node_is_overbooked_and_every_job_runs_once(
-    sizes: list[tuple[int, float, str | None]], nodes: int
-) -> None:
+def test_no_node_is_overbooked_and_every_job_runs_once(sizes: list[tuple[int, float, str | None]], nodes: int) -> None:
     free = {f"n{i}": 4 for i in range(nodes)}
     in_use = dict.fromkeys(free, 0)
     ran: list[str] = []
