@@ -19,7 +19,7 @@ import pytest
 
 from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec
 from workers.engines.base import Address, inherited_environment
-from workers.engines.vllm import VllmEngine, flag
+from workers.engines.vllm import WARM_MODULES, VllmEngine, flag
 
 SHAPE = ModelSpec("tiny", {"vocab_size": 512}, dummy_weights=True)
 PUBLISHED = ModelSpec("phi", {"vocab_size": 32064}, dummy_weights=False, path="microsoft/phi", revision="0123abc")
@@ -220,6 +220,16 @@ def test_the_installed_vllm_knows_every_flag_and_reads_what_was_meant() -> None:
     assert (read_bare["model"], read_bare["served_model_name"]) == ("/run/private/model", ["tiny"])
     assert (read_bare["async_scheduling"], read_bare["block_size"]) == (False, 32)
     assert "[1, 2]" in read_bare["compilation_config"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_what_a_warm_parent_imports_is_in_the_installed_vllm() -> None:
+    """One that is not there is passed over in silence, as a version's own."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    root = Path(found.origin or "").parent.parent
+    paths = [root.joinpath(*name.partition(":")[0].split(".")) for name in WARM_MODULES if name.startswith("vllm.")]
+    assert [str(path) for path in paths if not (path.with_suffix(".py").exists() or path.is_dir())] == []
 
 
 def read_by_vllm(*commands: list[str]) -> list[dict[str, Any]]:

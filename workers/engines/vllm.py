@@ -27,10 +27,13 @@ EXTENSION = "vllm_memory.MemoryAccount"
 ENTRY = "vllm.entrypoints.openai.api_server"
 """What is run with `python -m`: the CPU build has no working `vllm serve`."""
 WARM_MODULES = (
-    ENTRY, "uvloop", "vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker",
-    "vllm.plugins:load_general_plugins",
+    ENTRY, "uvloop", "vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.core.sched.async_scheduler",
+    "vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner", "vllm.plugins:load_general_plugins",
 )  # fmt: skip
-"""Plugins last: a server loads them while it reads its arguments, after the fork, and what they start or touch would be
+"""What a server and its engine would import, as far as that touches no card. Attention backends and compiler passes are
+not in it: some ask the card, or need libraries without which a server could do.
+
+Plugins last: a server loads them while it reads its arguments, after the fork, and what they start or touch would be
 seen by nobody."""
 
 
