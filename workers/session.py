@@ -6,6 +6,7 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
@@ -73,7 +74,18 @@ WARMUP_OUTPUT_TOKENS = 8
 WARMUP_ROUNDS = 4
 """Of a level, at most."""
 DEFAULT_BATCHED_TOKENS = 2048
-FORKING_CAN_CAUSE = (FailureClass.NO_PROGRESS, FailureClass.START_FAILED, FailureClass.ENGINE_DEAD)
+FORKING_CAN_CAUSE = (
+    FailureClass.NO_PROGRESS,
+    FailureClass.START_FAILED,
+    FailureClass.ENGINE_DEAD,
+    FailureClass.WRONG_SERVER,
+    FailureClass.FREE_MEMORY_LOW,
+    FailureClass.MEMORY_PROFILE,
+)
+"""The last three are what a fork on the cards of others meets: its driver may have read which are visible before."""
+POOL_SHARE = 0.5
+"""Of its KV pool, by which each card of a forked server must have grown: the pool is there in one piece, and there are
+weights and a context beside it."""
 FAILED_SHARE_LIMIT = 0.05
 """More failed requests than this and a load point is not a measurement."""
 
@@ -91,10 +103,12 @@ class Session:
         omp_num_threads: str | None = None,
         warm_parent: Path | None = None,
         again: bool = False,
+        no_warm_parent: str | None = None,
     ) -> None:
-        """`warm_parent` is the socket of the node's, where there is one; `again`: another start came to nothing."""
+        """`warm_parent` is the socket of the node's, where there is one, `no_warm_parent` why there is none; `again`:
+        another start came to nothing."""
         self.spec = spec
-        self._warm_parent, self._again = warm_parent, again
+        self._warm_parent, self._no_warm_parent, self._again = warm_parent, no_warm_parent, again
         self._former_log = ""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
@@ -166,34 +180,32 @@ class Session:
 
     def _launch(self, baseline: list[int]) -> None:
         contexts = self._contexts()
-        process = self._serving(lambda made: self._prove(made, baseline, contexts))
-        self._log_figures = vllm_log.parse(process.log_text())
+        self._serving(lambda made: self._prove(made, baseline, contexts))
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
-        self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
 
-    def _serving(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
+    def _serving(self, prove: Callable[[ServerProcess], None]) -> None:
         """Start a server, forked where that was asked for and can be; wait until it is ready, and `prove` that it is.
 
         What forking has damaged may show at the first completion only, so that one that fails there is started cold.
         """
         if self.spec.start is Start.WARM:
             try:
-                return self._forked_server(prove)
+                self._forked_server(prove)
+                return
             except warm.NotWarm as reason:
                 self.row.start_reason = self._masked(str(reason))
+                self._set_log_aside()
         self.row.start = Start.COLD
-        process = self._ready(None)
-        prove(process)
-        return process
+        prove(self._ready(None))
 
-    def _forked_server(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
+    def _forked_server(self, prove: Callable[[ServerProcess], None]) -> None:
         """Raises `NotWarm` also for a fork that came to nothing in a way that forking could have caused."""
         if not self._engine.warm_modules:
             raise warm.NotWarm("this engine is never forked")
         if self._again:
             raise warm.NotWarm("an earlier start of this session came to nothing")
         if self._warm_parent is None:
-            raise warm.NotWarm("this node has no warm parent")
+            raise warm.NotWarm(self._no_warm_parent or "this node has no warm parent")
         asked = time.monotonic()
         with warm.offer(self._warm_parent, self._stopping.is_set) as offered:
             self.row.warm_wait_s = time.monotonic() - asked
@@ -202,7 +214,7 @@ class Session:
             try:
                 process = self._ready(offered)
                 prove(process)
-                return process
+                _refuse_damage(process)  # the first completion may be the first to have it fork
             except readiness.StartFailed as error:
                 if error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
@@ -221,9 +233,8 @@ class Session:
 
         def read() -> None:
             log.look(process.log_text())
-            damage = next((line for _, line in log.lines if offered is not None and warm.FORKED_BESIDE in line), None)
-            if damage is not None:
-                raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
+            if offered is not None:
+                _refuse_damage(process)
 
         def look() -> None:
             read()
@@ -243,10 +254,15 @@ class Session:
             assert self._process is not None
             self._process.hurry()
             self._process.stop()
-            self._former_log = self._process.log_text()
-            for path in (self._workspace.log, self._workspace.socket):
-                path.unlink(missing_ok=True)
+            self._workspace.socket.unlink(missing_ok=True)
+        self._kv, self._log_figures = KvFigures(), vllm_log.LogFigures()
         self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
+
+    def _set_log_aside(self) -> None:
+        """Keep what a fork that came to nothing has written: the log of what comes next is its own."""
+        with self._lifecycle, contextlib.suppress(FileNotFoundError):
+            self._former_log = self._workspace.log.read_text(errors="replace")
+            self._workspace.log.unlink()
 
     def _contexts(self) -> list[int | None]:
         """What a bare CUDA context takes of each card, before the server is there."""
@@ -267,7 +283,7 @@ class Session:
         environment |= {
             "TMPDIR": str(workspace.temporary),
             "VLLM_RPC_BASE_PATH": str(workspace.temporary),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_DEVICE_ORDER": warm.CUDA_DEVICE_ORDER,
             "CUDA_VISIBLE_DEVICES": ",".join(self._names_for_cuda()),
         }
         if offered is not None:
@@ -289,7 +305,10 @@ class Session:
         return [name if name.isdigit() else card.id for name, card in zip(names, cards, strict=False)]
 
     def _prove(self, process: ServerProcess, baseline: list[int], contexts: list[int | None]) -> None:
-        """Read the memory of a server that is ready, then have it answer a completion. Raises `StartFailed`."""
+        """Read the memory of a server that is ready, have it answer a completion, read its figures.
+
+        Raises `StartFailed`, also where a forked one is not on its cards.
+        """
         used = self._settled_memory()
         self._ready_bytes = sum(used)
         assert self._endpoint is not None
@@ -299,6 +318,20 @@ class Session:
             self._account.at_ready(used)
         self._plans = LoadPlans(self.spec, self.row, self._endpoint, processes.free_cores(process.pid))
         self._gate()
+        self._log_figures = vllm_log.parse(process.log_text())
+        self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
+        if self.row.start == Start.WARM and self.spec.device != "cpu":
+            self._refuse_other_cards([after - before for after, before in zip(used, baseline, strict=True)])
+
+    def _refuse_other_cards(self, grown: list[int]) -> None:
+        """Raise `StartFailed` where one of the cards has not grown as with a KV pool: another one has."""
+        pool = self._kv.engine_kv_bytes  # of one card; None only of a log that no known version writes
+        least = POOL_SHARE * pool if pool else 1
+        for card, by in zip(self._device.cards, grown, strict=True):
+            if by < least:
+                holds = "memory of it" if pool is None else f"KV pool of {pool // MIB} MiB"
+                message = f"ready, but {card.id} has grown by {by // MIB} MiB and holds no {holds}: it is elsewhere"
+                raise readiness.StartFailed(Failure(FailureClass.WRONG_SERVER, message, self._log_tail()))
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
@@ -586,6 +619,13 @@ class Session:
             if time.monotonic() > deadline or self._hurried.is_set():
                 break
             time.sleep(0.1)
+
+
+def _refuse_damage(process: ServerProcess) -> None:
+    """Raise `StartFailed` where a forked server has forked in turn and left threads behind."""
+    damage = next((line for line in process.log_text().splitlines() if warm.FORKED_BESIDE in line), None)
+    if damage is not None:
+        raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
 
 
 def _address(transport: str, workspace: Workspace) -> Address:
