@@ -30,7 +30,7 @@ HEADS = {
     "buffers": "buffers",
     "cache": "cache",
     "context": "CUDA context",
-    "driver": "graphs in the driver",
+    "driver": "came with graph capture",
     "kernels": "kernels and libraries",
     "outside": "outside torch beyond context",
     "residual": "residual",
@@ -74,7 +74,7 @@ class Account:
         """What the context and torch's allocator alone do not explain; None where no probe told the context."""
         if self.parts["context"] is None:
             return None
-        return self.residual + (self.parts["outside"] or 0)
+        return self.residual + sum(self.parts.get(part) or 0 for part in OUTSIDE_TORCH)
 
     @property
     def unnamed_share(self) -> float | None:
@@ -151,17 +151,17 @@ def _since_init(row: MemoryAccount) -> int | None:
 
 
 def _since_first_look(rows: Sequence[MemoryAccount], pools: int | None, capture: int | None) -> dict[str, int | None]:
-    """Return what came outside torch since the engine's first look, with what the driver keeps of CUDA graphs apart.
+    """Return what came outside torch since the engine's first look; apart, what came while CUDA graphs were captured.
 
-    That is what went while they were captured less their pools, which lie in torch's allocator. The log has it of one
-    worker, so of several it is not known; where there is no pool there is no graph.
+    That is what went then less their pools, which lie in torch's allocator. The log has it of one worker, so of
+    several it is not known; where there is no pool there is no graph.
     """
     came = _total([_since_init(row) for row in rows])
     driver = None
     if pools == 0:
         driver = 0
     elif capture is not None and pools is not None and len(rows) == 1:
-        driver = capture - pools
+        driver = max(capture - pools, 0)
     return {"driver": driver, "kernels": None if came is None else came - (driver or 0)}
 
 
@@ -182,12 +182,11 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
         _notes_on_outside(doc, found)
     for series in series_with:
         _table(doc, series, accounts)
+    _both_residuals(doc, found, accounts)
+    for series in series_with:
+        _both_residuals_table(doc, series, accounts)
     if accounts.named:
-        _one_residual(doc, found)
-    else:
-        _both_residuals(doc, found)
-        for series in series_with:
-            _both_residuals_table(doc, series, accounts)
+        _notes_on_readings(doc, found)
     for committed in result.committed:
         if len(list(_of(committed.series, accounts))) > 2:
             _differences(doc, committed.series, accounts)
@@ -208,8 +207,9 @@ HOW_READ = {
     "buffers": "the same: other live tensors",
     "cache": "the same: blocks that activations have left",
     "context": "NVML: by how much it rose for a probe process that made a bare context, before the server",
-    "driver": "the engine's log: what went of the card while it captured CUDA graphs, less the graph pools. At most "
-    "that: what the warm-up of a capture loaded or left in torch's cache is in it, and not in the next part",
+    "driver": "the engine's log, to a hundredth of a GiB: what went of the card while it captured CUDA graphs, less "
+    "their pools. What the driver keeps of graphs is at most that, for what the warm-up of a capture loaded is in it, "
+    "and not in the next part",
     "kernels": "two readings of cudaMemGetInfo in the workers, each less what torch's allocator held: by how much "
     "they rose from the engine's own first look at the card, before it loaded the model, to this moment, less the part "
     "before. What processes of others took or gave back meanwhile would be in it",
@@ -226,23 +226,14 @@ def _how_read(doc: Document, accounts: Accounts, simulated: bool) -> None:
     doc.table(["what", "notes"], [[HEADS[part], HOW_READ[part]] for part in accounts.parts], simulated)
 
 
-def _one_residual(doc: Document, found: list[Account]) -> None:
-    """Write what is left where every part was read, and what the cards said at the servers' ends."""
-    most = max(found, key=lambda account: abs(account.residual))
-    highest = max(found, key=lambda account: abs(account.share))
-    doc.say(
-        "The residual is at most {residual} MiB, and at most {share} of the memory at a moment. It is what no part "
-        "has: what a worker held beyond a bare context when the engine first looked, what the two meters differ by, "
-        "and at peak what was given back before the parts were read.",
-        residual=signed_mib(f"{most.name}.residual_mib", most.residual),
-        share=_share(f"{highest.name}.residual_pct", highest.share),
-    )
+def _notes_on_readings(doc: Document, found: list[Account]) -> None:
+    """Write what is missing where the workers have read what is outside torch, and what the cards said at the end."""
     if any(account.parts["context"] is None for account in found):
         doc.say("Where no probe told the CUDA context it is in the residual.")
     if any(account.parts["driver"] is None for account in found):
         doc.say(
-            "Where *graphs in the driver* is missing the log does not tell it (it has the figure of one worker, so of "
-            "several cards it tells none): it is then in *kernels and libraries*."
+            "Where *came with graph capture* is missing the log does not tell it (it has the figure of one worker, so "
+            "of several cards it tells none): it is then in *kernels and libraries*."
         )
     ended = [
         (account, account.at_end - account.outside)
@@ -252,8 +243,9 @@ def _one_residual(doc: Document, found: list[Account]) -> None:
     if ended:
         account, difference = max(ended, key=lambda pair: abs(pair[1]))
         doc.say(
-            "A cross-check: when torch had freed everything at a server's end, NVML had, where it differs most, "
-            "{difference} MiB against CUDA context, graphs in the driver, kernels and libraries together.",
+            "A cross-check by the other meter: at a server's end, when torch had freed everything, its CUDA graphs "
+            "too, NVML still had all that is outside torch (the driver gives what it took for graphs back with the "
+            "process); where the two differ most, {difference} MiB.",
             difference=signed_mib(f"{account.name}.end_difference_mib", difference),
         )
 
@@ -273,12 +265,14 @@ def _notes_on_outside(doc: Document, found: list[Account]) -> None:
         )
 
 
-def _both_residuals(doc: Document, found: list[Account]) -> None:
+def _both_residuals(doc: Document, found: list[Account], accounts: Accounts) -> None:
     worst = max(found, key=lambda account: abs(account.share))
+    parts = " and ".join(f"*{HEADS[part]}*" for part in OUTSIDE_TORCH if part in accounts.parts)
     doc.say(
         "What is left over, both ways. Against everything that was read the largest residual is {residual} MiB, "
-        "{share} of the memory at that moment. *Outside torch* is read from the same counter as the memory that it "
-        "explains, so this says that nothing came or went unseen, not what it is.",
+        "{share} of the memory at that moment. What lies outside torch beyond the context (" + parts + ") is read "
+        "from the same counter as the memory that it explains, so this says that nothing came or went unseen, not what "
+        "it is.",
         residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
         share=_share(f"{worst.name}.residual_pct", worst.share),
     )
@@ -287,13 +281,15 @@ def _both_residuals(doc: Document, found: list[Account]) -> None:
         most = max(known, key=lambda account: abs(account.unnamed or 0))
         highest = max(known, key=lambda account: abs(account.unnamed_share or 0.0))
         doc.say(
-            "Against the probe's context and torch's allocator alone, so that what nobody names is seen, it is at most "
-            "{unnamed} MiB, and at most {share} of the memory at a moment.",
+            "Against the probe's context and torch's allocator alone, so that what nobody counts one by one is seen, "
+            "it is at most {unnamed} MiB, and at most {share} of the memory at a moment.",
             unnamed=signed_mib(f"{most.name}.unnamed_mib", most.unnamed),
             share=_share(f"{highest.name}.unnamed_pct", highest.unnamed_share),
         )
     else:
-        doc.say("No probe told what a bare CUDA context takes, so what of *outside torch* nobody names is not known.")
+        doc.say(
+            "No probe told what a bare CUDA context takes, so how much of what is outside torch is more is not known."
+        )
 
 
 def _both_residuals_table(doc: Document, series: Series, accounts: Accounts) -> None:
@@ -315,15 +311,12 @@ def _share(name: str, share: float | None) -> Part:
 
 def _table(doc: Document, series: Series, accounts: Accounts) -> None:
     def cells(account: Account) -> list[str | Part]:
-        share = [_share(f"{account.name}.residual_pct", account.share)] if accounts.named else []
         return [
             *(mib(f"{account.name}.{part}_mib", value, 1) for part, value in account.parts.items()),
             signed_mib(f"{account.name}.residual_mib", account.residual),
-            *share,
         ]
 
-    share = ["share"] if accounts.named else []
-    _by_length(doc, series, accounts, [*accounts.heads, *share], cells)
+    _by_length(doc, series, accounts, accounts.heads, cells)
 
 
 def _by_length(

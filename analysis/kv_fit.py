@@ -21,10 +21,10 @@ and by more than what memory can be told apart by (`Interval.granularity_bytes`)
 LINEAR_R_SQUARED = 0.99
 LINEAR_RESIDUAL = 0.05
 """Roughly linear: R² at least the first, the largest residual at most this share of the memory's range."""
-FLAT_SHARE = 0.01
-"""Flat: the range over all lengths is at most this share of the memory."""
+FLAT_BYTES = 10 * 2**20
+"""Flat: the range over all lengths is at most this, for each card."""
 HOST_FLAT_SHARE = 0.05
-"""The same for the CPU backend, which cuts its pool from the resident set of its worker at that moment."""
+"""The same for the CPU backend, as a share: it cuts its pool from the resident set of its worker at that moment."""
 WARM_BESIDE = "warm beside another server"
 
 
@@ -48,9 +48,9 @@ def is_one_curve(series: Series) -> bool:
     return may_differ(point for reading in series.measured for point in reading.measured)
 
 
-def flat_share(sample: RunPoint) -> float:
-    """Return the share of the memory up to which its range over all lengths is called flat."""
-    return HOST_FLAT_SHARE if sample.device == "cpu" else FLAT_SHARE
+def flat_bytes(sample: RunPoint, highest: float) -> float:
+    """Return up to which range over all lengths a memory whose highest is `highest` is called flat; bytes."""
+    return HOST_FLAT_SHARE * highest if sample.device == "cpu" else FLAT_BYTES * (sample.tensor_parallel_size or 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from analysis.caveats import add_caveats, add_failures, identity
 from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import Figure, count, decimal, gib, mib, percent, plain, quote
-from analysis.kv_account import Accounts, add_account
+from analysis.kv_account import MOMENTS, MOVED_BYTES, Accounts, add_account
 from analysis.kv_estimates import add_estimates
 from analysis.kv_fit import (
     LINEAR_R_SQUARED,
     LINEAR_RESIDUAL,
     Committed,
+    Interval,
     KvResult,
-    flat_share,
+    flat_bytes,
     is_one_curve,
     kv_results,
     pool_bytes,
@@ -66,7 +67,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
         doc.heading(2, "{who}", who=identity(sample, result.name, result.group.label))
         add_decision(doc, result, tables, targets)
         _committed_section(doc, result, accounts, tables)
-        _flat_section(doc, result)
+        _flat_section(doc, result, accounts)
         add_account(doc, result, accounts)
         add_estimates(doc, result, accounts)
         add_pages(doc, result, tables.configs)
@@ -204,7 +205,7 @@ def _besides(committed: Committed, name: str, intercept: float) -> Phrase:
     )
 
 
-def _flat_section(doc: Document, result: KvResult) -> None:
+def _flat_section(doc: Document, result: KvResult, accounts: Accounts) -> None:
     doc.heading(3, "Fixed gpu_memory_utilization: what max_model_len changes there")
     if not result.capacity:
         doc.say("Not known from this run: it holds no utilization rows; `+sweep=kv` measures them (modes utilization).")
@@ -213,6 +214,8 @@ def _flat_section(doc: Document, result: KvResult) -> None:
         _kv_tokens(doc, series)
         if is_one_curve(series):
             _flat(doc, series)
+            for column in MOMENTS:
+                _range(doc, series, accounts, column)
         else:
             doc.say("Whether memory is flat is " + NO_CURVE)
 
@@ -267,11 +270,11 @@ def _flat(doc: Document, series: Series) -> None:
         return
     low, high = min(known), max(known)
     places = digits(series.sample)
-    share = flat_share(series.sample)
-    flat = high - low <= share * high
+    limit = flat_bytes(series.sample, high)
+    flat = high - low <= limit
     doc.say(
         ("Memory is **flat**" if flat else "Memory is **not flat**")
-        + ": from {low} to {high} MiB, a range of {span} MiB over {n} lengths (rule: at most {share}). "
+        + ": from {low} to {high} MiB, a range of {span} MiB over {n} lengths (rule: at most {limit} MiB). "
         + (
             "Today's vLLM takes the share of the card that it is given and cuts the pool from what weights and "
             "activations leave, whatever max_model_len is. "
@@ -284,9 +287,29 @@ def _flat(doc: Document, series: Series) -> None:
         high=mib(f"{series.name}.mem_ready_highest_mib", high, places),
         span=mib(f"{series.name}.mem_ready_range_mib", high - low, max(places, 1)),
         n=count(f"{series.name}.lengths", len(known)),
-        share=percent("rule.flat_share_pct", share, 0),
+        limit=mib(f"{series.name}.flat_limit_mib", limit, places),
     )
     _flat_fit(doc, series)
+
+
+def _range(doc: Document, series: Series, accounts: Accounts, column: str) -> None:
+    """Say what a memory column's range over the lengths is made of; needs an account of both its ends."""
+    known = [reading for reading in series.measured if reading.median(column) is not None]
+    low, high = (of(known, key=lambda reading: reading.median(column) or 0, default=None) for of in (min, max))
+    if low is None or high is None:
+        return
+    span = (high.median(column) or 0) - (low.median(column) or 0)
+    name = f"{series.name}.{column.removesuffix('_bytes')}_range"
+    causes = accounts.causes(Interval(low, high, None, column), name)
+    if span >= MOVED_BYTES and causes is not None:
+        doc.say(
+            ("Ready" if MOMENTS[column] == "ready" else "Loaded")
+            + ", the {span} MiB between {low} and {high} tokens are, by the account: {causes}.",
+            span=mib(f"{name}_mib", span, 1),
+            low=plain(f"{low.name}.max_model_len", low.at),
+            high=plain(f"{high.name}.max_model_len", high.at),
+            causes=causes,
+        )
 
 
 def _flat_fit(doc: Document, series: Series) -> None:

@@ -60,7 +60,8 @@ def _clearly_below(curve: LoadCurve, reading: Reading) -> bool:
 def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
     """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level.
 
-    At one-sided `CONFIDENCE` for all levels of the curve together (Bonferroni).
+    At one-sided `CONFIDENCE` for all levels of the curve together (Bonferroni). None where all repeats of one kind came
+    before those of the other, and the session's anchor drifted by as much meanwhile: then either could be the cause.
     """
     alone, beside = by_company(reading)
     if not beside:
@@ -71,7 +72,18 @@ def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
         return None
     judged = sum(all(kind) for kind in kinds) or 1
     margin = noise.margin(1 / len(alone) + 1 / len(beside), (1 - CONFIDENCE) / judged)
-    return mean_log(alone) - mean_log(beside) > margin
+    slower = mean_log(alone) - mean_log(beside)
+    if slower <= margin:
+        return False
+    drift = max((abs(drift) for drift in reading.values("anchor_drift")), default=0.0)
+    return None if _one_after_the_other(reading) and math.expm1(slower) <= drift else True
+
+
+def _one_after_the_other(reading: Reading) -> bool:
+    """Whether the repeats alone and those beside others do not alternate in time."""
+    alone = [p.started_at for p in reading.measured if p.tok_s and not p.co_running_sessions]
+    beside = [p.started_at for p in reading.measured if p.tok_s and p.co_running_sessions]
+    return max(alone) < min(beside) or max(beside) < min(alone)
 
 
 def by_company(reading: Reading) -> tuple[list[float], list[float]]:

@@ -1,20 +1,20 @@
 """Do the searches find what a grid of the same resolution finds, and in how much of its load time?
 
-    python benchmarks/search_vs_grid.py [--lowest 16] [--highest 256] [--p95-e2e-s 0.5] [OVERRIDE...]
+    python benchmarks/search_vs_grid.py [--lowest 16] [--highest 256] [--p95-e2e-s 0.5] [--read RUN...] [OVERRIDE...]
 
 Three runs in turn: `+sweep=knee`, `+sweep=slo` (closed loop) and `+sweep=concurrency` over every level of a
 log grid of 10 %, each with three repeats and without controls. OVERRIDEs are Hydra's, for all three. Prints what each
-found and the seconds of its measured windows; the knee is read off by the rule of docs/definitions.md, as the set of
-levels that the noise allows, and the border of the objective by the rule of the search.
+found and the seconds of its measured windows, as soon as it is there; the knee is read off by the rule of
+docs/definitions.md, as the set of levels that the noise allows, and the border of the objective by the rule of the
+search. The runs stay where runs go; `--read` takes the three, in that order, instead of measuring.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +37,16 @@ class Found:
     """What one run measured."""
 
     rows: Sequence[PointRow]
+
+    @classmethod
+    def of(cls, run: Path) -> Found:
+        """Read a run directory."""
+        rows = read_tables(run).points
+        return cls([row for row in rows if row.kind == PointKind.LOAD and row.status == MEASURED])
+
+    def cost(self) -> str:
+        """In words."""
+        return f"{len(self.tried)} levels, {len(self.rows)} points, {self.load_s:.1f} s of load"
 
     @property
     def load_s(self) -> float:
@@ -63,7 +73,7 @@ class Found:
     def held(self, slo: Slo) -> str:
         """In words."""
         found = border(states(self.tried, slo))
-        return f"held at {found.held}, broke at {found.broke}, undecided {list(found.undecided)}"
+        return f"objective held at {found.held}, broke at {found.broke}, undecided {list(found.undecided)}"
 
 
 def main() -> None:
@@ -73,14 +83,18 @@ def main() -> None:
     levels = log_grid(options.lowest, options.highest)
     ends = [f"sweep.concurrency.lowest={options.lowest}", f"sweep.concurrency.highest={options.highest}"]
     common = [*overrides, f"slo.p95_e2e_s={options.p95_e2e_s}", f"sweep.repeats={REPEATS}", "controls=off"]
-    with tempfile.TemporaryDirectory() as root:
-        knee = _run(["+sweep=knee", *ends, *common], root)
-        border_ = _run(["+sweep=slo", *ends, "sweep.request_rate=null", *common], root)
-        grid = _run(["+sweep=concurrency", f"sweep.concurrency=[{','.join(map(str, levels))}]", *common], root)
-    for name, search, said in (("knee", knee, Found.knee), ("slo", border_, lambda found: found.held(slo))):
-        print(f"{name}: {said(search)} in {len(search.tried)} levels, {search.load_s:.1f} s of load")
-        print(f"  grid: {said(grid)} in {len(grid.tried)} levels, {grid.load_s:.1f} s")
-        print(f"  ratio of load time {search.load_s / grid.load_s:.3f}", flush=True)
+    asked = [
+        ["+sweep=knee", *ends, *common],
+        ["+sweep=slo", *ends, "sweep.request_rate=null", *common],
+        ["+sweep=concurrency", f"sweep.concurrency=[{','.join(map(str, levels))}]", *common],
+    ]
+    found = []
+    for number, words in enumerate(asked):
+        run = options.read[number] if options.read else _run(words)
+        found.append(Found.of(run))
+        print(f"{words[0]} ({run}): knee {found[-1].knee()}; {found[-1].held(slo)}; {found[-1].cost()}", flush=True)
+    for name, search in zip(("knee", "slo"), found, strict=False):
+        print(f"{name}: load time over the grid's {search.load_s / found[-1].load_s:.3f}")
 
 
 def _options() -> tuple[argparse.Namespace, list[str]]:
@@ -88,6 +102,7 @@ def _options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--lowest", type=int, default=16)
     parser.add_argument("--highest", type=int, default=256)
     parser.add_argument("--p95-e2e-s", type=float, default=0.5)
+    parser.add_argument("--read", type=Path, nargs=3, metavar="RUN", help="of knee, slo and the grid")
     return parser.parse_known_args()
 
 
@@ -99,17 +114,16 @@ def log_grid(lowest: int, highest: int) -> list[int]:
     return levels
 
 
-def _run(overrides: list[str], root: str) -> Found:
+def _run(overrides: list[str]) -> Path:
+    """Make a run; return its directory, which it names."""
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *overrides, f"output_root={root}"],
-        cwd=Path(__file__).parent.parent, env=os.environ, capture_output=True, text=True,
+        [sys.executable, "-m", "orchestrator", *overrides],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True,
     )  # fmt: skip
-    if done.returncode:
+    named = re.search(r"results in (\S+)", done.stdout)
+    if done.returncode or named is None:
         sys.exit(f"{' '.join(overrides)} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
-    directory = max(Path(root).iterdir(), key=lambda path: path.stat().st_mtime)
-    rows = [row for row in read_tables(directory).points if row.kind == PointKind.LOAD and row.status == MEASURED]
-    print(f"{' '.join(overrides[:1])}: {len(rows)} points", flush=True)
-    return Found(rows)
+    return Path(named[1])
 
 
 if __name__ == "__main__":

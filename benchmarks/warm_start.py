@@ -8,11 +8,12 @@ to ready and where they went, memory, and the configuration that the server says
 
 Prints medians and their ratio; the keys of the configuration that differ among all rounds of both ways, less paths and
 names made for one server, which must differ; memory at each length and its growth between lengths; and for each level
-the 90 % interval of warm over cold, which is inside 1 ± `--within` where two one-sided t-tests (TOST, Schuirmann 1987)
-at 5 % each say that the two are equivalent. Noise is pooled over levels and both ways. The machine should have nothing
-else to do: the load average is printed. Exit code 1 where the two ways are not shown to be equivalent: in the
-configuration, in memory (of cards at each length, of the CPU backend its growth: its shared pages count differently),
-or at a level.
+the 90 % interval of warm over cold. Where it is inside what one repeat scatters by (a standard deviation either way),
+two one-sided t-tests (TOST, Schuirmann 1987) at 5 % each say that the two are equivalent: less apart than two repeats
+of one server are. `--within` asks for a fixed share instead. Noise is pooled over levels and both ways. The machine
+should have nothing else to do: the load average is printed. Exit code 1 where the two ways are not shown to be
+equivalent: in the configuration, in memory (of cards at each length, of the CPU backend its growth: its shared pages
+count differently), or at a level.
 """
 
 from __future__ import annotations
@@ -94,7 +95,11 @@ def order(number: int) -> tuple[Start, Start]:
 
 
 def verdict(
-    seen: dict[tuple[int, Start], Seen], device: str, within: float, memory_within_bytes: float, loaded: int | None
+    seen: dict[tuple[int, Start], Seen],
+    device: str,
+    within: float | None,
+    memory_within_bytes: float,
+    loaded: int | None,
 ) -> int:
     """Print what was seen, by length and way. Returns the exit code: 0 where the two ways are equivalent.
 
@@ -126,7 +131,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024], help="max_model_len, ascending")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="*", default=[], help="concurrency; none: no load")
-    parser.add_argument("--within", type=float, default=0.05, help="what counts as no difference of tok/s and p95")
+    parser.add_argument("--within", type=float, help="what counts as no difference of tok/s and p95, as a share")
     parser.add_argument("--memory-within-mib", type=float, default=2.0, help="the same of memory")
     return parser.parse_args()
 
@@ -258,20 +263,24 @@ def _compare_memory(what: str, cold: Iterable[float], warm: Iterable[float], wit
     return abs(apart) <= within
 
 
-def _compare_levels(cold: Seen, warm: Seen, within: float) -> bool:
+def _compare_levels(cold: Seen, warm: Seen, within: float | None) -> bool:
     equivalent = []
     for metric in ("tok/s", "p95"):
         keys = [key for key in cold.levels if key[1] == metric]
         noise = pooled_noise(seen.levels[key] for key in keys for seen in (cold, warm))
         if noise is None:
             sys.exit("one round tells nothing of noise")
-        print(f"{metric}: one repeat scatters by {noise.sd:.1%} ({noise.df} degrees of freedom)")
+        bound = math.log1p(within) if within is not None else noise.sd
+        print(
+            f"{metric}: one repeat scatters by {noise.sd:.1%} ({noise.df} degrees of freedom); equivalent within "
+            f"{math.exp(-bound):.3f} to {math.exp(bound):.3f}"
+        )
         for key in keys:
             apart = mean_log(warm.levels[key]) - mean_log(cold.levels[key])
             margin = noise.margin(1 / len(warm.levels[key]) + 1 / len(cold.levels[key]), TAIL)
-            low, high = math.exp(apart - margin), math.exp(apart + margin)
-            equivalent.append(1 - within <= low and high <= 1 + within)
+            equivalent.append(abs(apart) + margin <= bound)
             verdict = "equivalent" if equivalent[-1] else "not shown to be equivalent"
+            low, high = math.exp(apart - margin), math.exp(apart + margin)
             print(f"  {key[0]:3}: warm / cold {math.exp(apart):.3f}, 90 % {low:.3f} to {high:.3f}: {verdict}")
     return all(equivalent)
 

@@ -419,6 +419,7 @@ class Auditor:
             (r"committed\.[^.]+\.(stairs|formula_intervals|formula_mean_bytes_per_token|block_tokens)", self.stairs),
             (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
             (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
+            (r"utilization\.[^.]+\.mem_(ready|loaded)_range(?:\.(\w+))?_mib", self.range),
             (r"utilization\.[^.]+\.(\w+)", self.flat),
             (r"(\w+)\.[^.]+\.c(\d+)\.change_from_(\d+)\.(tok_s|p95_e2e_s)_(?:(low|high)_)?pct", self.change),
             (r"(\w+)\.[^.]+\.c(\d+)\.from_other_table\.p95_e2e_s_(?:(low|high)_)?pct", self.from_twin),
@@ -427,8 +428,6 @@ class Auditor:
         ]
 
     def value(self, name: str) -> float | str | None:
-        if name == "rule.flat_share_pct":
-            return 5 if self.points.device.iloc[0] == "cpu" else 1
         if name in CONSTANTS:
             return CONSTANTS[name]
         for pattern, compute in self.cases:
@@ -777,6 +776,16 @@ class Auditor:
             return float(100 * abs(parts[what.removesuffix("_pct")]) / parts["used"])
         return float(parts[what.removesuffix("_mib")] / MIB)
 
+    def range(self, word: str, what: str | None) -> float:
+        column = self.memory("utilization")[f"mem_{word}_bytes"].dropna()
+        if what is None:
+            return (column.max() - column.min()) / MIB
+        part, moment = "kv" if what == "kv_beyond_formula" else what, {"ready": "ready", "loaded": "peak"}[word]
+        low, high = (
+            self.account("utilization", str(at), moment, f"{part}_mib") for at in (column.idxmin(), column.idxmax())
+        )
+        return high - low
+
     def moved(self, shorter: int, longer: int, word: str, what: str) -> float:
         moment = {"ready": "ready", "loaded": "peak"}[word]
         part = what if what != "kv_beyond_formula" else "kv"
@@ -827,7 +836,7 @@ class Auditor:
                 "lengths": len(ready),
                 "mem_ready_lowest_mib": ready.min(),
                 "mem_ready_highest_mib": ready.max(),
-                "mem_ready_range_mib": ready.max() - ready.min(),
+                "flat_limit_mib": 0.05 * ready.max() if self.points.device.iloc[0] == "cpu" else 10 * self.ranks,
             }[what]
         )
 

@@ -288,6 +288,13 @@ def test_utilization_mode_is_flat_and_its_slope_is_not_offered() -> None:
         for r in memory()
     ]
     assert "Memory is **not flat**" in notes(grown)
+    cut = [
+        replace(r, mem_ready_bytes=(r.mem_ready_bytes or 0) + (20 if r.max_model_len > 512 else 0) * 2**20)
+        if r.mode == "utilization"
+        else r
+        for r in memory()
+    ]
+    assert "a range of 22.0 MiB over 4 lengths (rule: at most 10 MiB)" in notes(cut)
 
 
 @pytest.mark.parametrize(
@@ -474,34 +481,39 @@ def row_of(page: str, start: str) -> str:
 
 def test_what_is_outside_torch_is_told_apart_as_the_workers_have_read_it() -> None:
     page = notes(memory())
-    assert page.count(" | CUDA context | graphs in the driver | kernels and libraries | residual | share |") == 2
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 0.0 | 228.0 | +3.0 | 0.02 % |")
-    captured = [row for row in page.splitlines() if row.endswith(" | 527.0 | 339.8 | 176.2 | +3.0 | 0.00 % |")]
+    assert page.count("| moment | memory | weights | KV pool | graph pools |") == 2
+    assert " | cache | CUDA context | came with graph capture | kernels and libraries | residual |" in page
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 0.0 | 228.0 | +3.0 |")
+    captured = [row for row in page.splitlines() if row.endswith(" | 527.0 | 339.8 | 176.2 | +3.0 |")]
     assert len(captured) == 2 * 4
-    assert "The residual is at most +3.0 MiB, and at most 0.02 % of the memory at a moment." in page
-    assert "where it differs most, +2.0 MiB against CUDA context, graphs in the driver" in page
+    assert "Against everything that was read the largest residual is +3.0 MiB, 0.02 % of the memory" in page
+    assert "beyond the context (*came with graph capture* and *kernels and libraries*) is read from the same" in page
+    assert "| 512 | ready | 15,250.0 | +3.0 | 0.02 % | +231.0 | 1.51 % |" in page
+    assert "NVML still had all that is outside torch (the driver" in page
+    assert "where the two differ most, +2.0 MiB." in page
     assert "utside torch beyond context" not in page
     assert "is missing" not in page
 
 
 def test_a_server_of_several_workers_has_graphs_with_kernels_for_its_log_has_one_figure() -> None:
     page = notes(memory(replace(synthetic.GPU, gpus=2)))
-    assert page.count(" | 1,054.0 | – | 1,032.0 | +6.0 | ") == 2 * 4
-    assert page.count(" | 1,054.0 | 0.0 | 456.0 | +6.0 | ") == 2 * 4
-    assert "Where *graphs in the driver* is missing the log does not tell it" in page
+    assert page.count(" | 1,054.0 | – | 1,032.0 | +6.0 |") == 2 * 4
+    assert page.count(" | 1,054.0 | 0.0 | 456.0 | +6.0 |") == 2 * 4
+    assert "Where *came with graph capture* is missing the log does not tell it" in page
 
 
 def test_graphs_that_the_log_does_not_tell_of_are_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     known = synthetic.session_of
     monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), graph_capture_bytes=None))
     page = notes(memory())
-    assert page.count(" | 527.0 | – | 516.0 | +3.0 | ") == 2 * 4
+    assert page.count(" | 527.0 | – | 516.0 | +3.0 |") == 2 * 4
 
 
 def test_without_a_probe_the_context_is_in_the_residual(accounts_with: Callable[..., None]) -> None:
     accounts_with(context_bytes=None)
     page = notes(memory())
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | – | 0.0 | 228.0 | +530.0 | 3.48 % |")
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | – | 0.0 | 228.0 | +530.0 |")
+    assert "| 512 | ready | 15,250.0 | +530.0 | 3.48 % | – | – |" in page
     assert "Where no probe told the CUDA context it is in the residual." in page
     assert "A cross-check" not in page
 
@@ -522,13 +534,17 @@ def test_a_step_outside_torch_is_told_as_one(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(synthetic, "account_of", grown)
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
     assert "by the account: kernels and libraries +96.0 MiB; the driver or a library took it, not torch" in page
+    assert "it is at most +615.0 MiB" in page, "what grows outside torch is not explained by that it did"
 
 
 def test_rows_of_before_version_7_have_both_residuals(accounts_with: Callable[..., None]) -> None:
     accounts_with(**synthetic.NOT_READ_INSIDE)
     page = notes(memory())
     assert "Against everything that was read the largest residual is +1.0 MiB" in page
-    assert "so that what nobody names is seen, it is at most +519.0 MiB, and at most 1.51 % of the memory" in page
+    assert (
+        "so that what nobody counts one by one is seen, it is at most +519.0 MiB, and at most 1.51 % of the memory"
+        in page
+    )
     assert row_of(page, "| 512 | ready | 15,250.0 | 7,289.0 | ").endswith(" | 527.0 | 230.0 | +1.0 |")
     assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | +231.0 | 1.51 % |" in page
     assert "kernels and libraries |" not in page
@@ -537,7 +553,7 @@ def test_rows_of_before_version_7_have_both_residuals(accounts_with: Callable[..
 def test_of_them_without_a_probe_what_nobody_names_is_not_known(accounts_with: Callable[..., None]) -> None:
     accounts_with(context_bytes=None, **synthetic.NOT_READ_INSIDE)
     page = notes(memory())
-    assert "what of *outside torch* nobody names is not known" in page
+    assert "so how much of what is outside torch is more is not known" in page
     assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | – | – |" in page
     assert " | – | 757.0 | +1.0 |" in page
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from analysis.anchors import with_drift
 from analysis.batching import batching_page
 from analysis.load_curve import load_curves
 from analysis.signs import signs
@@ -67,7 +68,7 @@ def at(level: int, **columns: object) -> Callable[[list[PointRow]], list[PointRo
 
 
 def section(rows: list[PointRow]) -> str:
-    made = batching_page(synthetic.tables_of(rows))
+    made = batching_page(with_drift(synthetic.tables_of(rows)))
     assert made is not None
     return made.text().split("## What limits each level")[1].split("\n## ")[0]
 
@@ -141,6 +142,21 @@ def test_a_neighbour_that_costs_nothing_is_hardly_ever_blamed_at_any_of_six_leve
     assert blamed <= 0.09 * 200  # 5 %, and chance; at 5 % a level it was 26 %
 
 
+def test_neighbour_is_not_blamed_for_what_the_session_drifted_by() -> None:
+    """The repeat beside another session came last, and the anchor had moved by as much meanwhile."""
+    rows = synthetic.changed(
+        sweep(), lambda r: (r.concurrency, r.repeat) == (16, 2), tok_s=1300.0, co_running_sessions=["other-session"],
+        started_at="2099-01-01T00:00:00.000+00:00",
+    )  # fmt: skip
+    drifted = [
+        replace(synthetic.load_row(synthetic.GPU, "anchor", 8, n), tok_s=tok_s)
+        for n, tok_s in enumerate((900.0, 600.0))
+    ]
+    steady = [replace(row, tok_s=900.0) for row in drifted]
+    assert "| 16 | neighbour-bound |" in section([*rows, *steady])
+    assert "neighbour-bound |" not in section([*rows, *drifted])
+
+
 def test_one_repeat_gives_no_verdict_on_the_computing() -> None:
     text = section(sweep(flat_from=8, repeats=1))
     assert text.count("no repeats, so whether tok_s is flat is not known") == 7
@@ -165,7 +181,7 @@ def test_all_failed_gives_no_verdict() -> None:
 
 def test_simulated_verdicts_say_so() -> None:
     rows = synthetic.changed(sweep(), lambda row: True, simulated=True, engine="sim", device="sim", device_name="SIM")
-    made = batching_page(synthetic.tables_of(rows))
+    made = batching_page(with_drift(synthetic.tables_of(rows)))
     assert made is not None
     synthetic.assert_every_table_row_says_simulated(made.text())
 

@@ -39,7 +39,8 @@ def both(mode: str, one: str, other: str) -> str:
 CLAIMS = {
     "README.md": [
         ("{} bytes per KV token by the formula", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
-        ("of which {} MiB are left", ["residual"]),
+        ("for all but {} MiB, {} with CUDA graphs",
+         [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(FULL, "driver", "kernels")]),
         ("flat: {} sequences of {} tokens by the engine's count",
          ["<" + FULL + ".len4096.engine_max_concurrency", "4096"]),
         ("{} held at once by arithmetic", [FULL + ".len4096.held_at_once"]),
@@ -88,10 +89,12 @@ CLAIMS = {
         (", {} of kernels and libraries, {} of buffers and cache. Utilization",
          [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(COMMITTED, "buffers", "cache")]),
         ("with CUDA graphs: {} of kernels and libraries", [FULL + f".len512.{ACCOUNT}.kernels_mib"]),
-        ("{} of graphs in the driver, {} of their pools, {} of buffers and cache",
+        ("{} that came with the capture beside {} of its pools, {} of buffers and cache",
          [*(FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("driver", "graphs")),
           both(FULL, "buffers", "cache")]),
         ("Residual {} MiB", ["residual"]),
+        ("({} and {} MiB) is counted",
+         [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(FULL, "driver", "kernels")]),
         ("no: {} MiB at {} tokens, {} at {}",
          [FULL + ".len512.mem_ready_mib", "512", FULL + ".len4096.mem_ready_mib", "4096"]),
         ("how many sequences of {} tokens", ["4096"]),
@@ -114,6 +117,7 @@ CLAIMS = {
         ("{} % of the best throughput", [ONE + ".best_share_pct"]),
         ("at {} % of the power limit", [ONE + ".power_share_pct"]),
         ("limit: {} J a token against {}", [ONE + ".joules_per_output_token", LAST + ".joules_per_output_token"]),
+        ("at {} in flight tok/s", ["neighbours.c74267affb1ec7f7.concurrency"]),
         ("changed by -{} % (-{} to +{})",
          [f"-neighbours.c74267affb1ec7f7.tok_s_{bound}_pct" for bound in ("share", "low")]
          + ["neighbours.c74267affb1ec7f7.tok_s_high_pct"]),
@@ -150,7 +154,7 @@ def text_of(file: str) -> str:
     command, which is indented."""
     lines = (ROOT / file).read_text().splitlines()
     text = " ".join(" ".join(line for line in lines if not line.startswith("    ")).split())
-    return text if file.startswith("outputs") else text[text.index("*Phi-3") : text.index("[All files of this run]")]
+    return text if file.startswith("outputs") else text[text.index("*Phi-3") : text.index("[This run]")]
 
 
 def meant(name: str, figure: dict[str, float]) -> float:
