@@ -554,7 +554,7 @@ def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int
 
 def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
     made = _node(node, _gpus(node), kind_of(seen.gpu_names), seen.gpu_memory_bytes)
-    return replace(made, driver_version=seen.driver_version)
+    return replace(made, driver_version=seen.driver_version, slices=seen.slices)
 
 
 def _gpus(node: dict[str, Any]) -> int:

@@ -42,6 +42,7 @@ from workers import (
 )
 from workers.account import ServerAccount
 from workers.devices import open_device
+from workers.devices.base import CardLost
 from workers.devices.context_probe import context_bytes
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
@@ -136,6 +137,8 @@ class Session:
         self._settled = False
         self._dead = False
         """Whether a point has found its server of no use any more."""
+        self._baseline: list[int] = []
+        """Of each card, before the server."""
         self._ready_bytes: int | None = None
         self._plans: LoadPlans | None = None
 
@@ -165,22 +168,24 @@ class Session:
     def start(self) -> SessionRow:
         """Start the server, prove that it answers, read its memory. The row's status says whether it did."""
         try:
-            baseline = self._device.memory_by_card(None)
-            self.row.mem_baseline_bytes = sum(baseline)
+            self._baseline = self._device.memory_by_card(None)
+            self.row.mem_baseline_bytes = sum(self._baseline)
             self.row.foreign_processes = [str(process) for process in self._device.processes(None)]
-            self._launch(baseline)
+            self._launch()
         except readiness.StartFailed as error:
             self._fail(error.failure)
         except LoadLost as error:
             message = f"the load process of the first completion ended early: {error}"
             self._fail(Failure(FailureClass.LOAD_LOST, message, self._log_tail()))
+        except CardLost as error:
+            self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
         except Exception as error:
             self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
 
-    def _launch(self, baseline: list[int]) -> None:
+    def _launch(self) -> None:
         contexts = self._contexts()
-        self._serving(lambda made: self._prove(made, baseline, contexts))
+        self._serving(lambda made: self._prove(made, contexts))
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
 
     def _serving(self, prove: Callable[[ServerProcess], None]) -> None:
@@ -304,15 +309,16 @@ class Session:
         names, cards = self.row.visible_devices, self._device.cards
         return [name if name.isdigit() else card.id for name, card in zip(names, cards, strict=False)]
 
-    def _prove(self, process: ServerProcess, baseline: list[int], contexts: list[int | None]) -> None:
+    def _prove(self, process: ServerProcess, contexts: list[int | None]) -> None:
         """Read the memory of a server that is ready, have it answer a completion, read its figures.
 
         Raises `StartFailed`, also where a forked one is not on its cards.
         """
         used = self._settled_memory()
         self._ready_bytes = sum(used)
+        self._look_for_others(process)
         assert self._endpoint is not None
-        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
+        self._account = ServerAccount(self._device, self._endpoint, self._baseline, contexts)
         self.row.account = self._account.rows
         if self._endpoint.uds is not None:
             self._account.at_ready(used)
@@ -321,16 +327,16 @@ class Session:
         self._log_figures = vllm_log.parse(process.log_text())
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
         if self.row.start == Start.WARM and self.spec.device != "cpu":
-            self._refuse_other_cards([after - before for after, before in zip(used, baseline, strict=True)])
+            self._refuse_other_cards(used)
 
-    def _refuse_other_cards(self, grown: list[int]) -> None:
+    def _refuse_other_cards(self, used: list[int]) -> None:
         """Raise `StartFailed` where one of the cards has not grown as with a KV pool: another one has."""
         pool = self._kv.engine_kv_bytes  # of one card; None only of a log that no known version writes
         least = POOL_SHARE * pool if pool else 1
-        for card, by in zip(self._device.cards, grown, strict=True):
-            if by < least:
+        for card, now, before in zip(self._device.cards, used, self._baseline, strict=True):
+            if now - before < least:
                 holds = "memory of it" if pool is None else f"KV pool of {pool // MIB} MiB"
-                message = f"ready, but {card.id} has grown by {by // MIB} MiB and holds no {holds}: it is elsewhere"
+                message = f"ready, but {card.id} has grown by {(now - before) // MIB} MiB and holds no {holds}: it is elsewhere"
                 raise readiness.StartFailed(Failure(FailureClass.WRONG_SERVER, message, self._log_tail()))
 
     def _gate(self) -> None:
@@ -358,6 +364,9 @@ class Session:
             return self._failed_row(point, self._death(f"the server does not answer: {error}"))
         except LoadLost as error:
             return self._failed_row(point, Failure(FailureClass.LOAD_LOST, f"a load process ended early: {error}"))
+        except CardLost as error:
+            self._dead = True
+            return self._failed_row(point, Failure(FailureClass.CARD_LOST, str(error)))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -374,12 +383,13 @@ class Session:
         with self._sampler() as sampler:
             result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
         largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
+        lasted_s = time.monotonic() - started_s
+        loaded = sum(self._settled_memory())
+        sampler.look_at_processes()
         row = point_rows.blank(self._origin(), point, started_wall_s)
-        self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
-        row.mem_ready_bytes = self._ready_bytes
-        row.mem_loaded_bytes = sum(self._settled_memory())
-        peak = sampler.observed.peak_memory_bytes()
-        row.mem_peak_bytes = max(peak or 0, row.mem_loaded_bytes, self._ready_bytes or 0)
+        self._fill_window(row, sampler.observed, started_s, lasted_s)
+        row.mem_ready_bytes, row.mem_loaded_bytes = self._ready_bytes, loaded
+        row.mem_peak_bytes = max(sum(sampler.observed.peak().values()), loaded, self._ready_bytes or 0)
         row.warmup_reached_batch = None if largest is None else largest >= min(aim, requests * prompt_tokens) / 2
         row.prompt_tokens, row.output_tokens, row.num_requests = prompt_tokens, output_tokens, requests
         return self._judged(row, result)
@@ -459,7 +469,7 @@ class Session:
     def _fill_window(self, row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
         point_rows.fill_window(row, observed, started_s, duration_s)
         if self._account is not None:
-            self._account.saw(observed.peak_by_card())
+            self._account.saw(observed.peak())
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
         # an answer that was no success is a server's own words, and may hold anything
@@ -504,6 +514,11 @@ class Session:
         status, text = probe.get(self._endpoint, "/metrics")
         return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
 
+    def _look_for_others(self, process: ServerProcess) -> None:
+        """Name the processes of others that are on the cards now in the session's row, if its own can be told."""
+        seen = Observed(processes=[self._device.processes(process.pid)]).foreign_processes()
+        self.row.foreign_processes = sorted({*self.row.foreign_processes, *(seen or ())})
+
     def _settled_memory(self) -> list[int]:
         """Read each card's memory until three readings in a row agree within 1 MiB, five seconds at the most."""
         pid = self._process.pid if self._process else None
@@ -533,6 +548,9 @@ class Session:
         return row
 
     def _fail(self, failure: Failure) -> None:
+        """Put what ended the session into its row; what failed first stays."""
+        if self.row.status != MEASURED:
+            return
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
         self.row.failure_message = self._masked(failure.message)
@@ -570,12 +588,17 @@ class Session:
 
     def settle(self) -> None:
         """Enter the account's peak and let the server give its memory back. It answers nothing afterwards: stop it."""
-        alive = self._process is not None and self._process.running and not self._settled
-        if alive and self.row.status == MEASURED and self.row.account and self.spec.device != "cpu":
+        process = self._process
+        if process is None or not process.running or self._settled or self.row.status != MEASURED:
+            return
+        self._look_for_others(process)
+        if self.row.account and self.spec.device != "cpu":
             self._settled = True
-            assert self._process is not None
             assert self._account is not None
-            self._account.settle(self._process.pid)
+            try:
+                self._account.settle(process.pid)
+            except CardLost as error:
+                self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
 
     def hurry(self) -> None:
         """Have `stop`, now or later, take two seconds at the most: whoever asks for it is about to be killed."""
@@ -592,6 +615,8 @@ class Session:
             if self.row.ended_at is None:
                 try:
                     self._end()
+                except CardLost as error:
+                    self._fail(Failure(FailureClass.CARD_LOST, f"while stopping: {error}"))
                 except Exception as error:  # the device's library, say: what was started must be gone all the same
                     self._fail(Failure(FailureClass.INTERNAL, f"while stopping: {type(error).__name__}: {error}"))
                 self._log = self._masked(self._former_log + self._process.log_text()) if self._process else ""
@@ -609,11 +634,12 @@ class Session:
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
         self.row.exit_code = self._process.exit_code
-        baseline = self.row.mem_baseline_bytes or 0
         deadline = asked + self.row.stop_s + self.spec.timeouts.memory_back_s
         while True:
-            self.row.mem_after_stop_bytes = sum(self._device.memory_by_card(self._process.pid))
-            if self.row.mem_after_stop_bytes <= baseline:
+            used = self._device.memory_by_card(self._process.pid)
+            left = [max(now - before, 0) for now, before in zip(used, self._baseline, strict=True)]
+            self.row.mem_after_stop_bytes = sum(self._baseline) + sum(left)
+            if not any(left):
                 self.row.memory_back_s = time.monotonic() - asked
                 break
             if time.monotonic() > deadline or self._hurried.is_set():
