@@ -334,9 +334,9 @@ class Session:
         pool = self._kv.engine_kv_bytes  # of one card; None only of a log that no known version writes
         least = POOL_SHARE * pool if pool else 1
         for card, now, before in zip(self._device.cards, used, self._baseline, strict=True):
-            if now - before < least:
+            if (grown := now - before) < least:
                 holds = "memory of it" if pool is None else f"KV pool of {pool // MIB} MiB"
-                message = f"ready, but {card.id} has grown by {(now - before) // MIB} MiB and holds no {holds}: it is elsewhere"
+                message = f"ready, but {card.id} has grown by {grown // MIB} MiB and holds no {holds}: it is elsewhere"
                 raise readiness.StartFailed(Failure(FailureClass.WRONG_SERVER, message, self._log_tail()))
 
     def _gate(self) -> None:
