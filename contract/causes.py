@@ -96,6 +96,7 @@ CAUSES: dict[F, Cause] = {
     F.LOAD_ERROR_RATE: Cause(Reach.POINT, Again.NEVER, "the server lives and answers so: that is to be looked into"),
     F.STOPPED: Cause(Reach.RUN, Again.NEVER, "it was asked for"),
     F.ACTOR_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
+    F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
     F.NODE_LOST: Cause(Reach.NODE, Again.OTHER_NODE, "it says nothing about the point"),
     F.NOT_WRITTEN: Cause(Reach.RUN, Again.NEVER, "what cannot be kept need not be measured"),
     F.INTERNAL: Cause(Reach.POINT, Again.NEVER, "a defect of ours: it would happen again"),

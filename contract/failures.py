@@ -51,6 +51,7 @@ class FailureClass(StrEnum):
     # --- the run ---
     STOPPED = "stopped"  # the user or the scheduler stopped the run
     ACTOR_LOST = "actor_lost"  # the session's actor is gone, or not to be reached
+    CARD_LOST = "card_lost"  # a card of the session does not answer NVML any more
     NODE_LOST = "node_lost"  # the session's node is gone for good
     NOT_WRITTEN = "not_written"  # the run directory takes no more files: a full disk, say
     INTERNAL = "internal"  # a defect of ours: the message is the exception

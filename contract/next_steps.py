@@ -37,6 +37,8 @@ NEXT_STEPS: dict[F, str] = {
     F.CLIENT_LIMITED: "give the load more cores, and as many processes as it needs: " + _resume("load.processes=auto"),
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,
+    F.CARD_LOST: "see what the kernel says of the card (`dmesg`, Xid) and reset it, or leave it out "
+    "(CUDA_VISIBLE_DEVICES); then " + _RESUME,
     F.NODE_LOST: _RESUME,
     F.NOT_WRITTEN: "make room for the run directory; then " + _RESUME,
 }

@@ -135,6 +135,11 @@ class TelemetryRow:
     clock_event_reasons: int | None = None
     """NVML's bits for why the clock is what it is (idle, power cap, heat …)."""
 
+    @property
+    def holds_a_figure(self) -> bool:
+        """Whether anything was read: of a card that is lost nothing is."""
+        return any(getattr(self, column.name) is not None for column in fields(self)[2:])
+
 
 @dataclass(slots=True)
 class ServerSample:
@@ -356,16 +361,18 @@ class PointRow:
     """What the cards may draw together."""
     energy_j: float | None = None
     """Of all cards over duration_s, from their energy counters."""
-    throttle_reasons: list[str] = field(default_factory=list)
-    """Why a card's clock was held down at any sample of the window: power cap, heat, an outside brake."""
+    throttle_reasons: list[str] | None = None
+    """Why a card's clock was held down at any sample of the window: power cap, heat, an outside brake. None where no
+    card tells (CPU backend, a slice of a card); such rows of older runs have an empty list, too."""
     foreign_processes: list[str] | None = None
-    """Processes of others seen on the cards before the server started or during the point. None where none was seen
-    before and the server's own were not among those seen during it (no server, no card, or NVML's pids are not this
-    container's), so that nobody can tell."""
+    """Processes of others seen on the cards before the server started, when it was ready, during the point, or as a
+    memory point was read at its end. None where none was seen before and the server's own were not among those seen
+    during it (no server, no card, or NVML's pids are not this container's), so that nobody can tell."""
     mem_tree_bytes: int | None = None
     """Highest memory that NVML attributes to the server's own processes at one look; None where they were not seen."""
     telemetry_hz: float | None = None
-    """Samples of a card a second that were really taken in the window."""
+    """Samples of a card a second that were really taken in the window, those of a lost card, which hold no figure, left
+    out; of several cards the fewest."""
     sampling_cpu_share: float | None = None
     """CPU time of all that watched the window (NVML and its list of processes, the server's metrics, the host's CPU) /
     its length: a share of one core. Up to version 5 `telemetry_cost_share` was wall time of NVML's reads."""
@@ -425,7 +432,8 @@ class MemoryAccount:
     """
 
     moment: str
-    """`ready`: idle, before any request. `peak`: the most that was seen; the allocator is read after the last point."""
+    """`ready`: idle, before any request. `peak`: the moment at which all cards together held
+    most; the allocator is read after the last point."""
     device_id: str
     used_bytes: int | None = None
     """NVML, less what was there before the server; None for the CPU backend, where only the two next columns exist."""
@@ -482,7 +490,8 @@ class SessionRow:
     log_tail: str | None = None
     node: str = ""
     foreign_processes: list[str] = field(default_factory=list)
-    """Processes of others on the cards when the server was about to be started."""
+    """Processes of others on the cards when the server was about to be started, when it was ready, and when all was
+    measured (at these two none where the server's own were not among those seen)."""
     niceness: int | None = None
     """Of the server's process; Ray's workers have 15 unless told otherwise."""
     visible_devices: list[str] = field(default_factory=list)
@@ -507,6 +516,7 @@ class SessionRow:
     """Stop request to memory back at its baseline; None when it did not come back in time (`memory_left_bytes`)."""
     mem_baseline_bytes: int | None = None
     mem_after_stop_bytes: int | None = None
+    """Each card counted with its baseline at the least: what others gave back hides nothing that the server left."""
     exit_code: int | None = None
     argv: list[str] = field(default_factory=list)
     environment: list[str] = field(default_factory=list)

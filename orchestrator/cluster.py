@@ -70,6 +70,8 @@ class Cluster:
         self._config = config
         self._local = local
         self._warm: dict[str, Any] = {}
+        self._not_warm: dict[str, str] = {}
+        """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
         self._keeps_warm: threading.Thread | None = None
         self._left = threading.Event()
         self._private: Owned | None = None
@@ -290,13 +292,25 @@ class Cluster:
         Raises `ActorLost`, `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent: str | None = None
-        if spec.start is Start.WARM and node in self._warm:
-            with contextlib.suppress(ActorLost, ActorFailed, TimeoutError):
-                warm_parent = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
-        handle = SessionHandle(actor.remote(spec, run_id, attempt, again, _users_omp_num_threads(), warm_parent))
+        warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
+        omp, why = _users_omp_num_threads(), self._not_warm.get(node)
+        handle = SessionHandle(actor.remote(spec, run_id, attempt, again, omp, warm_parent, why))
         await handle.alive()
         return handle
+
+    async def _warm_parent(self, node: str) -> str | None:
+        """Return the socket of the node's; None where there is none. One that did not come is not waited for again."""
+        if node not in self._warm or node in self._not_warm:
+            return None
+        try:
+            path: str = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
+        except TimeoutError:
+            self._not_warm[node] = f"this node has no warm parent: none came within {ACTOR_LIMIT_S:g} s"
+        except (ActorLost, ActorFailed) as error:
+            self._not_warm[node] = f"this node has no warm parent: {error}"
+        else:
+            return path
+        return None
 
 
 class SessionHandle:
@@ -429,6 +443,7 @@ class SessionActor:
         again: bool,
         omp_num_threads: str | None,
         warm_parent: str | None,
+        no_warm_parent: str | None,
     ) -> None:
         import ray
 
@@ -447,6 +462,7 @@ class SessionActor:
             omp_num_threads,
             Path(warm_parent) if warm_parent else None,
             again,
+            no_warm_parent,
         )
         self._lease = Lease(self._session.stop)
 
@@ -538,7 +554,7 @@ def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int
 
 def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
     made = _node(node, _gpus(node), kind_of(seen.gpu_names), seen.gpu_memory_bytes)
-    return replace(made, driver_version=seen.driver_version)
+    return replace(made, driver_version=seen.driver_version, slices=seen.slices)
 
 
 def _gpus(node: dict[str, Any]) -> int:

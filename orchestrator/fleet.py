@@ -36,6 +36,8 @@ class Node:
     cores: int = 1
     driver_version: str | None = None
     host: str = ""
+    slices: bool = False
+    """Whether any of its GPUs is a slice of a card (MIG)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,5 +139,6 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
         return Fleet("cpu", (Node("local", places, None, None, ram, cores),), version)
     memory = min(card.memory_bytes for card in cards[:wanted])
     name = kind_of(card.name for card in cards[:wanted])
-    node = Node("local", wanted, memory, name, ram, cores, driver_version(), socket.gethostname())
+    slices = any(card.is_slice for card in cards[:wanted])
+    node = Node("local", wanted, memory, name, ram, cores, driver_version(), socket.gethostname(), slices)
     return Fleet("cuda", of_one_kind([node], cluster.gpu), version)

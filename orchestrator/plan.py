@@ -98,7 +98,8 @@ def searched_points(plan: Plan, session: SessionSpec) -> int:
 def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:
     """Return one plan for all experiments: sessions of equal servers are one session, equal points one point.
 
-    Raises `ConfigError` (lengths that the model or the server cannot hold) and `NoRoom` (more GPUs than any node has).
+    Raises `ConfigError` (lengths that the model or the server cannot hold) and `NoRoom` (more GPUs than any node has,
+    or several where they are slices of cards).
     """
     problems: list[str] = []
     sessions: dict[str, SessionSpec] = {}
@@ -110,6 +111,9 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
             raise NoRoom("there are no GPUs: cluster.num_gpus=0")
         if gpus > (1 if fleet.device == "cpu" else fleet.largest_node):
             raise NoRoom(f"server.tensor_parallel_size={gpus}, but no node has so many GPUs (have: {fleet.describe()})")
+        if gpus > 1 and any(node.slices for node in fleet.nodes):
+            why = "the GPUs are slices of cards (MIG), of which CUDA gives a process one"
+            raise NoRoom(f"server.tensor_parallel_size={gpus}, but {why}: set it to 1, or use whole cards")
         if not problems:
             planner = _Planner(experiment, model, fleet)
             for session in planner.sessions():

@@ -1,5 +1,6 @@
 """The simulator as a module that can be forked. Forked with STUCK set it says one word and hangs (`hang`), or ends
-(`end`), or forks beside a thread (`thread`), or is ready and answers no completion (`gate`).
+(`end`), or forks beside a thread at once (`thread`) or at its first completion (`late`), or is ready and answers no
+completion (`gate`).
 
 With STARTS_AS `silent` it says nothing and never listens, with `slow` it says a word ten times a second for three
 seconds before it listens, with `stubborn` it does not heed SIGTERM and never listens."""
@@ -20,6 +21,22 @@ async def no_completion(_server: object, _request: object) -> web.Response:
     return web.json_response({"error": {"message": "the engine is dead"}}, status=500)
 
 
+plain_completions = sim_server.Server.completions
+
+
+def fork_beside_a_thread() -> None:
+    """Fork as an engine does that makes its processes in turn, while a plugin's thread runs."""
+    threading.Thread(target=time.sleep, args=(600,), name="of a plugin", daemon=True).start()
+    if os.fork() == 0:
+        os._exit(0)
+
+
+async def late_fork(server: sim_server.Server, request: web.Request) -> web.StreamResponse:
+    """Answer, but fork before that."""
+    fork_beside_a_thread()
+    return await plain_completions(server, request)
+
+
 if __name__ == "__main__":
     starts_as = os.environ.get("STARTS_AS")
     if starts_as == "stubborn":
@@ -37,9 +54,9 @@ if __name__ == "__main__":
         if os.environ.get("STUCK") == "end":
             sys.exit("a lock that another thread held")
         if os.environ.get("STUCK") == "thread":
-            threading.Thread(target=time.sleep, args=(600,), name="of a plugin", daemon=True).start()
-            if os.fork() == 0:
-                os._exit(0)
+            fork_beside_a_thread()
+        if os.environ.get("STUCK") == "late":
+            sim_server.Server.completions = late_fork  # type: ignore[method-assign]
         if os.environ.get("STUCK") == "gate":
             sim_server.Server.completions = no_completion  # type: ignore[assignment]
     sim_server.main()

@@ -103,6 +103,16 @@ def test_ready_and_peak_hold_the_parts_and_what_each_card_held(opened: Open) -> 
         assert (row.outside_now_bytes, row.outside_at_init_bytes) == (3 * GIB, 2 * GIB)
 
 
+def test_the_peak_is_the_moment_at_which_all_cards_together_held_most(opened: Open) -> None:
+    one, device, _ = opened(FIRST, SECOND)
+    one.at_ready(device.memory_by_card(1))
+    one.saw({"GPU-aa": 30 * GIB, "GPU-bb": 25 * GIB})
+    one.saw({"GPU-aa": 22 * GIB, "GPU-bb": 35 * GIB})
+    one.saw({})
+    one.settle(1)
+    assert [row.used_bytes for row in one.rows if row.moment == "peak"] == [21 * GIB, 34 * GIB]
+
+
 @pytest.mark.parametrize("outside", [{}, {"outside": 3 * GIB, "outside_at_init": None}])
 def test_an_engine_that_keeps_no_first_look_has_none(opened: Open, outside: dict[str, int | None]) -> None:
     one, device, workers = opened(FIRST)

@@ -708,7 +708,7 @@ class Auditor:
     def words(rows: pd.DataFrame, what: str) -> float | str:
         """What stands in a list column of these rows: reasons, or the first process and how many further ones."""
         if what == "throttle_reasons":
-            return " and ".join(sorted({word for words in rows.throttle_reasons for word in words}))
+            return " and ".join(sorted({word for words in rows.throttle_reasons.dropna() for word in words}))
         seen = [word for words in rows.foreign_processes.dropna() for word in words]
         return seen[0] if what == "foreign_process" else float(len({word.split(":")[0] for word in seen}) - 1)
 

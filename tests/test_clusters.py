@@ -151,6 +151,49 @@ def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch
         cluster._left.set()
 
 
+async def never() -> str:
+    await asyncio.sleep(3600)
+    return "/never"
+
+
+async def not_made() -> str:
+    words = "The actor died because of an error raised in its creation task, ray::WarmActor.__init__()\nOSError: no"
+    raise ray.exceptions.RayActorError("id", words, actor_init_failed=True)
+
+
+@pytest.mark.parametrize(
+    ("socket", "why"), [(never, "none came within 0.5 s"), (not_made, "OSError: no")], ids=["never", "not_made"]
+)
+def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_told_why(
+    socket: Any, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+    made: list[tuple[Any, ...]] = []
+
+    def remote() -> Any:
+        asked.append(None)
+        return socket()
+
+    async def ping() -> None: ...
+
+    actor = SimpleNamespace(ping=SimpleNamespace(remote=ping))
+    options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or actor)
+    monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(clusters, "_on", lambda _: None)
+    monkeypatch.setattr(clusters, "ACTOR_LIMIT_S", 0.5)
+    cluster = Cluster(experiment("kv").cluster, None)
+    cluster._warm = {"node": SimpleNamespace(socket=SimpleNamespace(remote=remote))}
+    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+
+    async def sessions() -> None:
+        for _ in range(2):
+            await cluster.session(warm, "node", "run", 1)
+
+    asyncio.run(sessions())
+    assert len(asked) == 1
+    assert [arguments[-2:] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+
+
 # --- one head, with a token and jobs ---
 
 

@@ -180,8 +180,9 @@ def test_what_would_happen_again_is_not_tried_again(what: str, tmp_path: Path) -
     assert [level for level, _, _ in cluster.asked] == LEVELS
 
 
-def test_a_lost_actor_is_replaced_on_another_node(tmp_path: Path) -> None:
-    cluster = PretendedCluster(once(2, "lost"))
+@pytest.mark.parametrize("what", ["lost", "card_lost"])
+def test_a_lost_actor_or_card_is_replaced_on_another_node(what: str, tmp_path: Path) -> None:
+    cluster = PretendedCluster(once(2, what))
     assert statuses(drive(cluster, tmp_path, two_nodes())) == {
         1: (MEASURED, None, 1), 2: (MEASURED, None, 2), 4: (MEASURED, None, 2),
     }  # fmt: skip
@@ -212,6 +213,7 @@ def test_a_lost_node_gets_no_more_work_and_without_another_every_point_says_so(t
         (FailureClass.PORT_TAKEN, SESSION_STARTS),
         (FailureClass.NO_PROGRESS, SESSION_STARTS),
         (FailureClass.FREE_MEMORY_LOW, SESSION_STARTS),
+        (FailureClass.CARD_LOST, SESSION_STARTS),
     ],
 )
 def test_a_start_is_tried_again_where_another_may_do(failure: FailureClass, starts: int, tmp_path: Path) -> None:

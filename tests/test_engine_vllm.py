@@ -58,6 +58,13 @@ def value(argv: list[str], option: str) -> str:
     return argv[argv.index(option) + 1]
 
 
+def test_what_a_forked_start_may_be_silent_for_hangs_on_the_device() -> None:
+    lines = [(0.5, "(EngineCore pid=2) INFO 11-24 10:00:01 [core.py:94] Initializing a V1 LLM engine (v0.25.1) with")]
+    on_gpu = spec(ServerSpec(512))
+    limits = [VllmEngine().silence_limit_s(on, lines, True) for on in (on_gpu, replace(on_gpu, device="cpu"))]
+    assert limits == [30.0, 90.0]
+
+
 # --- where it listens, what it loads ---
 
 

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cluster import _node_of_cards
+from orchestrator.fleet import NoRoom, local_fleet
+from orchestrator.plan import make_plan
+from tests.configs import experiment, resolved
 from workers import node_report, processes
+from workers.devices.base import CardLost
 from workers.devices.nvml import NoSuchCard, NvmlDevice, throttle_reasons, visible_cards
 
 GIB = 2**30
@@ -40,18 +45,26 @@ class PretendedNvml:
     """As much of `pynvml` as is used. Every question outside init and shutdown is an error, as it is in NVML."""
 
     class NVMLError(Exception):
-        pass
+        def __init__(self, said: object, value: int = 0) -> None:
+            super().__init__(said)
+            self.value = value
 
     nvmlMemory_v2 = 0x02000028  # noqa: N815
     NVML_CLOCK_SM = 1
     NVML_TEMPERATURE_GPU = 0
     NVML_DEVICE_MIG_ENABLE = 1
+    NVML_ERROR_NOT_SUPPORTED = 3
     NVML_ERROR_NOT_FOUND = 6
+    NVML_ERROR_FUNCTION_NOT_FOUND = 13
+    NVML_ERROR_GPU_IS_LOST = 15
+    NVML_ERROR_ARGUMENT_VERSION_MISMATCH = 25
 
     def __init__(self, cards: list[Chip], driver: bool, memory_v2: bool) -> None:
         self._cards, self._driver, self._memory_v2 = cards, driver, memory_v2
         self._slices = [found for card in cards for _, _, found in card.slices]
         self.opened = 0
+        self.lost: Chip | None = None
+        """Its memory is not to be read by version 2 for now."""
 
     def nvmlInit(self) -> None:  # noqa: N802
         if not self._driver:
@@ -96,7 +109,9 @@ class PretendedNvml:
         if version is None:
             return SimpleNamespace(total=chip.total, used=chip.used + chip.reserved)
         if not self._memory_v2:
-            raise self.NVMLError("Function Not Found")
+            raise self.NVMLError("Function Not Found", self.NVML_ERROR_FUNCTION_NOT_FOUND)
+        if chip is self.lost:
+            raise self.NVMLError("GPU is lost", self.NVML_ERROR_GPU_IS_LOST)
         return SimpleNamespace(total=chip.total, used=chip.used, reserved=chip.reserved)
 
     def nvmlDeviceGetUtilizationRates(self, chip: Chip) -> SimpleNamespace:  # noqa: N802
@@ -155,7 +170,7 @@ class PretendedNvml:
         if not self.opened:
             raise self.NVMLError("Uninitialized")
         if chip is not None and function in chip.refused:
-            raise self.NVMLError("Not Supported")
+            raise self.NVMLError("Not Supported", self.NVML_ERROR_NOT_SUPPORTED)
 
 
 Made = Callable[..., PretendedNvml]
@@ -274,6 +289,27 @@ def test_the_drivers_reserve_is_counted_only_where_nvml_cannot_leave_it_out(nvml
     nvml(Chip(FIRST), memory_v2=False)
     device = NvmlDevice(["0"])
     assert device.memory_by_card(None) == [device.sample(None)[0].memory_used_bytes] == [3 * GIB]
+
+
+def test_a_read_that_fails_is_no_reading_by_the_version_that_counts_the_reserve(nvml: Made) -> None:
+    first, second = Chip(FIRST), Chip(SECOND)
+    pretended = nvml(first, second)
+    device = NvmlDevice(["0", "1"])
+    pretended.lost = second
+    with pytest.raises(CardLost, match=f"NVML does not read {SECOND} any more: GPU is lost"):
+        device.memory_by_card(None)
+    assert [row.memory_used_bytes for row in device.sample(None)] == [2 * GIB, None]
+    pretended.lost = None
+    assert device.memory_by_card(None) == [2 * GIB, 2 * GIB]
+
+
+def test_a_card_that_cannot_be_read_as_a_device_is_made_is_not_read_by_the_other_version(nvml: Made) -> None:
+    card = Chip(FIRST)
+    pretended = nvml(card)
+    pretended.lost = card
+    with pytest.raises(PretendedNvml.NVMLError, match="GPU is lost"):
+        NvmlDevice(["0"])
+    assert pretended.opened == 0
 
 
 def test_a_binding_without_the_second_memory_call_is_read_by_the_first(
@@ -458,6 +494,21 @@ def test_a_slice_is_found_by_its_card_and_instances_too(nvml: Made) -> None:
     assert [card.id for card in NvmlDevice([f"MIG-{FIRST}/9/0"]).cards] == ["MIG-other"]
     with pytest.raises(NoSuchCard, match="no such GPU"):
         NvmlDevice([f"MIG-{FIRST}/8/0"])
+
+
+def test_a_server_has_one_slice_of_a_card_and_no_more(nvml: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(split())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"MIG-other,{SLICE}")
+    alone, spread = experiment("kv"), experiment("kv", server__tensor_parallel_size=2)
+    fleet = local_fleet(spread.cluster, spread.engine)
+    assert make_plan(resolved(alone), fleet).sessions
+    with pytest.raises(NoRoom, match=r"server\.tensor_parallel_size=2, but the GPUs are slices of cards \(MIG\)"):
+        make_plan(resolved(spread), fleet)
+    there = _node_of_cards({"NodeID": "n", "Resources": {"GPU": 2}}, node_report.look())
+    assert there.slices
+    nvml(Chip(FIRST), Chip(SECOND))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert make_plan(resolved(spread), local_fleet(spread.cluster, spread.engine)).sessions
 
 
 def test_what_holds_a_clock_down_is_said_in_words() -> None:

@@ -74,6 +74,20 @@ def test_a_window_counts_what_began_in_it() -> None:
     assert (seen.telemetry_hz(20.0, 1.0), seen.cpu_share(20.0, 1.0)) == (None, None)
 
 
+def test_samples_of_a_lost_card_are_none() -> None:
+    rows = [TelemetryRow(at, "a", 0) for at in (10.0, 10.25, 10.5, 10.75)]
+    rows += [TelemetryRow(10.0, "b", 0), *(TelemetryRow(at, "b") for at in (10.25, 10.5, 10.75))]
+    assert Observed(telemetry=rows).telemetry_hz(10.0, 1.0) == 1.0
+    assert Observed(telemetry=rows[-3:]).telemetry_hz(10.0, 1.0) == 0.0
+
+
+def test_the_peak_is_one_moment_of_all_cards() -> None:
+    held = {1.0: (30, 20), 2.0: (20, 35), 3.0: (None, 40)}
+    rows = [TelemetryRow(at, card, used) for at, pair in held.items() for card, used in zip("ab", pair, strict=True)]
+    assert Observed(telemetry=rows).peak() == {"a": 20, "b": 35}
+    assert Observed().peak() == {}
+
+
 def test_a_process_that_was_the_servers_once_is_no_strangers_later() -> None:
     """It can end after NVML has named it and before the server's tree is read."""
     server, worker = (CardProcess("GPU-0", pid, 2**30, ours=True) for pid in (1, 2))

@@ -32,6 +32,7 @@ from contract.specs import (
 )
 from tests.configs import load
 from workers import probe, processes, temporary
+from workers.devices.base import CardLost, CardProcess
 from workers.engines.sim import RUNTIME_BYTES
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
@@ -150,6 +151,116 @@ def test_memory_that_stays_above_the_baseline_is_waited_for_and_said(
     end = one.stop().row
     assert len(readings) > 1
     assert (end.memory_back_s, end.memory_left_bytes) == (None, MIB)
+
+
+def test_memory_that_others_give_back_on_one_card_hides_none_that_is_left_on_another(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spec()
+    one = Session(replace(asked, timeouts=replace(asked.timeouts, memory_back_s=0.2)), "run", 1, ["3", "4"], together)
+    session.sessions.append(one)
+    held = [4 * MIB, 0]
+    monkeypatch.setattr(one._device, "memory_by_card", lambda _: list(held))
+    assert one.start().mem_baseline_bytes == 4 * MIB
+    held[:] = [0, MIB]
+    end = one.stop().row
+    assert (end.memory_back_s, end.memory_left_bytes) == (None, MIB)
+
+
+# --- a card that is lost, and others on the cards ---
+
+
+def lose_the_card(one: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(pid: int | None) -> list[int]:
+        raise CardLost("NVML does not read GPU-0 any more: GPU is lost")
+
+    monkeypatch.setattr(one._device, "memory_by_card", lost)
+
+
+def test_a_card_that_is_lost_before_the_start_is_no_defect_of_ours(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(spec())
+    lose_the_card(one, monkeypatch)
+    assert (one.start().status, one.row.failure_class) == (FAILED, FailureClass.CARD_LOST)
+    row = one.measure(MEMORY)
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.CARD_LOST)
+    assert row.failure_message == "NVML does not read GPU-0 any more: GPU is lost"
+
+
+def test_a_card_that_is_lost_while_memory_is_read_costs_the_server(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(spec())
+    one.start()
+    lose_the_card(one, monkeypatch)
+    row = one.measure(MEMORY)
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.CARD_LOST)
+    end = one.stop().row
+    assert (end.status, end.failure_class) == (FAILED, FailureClass.CARD_LOST)
+    assert not processes.is_running(end.server_pid or 0)
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_card_that_is_lost_when_all_is_measured_is_said_in_the_session(
+    session: Made, monkeypatch: pytest.MonkeyPatch, settles: bool
+) -> None:
+    one = session(spec())
+    one.start()
+    lose_the_card(one, monkeypatch)
+    if settles:
+        one.settle()
+    end = one.stop().row
+    assert (end.status, end.failure_class, end.memory_back_s) == (FAILED, FailureClass.CARD_LOST, None)
+    assert (end.failure_message or "").startswith("while stopping: ") is not settles
+
+
+@pytest.mark.parametrize("error", [CardLost("gone"), RuntimeError("broken")])
+def test_what_fails_while_stopping_does_not_replace_what_failed_first(
+    session: Made, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    one = session(spec(fail="RuntimeError: something broke"))
+    one.start()
+
+    def fails(pid: int | None) -> list[int]:
+        raise error
+
+    monkeypatch.setattr(one._device, "memory_by_card", fails)
+    end = one.stop().row
+    assert (end.failure_class, end.failure_message) == (FailureClass.START_FAILED, "RuntimeError: something broke")
+
+
+def test_others_on_the_cards_are_looked_for_whenever_memory_is_read(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(spec())
+    own = CardProcess("SIM-3", 1, MIB, ours=True)
+    ready, loaded, settled = (CardProcess("SIM-3", pid, MIB, ours=False) for pid in (7, 8, 9))
+    here = [own]
+    read = one._settled_memory
+    coming = iter([ready, loaded])
+
+    def read_as_somebody_comes() -> list[int]:
+        here[:] = [own, next(coming)]
+        return read()
+
+    monkeypatch.setattr(one, "_settled_memory", read_as_somebody_comes)
+    monkeypatch.setattr(one._device, "processes", lambda pid: [] if pid is None else list(here))
+    assert one.start().foreign_processes == [str(ready)]
+    assert one.measure(MEMORY).foreign_processes == [str(ready), str(loaded)]
+    here[:] = [own, settled]
+    one.settle()
+    assert one.stop().row.foreign_processes == [str(ready), str(settled)]
+
+
+def test_where_the_servers_own_processes_are_not_seen_nobody_is_called_another(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(spec())
+    seen = [CardProcess("SIM-3", 7, MIB, ours=False)]
+    monkeypatch.setattr(one._device, "processes", lambda pid: [] if pid is None else seen)
+    assert one.start().foreign_processes == []
+    assert one.measure(MEMORY).foreign_processes is None
 
 
 def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:

@@ -14,8 +14,9 @@ import pytest
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SessionRow
 from contract.specs import SessionSpec, Start
-from tests.test_session import MEMORY, spec, together
+from tests.test_session import MEMORY, MIB, spec, together
 from workers import processes
+from workers.devices.sim import SimDevice
 from workers.engines.base import Address
 from workers.engines.sim import SimEngine
 from workers.launch.warm import WarmParent, parent_for
@@ -56,12 +57,16 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], WarmParent]
 
 
 def started(
-    parent: WarmParent | None, monkeypatch: pytest.MonkeyPatch, again: bool = False, **extra_args: object
+    parent: WarmParent | None,
+    monkeypatch: pytest.MonkeyPatch,
+    again: bool = False,
+    cards: tuple[str, ...] = ("3",),
+    **extra_args: object,
 ) -> tuple[SessionRow, str]:
     monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
-    asked = replace(spec(**extra_args), start=Start.WARM)
+    asked = replace(spec(**extra_args), start=Start.WARM, gpus=len(cards))
     socket = parent.socket if parent else None
-    session = Session(asked, "run", 2, ["3"], together, warm_parent=socket, again=again)
+    session = Session(asked, "run", 2, list(cards), together, warm_parent=socket, again=again)
     row = session.start()
     if row.status == MEASURED:
         point = session.measure(MEMORY)
@@ -134,6 +139,7 @@ def test_a_server_that_is_still_starting_is_not_given_its_grace(hurried: bool, m
         ("hang", "no word from it for 1 s"),
         ("end", "a lock that another thread held"),
         ("thread", "forked beside Python threads: of a plugin"),
+        ("late", "forked beside Python threads: of a plugin"),
         ("gate", "the first completion failed"),
     ],
 )
@@ -165,6 +171,53 @@ def test_a_failure_of_the_configuration_is_not_tried_again(
     assert (row.failure_class, row.start) == ("kv_too_small", "warm")
 
 
+@pytest.mark.parametrize(
+    ("words", "failure_class"),
+    [
+        ("Free memory on device cuda:0 (1/80 GiB) is less than desired GPU memory utilization", "free_memory_low"),
+        ("Error in memory profiling. Initial free memory 1, current free memory 2.", "memory_profile"),
+    ],
+)
+def test_a_card_that_seems_to_be_anothers_is_looked_at_once_more_by_a_cold_server(
+    words: str, failure_class: str, parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork may have been on another card than its own."""
+    row, _ = started(parent(), monkeypatch, fail=words)
+    assert (row.failure_class, row.start) == (failure_class, "cold")
+    assert words in (row.start_reason or "")
+
+
+class OtherCards(SimDevice):
+    """Cards of a driver that keeps its first reading of CUDA_VISIBLE_DEVICES: what was forked is on the first."""
+
+    def memory_by_card(self, pid: int | None) -> list[int]:
+        used = super().memory_by_card(pid)
+        if pid is None or "warm_parent.py" not in command_line(pid):
+            return used
+        return [of if card.id == "SIM-0" else MIB for of, card in zip(used, self.cards, strict=True)]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize(("cards", "start"), [(("0",), "warm"), (("3",), "cold"), (("0", "3"), "cold")])
+def test_a_fork_that_is_not_on_all_of_its_cards_is_started_cold(
+    cards: tuple[str, ...], start: str, parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "workers.session.open_device", lambda _kind, visible, workspace: OtherCards(visible, workspace.sim_state)
+    )
+    row, log = started(parent(), monkeypatch, cards=cards)
+    assert (row.status, row.start) == (MEASURED, start)
+    assert "warm start: forked from" in log
+    reason = "ready, but SIM-3 has grown by 1 MiB and holds no KV pool of 64 MiB: it is elsewhere"
+    assert row.start_reason == (None if start == "warm" else f"forked, it came to nothing: {reason}")
+
+
 def test_another_environment_than_the_parents_starts_cold(
     parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +233,10 @@ def test_without_a_warm_parent_a_server_starts_cold(
 ) -> None:
     row, _ = started(None, monkeypatch)
     assert (row.status, row.start, row.start_reason) == (MEASURED, "cold", "this node has no warm parent")
+    asked = replace(spec(), start=Start.WARM)
+    session = Session(asked, "run", 1, ["3"], together, no_warm_parent="its owner has ended")
+    assert session.start().start_reason == "its owner has ended"
+    session.stop()
     dead = parent()
     os.kill(dead.pid, signal.SIGKILL)
     while processes.is_running(dead.pid):

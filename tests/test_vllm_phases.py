@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from workers.engines.vllm_phases import (
     COLD_LIMIT_S,
     ENDS,
-    FORKED_LIMIT_S,
     LATER_LIMIT_S,
     LISTENING,
     phases,
@@ -98,14 +97,17 @@ def test_where_a_start_is_follows_its_log() -> None:
 
 
 def test_a_start_may_be_silent_for_a_few_times_what_is_usual_where_it_is() -> None:
-    limits = [silence_limit_s(GPU_FORKED[:seen], forked=True, dummy_weights=True) for seen in (0, 3, 4, 5, 12)]
-    assert limits == [FORKED_LIMIT_S["fork"], FORKED_LIMIT_S["engine"], FORKED_LIMIT_S["worker"], LATER_LIMIT_S, 900.0]
-    assert silence_limit_s(CPU_COLD[:2], forked=False, dummy_weights=True) == COLD_LIMIT_S
+    def limits(device: str) -> list[float]:
+        return [silence_limit_s(GPU_FORKED[:seen], True, True, device) for seen in (0, 2, 3, 4, 5, 12)]
+
+    assert limits("cuda") == [20.0, 150.0, 30.0, 30.0, LATER_LIMIT_S, LATER_LIMIT_S]
+    assert limits("cpu") == [20.0, 150.0, 90.0, 90.0, LATER_LIMIT_S, LATER_LIMIT_S]
+    assert silence_limit_s(CPU_COLD[:2], False, True, "cpu") == COLD_LIMIT_S
 
 
 def test_weights_that_are_downloaded_may_be_silent_until_the_cap() -> None:
-    assert silence_limit_s(CPU_COLD[:8], forked=False, dummy_weights=False) == float("inf")
-    assert silence_limit_s(CPU_COLD[:9], forked=False, dummy_weights=False) < float("inf")
+    assert silence_limit_s(CPU_COLD[:8], False, False, "cpu") == float("inf")
+    assert silence_limit_s(CPU_COLD[:9], False, False, "cpu") < float("inf")
 
 
 @given(st.lists(st.sampled_from([line for _, line in CPU_COLD + GPU_FORKED]), max_size=30))

@@ -1,5 +1,6 @@
 """Warm starts with real processes: what a forked server finds in itself, what refuses it, and that nothing is left."""
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -7,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import psutil
 import pytest
 
 from benchmarks import warm_kills
+from tests.test_session import spec
 from workers import processes, temporary
-from workers.launch import warm
+from workers.engines.sim import SimEngine
+from workers.launch import process, warm
 from workers.launch.process import ServerProcess
 from workers.launch.warm import NotWarm, WarmParent, offer
 from workers.launch.workspace import Workspace
@@ -44,6 +48,7 @@ STARTS_A_THREAD = "import threading, time\nthreading.Thread(None, time.sleep, 't
 FAKE_TORCH = "class cuda:\n    is_initialized = staticmethod(lambda: True)\n"
 OPENS_A_SOCKET = "import socket\nleft, right = socket.socketpair()"
 OPENS_AN_EPOLL = "import select\npolled = select.epoll()"
+OPENS_AN_EVENTFD = "import os\nwakes = os.eventfd(0)"
 SETS_CARDS = "import os\nos.environ.update(CUDA_VISIBLE_DEVICES='', VLLM_WORKER_MULTIPROC_METHOD='spawn', SET='yes')"
 PLUGINS = (
     "def load():\n    import threading, time\n    threading.Thread(None, time.sleep, 'p', (99,), daemon=True).start()"
@@ -55,6 +60,20 @@ def fork():
     if os.getpid() != parent:
         raise OSError("no more processes")
     return plain()
+os.fork = fork
+"""
+WAITS = "if __name__ == '__main__':\n    time.sleep(600)"
+HANGING_FORK = """
+import os, sys, time
+sys.modules["__main__"].GUARD_LIMIT_S = 0.5
+plain, generation = os.fork, 0
+def fork():
+    global generation
+    if generation == {hangs}:
+        time.sleep(600)
+    pid = plain()
+    generation += pid == 0
+    return pid
 os.fork = fork
 """
 TELLS = "import json, os, sets, time\nif __name__ == '__main__':\n    print(json.dumps(dict(os.environ)), flush=True)\n"
@@ -98,6 +117,11 @@ def forked(
     asked = environment(INSIDE_IT="yes", TMPDIR=str(workspace.temporary)) | variables
     with offer(parent.socket, lambda: False) as offered:
         return ServerProcess([sys.executable, "-m", module, *arguments], asked, workspace, 2.0, offered)
+
+
+def hanging_fork(generation: int) -> str:
+    """A module that has a fork hang: in a guard that leaves the parent (1), or in one that forks its server (2)."""
+    return HANGING_FORK.format(hangs=generation)
 
 
 def told(server: ServerProcess) -> dict[str, Any]:
@@ -150,6 +174,42 @@ def test_variables_that_are_read_late_may_differ(parent: WarmParent, workspace: 
     server.stop()
 
 
+def test_a_request_that_its_socket_takes_in_parts_arrives_whole(parent: WarmParent, workspace: Workspace) -> None:
+    arguments = [f"{number:0200d}" for number in range(5000)]
+    server = forked(parent, workspace, *arguments)
+    assert told(server)["argv"][1:] == arguments
+    server.stop()
+
+
+def test_what_an_import_has_left_open_is_the_servers_and_not_its_guards(tmp_path: Path, workspace: Workspace) -> None:
+    (tmp_path / "entry.py").write_text(f"import sys, time\nsys.kept = open({str(tmp_path / 'kept')!r}, 'w')\n{WAITS}")
+    parent = WarmParent(("entry",), environment(tmp_path))
+    with offer(parent.socket, lambda: False) as offered:
+        server = ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
+    standard = {os.devnull, str(workspace.log)}
+    assert [name.partition(":")[0] for name in opened_by(server.guard_pid) if name not in standard] == ["pipe"]
+    assert str(tmp_path / "kept") in opened_by(server.pid)
+    server.stop()
+    parent.close()
+
+
+def opened_by(pid: int) -> list[str]:
+    return [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def test_the_parent_is_told_the_order_of_cards_that_servers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that an import has initialised may have read it for good."""
+    made: list[dict[str, str]] = []
+    monkeypatch.setattr(warm, "WarmParent", lambda _modules, environment: made.append(environment))
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    warm.parent_for(SimEngine(), spec(), None)
+    assert made[0]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_another_order_of_cards_than_the_parents_is_refused(parent: WarmParent, workspace: Workspace) -> None:
+    assert ": CUDA_DEVICE_ORDER" in refusal(parent, workspace, CUDA_DEVICE_ORDER="FASTEST_FIRST")
+
+
 # --- what refuses a fork ---
 
 
@@ -171,6 +231,7 @@ def test_another_module_is_refused(parent: WarmParent, workspace: Workspace) -> 
         ({"entry": STARTS_A_THREAD}, "has started threads: t"),
         ({"entry": OPENS_A_SOCKET}, r"has opened what all forks would share: socket:\["),
         ({"entry": OPENS_AN_EPOLL}, r"has opened what all forks would share: anon_inode:\[eventpoll\]"),
+        ({"entry": OPENS_AN_EVENTFD}, r"has opened what all forks would share: anon_inode:\[eventfd\]"),
         ({"entry": "", "plugins": PLUGINS}, "has started threads: p"),
         ({"entry": "", "plugins": "def load(): import nowhere"}, "plugins:load could not be imported: ModuleNotFound"),
     ],
@@ -197,33 +258,89 @@ def test_plugins_of_a_version_that_has_none_there_are_no_reason(plugins: dict[st
     parent.close()
 
 
-def test_what_a_driver_opens_is_no_reason_and_an_event_loop_is(warm_parent: Any) -> None:
-    before = {0: "/dev/null", 3: "socket:[1]"}
+DRIVER_OPENS = {4: "/dev/nvidia0", 5: "/dev/nvidia-uvm", 6: "anon_inode:[eventfd]", 7: "pipe:[3]"}
+
+
+@pytest.mark.parametrize(
+    ("opened", "named"),
+    [
+        (DRIVER_OPENS | {8: "/some/file"}, None),
+        (DRIVER_OPENS | {8: "anon_inode:[eventpoll]"}, "anon_inode:[eventpoll]"),
+        (DRIVER_OPENS | {8: "socket:[1]"}, "socket:[1]"),
+        ({4: "/dev/nvidiactl", 6: "anon_inode:[eventfd]", 7: "pipe:[3]"}, "anon_inode:[eventfd], pipe:[3]"),
+        ({4: "anon_inode:[timerfd]", 5: "anon_inode:inotify"}, "anon_inode:[timerfd], anon_inode:inotify"),
+        ({4: "anon_inode:[signalfd]", 5: "anon_inode:[io_uring]"}, "anon_inode:[io_uring], anon_inode:[signalfd]"),
+    ],
+)
+def test_what_a_driver_opens_is_no_reason_and_what_others_open_is(
+    opened: dict[int, str], named: str | None, warm_parent: Any
+) -> None:
+    before = {0: "/dev/null", 3: "socket:[2]"}
     assert warm_parent.opened_problem(before, before) is None
-    driver = {4: "/dev/nvidia0", 5: "/dev/nvidiactl", 6: "/dev/nvidia-uvm", 7: "anon_inode:[eventfd]", 8: "pipe:[3]"}
-    assert warm_parent.opened_problem({}, {**driver, 9: "/some/file"}) is None
-    assert "eventpoll" in warm_parent.opened_problem(driver, {**driver, 4: "anon_inode:[eventpoll]"})
+    problem = warm_parent.opened_problem(before, before | opened)
+    assert problem == (f"an import has opened what all forks would share: {named}" if named else None)
+
+
+def test_a_driver_that_was_there_before_the_import_excuses_nothing(warm_parent: Any) -> None:
+    before = {5: "/dev/nvidia-uvm"}
+    assert "eventfd" in warm_parent.opened_problem(before, before | {6: "anon_inode:[eventfd]"})
 
 
 class Driver:
-    """CUDA's, of four GPUs; `None` is a driver that nobody has initialised. GPU 2 cannot be asked."""
+    """CUDA's, of four GPUs whose handles are not their numbers; `fails` gives calls their errors."""
 
-    def __init__(self, active: set[int] | None) -> None:
-        self.active = active
+    def __init__(self, active: Collection[int] = (), current: int | None = None, **fails: int) -> None:
+        self.active, self.current, self.fails = active, current, fails
 
     def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
         count._obj.value = 4
-        return 3 if self.active is None else 0
+        return self.fails.get("count", 0)
 
-    def cuDevicePrimaryCtxGetState(self, number: int, _flags: Any, active: Any) -> int:  # noqa: N802
-        assert self.active is not None
-        active._obj.value = number in self.active
-        return 101 if number == 2 else 0
+    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+        device._obj.value = 10 + number
+        return self.fails.get("get", 0)
+
+    def cuDevicePrimaryCtxGetState(self, device: Any, _flags: Any, active: Any) -> int:  # noqa: N802
+        if device.value - 10 in self.active:
+            active._obj.value = 1  # else it is left as it was
+        return self.fails.get("state", 0) if device.value == 12 else 0
+
+    def cuCtxGetCurrent(self, context: Any) -> int:  # noqa: N802
+        context._obj.value = self.current
+        return self.fails.get("ask", 0)
 
 
-@pytest.mark.parametrize(("active", "found"), [(None, []), (set(), []), ({1, 2, 3}, [1, 3])])
-def test_a_context_is_seen_whatever_torch_says(active: set[int] | None, found: list[int], warm_parent: Any) -> None:
-    assert warm_parent.gpus_with_context(Driver(active)) == found
+@pytest.mark.parametrize(
+    ("driver", "problem"),
+    [
+        (Driver(count=3), None),  # nobody has initialised it
+        (Driver(), None),
+        (Driver({1, 3}), "a CUDA context on GPU 1, 3"),
+        (Driver(current=0x7F00), "has made a CUDA context"),
+    ],
+)
+def test_a_context_is_seen_whatever_torch_says(driver: Driver, problem: str | None, warm_parent: Any) -> None:
+    found = warm_parent.context_problem(driver)
+    assert found is None if problem is None else problem in found
+
+
+@pytest.mark.parametrize("failing", [{"count": 100}, {"get": 101}, {"state": 101}, {"ask": 4}])
+def test_a_driver_that_does_not_say_is_a_reason(
+    failing: dict[str, int], warm_parent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_parent, "loaded", lambda _: Driver(**failing))
+    imported = warm_parent.Imported("entry", {}, [])
+    with pytest.raises(warm_parent.NotFit, match=r"the driver does not say .* fails with"):
+        imported.check()
+
+
+def test_a_library_is_asked_only_where_it_is_loaded_and_is_not_loaded_for_it(warm_parent: Any) -> None:
+    assert warm_parent.loaded("libc.so.6").getpid() == os.getpid()
+    never = "libBrokenLocale.so.1"  # a part of libc that nobody uses
+    assert warm_parent.loaded(never) is None
+    assert never not in Path("/proc/self/maps").read_text()
+    ctypes.CDLL(never)
+    assert warm_parent.loaded(never) is not None
 
 
 @pytest.fixture
@@ -350,6 +467,47 @@ def test_a_guard_that_cannot_be_forked_is_no_warm_start(tmp_path: Path, workspac
     with pytest.raises(NotWarm, match="no guard could be forked"), offer(parent.socket, lambda: False) as offered:
         ServerProcess([sys.executable, "-m", "entry"], asked, workspace, 2.0, offered)
     parent.close()
+
+
+def test_a_guard_that_hangs_in_its_making_does_not_stop_the_parent(tmp_path: Path, workspace: Workspace) -> None:
+    (tmp_path / "entry.py").write_text(hanging_fork(1))
+    parent = WarmParent(("entry",), environment(tmp_path))
+    for _ in range(2):
+        with pytest.raises(NotWarm, match="did not come to life"), offer(parent.socket, lambda: False) as offered:
+            ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
+    until(lambda: forks_of(parent) == [parent.pid])
+    parent.close()
+
+
+def test_a_guard_that_hangs_when_it_forks_the_server_is_ended_and_is_no_warm_start(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would remove the directory, in which a cold server is by then, when it comes to itself."""
+    monkeypatch.setattr(process, "STATUS_LIMIT_S", 0.5)
+    (tmp_path / "entry.py").write_text(hanging_fork(2))
+    parent = WarmParent(("entry",), environment(tmp_path))
+    with pytest.raises(NotWarm, match="did not start the server"), offer(parent.socket, lambda: False) as offered:
+        ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
+    assert processes.working_in(workspace.root) == []
+    until(lambda: forks_of(parent) == [parent.pid])
+    assert workspace.temporary.is_dir()
+    parent.close()
+
+
+def test_a_parent_whose_script_fails_leaves_nothing_and_says_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nsys.exit('no such thing')")
+    monkeypatch.setattr(warm, "SCRIPT", script)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(temporary, "SHORT", tmp_path / "t")
+    opened = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(RuntimeError, match=r"did not start \(exit code 1\): no such thing"):
+        WarmParent((ENGINE,), environment())
+    assert sorted(Path("/proc/self/fd").iterdir()) == opened
+    assert list((tmp_path / "t").iterdir()) == []
 
 
 def test_what_is_no_request_does_not_end_the_parent(parent: WarmParent, workspace: Workspace) -> None:

@@ -35,9 +35,9 @@ class ServerAccount:
         self._saw(used)
         self._enter("ready", used)
 
-    def saw(self, peaks: dict[str, int]) -> None:
-        """Remember the highest memory seen on each card while a point was measured."""
-        self._saw([peaks.get(card.id, 0) for card in self._device.cards])
+    def saw(self, peak: dict[str, int]) -> None:
+        """Remember what each card held at the highest moment of a point, if it is the highest so far."""
+        self._saw([peak.get(card.id, 0) for card in self._device.cards])
 
     def settle(self, pid: int) -> None:
         """Enter the peak, then let the workers give everything back and enter what the cards still hold.
@@ -57,7 +57,7 @@ class ServerAccount:
                 row.outside_bytes = used[at] - left - self._baseline[at]
 
     def _saw(self, used: list[int]) -> None:
-        self._highest = [max(pair) for pair in zip(self._highest, used, strict=True)]
+        self._highest = max(self._highest, used, key=sum)
 
     def _enter(self, moment: str, used: list[int]) -> None:
         for at, parts in self._asked("account_memory").items():

@@ -41,6 +41,8 @@ class NodeReport:
     """That directory."""
     missing_models: tuple[str, ...] = ()
     """Models that cannot be read there, and why."""
+    slices: bool = False
+    """Whether any of the cards is a slice of one (MIG)."""
 
 
 def look(models: tuple[ModelSpec, ...] = (), most_cards: int | None = None) -> NodeReport:
@@ -57,6 +59,7 @@ def look(models: tuple[ModelSpec, ...] = (), most_cards: int | None = None) -> N
         host=socket.gethostname(),
         gpu_names=tuple(card.name for card in cards),
         gpu_memory_bytes=min((card.memory_bytes for card in cards), default=None),
+        slices=any(card.is_slice for card in cards),
         driver_version=driver_version(),
         vllm_version=installed_version(),
         code=f"schema {SCHEMA_VERSION}, workload {WORKLOAD_VERSION}",

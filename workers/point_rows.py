@@ -109,9 +109,9 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
     row.cpu_util_pct = observed.cpu_util_pct(started_s, duration_s)
     row.gpu_util_pct = mean([s.utilization_pct for s in row.telemetry if s.utilization_pct is not None])
     row.power_w = power_w(row.telemetry, row.device_ids)
-    row.energy_j = energy_j(row.telemetry, duration_s)
-    reasons = {reason for s in row.telemetry for reason in throttle_reasons(s.clock_event_reasons or 0)}
-    row.throttle_reasons = sorted(reasons)
+    row.energy_j = energy_j(row.telemetry, row.device_ids, duration_s)
+    told = [s.clock_event_reasons for s in row.telemetry if s.clock_event_reasons is not None]
+    row.throttle_reasons = sorted({reason for bits in told for reason in throttle_reasons(bits)}) if told else None
     seen = observed.foreign_processes()
     if seen is not None:
         row.foreign_processes = sorted({*(row.foreign_processes or ()), *seen})
@@ -161,19 +161,21 @@ def power_w(telemetry: list[TelemetryRow], device_ids: list[str]) -> float | Non
     return total if device_ids else None
 
 
-def energy_j(telemetry: list[TelemetryRow], duration_s: float) -> float | None:
+def energy_j(telemetry: list[TelemetryRow], device_ids: list[str], duration_s: float) -> float | None:
     """Return the joules of all cards over a window: each counter's mean rate between its first and last step inside.
 
-    A counter moves about ten times a second, so a window in which it did not move twice has no figure.
+    A counter moves about ten times a second, so a window in which one of them did not move twice has no figure; nor has
+    one in which a counter fell, as it does when a driver is loaded anew.
     """
     total = 0.0
-    for device in {sample.device_id for sample in telemetry}:
+    for device in device_ids:
         read = [(s.t_s, s.energy_j) for s in telemetry if s.device_id == device and s.energy_j is not None]
         steps = [later for earlier, later in pairwise(read) if later[1] != earlier[1]]
-        if len(steps) < 2:
+        fell = any(later[1] < earlier[1] for earlier, later in pairwise(read))
+        if fell or len(steps) < 2:
             return None
         total += (steps[-1][1] - steps[0][1]) / (steps[-1][0] - steps[0][0]) * duration_s
-    return total or None
+    return total if device_ids else None
 
 
 def utc(wall_s: float) -> str:

@@ -60,25 +60,23 @@ class Observed:
         inside = [percent for at, percent in self.cpu_pct if 0 < at - started_s <= duration_s]
         return sum(inside) / len(inside) if inside else None
 
-    def peak_by_card(self) -> dict[str, int]:
-        """Return the highest memory seen on each card."""
-        peaks: dict[str, int] = {}
-        for row in self.telemetry:
-            peaks[row.device_id] = max(peaks.get(row.device_id, 0), row.memory_used_bytes or 0)
-        return peaks
-
-    def peak_memory_bytes(self) -> int | None:
-        """Return the highest memory seen at one moment, summed over the cards."""
-        by_moment: dict[float, int] = {}
+    def peak(self) -> dict[str, int]:
+        """Return what each card held at the moment when all together held most; empty where nothing was read."""
+        by_moment: dict[float, dict[str, int]] = {}
         for row in self.telemetry:
             if row.memory_used_bytes is not None:
-                by_moment[row.t_s] = by_moment.get(row.t_s, 0) + row.memory_used_bytes
-        return max(by_moment.values(), default=None)
+                by_moment.setdefault(row.t_s, {})[row.device_id] = row.memory_used_bytes
+        return max(by_moment.values(), key=lambda held: sum(held.values()), default={})
 
     def telemetry_hz(self, started_s: float, duration_s: float) -> float | None:
-        """Return how many samples of the device a second of a window has; None for a window too short."""
-        moments = {sample.t_s for sample in self.window(started_s, duration_s)}
-        return len(moments) / duration_s if moments else None
+        """Return how many samples with a figure a second of a window has, of the card with the fewest.
+
+        None for a window too short.
+        """
+        taken: dict[str, int] = {}
+        for sample in self.window(started_s, duration_s):
+            taken[sample.device_id] = taken.get(sample.device_id, 0) + sample.holds_a_figure
+        return min(taken.values()) / duration_s if taken else None
 
     def cpu_share(self, started_s: float, duration_s: float) -> float | None:
         """Return the CPU time of all sampling in a window, as a share of one core; None for a window too short."""
@@ -146,10 +144,11 @@ class Sampler:
 
     def _watch_processes(self) -> None:
         """Look once more at the end: windows are often shorter than the period, and memory is highest after load."""
-        self._repeat(PROCESSES_PERIOD_S, self._sample_processes)
-        self._sample_processes()
+        self._repeat(PROCESSES_PERIOD_S, self.look_at_processes)
+        self.look_at_processes()
 
-    def _sample_processes(self) -> None:
+    def look_at_processes(self) -> None:
+        """Look once at who holds memory of the cards; also when the watch is over."""
         self.observed.processes.append(self._device.processes(self._pid))
 
     def _sample_server(self) -> None:

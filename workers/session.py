@@ -6,6 +6,7 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
@@ -41,6 +42,7 @@ from workers import (
 )
 from workers.account import ServerAccount
 from workers.devices import open_device
+from workers.devices.base import CardLost
 from workers.devices.context_probe import context_bytes
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
@@ -73,7 +75,18 @@ WARMUP_OUTPUT_TOKENS = 8
 WARMUP_ROUNDS = 4
 """Of a level, at most."""
 DEFAULT_BATCHED_TOKENS = 2048
-FORKING_CAN_CAUSE = (FailureClass.NO_PROGRESS, FailureClass.START_FAILED, FailureClass.ENGINE_DEAD)
+FORKING_CAN_CAUSE = (
+    FailureClass.NO_PROGRESS,
+    FailureClass.START_FAILED,
+    FailureClass.ENGINE_DEAD,
+    FailureClass.WRONG_SERVER,
+    FailureClass.FREE_MEMORY_LOW,
+    FailureClass.MEMORY_PROFILE,
+)
+"""The last three are what a fork on the cards of others meets: its driver may have read which are visible before."""
+POOL_SHARE = 0.5
+"""Of its KV pool, by which each card of a forked server must have grown: the pool is there in one piece, and there are
+weights and a context beside it."""
 FAILED_SHARE_LIMIT = 0.05
 """More failed requests than this and a load point is not a measurement."""
 
@@ -91,10 +104,12 @@ class Session:
         omp_num_threads: str | None = None,
         warm_parent: Path | None = None,
         again: bool = False,
+        no_warm_parent: str | None = None,
     ) -> None:
-        """`warm_parent` is the socket of the node's, where there is one; `again`: another start came to nothing."""
+        """`warm_parent` is the socket of the node's, where there is one, `no_warm_parent` why there is none; `again`:
+        another start came to nothing."""
         self.spec = spec
-        self._warm_parent, self._again = warm_parent, again
+        self._warm_parent, self._no_warm_parent, self._again = warm_parent, no_warm_parent, again
         self._former_log = ""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
@@ -122,6 +137,8 @@ class Session:
         self._settled = False
         self._dead = False
         """Whether a point has found its server of no use any more."""
+        self._baseline: list[int] = []
+        """Of each card, before the server."""
         self._ready_bytes: int | None = None
         self._plans: LoadPlans | None = None
 
@@ -151,49 +168,49 @@ class Session:
     def start(self) -> SessionRow:
         """Start the server, prove that it answers, read its memory. The row's status says whether it did."""
         try:
-            baseline = self._device.memory_by_card(None)
-            self.row.mem_baseline_bytes = sum(baseline)
+            self._baseline = self._device.memory_by_card(None)
+            self.row.mem_baseline_bytes = sum(self._baseline)
             self.row.foreign_processes = [str(process) for process in self._device.processes(None)]
-            self._launch(baseline)
+            self._launch()
         except readiness.StartFailed as error:
             self._fail(error.failure)
         except LoadLost as error:
             message = f"the load process of the first completion ended early: {error}"
             self._fail(Failure(FailureClass.LOAD_LOST, message, self._log_tail()))
+        except CardLost as error:
+            self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
         except Exception as error:
             self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
 
-    def _launch(self, baseline: list[int]) -> None:
+    def _launch(self) -> None:
         contexts = self._contexts()
-        process = self._serving(lambda made: self._prove(made, baseline, contexts))
-        self._log_figures = vllm_log.parse(process.log_text())
+        self._serving(lambda made: self._prove(made, contexts))
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
-        self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
 
-    def _serving(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
+    def _serving(self, prove: Callable[[ServerProcess], None]) -> None:
         """Start a server, forked where that was asked for and can be; wait until it is ready, and `prove` that it is.
 
         What forking has damaged may show at the first completion only, so that one that fails there is started cold.
         """
         if self.spec.start is Start.WARM:
             try:
-                return self._forked_server(prove)
+                self._forked_server(prove)
+                return
             except warm.NotWarm as reason:
                 self.row.start_reason = self._masked(str(reason))
+                self._set_log_aside()
         self.row.start = Start.COLD
-        process = self._ready(None)
-        prove(process)
-        return process
+        prove(self._ready(None))
 
-    def _forked_server(self, prove: Callable[[ServerProcess], None]) -> ServerProcess:
+    def _forked_server(self, prove: Callable[[ServerProcess], None]) -> None:
         """Raises `NotWarm` also for a fork that came to nothing in a way that forking could have caused."""
         if not self._engine.warm_modules:
             raise warm.NotWarm("this engine is never forked")
         if self._again:
             raise warm.NotWarm("an earlier start of this session came to nothing")
         if self._warm_parent is None:
-            raise warm.NotWarm("this node has no warm parent")
+            raise warm.NotWarm(self._no_warm_parent or "this node has no warm parent")
         asked = time.monotonic()
         with warm.offer(self._warm_parent, self._stopping.is_set) as offered:
             self.row.warm_wait_s = time.monotonic() - asked
@@ -202,7 +219,7 @@ class Session:
             try:
                 process = self._ready(offered)
                 prove(process)
-                return process
+                _refuse_damage(process)  # the first completion may be the first to have it fork
             except readiness.StartFailed as error:
                 if error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
@@ -221,9 +238,8 @@ class Session:
 
         def read() -> None:
             log.look(process.log_text())
-            damage = next((line for _, line in log.lines if offered is not None and warm.FORKED_BESIDE in line), None)
-            if damage is not None:
-                raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
+            if offered is not None:
+                _refuse_damage(process)
 
         def look() -> None:
             read()
@@ -243,10 +259,15 @@ class Session:
             assert self._process is not None
             self._process.hurry()
             self._process.stop()
-            self._former_log = self._process.log_text()
-            for path in (self._workspace.log, self._workspace.socket):
-                path.unlink(missing_ok=True)
+            self._workspace.socket.unlink(missing_ok=True)
+        self._kv, self._log_figures = KvFigures(), vllm_log.LogFigures()
         self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
+
+    def _set_log_aside(self) -> None:
+        """Keep what a fork that came to nothing has written: the log of what comes next is its own."""
+        with self._lifecycle, contextlib.suppress(FileNotFoundError):
+            self._former_log = self._workspace.log.read_text(errors="replace")
+            self._workspace.log.unlink()
 
     def _contexts(self) -> list[int | None]:
         """What a bare CUDA context takes of each card, before the server is there."""
@@ -267,7 +288,7 @@ class Session:
         environment |= {
             "TMPDIR": str(workspace.temporary),
             "VLLM_RPC_BASE_PATH": str(workspace.temporary),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_DEVICE_ORDER": warm.CUDA_DEVICE_ORDER,
             "CUDA_VISIBLE_DEVICES": ",".join(self._names_for_cuda()),
         }
         if offered is not None:
@@ -288,17 +309,35 @@ class Session:
         names, cards = self.row.visible_devices, self._device.cards
         return [name if name.isdigit() else card.id for name, card in zip(names, cards, strict=False)]
 
-    def _prove(self, process: ServerProcess, baseline: list[int], contexts: list[int | None]) -> None:
-        """Read the memory of a server that is ready, then have it answer a completion. Raises `StartFailed`."""
+    def _prove(self, process: ServerProcess, contexts: list[int | None]) -> None:
+        """Read the memory of a server that is ready, have it answer a completion, read its figures.
+
+        Raises `StartFailed`, also where a forked one is not on its cards.
+        """
         used = self._settled_memory()
         self._ready_bytes = sum(used)
+        self._look_for_others(process)
         assert self._endpoint is not None
-        self._account = ServerAccount(self._device, self._endpoint, baseline, contexts)
+        self._account = ServerAccount(self._device, self._endpoint, self._baseline, contexts)
         self.row.account = self._account.rows
         if self._endpoint.uds is not None:
             self._account.at_ready(used)
         self._plans = LoadPlans(self.spec, self.row, self._endpoint, processes.free_cores(process.pid))
         self._gate()
+        self._log_figures = vllm_log.parse(process.log_text())
+        self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
+        if self.row.start == Start.WARM and self.spec.device != "cpu":
+            self._refuse_other_cards(used)
+
+    def _refuse_other_cards(self, used: list[int]) -> None:
+        """Raise `StartFailed` where one of the cards has not grown as with a KV pool: another one has."""
+        pool = self._kv.engine_kv_bytes  # of one card; None only of a log that no known version writes
+        least = POOL_SHARE * pool if pool else 1
+        for card, now, before in zip(self._device.cards, used, self._baseline, strict=True):
+            if (grown := now - before) < least:
+                holds = "memory of it" if pool is None else f"KV pool of {pool // MIB} MiB"
+                message = f"ready, but {card.id} has grown by {grown // MIB} MiB and holds no {holds}: it is elsewhere"
+                raise readiness.StartFailed(Failure(FailureClass.WRONG_SERVER, message, self._log_tail()))
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
@@ -325,6 +364,9 @@ class Session:
             return self._failed_row(point, self._death(f"the server does not answer: {error}"))
         except LoadLost as error:
             return self._failed_row(point, Failure(FailureClass.LOAD_LOST, f"a load process ended early: {error}"))
+        except CardLost as error:
+            self._dead = True
+            return self._failed_row(point, Failure(FailureClass.CARD_LOST, str(error)))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
 
@@ -341,12 +383,13 @@ class Session:
         with self._sampler() as sampler:
             result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
         largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
+        lasted_s = time.monotonic() - started_s
+        loaded = sum(self._settled_memory())
+        sampler.look_at_processes()
         row = point_rows.blank(self._origin(), point, started_wall_s)
-        self._fill_window(row, sampler.observed, started_s, time.monotonic() - started_s)
-        row.mem_ready_bytes = self._ready_bytes
-        row.mem_loaded_bytes = sum(self._settled_memory())
-        peak = sampler.observed.peak_memory_bytes()
-        row.mem_peak_bytes = max(peak or 0, row.mem_loaded_bytes, self._ready_bytes or 0)
+        self._fill_window(row, sampler.observed, started_s, lasted_s)
+        row.mem_ready_bytes, row.mem_loaded_bytes = self._ready_bytes, loaded
+        row.mem_peak_bytes = max(sum(sampler.observed.peak().values()), loaded, self._ready_bytes or 0)
         row.warmup_reached_batch = None if largest is None else largest >= min(aim, requests * prompt_tokens) / 2
         row.prompt_tokens, row.output_tokens, row.num_requests = prompt_tokens, output_tokens, requests
         return self._judged(row, result)
@@ -426,7 +469,7 @@ class Session:
     def _fill_window(self, row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
         point_rows.fill_window(row, observed, started_s, duration_s)
         if self._account is not None:
-            self._account.saw(observed.peak_by_card())
+            self._account.saw(observed.peak())
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
         # an answer that was no success is a server's own words, and may hold anything
@@ -471,6 +514,11 @@ class Session:
         status, text = probe.get(self._endpoint, "/metrics")
         return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
 
+    def _look_for_others(self, process: ServerProcess) -> None:
+        """Name the processes of others that are on the cards now in the session's row, if its own can be told."""
+        seen = Observed(processes=[self._device.processes(process.pid)]).foreign_processes()
+        self.row.foreign_processes = sorted({*self.row.foreign_processes, *(seen or ())})
+
     def _settled_memory(self) -> list[int]:
         """Read each card's memory until three readings in a row agree within 1 MiB, five seconds at the most."""
         pid = self._process.pid if self._process else None
@@ -500,6 +548,9 @@ class Session:
         return row
 
     def _fail(self, failure: Failure) -> None:
+        """Put what ended the session into its row; what failed first stays."""
+        if self.row.status != MEASURED:
+            return
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
         self.row.failure_message = self._masked(failure.message)
@@ -537,12 +588,17 @@ class Session:
 
     def settle(self) -> None:
         """Enter the account's peak and let the server give its memory back. It answers nothing afterwards: stop it."""
-        alive = self._process is not None and self._process.running and not self._settled
-        if alive and self.row.status == MEASURED and self.row.account and self.spec.device != "cpu":
+        process = self._process
+        if process is None or not process.running or self._settled or self.row.status != MEASURED:
+            return
+        self._look_for_others(process)
+        if self.row.account and self.spec.device != "cpu":
             self._settled = True
-            assert self._process is not None
             assert self._account is not None
-            self._account.settle(self._process.pid)
+            try:
+                self._account.settle(process.pid)
+            except CardLost as error:
+                self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
 
     def hurry(self) -> None:
         """Have `stop`, now or later, take two seconds at the most: whoever asks for it is about to be killed."""
@@ -559,6 +615,8 @@ class Session:
             if self.row.ended_at is None:
                 try:
                     self._end()
+                except CardLost as error:
+                    self._fail(Failure(FailureClass.CARD_LOST, f"while stopping: {error}"))
                 except Exception as error:  # the device's library, say: what was started must be gone all the same
                     self._fail(Failure(FailureClass.INTERNAL, f"while stopping: {type(error).__name__}: {error}"))
                 self._log = self._masked(self._former_log + self._process.log_text()) if self._process else ""
@@ -576,16 +634,24 @@ class Session:
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
         self.row.exit_code = self._process.exit_code
-        baseline = self.row.mem_baseline_bytes or 0
         deadline = asked + self.row.stop_s + self.spec.timeouts.memory_back_s
         while True:
-            self.row.mem_after_stop_bytes = sum(self._device.memory_by_card(self._process.pid))
-            if self.row.mem_after_stop_bytes <= baseline:
+            used = self._device.memory_by_card(self._process.pid)
+            left = [max(now - before, 0) for now, before in zip(used, self._baseline, strict=True)]
+            self.row.mem_after_stop_bytes = sum(self._baseline) + sum(left)
+            if not any(left):
                 self.row.memory_back_s = time.monotonic() - asked
                 break
             if time.monotonic() > deadline or self._hurried.is_set():
                 break
             time.sleep(0.1)
+
+
+def _refuse_damage(process: ServerProcess) -> None:
+    """Raise `StartFailed` where a forked server has forked in turn and left threads behind."""
+    damage = next((line for line in process.log_text().splitlines() if warm.FORKED_BESIDE in line), None)
+    if damage is not None:
+        raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
 
 
 def _address(transport: str, workspace: Workspace) -> Address:

@@ -21,6 +21,11 @@ class Card:
     memory_bytes: int
     power_limit_w: float | None = None
 
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is a slice of a card (MIG), of which CUDA gives a process one."""
+        return self.id.startswith("MIG-")
+
 
 @dataclass(frozen=True, slots=True)
 class CardProcess:
@@ -37,6 +42,10 @@ class CardProcess:
         return f"pid {self.pid} on {self.device_id}: {used}"
 
 
+class CardLost(Exception):
+    """A card that was there does not tell its memory any more."""
+
+
 class Device(Protocol):
     """The cards of one session."""
 
@@ -46,10 +55,13 @@ class Device(Protocol):
     """Seconds between two telemetry samples: often enough to see a level, rarely enough not to be seen in it."""
 
     def memory_by_card(self, pid: int | None) -> list[int]:
-        """Return bytes used on each of `cards`. `pid` is the server's: the CPU backend reads its process tree."""
+        """Return bytes used on each of `cards`. `pid` is the server's: the CPU backend reads its process tree.
+
+        Raises `CardLost`.
+        """
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
-        """Return one telemetry sample a card, with `t_s` 0 (the sampler stamps it)."""
+        """Return one telemetry sample a card, with `t_s` 0 (the sampler stamps it); a lost card's has no figure."""
 
     def processes(self, pid: int | None) -> list[CardProcess]:
         """Return the processes that hold memory of the cards, and whether they are in the tree of `pid`."""

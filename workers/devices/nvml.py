@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from contract.rows import TelemetryRow
 from workers import processes
-from workers.devices.base import Card, CardProcess
+from workers.devices.base import Card, CardLost, CardProcess
 
 _T = TypeVar("_T")
 
@@ -37,6 +37,7 @@ class NvmlDevice:
         try:
             self._handles = _handles(pynvml, visible)
             self.cards = [_card(pynvml, handle) for handle in self._handles]
+            self._used = [_used(pynvml, handle) for handle in self._handles]
             self.driver_version: str | None = _text(pynvml.nvmlSystemGetDriverVersion())
         except BaseException:
             self.close()
@@ -44,18 +45,25 @@ class NvmlDevice:
 
     def memory_by_card(self, pid: int | None) -> list[int]:
         """Return bytes used on each card by anybody, the driver's own reserve left out, as `nvidia-smi` does."""
-        return [_used(self._nvml, handle) for handle in self._handles]
+        return [self._told(card, used) for card, used in zip(self.cards, self._used, strict=True)]
+
+    def _told(self, card: Card, used: Callable[[], int]) -> int:
+        try:
+            return used()
+        except self._nvml.NVMLError as error:
+            raise CardLost(f"NVML does not read {card.id} any more: {error}") from None
 
     def sample(self, pid: int | None) -> list[TelemetryRow]:
         """Return one row a card; what a card does not offer stays None."""
-        return [self._sample(card, handle) for card, handle in zip(self.cards, self._handles, strict=True)]
+        every = zip(self.cards, self._handles, self._used, strict=True)
+        return [self._sample(card, handle, used) for card, handle, used in every]
 
-    def _sample(self, card: Card, handle: Any) -> TelemetryRow:
+    def _sample(self, card: Card, handle: Any, used: Callable[[], int]) -> TelemetryRow:
         nvml = self._nvml
         return TelemetryRow(
             0.0,
             card.id,
-            memory_used_bytes=_offered(lambda: _used(nvml, handle)),
+            memory_used_bytes=_offered(used),
             utilization_pct=_offered(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
             power_w=_offered(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)),
             sm_clock_mhz=_offered(lambda: int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
@@ -229,11 +237,33 @@ def throttle_reasons(bits: int) -> list[str]:
     return [words for bit, words in THROTTLES.items() if bits & bit]
 
 
-def _used(nvml: Any, handle: Any) -> int:
-    """Version 2 of the call leaves the driver's reserve out of `used`; version 1 counts it in."""
-    with contextlib.suppress(Exception):
+def _used(nvml: Any, handle: Any) -> Callable[[], int]:
+    """Return what reads the bytes in use on a card, by the same version of NVML's call every time.
+
+    Version 2 leaves the driver's reserve out; version 1 counts it in and is taken only where 2 is not offered: of a
+    card read now by the one and now by the other, the reserve would be a peak.
+    """
+
+    def by_version_1() -> int:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+    def by_version_2() -> int:
         return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
-    return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+    if not hasattr(nvml, "nvmlMemory_v2"):
+        return by_version_1
+    try:
+        by_version_2()
+    except nvml.NVMLError as error:
+        not_offered = (
+            nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+            nvml.NVML_ERROR_NOT_SUPPORTED,
+            nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+        )
+        if error.value not in not_offered:
+            raise
+        return by_version_1
+    return by_version_2
 
 
 def _offered(read: Callable[[], _T]) -> _T | None:

@@ -115,7 +115,7 @@ class VllmEngine:
 
     def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         """Return how long a start may be silent where its log is now."""
-        return vllm_phases.silence_limit_s(lines, forked, spec.model.dummy_weights)
+        return vllm_phases.silence_limit_s(lines, forked, spec.model.dummy_weights, spec.device)
 
     def parent_environment(self) -> dict[str, str]:
         """Return what has the CPU build's platform let the engine be forked too."""

@@ -31,9 +31,14 @@ ENDS: dict[str, re.Pattern[str]] = {
 of the configuration; `engine` and `worker` are the making of those processes, their imports among it; `profile` is the
 forward pass that sizes memory. The log does not tell when an engine's process was asked for: that is in `engine`."""
 LISTENING = "listening"
-FORKED_LIMIT_S = {"fork": 20.0, "imports": 20.0, "arguments": 30.0, "engine": 90.0, "worker": 90.0}
-"""What a forked server may take for a phase without a word: at least five times what was seen on two busy cores (0.2,
-0.2, 0.5, 15 and 10 s), of which the last two are imports that a GPU build does not have."""
+FORKED_LIMIT_S = {
+    "cpu": {"fork": 20.0, "imports": 20.0, "arguments": 150.0, "engine": 90.0, "worker": 90.0},
+    "cuda": {"fork": 20.0, "imports": 20.0, "arguments": 150.0, "engine": 30.0, "worker": 30.0},
+}
+"""What a forked server may take for a phase without a word, by device: at least five times what was seen (0.2, 0.2,
+0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 0.7 s for these on GPUs, where all is forked).
+`arguments` is once silent for 20 s and more where the cache is new: vLLM looks at the model's class in another
+interpreter then."""
 COLD_LIMIT_S = 300.0
 """The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
 that they were seen to take."""
@@ -68,15 +73,16 @@ def reached(lines: Sequence[tuple[float, str]]) -> str:
     )
 
 
-def silence_limit_s(lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool) -> float:
+def silence_limit_s(lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str) -> float:
     """Return how long a start may say nothing where it is. vLLM downloads weights without a word: only the cap on the
     whole start holds there."""
     phase = reached(lines)
     if phase == "weights" and not dummy_weights:
         return math.inf
-    if phase not in FORKED_LIMIT_S:
+    limits = FORKED_LIMIT_S[device]
+    if phase not in limits:
         return LATER_LIMIT_S
-    return FORKED_LIMIT_S[phase] if forked else COLD_LIMIT_S
+    return limits[phase] if forked else COLD_LIMIT_S
 
 
 def _with_later() -> list[tuple[str, list[str]]]:

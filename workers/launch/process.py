@@ -23,6 +23,8 @@ from workers.launch.workspace import Workspace
 from workers.temporary import end_what_works_in
 
 POLL_S = 0.02
+STATUS_LIMIT_S = 30.0
+"""For a guard to have started its server."""
 BEGIN = b"b"
 """To the guard of a forked server, which does nothing before."""
 
@@ -52,13 +54,21 @@ class ServerProcess:
                 os.close(owner_fd)
             if warm:
                 self._ask(BEGIN)
-            self.guard_pid, self.pid = self._wait_for_pids(warm is not None)
+            self.guard_pid, self.pid = self._begun(warm is not None)
         except BaseException:
             os.close(self._alive)
             raise
 
+    def _begun(self, forked: bool) -> tuple[int, int]:
+        """Return the pids of guard and server. Where they do not come to life, what there is of them is ended."""
+        try:
+            return self._wait_for_pids(forked)
+        except BaseException:  # the pipe is open yet: a guard whose owner seems dead would remove the directory
+            end_what_works_in(self._workspace.root, self._began_s)
+            raise
+
     def _wait_for_pids(self, forked: bool) -> tuple[int, int]:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + STATUS_LIMIT_S
         while time.monotonic() < deadline:
             ended = self._guard_has_ended()  # before the look, for it may end right after it has written
             status = self._status()
@@ -68,7 +78,7 @@ class ServerProcess:
                 break
             time.sleep(POLL_S)
         message = f"the guard did not start the server: {self.log_tail()}"
-        raise NotWarm(message) if forked and ended else RuntimeError(message)
+        raise NotWarm(message) if forked else RuntimeError(message)
 
     def _guard_has_ended(self) -> bool:
         """The pipe has no reader any more: the guard was the last one."""

@@ -29,6 +29,8 @@ from workers.temporary import PREFIX, Owned
 
 SCRIPT = Path(__file__).resolve().with_name("warm_parent.py")
 SOCKETS_BELOW = 5
+CUDA_DEVICE_ORDER = "PCI_BUS_ID"
+"""Of servers, and so of their parent: a driver that an import has initialised may have read it for good."""
 IMPORT_LIMIT_S = 300.0
 """For a warm parent to be done importing, from its start."""
 FORK_LIMIT_S = 30.0
@@ -47,6 +49,7 @@ def parent_for(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -
     """Start the parent of servers for `spec`, and for all that are told to see the same environment."""
     environment = inherited_environment(omp_num_threads) | engine.environment(spec, Address())
     environment |= engine.parent_environment() | compile_caches(cache_root())
+    environment["CUDA_DEVICE_ORDER"] = CUDA_DEVICE_ORDER
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all cards from whoever has not asked for any
     return WarmParent(engine.warm_modules, environment)
 
@@ -55,26 +58,42 @@ class WarmParent:
     """The process that imports and forks. It ends with this object's process, however that ends."""
 
     def __init__(self, modules: tuple[str, ...], environment: dict[str, str]) -> None:
-        """Start importing `modules` in `environment`, which servers forked from it must share."""
+        """Start importing `modules` in `environment`, which servers forked from it must share.
+
+        Raises RuntimeError, OSError, `psutil.NoSuchProcess` where it ends at once, and leaves nothing.
+        """
         self._owned = Owned(f"{PREFIX}warm-", SOCKETS_BELOW)
         self._root = self._owned.path
         self.socket = self._root / "s"
+        owner_fd, self._alive = os.pipe()
+        try:
+            self.pid = self._start(modules, environment, owner_fd)
+            self._process = psutil.Process(self.pid)
+        except BaseException:
+            os.close(self._alive)
+            self._owned.remove()
+            raise
+        finally:
+            os.close(owner_fd)
+
+    def _start(self, modules: tuple[str, ...], environment: dict[str, str], owner_fd: int) -> int:
+        """Start the script; return the pid that it goes on under."""
         temporary = self._root / "t"
         temporary.mkdir()
         (self._root / DEADLINE_FILE).write_text(str(time.monotonic() + IMPORT_LIMIT_S))
-        owner_fd, self._alive = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener, (self._root / "log").open("wb") as log:
             listener.bind(str(self.socket))
             listener.listen()
             fds = [owner_fd, listener.fileno()]
-            subprocess.run(
+            done = subprocess.run(
                 [sys.executable, str(SCRIPT), *map(str, fds), str(self._root), *modules],
                 env={**environment, "TMPDIR": str(temporary)}, cwd=self._root, pass_fds=fds,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
-        os.close(owner_fd)
-        self.pid = int((self._root / PID_FILE).read_text())
-        self._process = psutil.Process(self.pid)
+        if done.returncode:
+            said = (self._root / "log").read_text(errors="replace").strip().rpartition("\n")[2]
+            raise RuntimeError(f"the warm parent did not start (exit code {done.returncode}): {said}")
+        return int((self._root / PID_FILE).read_text())
 
     def close(self) -> None:
         """End it. Servers that were forked from it live on: their owners are others. Safe to call twice."""
@@ -114,7 +133,9 @@ class Offer:
         }
         try:
             self._connection.settimeout(FORK_LIMIT_S)
-            socket.send_fds(self._connection, [json.dumps(request).encode()], [owner_fd])
+            text = json.dumps(request).encode()
+            sent = socket.send_fds(self._connection, [text], [owner_fd])
+            self._connection.sendall(text[sent:])  # the socket may have taken a part
             self._connection.shutdown(socket.SHUT_WR)
             _heard(self._connection)
         except OSError as error:

@@ -46,21 +46,30 @@ else:
     del sys.path[0], sys.modules["guard"]  # the directory of this file is nothing that a server should import from
 
 READ_LATE = (
-    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TMPDIR", "VLLM_API_KEY", "VLLM_RPC_BASE_PATH",
-    "VLLM_SERVER_DEV_MODE", "VLLM_WORKER_MULTIPROC_METHOD",
+    "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TMPDIR", "VLLM_API_KEY", "VLLM_RPC_BASE_PATH", "VLLM_SERVER_DEV_MODE",
+    "VLLM_WORKER_MULTIPROC_METHOD",
 )  # fmt: skip
 """Variables that nothing looks at while it is imported, or that a forked server sets anew: they may differ from the
-parent's. Any other one that does is a reason for a cold start."""
+parent's. Any other one that does is a reason for a cold start. The driver may have read CUDA_VISIBLE_DEVICES: that it
+reads it again is proven of each server by the memory of its cards (`workers.session`)."""
 MESSAGE_BYTES = 2**20
 CLIENT_LIMIT_S = 10.0
+GUARD_LIMIT_S = 10.0
+"""For a guard to leave this process: milliseconds, unless its fork hangs."""
+KILLED_LIMIT_S = 1.0
+POLL_S = 0.005
 PID_FILE = "pid"
 DEADLINE_FILE = "deadline"
 """Until when it may import, on the clock of `time.monotonic`, which all processes of a node share."""
 FORKED_BESIDE = "warm start: forked beside Python threads"
 """In the log of a forked server that forks in turn and leaves threads behind; their names follow."""
 CUDA_DRIVER = "libcuda.so.1"
-IN_COMMON = re.compile(r"anon_inode:\[eventpoll\]$|socket:")
-"""An event loop has one of these. CUDA's driver, which importing vLLM 0.25.1 initialises, has eventfds and pipes."""
+CUDA_ERROR_NOT_INITIALIZED = 3
+IN_COMMON = re.compile(r"anon_inode:|socket:|pipe:")
+"""What all forks would share: an event loop has an epoll, for instance, a timer a timerfd."""
+DRIVERS_MEMORY = "/dev/nvidia-uvm"
+OF_THE_DRIVER = re.compile(r"anon_inode:\[eventfd\]$|pipe:")
+"""What CUDA's driver, which importing vLLM 0.25.1 initialises, opens beside that."""
 
 
 class NotFit(Exception):
@@ -102,9 +111,9 @@ class Imported:
         torch: Any = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             raise NotFit("an import has initialised CUDA")
-        with contextlib.suppress(OSError):  # not loaded: nothing has used it
-            if cards := gpus_with_context(ctypes.CDLL(CUDA_DRIVER, os.RTLD_NOLOAD)):
-                raise NotFit(f"an import has made a CUDA context on GPU {', '.join(map(str, cards))}")
+        driver = loaded(CUDA_DRIVER)
+        if driver is not None and (problem := context_problem(driver)):
+            raise NotFit(problem)
         if threading.active_count() > 1:
             names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
             raise NotFit(f"an import has started threads: {', '.join(names)}")
@@ -221,24 +230,23 @@ class Parent:
         sys.stderr.flush()
         child = os.fork()
         if child:
-            _, status = os.waitpid(child, 0)  # the guard has left it
-            if status:
-                raise NotFit("no guard could be forked")
+            _wait_for_guard(child)
             return False
         try:
             self._listener.close()
             os.close(self._owner_fd)
             connection.close()
+            os.chdir(request.directory)  # first, so that whoever hangs from here on is found there
             its_guard = guard.Guard(its_owner_fd, Path(request.status), request.grace_s, Path(request.directory))
             if not its_guard.is_wanted():
                 os._exit(0)
             _streams(request.log)
-            os.chdir(request.directory)
             its_pid = os.getpid()
             server = os.fork()
             if not server:
                 guard.end_with_parent(its_pid)
                 return True
+            _close_all_but(its_owner_fd)  # the import's, the driver's too: a guard uses none of it
             its_guard.watch(Forked(server))
         except BaseException:
             traceback.print_exc()
@@ -270,26 +278,79 @@ def _descriptors() -> dict[int, str]:
 
 def opened_problem(before: dict[int, str], after: dict[int, str]) -> str | None:
     """Return what an import has opened that servers must not have in common, in words; None where there is nothing."""
-    opened = sorted({name for fd, name in after.items() if before.get(fd) != name})
-    common = [name for name in opened if IN_COMMON.match(name)]
-    return f"an import has opened what all forks would share: {', '.join(common)}" if common else None
+    opened = {name for fd, name in after.items() if before.get(fd) != name}
+    common = {name for name in opened if IN_COMMON.match(name)}
+    if DRIVERS_MEMORY in opened:
+        common -= {name for name in common if OF_THE_DRIVER.match(name)}
+    return f"an import has opened what all forks would share: {', '.join(sorted(common))}" if common else None
 
 
-def gpus_with_context(driver: Any) -> list[int]:
-    """Return the GPUs on which this process has a primary context, by the driver's own numbers.
+def loaded(library: str) -> Any | None:
+    """Return a shared library that this process has loaded; None where it has not, and it is not loaded now either."""
+    try:
+        return ctypes.CDLL(library, os.RTLD_NOLOAD)
+    except OSError:
+        return None
+
+
+def context_problem(driver: Any) -> str | None:
+    """Return in words that this process has a context on a GPU, by the driver's own numbers; None where it has none.
 
     A fork of it could not use these. Where the driver is merely initialised it can (seen with driver 580.159).
-    Initialises nothing: asked before `cuInit`, the driver answers with an error.
+    Initialises nothing: asked before `cuInit`, the driver answers with an error. Raises `NotFit` where it does not say.
     """
-    count, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []
+    count, device, flags, current = ctypes.c_int(), ctypes.c_int(), ctypes.c_uint(), ctypes.c_void_p()
+    result = driver.cuDeviceGetCount(ctypes.byref(count))
+    if result == CUDA_ERROR_NOT_INITIALIZED:
+        return None
+    _succeeded("cuDeviceGetCount", result)
     found = []
     for number in range(count.value):
-        failed = driver.cuDevicePrimaryCtxGetState(number, ctypes.byref(flags), ctypes.byref(active))
-        if active.value and not failed:
+        active = ctypes.c_int()
+        _succeeded("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), number))
+        result = driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+        _succeeded("cuDevicePrimaryCtxGetState", result)
+        if active.value:
             found.append(number)
-    return found
+    if found:
+        return f"an import has made a CUDA context on GPU {', '.join(map(str, found))}"
+    _succeeded("cuCtxGetCurrent", driver.cuCtxGetCurrent(ctypes.byref(current)))
+    return "an import has made a CUDA context" if current.value else None
+
+
+def _succeeded(call: str, result: int) -> None:
+    if result:
+        raise NotFit(f"the driver does not say whether an import has made a CUDA context: {call} fails with {result}")
+
+
+def _wait_for_guard(child: int) -> None:
+    """Wait until the guard has left `child`, which then ends. Raises `NotFit` where that fails, or hangs."""
+    status = _ended(child, GUARD_LIMIT_S)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        _ended(child, KILLED_LIMIT_S)
+        raise NotFit(f"its guard did not come to life within {GUARD_LIMIT_S:g} s")
+    if status:
+        raise NotFit("no guard could be forked")
+
+
+def _ended(child: int, limit_s: float) -> int | None:
+    """The status of a child that ends within the limit."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(POLL_S)
+
+
+def _close_all_but(kept: int) -> None:
+    """Close all descriptors but the standard ones and this one."""
+    for fd in _descriptors():
+        if fd > 2 and fd != kept:
+            os.close(fd)
 
 
 def _streams(log: str) -> None:
