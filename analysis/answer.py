@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from analysis.caveats import next_steps, silent_sessions, title
@@ -49,9 +48,9 @@ def answer(run_dir: Path) -> str:
 
 
 def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
-    """Return what the memory points, the levels of load and the objectives say, in this order."""
+    """Return what the run says about each model on each kind of card: what was decided first, what is open last."""
     memory = [Finding(_title(_sample(result), result.name, result.group.label),
-                      (*_kv_lines(result), *_target_lines(result, tables, targets)))
+                      (*_target_lines(result, tables, targets), *_kv_lines(result)))
               for result in kv_results(tables.points)]  # fmt: skip
     load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency")))
             for curve in knee_curves(tables.points)]  # fmt: skip
@@ -59,9 +58,12 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
-    found = [*memory, *load, *rates, *_operating(tables, slo), *borders]
-    alike = [list(some) for _, some in groupby(found, key=lambda finding: finding.about.text)]
-    return [Finding(some[0].about, tuple(line for finding in some for line in finding.lines)) for some in alike]
+    chosen, open_ = _operating(tables, slo)
+    lines: dict[str, Finding] = {}
+    for finding in [*chosen, *memory, *load, *rates, *borders, *open_]:
+        known = lines.get(finding.about.text, Finding(finding.about, ()))
+        lines[finding.about.text] = Finding(known.about, (*known.lines, *finding.lines))
+    return list(lines.values())
 
 
 def losses(tables: Tables) -> list[Phrase]:
@@ -155,11 +157,16 @@ def _target_lines(result: KvResult, tables: Tables, targets: Targets) -> Iterato
         )  # fmt: skip
 
 
-def _operating(tables: Tables, slo: Slo) -> Iterator[Finding]:
-    """The operating point of every load; without an objective an open loop has none."""
+def _operating(tables: Tables, slo: Slo) -> tuple[list[Finding], list[Finding]]:
+    """The operating point of every load, those that are known and the others; without an objective an open loop has
+    none."""
+    known: list[Finding] = []
+    others: list[Finding] = []
     for choice in choices(tables, slo, None):
         if slo.percentiles() or not choice.open_loop:
-            yield Finding(_about(choice.curves[0]), (_operating_line(choice),))
+            into = others if choice.point is None else known
+            into.append(Finding(_about(choice.curves[0]), (_operating_line(choice),)))
+    return known, others
 
 
 def _operating_line(choice: Choice) -> Phrase:

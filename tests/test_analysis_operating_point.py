@@ -535,6 +535,22 @@ def test_terminal_gives_the_length_for_the_target_and_whether_its_contexts_fit(t
     assert "longest safe" not in answer(run)
 
 
+def test_terminal_begins_with_what_was_decided_and_has_one_block_for_each_model(tmp_path: Path) -> None:
+    other = [
+        replace(row, model="other", session_id=f"other-{row.session_id}", point_id=f"other-{row.point_id}")
+        for row in synthetic.rows()
+    ]
+    run = synthetic.write_run(tmp_path, [*synthetic.rows(), *other])
+    (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": 0.5}}))
+    reduce(run)
+    lines = answer(run).splitlines()
+    titles = [at for at, line in enumerate(lines) if not line.startswith(" ") and not line.startswith("Files")]
+    assert len(titles) == 2
+    assert all(lines[at + 1].startswith("  operating point (") for at in titles)
+    (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": 0.001}}))
+    assert "operating point" in answer(run).splitlines()[titles[1] - 1], "what is open comes last"
+
+
 def test_a_price_that_is_no_number_above_zero_is_none(tmp_path: Path) -> None:
     for given_, read in ((2.5, 2.5), (3, 3.0), (0, None), (-1, None), ("2", None), (True, None), (None, None)):
         (tmp_path / "manifest.json").write_text(json.dumps({"cost": {"gpu_hour": given_}}))
