@@ -48,7 +48,10 @@ def answer(run_dir: Path) -> str:
 
 
 def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
-    """Return what the run says about each model on each kind of card: what was decided first, what is open last."""
+    """Return what the run says about each model on each kind of card: what was decided first, what is open last.
+
+    Without an objective an open loop has no operating point.
+    """
     memory = [Finding(_title(_sample(result), result.name, result.group.label),
                       (*_target_lines(result, tables, targets), *_kv_lines(result)))
               for result in kv_results(tables.points)]  # fmt: skip
@@ -58,12 +61,13 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
-    chosen, open_ = _operating(tables, slo)
-    lines: dict[str, Finding] = {}
-    for finding in [*chosen, *memory, *load, *rates, *borders, *open_]:
-        known = lines.get(finding.about.text, Finding(finding.about, ()))
-        lines[finding.about.text] = Finding(known.about, (*known.lines, *finding.lines))
-    return list(lines.values())
+    asked = [choice for choice in choices(tables, slo, None) if slo.percentiles() or not choice.open_loop]
+    chosen = [_operating(choice) for choice in asked if choice.point is not None]
+    undecided = [_operating(choice) for choice in asked if choice.point is None]
+    blocks: dict[str, list[Finding]] = {}
+    for finding in [*chosen, *memory, *load, *rates, *borders, *undecided]:
+        blocks.setdefault(finding.about.text, []).append(finding)
+    return [Finding(some[0].about, tuple(line for each in some for line in each.lines)) for some in blocks.values()]
 
 
 def losses(tables: Tables) -> list[Phrase]:
@@ -157,16 +161,8 @@ def _target_lines(result: KvResult, tables: Tables, targets: Targets) -> Iterato
         )  # fmt: skip
 
 
-def _operating(tables: Tables, slo: Slo) -> tuple[list[Finding], list[Finding]]:
-    """The operating point of every load, those that are known and the others; without an objective an open loop has
-    none."""
-    known: list[Finding] = []
-    others: list[Finding] = []
-    for choice in choices(tables, slo, None):
-        if slo.percentiles() or not choice.open_loop:
-            into = others if choice.point is None else known
-            into.append(Finding(_about(choice.curves[0]), (_operating_line(choice),)))
-    return known, others
+def _operating(choice: Choice) -> Finding:
+    return Finding(_about(choice.curves[0]), (_operating_line(choice),))
 
 
 def _operating_line(choice: Choice) -> Phrase:

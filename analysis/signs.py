@@ -8,6 +8,7 @@ from analysis.intervals import CONFIDENCE, mean_log, pooled_noise
 from analysis.knee import STILL_GAINS, KneeVerdict
 from analysis.load_curve import LoadCurve, level_of
 from analysis.series import Reading
+from analysis.tables import RunPoint
 from analysis.verdicts import Signs
 from contract.rows import CLIENT_LIMITED
 
@@ -80,14 +81,18 @@ def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
 
 
 def _one_after_the_other(reading: Reading) -> bool:
-    """Whether the repeats alone and those beside others do not alternate in time."""
-    alone = [p.started_at for p in reading.measured if p.tok_s and not p.co_running_sessions]
-    beside = [p.started_at for p in reading.measured if p.tok_s and p.co_running_sessions]
+    """Whether the repeats alone and those beside others do not alternate in time; needs some of both."""
+    alone, beside = ([point.started_at for point in points] for points in _points_by_company(reading))
     return max(alone) < min(beside) or max(beside) < min(alone)
 
 
 def by_company(reading: Reading) -> tuple[list[float], list[float]]:
     """Return tok/s of the repeats alone on the host, and of those beside another session."""
-    alone = [p.tok_s for p in reading.measured if p.tok_s and not p.co_running_sessions]
-    beside = [p.tok_s for p in reading.measured if p.tok_s and p.co_running_sessions]
+    alone, beside = ([point.tok_s for point in points if point.tok_s] for points in _points_by_company(reading))
     return alone, beside
+
+
+def _points_by_company(reading: Reading) -> tuple[list[RunPoint], list[RunPoint]]:
+    with_figure = [point for point in reading.measured if point.tok_s]
+    alone = [point for point in with_figure if not point.co_running_sessions]
+    return alone, [point for point in with_figure if point.co_running_sessions]

@@ -219,7 +219,7 @@ class Session:
             try:
                 process = self._ready(offered)
                 prove(process)
-                _refuse_damage(process)  # the first completion may be the first to have it fork
+                _refuse_damage(process, process.log_text())  # the first completion may be the first to have it fork
             except readiness.StartFailed as error:
                 if error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
@@ -237,9 +237,10 @@ class Session:
         log = StartLog(launched)
 
         def read() -> None:
-            log.look(process.log_text())
+            text = process.log_text()
+            log.look(text)
             if offered is not None:
-                _refuse_damage(process)
+                _refuse_damage(process, text)
 
         def look() -> None:
             read()
@@ -647,9 +648,9 @@ class Session:
             time.sleep(0.1)
 
 
-def _refuse_damage(process: ServerProcess) -> None:
+def _refuse_damage(process: ServerProcess, log: str) -> None:
     """Raise `StartFailed` where a forked server has forked in turn and left threads behind."""
-    damage = next((line for line in process.log_text().splitlines() if warm.FORKED_BESIDE in line), None)
+    damage = next((line for line in log.splitlines() if warm.FORKED_BESIDE in line), None)
     if damage is not None:
         raise readiness.StartFailed(Failure(FailureClass.START_FAILED, damage, process.log_tail()))
 
