@@ -21,16 +21,17 @@ COLOURS = {
     "buffers": "#F0E442",
     "cache": "#56B4E9",
     "context": "#009E73",
+    "libraries": "#B7E1CD",
     "driver": "#D55E00",
     "kernels": "#E69F00",
     "outside": "#E69F00",
 }
 """Okabe and Ito's, which stay apart for colour-blind readers."""
 HATCHES = {
-    "weights": "", "kv": "", "context": "--", "driver": "\\", "kernels": "//", "outside": "//", "graphs": "\\\\",
-    "buffers": "..", "cache": "xx",
+    "weights": "", "kv": "", "context": "--", "libraries": "++", "driver": "\\", "kernels": "//", "outside": "//",
+    "graphs": "\\\\", "buffers": "..", "cache": "xx",
 }  # fmt: skip
-DWARFED = ("context", "kernels", "outside", "driver", "graphs", "buffers", "cache")
+DWARFED = ("context", "libraries", "kernels", "outside", "driver", "graphs", "buffers", "cache")
 ORDER = ("weights", *DWARFED, "kv")
 """What does not grow stands below what does."""
 

@@ -21,8 +21,11 @@ COLUMNS = {
     "context": "context_bytes",
 }
 """Parts of the account that stand in the rows as they are. What else is outside torch follows from several columns."""
-OUTSIDE_TORCH = ("driver", "kernels", "outside")
-"""The first two where the workers have read it themselves; rows before version 7 have the last, one difference."""
+UNNAMED = ("driver", "kernels", "outside")
+"""Outside torch, of which nobody says what it is: the first two where the workers have read it themselves; rows before
+version 7 have the last, one difference."""
+OUTSIDE_TORCH = ("context", "libraries", *UNNAMED)
+"""A probe tells the first two; the second since version 8."""
 HEADS = {
     "weights": "weights",
     "kv": "KV pool",
@@ -30,6 +33,7 @@ HEADS = {
     "buffers": "buffers",
     "cache": "cache",
     "context": "CUDA context",
+    "libraries": "torch and cuBLAS",
     "driver": "came with graph capture",
     "kernels": "kernels and libraries",
     "outside": "outside torch beyond context",
@@ -66,15 +70,15 @@ class Account:
 
     @property
     def outside(self) -> int:
-        """What the parts have outside of torch, the context with it."""
-        return sum(self.parts.get(part) or 0 for part in ("context", *OUTSIDE_TORCH))
+        """What the parts have outside of torch's allocator."""
+        return sum(self.parts.get(part) or 0 for part in OUTSIDE_TORCH)
 
     @property
     def unnamed(self) -> int | None:
-        """What the context and torch's allocator alone do not explain; None where no probe told the context."""
+        """What probes and torch's allocator alone do not explain; None where no probe told the context."""
         if self.parts["context"] is None:
             return None
-        return self.residual + sum(self.parts.get(part) or 0 for part in OUTSIDE_TORCH)
+        return self.residual + sum(self.parts.get(part) or 0 for part in UNNAMED)
 
     @property
     def unnamed_share(self) -> float | None:
@@ -90,7 +94,13 @@ class Accounts:
         rows = [row for session in sessions for row in session.account if row.used_bytes is not None]
         self.named = all(_since_init(row) is not None for row in rows)
         """Whether all workers have read what is outside torch: the run's accounts then have the same parts."""
-        self.parts = (*COLUMNS, *(("driver", "kernels") if self.named else ("outside",)), "residual")
+        self._libraries = {
+            _stack(session): session.library_bytes for session in sessions if session.library_bytes is not None
+        }
+        outside = ("driver", "kernels") if self.named else ("outside",)
+        if self.named and self._libraries:
+            outside = ("libraries", *outside)
+        self.parts = (*COLUMNS, *outside, "residual")
         self.heads = [HEADS[part] for part in self.parts]
 
     def at(self, reading: Reading, moment: str) -> Account | None:
@@ -105,7 +115,11 @@ class Accounts:
         at_end = _total([row.outside_bytes for row in rows])
         capture = session.graph_capture_bytes
         if self.named:
-            parts |= _since_first_look(rows, parts["graphs"], capture)
+            told = self._libraries.get(_stack(session))
+            libraries = None if told is None else told * len(rows)
+            if "libraries" in self.parts:
+                parts["libraries"] = libraries
+            parts |= _since_first_look(rows, parts["graphs"], capture, libraries or 0)
         else:
             parts["outside"] = None if at_end is None else at_end - (parts["context"] or 0)
         used = sum(row.used_bytes or 0 for row in rows)
@@ -139,6 +153,11 @@ class Accounts:
         return join(words, ", ") if words else None
 
 
+def _stack(session: SessionRow) -> tuple[str | None, ...]:
+    """What decides how much libraries take of a card."""
+    return session.device_name, session.driver_version, session.torch_version
+
+
 def _total(values: Sequence[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
@@ -150,11 +169,14 @@ def _since_init(row: MemoryAccount) -> int | None:
     return None if now is None or first is None else now - first
 
 
-def _since_first_look(rows: Sequence[MemoryAccount], pools: int | None, capture: int | None) -> dict[str, int | None]:
+def _since_first_look(
+    rows: Sequence[MemoryAccount], pools: int | None, capture: int | None, libraries: int
+) -> dict[str, int | None]:
     """Return what came outside torch since the engine's first look; apart, what came while CUDA graphs were captured.
 
     That is what went then less their pools, which lie in torch's allocator. The log has it of one worker, so of
-    several it is not known; where there is no pool there is no graph.
+    several it is not known; where there is no pool there is no graph. `libraries` of it are told by a probe; where less
+    came, a part of them was there before, and is the residual's to show.
     """
     came = _total([_since_init(row) for row in rows])
     driver = None
@@ -162,7 +184,8 @@ def _since_first_look(rows: Sequence[MemoryAccount], pools: int | None, capture:
         driver = 0
     elif capture is not None and pools is not None and len(rows) == 1:
         driver = max(capture - pools, 0)
-    return {"driver": driver, "kernels": None if came is None else came - (driver or 0)}
+    rest = None if came is None else came - (driver or 0)
+    return {"driver": driver, "kernels": rest if not libraries or rest is None else max(rest - libraries, 0)}
 
 
 def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
@@ -207,12 +230,14 @@ HOW_READ = {
     "buffers": "the same: other live tensors",
     "cache": "the same: blocks that activations have left",
     "context": "NVML: by how much it rose for a probe process that made a bare context, before the server",
+    "libraries": "NVML: by how much it rose beyond a bare context and what torch's allocator held when a probe process "
+    "had torch make a tensor and multiply matrices, before the run's first server on the node",
     "driver": "the engine's log, to a hundredth of a GiB: what went of the card while it captured CUDA graphs, less "
     "their pools. What the driver keeps of graphs is at most that, for what the warm-up of a capture loaded is in it, "
     "and not in the next part",
     "kernels": "two readings of cudaMemGetInfo in the workers, each less what torch's allocator held: by how much "
-    "they rose from the engine's own first look at the card, before it loaded the model, to this moment, less the part "
-    "before. What processes of others took or gave back meanwhile would be in it",
+    "they rose from the engine's own first look at the card, before it loaded the model, to this moment, less the "
+    "parts before. What processes of others took or gave back meanwhile would be in it",
     "outside": "one difference, of which nobody names the parts (kernels, libraries, what the driver keeps of "
     "CUDA graphs): NVML at the server's end, when torch had freed everything, less what was there before the "
     "server and the context",
@@ -267,10 +292,10 @@ def _notes_on_outside(doc: Document, found: list[Account]) -> None:
 
 def _both_residuals(doc: Document, found: list[Account], accounts: Accounts) -> None:
     worst = max(found, key=lambda account: abs(account.share))
-    parts = " and ".join(f"*{HEADS[part]}*" for part in OUTSIDE_TORCH if part in accounts.parts)
+    parts = " and ".join(f"*{HEADS[part]}*" for part in UNNAMED if part in accounts.parts)
     doc.say(
         "What is left over, both ways. Against everything that was read the largest residual is {residual} MiB, "
-        "{share} of the memory at that moment. What lies outside torch beyond the context (" + parts + ") is read "
+        "{share} of the memory at that moment. What no probe tells of what lies outside torch (" + parts + ") is read "
         "from the same counter as the memory that it explains, so this says that nothing came or went unseen, not what "
         "it is.",
         residual=signed_mib(f"{worst.name}.residual_mib", worst.residual),
@@ -281,7 +306,7 @@ def _both_residuals(doc: Document, found: list[Account], accounts: Accounts) -> 
         most = max(known, key=lambda account: abs(account.unnamed or 0))
         highest = max(known, key=lambda account: abs(account.unnamed_share or 0.0))
         doc.say(
-            "Against the probe's context and torch's allocator alone, so that what nobody counts one by one is seen, "
+            "Against what probes and torch's allocator tell alone, so that what nobody counts one by one is seen, "
             "it is at most {unnamed} MiB, and at most {share} of the memory at a moment.",
             unnamed=signed_mib(f"{most.name}.unnamed_mib", most.unnamed),
             share=_share(f"{highest.name}.unnamed_pct", highest.unnamed_share),
@@ -301,7 +326,7 @@ def _both_residuals_table(doc: Document, series: Series, accounts: Accounts) -> 
             _share(f"{account.name}.unnamed_pct", account.unnamed_share),
         ]
 
-    heads = ["residual: all that was read", "share", "residual: context and allocator alone", "share"]
+    heads = ["residual: all that was read", "share", "residual: probes and allocator alone", "share"]
     _by_length(doc, series, accounts, heads, cells)
 
 

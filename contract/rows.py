@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -530,6 +530,9 @@ class SessionRow:
     """Memory of one worker's card that went while the engine captured CUDA graphs (its log, to 0.01 GiB): their pools,
     what the driver took for them, and what the warm-up before each capture loaded or left in the cache. Of several
     workers vLLM has the first alone log it, or each its own; here is the last line's."""
+    library_bytes: int | None = None
+    """By how much a card rose, beyond a bare context and torch's allocator, when a probe process had torch compute on
+    it before the server: torch's own kernels and cuBLAS. Read by a run's first session on a node, of its first card."""
     account: list[MemoryAccount] = field(default_factory=list)
     """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
 

@@ -71,6 +71,8 @@ class Cluster:
         self._local = local
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
+        self._served: set[str] = set()
+        """Nodes that have had a session."""
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
         self._keeps_warm: threading.Thread | None = None
         self._left = threading.Event()
@@ -294,7 +296,9 @@ class Cluster:
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
         omp, why = _users_omp_num_threads(), self._not_warm.get(node)
-        handle = SessionHandle(actor.remote(spec, run_id, attempt, again, omp, warm_parent, why))
+        first = node not in self._served
+        self._served.add(node)
+        handle = SessionHandle(actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first))
         await handle.alive()
         return handle
 
@@ -444,6 +448,7 @@ class SessionActor:
         omp_num_threads: str | None,
         warm_parent: str | None,
         no_warm_parent: str | None,
+        first: bool,
     ) -> None:
         import ray
 
@@ -463,6 +468,7 @@ class SessionActor:
             Path(warm_parent) if warm_parent else None,
             again,
             no_warm_parent,
+            first,
         )
         self._lease = Lease(self._session.stop)
 

@@ -465,8 +465,13 @@ def session_of(row: PointRow, ended_at: str | None = None) -> SessionRow:
         mem_baseline_bytes=row.mem_baseline_bytes,
         mem_after_stop_bytes=4 * MIB,
         account=account_of(row),
+        library_bytes=LIBRARY_BYTES if row.device != "cpu" else None,
         graph_capture_bytes=None if row.enforce_eager or row.device == "cpu" else round(0.66 * GIB),
     )
+
+
+LIBRARY_BYTES = 158 * MIB
+"""Of a card, as a probe tells it."""
 
 
 def account_of(row: PointRow) -> list[MemoryAccount]:

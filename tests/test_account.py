@@ -208,6 +208,39 @@ def test_a_context_is_not_known_where_others_came_or_went(
     assert found == (None if expected is None else expected * MIB)
 
 
+PRETENDED_TORCH = """
+import sys, types
+class Tensor:
+    def __getitem__(self, rows):
+        return self
+def linear(rows, weights):
+    assert rows is weights
+functional = types.SimpleNamespace(linear=linear)
+cuda = types.SimpleNamespace(synchronize=int, empty_cache=int, memory_reserved=lambda: 32)
+sys.modules["torch"] = types.SimpleNamespace(
+    ones=lambda *_, **__: Tensor(), bfloat16=None, nn=types.SimpleNamespace(functional=functional), cuda=cuda
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("torch", "readings", "expected"),
+    [
+        (PRETENDED_TORCH, [100, 600, 790, 100], 190 - 32),
+        ("import sys; sys.modules['torch'] = None", [100, 600, 100], None),  # there is none to be had
+        (PRETENDED_TORCH, [100, 600, 790, 90 * MIB], None),  # somebody came meanwhile
+    ],
+)
+def test_libraries_are_what_the_card_grows_by_beyond_a_context_and_torchs_allocator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str, readings: list[int], expected: int | None
+) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(torch + PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    monkeypatch.setattr(context_probe, "__file__", str(script))
+    monkeypatch.setattr(context_probe, "BACK_LIMIT_S", 0.1)
+    assert context_probe.library_bytes("0", lambda: readings.pop(0) if len(readings) > 1 else readings[0]) == expected
+
+
 def test_a_probe_ends_with_the_process_that_asked(tmp_path: Path) -> None:
     script = tmp_path / "probe.py"
     script.write_text(PRETENDED_CUDA.format(result=0, path=context_probe.__file__))

@@ -769,8 +769,10 @@ class Auditor:
             came = sums.outside_now_bytes - sums.outside_at_init_bytes
             kept = capture - sums.graph_pool_bytes if len(cards) == 1 else math.nan
             parts["driver"] = kept if sums.graph_pool_bytes else 0
-            parts["kernels"] = came if np.isnan(parts["driver"]) else came - parts["driver"]
+            parts["libraries"] = float(self.sessions.library_bytes.dropna().iloc[0]) * len(cards)
+            parts["kernels"] = came - parts["libraries"] - (0 if np.isnan(parts["driver"]) else parts["driver"])
             parts["residual"] = parts["unnamed"] - came
+            parts["unnamed"] -= parts["libraries"]
             parts["end_difference"] = parts["outside"] - came
         if what in ("residual_pct", "unnamed_pct"):
             return float(100 * abs(parts[what.removesuffix("_pct")]) / parts["used"])

@@ -17,7 +17,7 @@ from analysis.kv_notes import kv_page
 from analysis.kv_scaling import write_capacity, write_scaling
 from analysis.tables import Tables
 from analysis.targets import Targets, read_targets
-from contract.rows import MemoryAccount, PointRow
+from contract.rows import MemoryAccount, PointRow, SessionRow
 from tests import synthetic_run as synthetic
 
 MIB = 2**20
@@ -488,13 +488,19 @@ def row_of(page: str, start: str) -> str:
 def test_what_is_outside_torch_is_told_apart_as_the_workers_have_read_it() -> None:
     page = notes(memory())
     assert page.count("| moment | memory | weights | KV pool | graph pools |") == 2
-    assert " | cache | CUDA context | came with graph capture | kernels and libraries | residual |" in page
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 0.0 | 228.0 | +3.0 |")
-    captured = [row for row in page.splitlines() if row.endswith(" | 527.0 | 339.8 | 176.2 | +3.0 |")]
+    assert (
+        " | cache | CUDA context | torch and cuBLAS | came with graph capture | kernels and libraries | residual |"
+        in page
+    )
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 158.0 | 0.0 | 70.0 | +3.0 |")
+    captured = [row for row in page.splitlines() if row.endswith(" | 527.0 | 158.0 | 339.8 | 18.2 | +3.0 |")]
     assert len(captured) == 2 * 4
     assert "Against everything that was read the largest residual is +3.0 MiB, 0.02 % of the memory" in page
-    assert "beyond the context (*came with graph capture* and *kernels and libraries*) is read from the same" in page
-    assert "| 512 | ready | 15,250.0 | +3.0 | 0.02 % | +231.0 | 1.51 % |" in page
+    assert (
+        "tells of what lies outside torch (*came with graph capture* and *kernels and libraries*) is read from the same"
+        in page
+    )
+    assert "| 512 | ready | 15,250.0 | +3.0 | 0.02 % | +73.0 | 0.48 % |" in page
     assert "NVML still had all that is outside torch (the driver" in page
     assert "where the two differ most, +2.0 MiB." in page
     assert "utside torch beyond context" not in page
@@ -503,8 +509,8 @@ def test_what_is_outside_torch_is_told_apart_as_the_workers_have_read_it() -> No
 
 def test_a_server_of_several_workers_has_graphs_with_kernels_for_its_log_has_one_figure() -> None:
     page = notes(memory(replace(synthetic.GPU, gpus=2)))
-    assert page.count(" | 1,054.0 | – | 1,032.0 | +6.0 |") == 2 * 4
-    assert page.count(" | 1,054.0 | 0.0 | 456.0 | +6.0 |") == 2 * 4
+    assert page.count(" | 1,054.0 | 316.0 | – | 716.0 | +6.0 |") == 2 * 4
+    assert page.count(" | 1,054.0 | 316.0 | 0.0 | 140.0 | +6.0 |") == 2 * 4
     assert "Where *came with graph capture* is missing the log does not tell it" in page
 
 
@@ -512,13 +518,13 @@ def test_graphs_that_the_log_does_not_tell_of_are_with_kernels(monkeypatch: pyte
     known = synthetic.session_of
     monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), graph_capture_bytes=None))
     page = notes(memory())
-    assert page.count(" | 527.0 | – | 516.0 | +3.0 |") == 2 * 4
+    assert page.count(" | 527.0 | 158.0 | – | 358.0 | +3.0 |") == 2 * 4
 
 
 def test_without_a_probe_the_context_is_in_the_residual(accounts_with: Callable[..., None]) -> None:
     accounts_with(context_bytes=None)
     page = notes(memory())
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | – | 0.0 | 228.0 | +530.0 |")
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | – | 158.0 | 0.0 | 70.0 | +530.0 |")
     assert "| 512 | ready | 15,250.0 | +530.0 | 3.48 % | – | – |" in page
     assert "Where no probe told the CUDA context it is in the residual." in page
     assert "A cross-check" not in page
@@ -540,7 +546,34 @@ def test_a_step_outside_torch_is_told_as_one(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(synthetic, "account_of", grown)
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
     assert "by the account: kernels and libraries +96.0 MiB; the driver or a library took it, not torch" in page
-    assert "it is at most +615.0 MiB" in page, "what grows outside torch is not explained by that it did"
+    assert "it is at most +457.0 MiB" in page, "what grows outside torch is not explained by that it did"
+
+
+def test_without_a_probe_of_the_libraries_they_are_among_what_nobody_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.session_of
+    monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), library_bytes=None))
+    page = notes(memory())
+    assert "torch and cuBLAS" not in page
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 0.0 | 228.0 | +3.0 |")
+    assert "| 512 | ready | 15,250.0 | +3.0 | 0.02 % | +231.0 | 1.51 % |" in page
+
+
+def test_one_probe_of_a_run_tells_for_all_servers_on_such_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.session_of
+
+    def of_the_first(row: PointRow) -> SessionRow:
+        told = row.max_model_len == 512 and row.mode == "utilization"
+        return replace(known(row), library_bytes=synthetic.LIBRARY_BYTES if told else None)
+
+    monkeypatch.setattr(synthetic, "session_of", of_the_first)
+    assert notes(memory()).count(" | 527.0 | 158.0 | ") == 2 * 8
+
+
+def test_more_than_came_since_the_first_look_shows_in_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.session_of
+    monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), library_bytes=300 * MIB))
+    page = notes(memory())
+    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 300.0 | 0.0 | 0.0 | -69.0 |")
 
 
 def test_rows_of_before_version_7_have_both_residuals(accounts_with: Callable[..., None]) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from contract.failures import FailureClass
@@ -43,7 +44,7 @@ from workers import (
 from workers.account import ServerAccount
 from workers.devices import open_device
 from workers.devices.base import CardLost
-from workers.devices.context_probe import context_bytes
+from workers.devices.context_probe import context_bytes, library_bytes
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
 from workers.histogram import gained
@@ -105,11 +106,13 @@ class Session:
         warm_parent: Path | None = None,
         again: bool = False,
         no_warm_parent: str | None = None,
+        first: bool = False,
     ) -> None:
         """`warm_parent` is the socket of the node's, where there is one, `no_warm_parent` why there is none; `again`:
-        another start came to nothing."""
+        another start came to nothing; `first`: of a run on this node, so what is read once is read by it."""
         self.spec = spec
         self._warm_parent, self._no_warm_parent, self._again = warm_parent, no_warm_parent, again
+        self._first = first
         self._former_log = ""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
@@ -185,6 +188,8 @@ class Session:
 
     def _launch(self) -> None:
         contexts = self._contexts()
+        if self._first and self.spec.device == "cuda":
+            self.row.library_bytes = library_bytes(self._names_for_cuda()[0], partial(self._used, 0))
         self._serving(lambda made: self._prove(made, contexts))
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
 
@@ -274,10 +279,11 @@ class Session:
         """What a bare CUDA context takes of each card, before the server is there."""
         if self.spec.device != "cuda":
             return [None] * len(self._device.cards)
-        return [
-            context_bytes(name, lambda at=at: self._device.memory_by_card(None)[at])  # type: ignore[misc]
-            for at, name in enumerate(self._names_for_cuda())
-        ]
+        return [context_bytes(name, partial(self._used, at)) for at, name in enumerate(self._names_for_cuda())]
+
+    def _used(self, at: int) -> int:
+        """What a card holds now, whoever has it."""
+        return self._device.memory_by_card(None)[at]
 
     def _make_process(self, offered: warm.Offer | None) -> ServerProcess:
         spec, workspace = self.spec, self._workspace

@@ -1,9 +1,11 @@
-"""What a bare CUDA context takes of a card: a process that makes one and does nothing else. Standard library only.
+"""What CUDA itself takes of a card: a probe process that makes a bare context and, where asked, has torch compute.
 
-    context_probe.py
+    context_probe.py [libraries]
 
-Makes the primary context of the one card that CUDA_VISIBLE_DEVICES leaves it, says so, and keeps it until its standard
-input closes, which it does at the latest when the process that asked dies. Used through `context_bytes`.
+Makes the primary context of the one card that CUDA_VISIBLE_DEVICES leaves it, says so, and waits for a line. Then, if
+`libraries` was asked for, it makes a tensor and multiplies matrices, says how much torch's allocator holds, and waits
+again. It ends when its standard input closes, which it does at the latest when the process that asked dies. Used
+through `context_bytes` and `library_bytes`. Without `libraries` it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -18,11 +20,17 @@ import time
 from collections.abc import Callable
 
 LIMIT_S = 20.0
+LIBRARIES_LIMIT_S = 90.0
+"""To import torch on a machine that reads it for the first time, too."""
 BACK_LIMIT_S = 2.0
 """For the driver to give back what an ended process had."""
 SAME_BYTES = 2**20
 """Two readings of a card on which nothing happens differ by no more."""
 MADE = "made"
+LIBRARIES = "libraries"
+WIDTH = 4096
+ROWS = (1, 64, 2048)
+"""Tokens of a batch, as it were: products of one row, few and many are different kernels."""
 
 
 def context_bytes(card: str, used: Callable[[], int]) -> int | None:
@@ -31,31 +39,60 @@ def context_bytes(card: str, used: Callable[[], int]) -> int | None:
     Waits until the card is as before. Where it does not become so, another process came or went meanwhile and the
     growth is not the context's: None, too. One that both came and went meanwhile is not noticed.
     """
+    stages = _measured(card, used, ["-I", __file__], [LIMIT_S])
+    return stages[0][0] if stages else None
+
+
+def library_bytes(card: str, used: Callable[[], int]) -> int | None:
+    """Return the bytes by which `used()` grows, beyond a bare context, once torch has computed on `card`.
+
+    That is a first tensor and products of bfloat16 matrices: torch's own kernels and cuBLAS. What torch's allocator
+    then holds is not in it. None as for `context_bytes`, and where torch cannot be had.
+    """
+    stages = _measured(card, used, ["-P", __file__, LIBRARIES], [LIMIT_S, LIBRARIES_LIMIT_S])
+    if not stages:
+        return None
+    (context, _), (all_in_all, held) = stages
+    return all_in_all - context - int(held)
+
+
+def _measured(
+    card: str, used: Callable[[], int], command: list[str], limits_s: list[float]
+) -> list[tuple[int, str]] | None:
+    """Return the growth at each stage of the probe, and what it said there; None where that is not known."""
     try:
-        return _measured(card, used)
+        before = used()
+        stages = _stages(card, lambda: used() - before, command, limits_s)
+        return stages if _is_back(before, used) and len(stages) == len(limits_s) else None
     except OSError:  # no process to be had: a figure less, never a failed start
         return None
 
 
-def _measured(card: str, used: Callable[[], int]) -> int | None:
-    before = used()
+def _stages(card: str, grown: Callable[[], int], command: list[str], limits_s: list[float]) -> list[tuple[int, str]]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     probe = subprocess.Popen(
-        [sys.executable, "-I", __file__], env=environment, text=True,
+        [sys.executable, *command], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    stages: list[tuple[int, str]] = []
     with probe:
         assert probe.stdin is not None
         assert probe.stdout is not None
         try:
-            told = select.select([probe.stdout], [], [], LIMIT_S)[0] and probe.stdout.readline().strip()
-            grown = used() - before
+            for limit_s in limits_s:
+                told = select.select([probe.stdout], [], [], limit_s)[0] and probe.stdout.readline().strip()
+                if not told:
+                    break
+                stages.append((grown(), told))
+                probe.stdin.write("\n")
+                probe.stdin.flush()
         finally:
-            probe.stdin.close()
+            with contextlib.suppress(OSError):  # it has ended, and cannot be told
+                probe.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                probe.wait(LIMIT_S)
+                probe.wait(LIMIT_S if len(stages) == len(limits_s) else 0)
             probe.kill()
-    return grown if _is_back(before, used) and told == MADE else None
+    return stages
 
 
 def _is_back(before: int, used: Callable[[], int]) -> bool:
@@ -76,9 +113,25 @@ def main() -> None:
         lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
         lambda: cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
     ]
-    if all(step() == 0 for step in steps):
-        print(MADE, flush=True)
-        sys.stdin.read()
+    if any(step() != 0 for step in steps):
+        return
+    print(MADE, flush=True)
+    if sys.stdin.readline() and LIBRARIES in sys.argv[1:]:
+        print(_computed(), flush=True)
+    sys.stdin.read()
+
+
+def _computed() -> int:
+    """Have torch compute on the card; return the bytes that its allocator holds when all tensors are gone."""
+    import torch
+
+    weights = torch.ones(WIDTH, WIDTH, device="cuda", dtype=torch.bfloat16)
+    for rows in ROWS:
+        torch.nn.functional.linear(weights[:rows], weights)
+    torch.cuda.synchronize()
+    del weights
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
 
 
 if __name__ == "__main__":
