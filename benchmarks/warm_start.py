@@ -1,10 +1,12 @@
 """Cold and warm starts in turns on one card, or the CPU build: how long until ready, and whether anything else differs.
 
     python benchmarks/warm_start.py [OVERRIDE...] [--model tiny] [--lengths 512 1024] [--rounds 3] [--levels 1 16 64]
+        [--repeats 1]
 
 Each round starts a server of each length once each way; the order of the two alternates. Of each it takes the seconds
 to ready and where they went, memory, and the configuration that the server says it has (`/server_info`); with
-`--levels` also tok/s and p95 on the longest server. OVERRIDEs are Hydra's, as of `python -m orchestrator`.
+`--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the mean counts as one.
+OVERRIDEs are Hydra's, as of `python -m orchestrator`. Ctrl-C ends it with what is there.
 
 Prints medians and their ratio; the keys of the configuration that differ among all rounds of both ways, less paths and
 names made for one server, which must differ; memory at each length and its growth between lengths; and for each level
@@ -67,7 +69,8 @@ class Seen:
     phases_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory_bytes: list[int] = field(default_factory=list)
     configurations: list[dict[str, str]] = field(default_factory=list)
-    levels: dict[tuple[int, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    levels: dict[tuple[int, str], list[list[float]]] = field(default_factory=lambda: defaultdict(list))
+    """By level and metric: of each server its repeats."""
 
 
 def main() -> int:
@@ -81,8 +84,10 @@ def main() -> int:
         for number in range(options.rounds):
             for spec in specs:
                 for start in order(number):
-                    levels = options.levels if spec is specs[-1] else []
+                    levels = options.levels * options.repeats if spec is specs[-1] else []
                     _start(replace(spec, start=start), parent, number, levels, seen[spec.server.max_model_len, start])
+    except KeyboardInterrupt:
+        print(f"interrupted in round {number + 1} of {options.rounds}")
     finally:
         parent.close()
     loaded = specs[-1].server.max_model_len if options.levels else None
@@ -131,6 +136,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024], help="max_model_len, ascending")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="*", default=[], help="concurrency; none: no load")
+    parser.add_argument("--repeats", type=int, default=1, help="of each level on one server")
     parser.add_argument("--within", type=float, help="what counts as no difference of tok/s and p95, as a share")
     parser.add_argument("--memory-within-mib", type=float, default=2.0, help="the same of memory")
     return parser.parse_args()
@@ -160,11 +166,14 @@ def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]
         seen.configurations.append(_configuration(session))
         memory = session.measure(next(point for point in spec.points if point.kind is PointKind.MEMORY))
         seen.memory_bytes.append(memory.mem_ready_bytes or 0)
-        for level in levels:
-            found = session.measure(_level(level, number))
-            print(f"  {level:3}: {found.tok_s:.1f} tok/s, p95 {found.p95_e2e_s:.3f} s, {found.status}")
-            seen.levels[level, "tok/s"].append(found.tok_s or math.nan)
-            seen.levels[level, "p95"].append(found.p95_e2e_s or math.nan)
+        repeats: dict[tuple[int, str], list[float]] = defaultdict(list)
+        for count, level in enumerate(levels):
+            found = session.measure(_level(level, 1000 * number + count))
+            print(f"  {level:3}: {found.tok_s:.1f} tok/s, p95 {found.p95_e2e_s:.3f} s, {found.status}", flush=True)
+            repeats[level, "tok/s"].append(found.tok_s or math.nan)
+            repeats[level, "p95"].append(found.p95_e2e_s or math.nan)
+        for key, values in repeats.items():
+            seen.levels[key].append(values)
     finally:
         session.stop()
     load = os.getloadavg()[0]
@@ -267,22 +276,30 @@ def _compare_levels(cold: Seen, warm: Seen, within: float | None) -> bool:
     equivalent = []
     for metric in ("tok/s", "p95"):
         keys = [key for key in cold.levels if key[1] == metric]
-        noise = pooled_noise(seen.levels[key] for key in keys for seen in (cold, warm))
-        if noise is None:
+        every = [seen.levels[key] for key in keys for seen in (cold, warm)]
+        repeats = pooled_noise([value for server in servers for value in server] for servers in every)
+        servers = pooled_noise(_means(servers) for servers in every)
+        if repeats is None or servers is None:
             sys.exit("one round tells nothing of noise")
-        bound = math.log1p(within) if within is not None else noise.sd
+        bound = math.log1p(within) if within is not None else repeats.sd
         print(
-            f"{metric}: one repeat scatters by {noise.sd:.1%} ({noise.df} degrees of freedom); equivalent within "
-            f"{math.exp(-bound):.3f} to {math.exp(bound):.3f}"
+            f"{metric}: one repeat scatters by {repeats.sd:.1%}, the mean of one server by {servers.sd:.1%} "
+            f"({servers.df} degrees of freedom); equivalent within {math.exp(-bound):.3f} to {math.exp(bound):.3f}"
         )
         for key in keys:
-            apart = mean_log(warm.levels[key]) - mean_log(cold.levels[key])
-            margin = noise.margin(1 / len(warm.levels[key]) + 1 / len(cold.levels[key]), TAIL)
+            ones, others = _means(warm.levels[key]), _means(cold.levels[key])
+            apart = mean_log(ones) - mean_log(others)
+            margin = servers.margin(1 / len(ones) + 1 / len(others), TAIL)
             equivalent.append(abs(apart) + margin <= bound)
             verdict = "equivalent" if equivalent[-1] else "not shown to be equivalent"
             low, high = math.exp(apart - margin), math.exp(apart + margin)
             print(f"  {key[0]:3}: warm / cold {math.exp(apart):.3f}, 90 % {low:.3f} to {high:.3f}: {verdict}")
     return all(equivalent)
+
+
+def _means(servers: Sequence[Sequence[float]]) -> list[float]:
+    """Geometric, of each server's repeats: what servers differ by is told by servers, however often each is asked."""
+    return [math.exp(mean_log(server)) for server in servers]
 
 
 if __name__ == "__main__":

@@ -59,8 +59,18 @@ def test_a_level_that_is_not_shown_to_be_equivalent_is_exit_code_1() -> None:
         for start, factor in ((Start.COLD, 1.0), (Start.WARM, far)):
             one = seen[512, start] = Seen([1.0], [1.0], memory_bytes=[MIB], configurations=[told(start)])
             for metric in ("tok/s", "p95"):
-                one.levels[8, metric] = [factor * value for value in (100.0, 100.2, 100.1, 99.9)]
+                one.levels[8, metric] = [[factor * value] for value in (100.0, 100.2, 100.1, 99.9)]
         assert warm_start.verdict(seen, "cuda", within=0.05, memory_within_bytes=2 * MIB, loaded=512) == code
+
+
+def test_repeats_on_one_server_do_not_make_up_for_servers_that_differ() -> None:
+    for servers, code in (((100.0, 100.2, 99.8), 0), ((95.0, 105.0, 100.0), 1)):
+        seen = {}
+        for start in (Start.COLD, Start.WARM):
+            one = seen[512, start] = Seen([1.0], [1.0], memory_bytes=[MIB], configurations=[told(start)])
+            for metric in ("tok/s", "p95"):
+                one.levels[8, metric] = [[each * repeat for repeat in (0.99, 1.01) * 20] for each in servers]
+        assert warm_start.verdict(seen, "cuda", within=None, memory_within_bytes=2 * MIB, loaded=512) == code
 
 
 def test_the_order_of_the_two_ways_alternates() -> None:
