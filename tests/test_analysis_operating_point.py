@@ -396,6 +396,22 @@ def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -
     assert "(noise not known: one repeat a level)" in page(sweep(repeats=1))
 
 
+def test_what_a_step_gave_is_generated_tokens_and_no_prompts() -> None:
+    counted = {1: (2048, 2048, 1.19), 32: (20480, 385, 63.2)}
+    columns = ("server_generation_tokens", "server_steps", "server_step_mean_tokens")
+    rows = sweep()
+    for level, values in counted.items():
+        rows = synthetic.changed(
+            rows, lambda row, at=level: row.concurrency == at, **dict(zip(columns, values, strict=True))
+        )
+    text = page(rows)
+    assert "gave any request a token gave 1.00 on average at the lowest level and 53.2 at the best: requests" in text
+    assert not re.search(r"A step of the engine[^.]* (?:1\.19|63\.2)", text)
+    assert "A step of the engine" not in page(synthetic.changed(rows, lambda row: True, server_steps=None))
+    alike = {"server_generation_tokens": 20480, "server_steps": 20480}
+    assert "A step of the engine" not in page(synthetic.changed(rows, lambda row: True, **alike))
+
+
 def test_two_services_are_rows_that_were_measured() -> None:
     text = page(sweep(), Slo(p95_e2e_s=0.26))
     assert "Interactive: max_model_len 4096, concurrency 4 (1,000 tok/s at p95 0.2400 s" in text
