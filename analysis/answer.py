@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.caveats import next_steps, silent_sessions, title
+from analysis.caveats import missing_words, next_steps, silent_sessions, title
 from analysis.checks import Standing
 from analysis.document import Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
@@ -44,7 +44,8 @@ def answer(run_dir: Path) -> str:
     lines: list[str] = []
     for finding in findings(tables, read_slo(run_dir), read_targets(run_dir)):
         lines += [finding.about.plain, *(f"  {line.plain}" for line in finding.lines)]
-    return "\n".join([*lines, *(line.plain for line in losses(tables)), f"Files: {run_dir}"])
+    lines += [line.plain for line in (*losses(tables), *missing_words(tables))]
+    return "\n".join([*lines, f"Files: {run_dir}"])
 
 
 def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
