@@ -178,6 +178,7 @@ def _operating_line(choice: Choice) -> Phrase:
         )
     certain = "beyond noise not known from this run; as it stands " if choice.basis is Basis.AS_MEASURED else ""
     why = ", the lowest level that could be the knee" if choice.basis is Basis.KNEE else ""
+    why += ", by a thin margin" if choice.thin else ""
     reading = choice.point.reading
     return phrase(
         kind + certain + "{level}, {gives}" + why, load=load, level=level_words(reading), gives=gives(reading)

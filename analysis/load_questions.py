@@ -100,6 +100,8 @@ def safe_point(subject: Subject) -> Phrase:
     if point.room is not None and point.room.further_requests >= 0:
         words += ", with at least {left} GiB of KV left"
         parts["left"] = gib(f"{point.reading.name}.room_free_gib", point.room.free_bytes)
+    if main.thin:
+        words += ", by a thin margin: another start of the server may miss an objective"
     if point.safe_up_to is not point.reading:
         words += "; {safe} is the upper end of the range"
         parts["safe"] = level_words(point.safe_up_to)
@@ -206,7 +208,8 @@ def _acceptable(choice: Choice, curve: LoadCurve, upper: Reading) -> Phrase:
         limits=objectives(limits),
     )
     if candidate.standing is Standing.MEETS:
-        return phrase("{named}meets every objective, so they allow it.", named=named)
+        thin = ", by a thin margin" if candidate.thin else ""
+        return phrase("{named}meets every objective" + thin + ", so they allow it.", named=named)
     if candidate.standing is Standing.MISSES:
         return phrase("{named}misses, so it is for work that nobody waits for.", named=named)
     return phrase("{named}undecided within noise; " + repeats_tell(curve) + ".", named=named)

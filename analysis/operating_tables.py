@@ -127,4 +127,4 @@ def _verdict(candidate: Candidate) -> str:
         return "undecided: met by its one repeat"
     if candidate.missed_as_measured:
         return "undecided: missed by its one repeat"
-    return str(candidate.standing)
+    return "meets, by a thin margin" if candidate.thin else str(candidate.standing)

@@ -45,6 +45,7 @@ CONSTANTS = {
     "rule.within_peak_pct": 5,
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
+    "rule.between_starts_pct": 10,
     "rule.kv_near_full_pct": 95,
     "rule.drift_limit_pct": 5,
     "rule.context_step_tokens": 1024,
