@@ -100,12 +100,11 @@ def safe_point(subject: Subject) -> Phrase:
     if point.room is not None and point.room.further_requests >= 0:
         words += ", with at least {left} GiB of KV left"
         parts["left"] = gib(f"{point.reading.name}.room_free_gib", point.room.free_bytes)
-    if main.thin:
-        words += ", by a thin margin: another start of the server may miss an objective"
     if point.safe_up_to is not point.reading:
         words += "; {safe} is the upper end of the range"
         parts["safe"] = level_words(point.safe_up_to)
-    return phrase(words + ".", **parts)
+    thin = " Its margin is thin: another start of the server may miss an objective." if main.thin else ""
+    return phrase(words + "." + thin, **parts)
 
 
 def not_free(subject: Subject) -> Phrase:

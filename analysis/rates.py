@@ -100,8 +100,11 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
 
 
 def kept_up(curve: LoadCurve) -> list[Reading]:
-    """Return the levels, from the lowest, before the first of which it is not known that the server keeps up."""
-    return list(takewhile(keeps_up, curve.series.measured))
+    """Return the levels up to the highest that the server is known to keep up with, below the first at which a repeat
+    says that it does not: that holds for lower rates, too, which may be too short to tell by themselves."""
+    below = list(takewhile(lambda r: all(p.keeps_up is not False for p in r.measured), curve.series.measured))
+    known = [number for number, reading in enumerate(below) if keeps_up(reading)]
+    return below[: known[-1] + 1] if known else []
 
 
 def level_figure(reading: Reading) -> Figure:

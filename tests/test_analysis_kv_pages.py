@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -466,3 +467,17 @@ def test_no_length_beyond_the_models_own_is_asked_for() -> None:
     assert page is not None
     assert "It is the longest that the model takes." in page.text()
     assert "a longer one was not tried" not in page.text()
+
+
+def test_a_cell_that_was_pruned_measured_nothing(tmp_path: Path) -> None:
+    shape = synthetic.family("tiny", synthetic.GPU)
+    pruned = replace(synthetic.failed(synthetic.envelope_row(shape, 512, 1), "", "fits", "pruned"), failure_class=None)
+    blind = synthetic.envelope_row(shape, 512, 4, preemptions=None)
+    rows = [synthetic.envelope_row(shape, 512, 8, kv_usage_max=0.79693486), blind, pruned]
+    run = synthetic.write_run(tmp_path, rows)
+    reduce(run)
+    with (run / "envelope_sweep.csv").open() as file:
+        cells = {row["concurrency"]: row for row in csv.DictReader(file)}
+    assert [cells[at]["measured"] for at in ("1", "4", "8")] == ["", "metrics missing", "no preemption"]
+    assert cells["8"]["kv_usage_max"] == "0.796935"
+    assert "| metrics missing |" in (run / "envelope_sweep.md").read_text()
