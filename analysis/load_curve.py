@@ -110,7 +110,15 @@ class LoadCurve:
 
     def noise(self, of: str) -> Noise | None:
         """Return the noise of a column of values > 0, pooled over the levels; None where no level has repeats of it."""
-        return pooled_noise(repeats_of(reading, of) for reading in (*self.series.measured, *self.twins))
+        if of not in self._noises:
+            every = (*self.series.measured, *self.twins)
+            self._noises[of] = pooled_noise(repeats_of(reading, of) for reading in every)
+        return self._noises[of]
+
+    @cached_property
+    def _noises(self) -> dict[str, Noise | None]:
+        """By column: every interval and every change of a curve asks for it."""
+        return {}
 
     def interval(self, reading: Reading, of: str) -> Interval | None:
         """Return the interval of a column (`tok_s`, `p95_e2e_s` …) at a level; None where there is no noise to pool."""
