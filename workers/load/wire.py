@@ -87,7 +87,7 @@ class Tap(ResponseHandler):
                 self.force_close()
             self._end()
         elif self._chunks.broken:
-            self._give_up(HttpProcessingError(message="the sizes of its chunks make no sense"))
+            self._give_up(HttpProcessingError(message="its chunks make no sense"))
         elif self._bytes > MAX_BODY_BYTES:
             self._give_up(aiohttp.ClientPayloadError("longer than an answer may be"))
 
