@@ -231,8 +231,11 @@ def test_the_url_of_chats_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> 
     assert all("messages" in body for body in server.bodies)
 
 
-def limited(result: LoadResult, requests: object, concurrency: int | None) -> list[str]:
-    return ["a load process was late"] if concurrency == 2 else []
+LATE = ["a load process was late"]
+
+
+def limited(clients: list[ClientRow], requests: object, least_share: float | None) -> list[str]:
+    return LATE if clients[0].streams == 2 else []
 
 
 def test_a_part_that_measured_the_client_is_called_so(
@@ -245,7 +248,7 @@ def test_a_part_that_measured_the_client_is_called_so(
         assert complaint == ""
         monkeypatch.setattr(command, "JUDGED_FROM_S", 0.0)
         _, report, complaint = run(capsys, "--url", server.url, *SMALL)
-    assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == ([], limited(None, None, 2))
+    assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == ([], LATE)
     assert "concurrent: this client was the limit" in complaint
     assert "a load process was late" in complaint
 

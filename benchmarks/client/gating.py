@@ -181,7 +181,7 @@ def client(run: Run, port: int) -> dict[str, Any]:
 
     from workers.load.client import run_load
     from workers.load.endpoint import Endpoint
-    from workers.load.limits import achieved_share, client_limits, send_delay_s
+    from workers.load.limits import client_limits, send_delay_s
     from workers.load.plan import LoadPlan, LoadResult
 
     async def stall() -> None:
@@ -206,12 +206,12 @@ def client(run: Run, port: int) -> dict[str, Any]:
     result = uvloop.run(load())
     gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
     return {
-        "limits": client_limits(result.clients, result.requests, None if run.poisson else run.streams),
+        "limits": client_limits(result.clients, result.requests, result.achieved_share),
         "due_s": [result.started_monotonic_s + due for due in due_s],
         "firsts": [(result.started_monotonic_s + r.sent_s + (r.ttft_s or 0), r.ttft_s or 0) for r in result.requests],
         "delay_p99_ms": (send_delay_s(result.requests) or 0) * 1000,
         "gap_p99_ms": float(np.percentile(gaps, 99)),
-        "share": achieved_share(result.requests, run.streams),
+        "share": result.achieved_share,
         "lag_p99_ms": (result.clients[0].lag_p99_s or 0) * 1000,
         "busy": result.clients[0].cpu_share + (result.clients[0].wait_share or 0),
     }

@@ -230,19 +230,18 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
         report["open_loop_offered_qps"] = len(requests) / max(row.due_s or 0.0 for row in requests)
         report["open_loop_p99_send_delay_s"] = send_delay_s(requests)
         report["open_loop_most_in_flight"] = sums["open_loop"].most_in_flight
-    asked = {"sequential": 1, "concurrent": args.concurrency, "open_loop": None}
     for part, total in sums.items():
         report |= _part(part, total, parts[part].requests)
-        report[f"{part}_client_limited"] = _limits(parts[part], asked[part])
+        report[f"{part}_client_limited"] = _limits(parts[part])
     notes = [_tail_note(part, total.completed) for part, total in sums.items()]
     report["notes"] = [note for note in notes if note is not None]
     return report
 
 
-def _limits(result: LoadResult, concurrency: int | None) -> list[str] | None:
+def _limits(result: LoadResult) -> list[str] | None:
     if result.duration_s < JUDGED_FROM_S:
         return None
-    return client_limits(result.clients, result.requests, concurrency)
+    return client_limits(result.clients, result.requests, result.achieved_share)
 
 
 def _tail_note(part: str, completed: int) -> str | None:

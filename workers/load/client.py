@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
+from workers.load.limits import achieved_share
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
 from workers.load.stalls import made_later_s
@@ -98,7 +99,16 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
     client.gap_p99_raised_s, client.ttft_p95_raised_s = made_later_s(rows, watch.stalls)
     judging_s = time.thread_time() - judging_s
-    return LoadResult(rows, duration_s, watch.started_s, watch.started_wall_s, [client], ending.by, judging_s)
+    return LoadResult(
+        rows,
+        duration_s,
+        watch.started_s,
+        watch.started_wall_s,
+        [client],
+        ending.by,
+        judging_s,
+        achieved_share=None if plan.due_s else achieved_share(rows, plan.concurrency),
+    )
 
 
 async def _closed_loop(
