@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ async def test_nobody_starts_before_the_moment_even_where_timers_wake_up_early(
 def test_processes_of_a_level_are_in_flight_together_and_lose_no_row(tmp_path: Path) -> None:
     with serving(MockOpenAI(gate=6)) as server:  # nothing is answered before all six streams are in flight
         parts = split(replace(plan(6, 24), endpoint=Endpoint(server.url, "mock")), 3, tmp_path)
-        with ThreadPoolExecutor(3) as pool:
+        with ProcessPoolExecutor(3, get_context("spawn")) as pool:
             merged = merge(list(pool.map(generate, parts)))
         assert server.max_in_flight == 6
     assert [row.ordinal for row in merged.requests] == list(range(50, 74))

@@ -150,7 +150,7 @@ def refusal(head: bytes, body: bytes = b"no room") -> Script:
         (Script([b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 2**17]), FailureClass.MALFORMED_STREAM, "not HTTP"),
         (Script([b"SSH-2.0\r\n\r\n"]), FailureClass.MALFORMED_STREAM, "not HTTP"),
         (refusal(b"HTTP/1.1 503 Unavailable"), FailureClass.HTTP_ERROR, "no room"),
-        (refusal(b"HTTP/1.1 429 Too Many\r\nRetry-After: 7"), FailureClass.HTTP_ERROR, "no room"),
+        (refusal(b"HTTP/1.1 429 Too Many\r\nRetry-After: 7"), FailureClass.HTTP_ERROR, "no room (Retry-After: 7)"),
         (refusal(b"HTTP/1.1 307 Moved\r\nLocation: http://127.0.0.1:9/"), FailureClass.HTTP_ERROR, "no room"),
         (refusal(HTML, b"<html>hello"), FailureClass.MALFORMED_STREAM, "<html>"),
         (Script([HEAD.replace(b"200 OK", b"500 Bad") + chunk(b"broken") + END]), FailureClass.HTTP_ERROR, "broken"),
