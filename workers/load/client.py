@@ -122,9 +122,10 @@ async def _closed_loop(
         for request in waiting:
             done = await _send(line, request, plan.timeout_s)
             done.slip_s = None if free_s is None else done.answer.sent_s - free_s
-            free_s = done.answer.reads.at_s[-1] if done.answer.reads.at_s else done.ended_s
-            if done.error is None and done.answer.status == 200:
-                ending.note(free_s - done.answer.sent_s)
+            answer, at_s = done.answer, done.answer.reads.at_s
+            free_s = at_s[-1] if at_s else done.ended_s
+            if done.error is None and answer.status == 200 and at_s:
+                ending.note(at_s[0] - answer.sent_s, free_s - answer.sent_s)
             keep(done)
 
     looking = asyncio.ensure_future(ending.watch())
