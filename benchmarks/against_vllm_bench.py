@@ -1,6 +1,6 @@
 """Our load client against `vllm bench serve` on one live server, in turns; then a Unix socket against TCP on the same.
 
-    python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 5] [--no-uds]
+    python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 6] [--no-uds]
 
 One vLLM server, which listens on TCP and (`second_socket/`) on a Unix socket, so that no difference is that of two
 starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level, `--pairs`
@@ -173,7 +173,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="phi-3-mini-4k", help="a shape of conf/model")
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 16, 64, 128, 256])
-    parser.add_argument("--pairs", type=int, default=5, help="kept; one more comes before them")
+    parser.add_argument("--pairs", type=int, default=6, help="kept, an even number: each side begins as often; one more comes before them")
     parser.add_argument("--requests", type=int, default=24, help="of a level, at the least")
     parser.add_argument("--per-level", type=int, default=10, help="requests for each one in flight")
     parser.add_argument("--prompt", type=int, default=128)
