@@ -68,13 +68,13 @@ MISSING = {
 
 def missing_words(tables: Tables) -> list[Phrase]:
     """Return which files the run does not hold, and what is therefore left out."""
-    return [phrase(f"**no {file}** that can be read in this run: {MISSING[file]}.") for file in tables.missing]
+    return [phrase(f"no {file} that can be read in this run: {MISSING[file]}.") for file in tables.missing]
 
 
 def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:
     """Write the caveats that these points of the run call for."""
     for missing in missing_words(tables):
-        doc.caution("{missing}", missing=missing)
+        doc.caution("**incomplete**: {missing}", missing=missing)
     if any(point.simulated for point in points):
         kind = (
             "Every number" if all(point.simulated for point in points) else "Every number of a model marked simulated"

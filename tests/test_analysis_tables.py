@@ -76,7 +76,9 @@ def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
         "report.html",
         "figures.csv",
     ]
-    assert answer(tmp_path).splitlines() == ["No point was measured.", f"Files: {tmp_path}"]
+    nothing, incomplete, files = answer(tmp_path).splitlines()
+    assert (nothing, files) == ("No point was measured.", f"Files: {tmp_path}")
+    assert incomplete.startswith("no manifest.json that can be read in this run: its objectives, targets")
     for shard in (tmp_path / "shards").rglob("*.parquet"):
         shard.unlink()
     assert [path.name for path in reduce(tmp_path)] == ["report.html", "figures.csv"]

@@ -40,7 +40,7 @@ WITHOUT = {
     "sessions.parquet": [
         (
             "kv_cache_scaling_notes.md",
-            "> **no sessions.parquet** that can be read in this run: how its servers started",
+            "> **incomplete**: no sessions.parquet that can be read in this run: how its servers started",
         ),
         ("kv_cache_scaling_notes.md", "no row of a server holds an account of its memory"),
         ("report.html", "no server has both a start and an end in sessions.parquet"),
@@ -48,10 +48,10 @@ WITHOUT = {
     "manifest.json": [
         (
             "operating_point.md",
-            "> **no manifest.json** that can be read in this run: its objectives, targets and price",
+            "> **incomplete**: no manifest.json that can be read in this run: its objectives, targets and price",
         ),
-        ("kv_cache_scaling_notes.md", "> **no manifest.json**"),
-        ("batching_benchmark.md", "> **no manifest.json**"),
+        ("kv_cache_scaling_notes.md", "> **incomplete**: no manifest.json"),
+        ("batching_benchmark.md", "> **incomplete**: no manifest.json"),
         ("report.html", "no manifest.json"),
     ],
 }
