@@ -19,13 +19,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analysis.intervals import pooled_noise
+from analysis.intervals import noise_of, pooled_noise, spread
 from analysis.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee
 
 SEED = 20261125
 WITHIN_PEAK, STILL_GAINS = 0.05, 0.10
 """The rule again, not imported: a rule that was changed by accident must not take the truth with it."""
 ANSWER_TOKENS = 64
+BANDS = ((0.01, 0.02), (0.02, 0.03), (0.03, 0.04), (0.04, 0.05))
+"""Of noise: standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,18 @@ class Trial:
     """A truth, the noise that it was seen through, and what came out."""
 
     truth: Truth
-    sd: float
+    sds: tuple[float, ...]
+    """Of every level."""
     repeats: int
     knee: Knee
     blow_up: BlowUp
     covered: tuple[bool, ...]
     """Of every level, for tok/s and then for p95: whether the interval holds the true value."""
+
+    @property
+    def sd(self) -> float:
+        """The noise of its levels on average."""
+        return math.fsum(self.sds) / len(self.sds)
 
     @property
     def at_the_border(self) -> bool:
@@ -84,12 +92,12 @@ def trials(runs: int, seed: int = SEED, uneven: bool = False) -> Iterator[Trial]
     for _ in range(runs):
         truth = make_truth(rng)
         repeats, sd = rng.choice((3, 5)), rng.uniform(0.01, 0.05)
-        sds = [rng.uniform(0.01, 0.05) if uneven else sd for _ in truth.levels]
+        sds = tuple(rng.uniform(0.01, 0.05) if uneven else sd for _ in truth.levels)
         levels = tuple(
             Level(at, _seen(rng, tok_s, own, repeats), _seen(rng, p95, own, repeats))
             for at, tok_s, p95, own in zip(truth.levels, truth.tok_s, truth.p95_s, sds, strict=True)
         )
-        yield _judge(truth, levels, math.fsum(sds) / len(sds), repeats)
+        yield _judge(truth, levels, sds, repeats)
 
 
 def make_truth(rng: random.Random) -> Truth:
@@ -110,19 +118,20 @@ def _seen(rng: random.Random, value: float, sd: float, repeats: int) -> tuple[fl
     return tuple(value * math.exp(rng.gauss(0, sd)) for _ in range(repeats))
 
 
-def _judge(truth: Truth, levels: tuple[Level, ...], sd: float, repeats: int) -> Trial:
-    tok_s, p95 = (pooled_noise([getattr(level, name) for level in levels]) for name in ("tok_s", "p95_s"))
+def _judge(truth: Truth, levels: tuple[Level, ...], sds: tuple[float, ...], repeats: int) -> Trial:
+    tok_s = pooled_noise([level.tok_s for level in levels])
     assert tok_s is not None
-    assert p95 is not None
     blow_up = find_blow_up(levels, pooled_noise([level.waiting_per_work for level in levels]))
     assert blow_up is not None
-    covered = [
-        interval.low <= true <= interval.high
-        for noise, name, truths in ((tok_s, "tok_s", truth.tok_s), (p95, "p95_s", truth.p95_s))
-        for level, true in zip(levels, truths, strict=True)
-        for interval in [noise.interval(getattr(level, name))]
-    ]
-    return Trial(truth, sd, repeats, find_knee(levels, tok_s), blow_up, tuple(covered))
+    covered = []
+    for name, truths in (("tok_s", truth.tok_s), ("p95_s", truth.p95_s)):
+        spreads = [spread(getattr(level, name)) for level in levels]
+        for level, own, true in zip(levels, spreads, truths, strict=True):
+            noise = noise_of(own, spreads)
+            assert noise is not None
+            interval = noise.interval(getattr(level, name))
+            covered.append(interval.low <= true <= interval.high)
+    return Trial(truth, sds, repeats, find_knee(levels, tok_s), blow_up, tuple(covered))
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,16 @@ def shares(made: list[Trial]) -> Shares:
     )
 
 
+def coverage(made: list[Trial]) -> dict[tuple[float, float], float]:
+    """Return how many of the intervals of both metrics hold the truth, by the true noise of their level."""
+    return {
+        (low, high): _share(
+            [hit for t in made for sd, hit in zip(t.sds * 2, t.covered, strict=True) if low <= sd < high]
+        )
+        for low, high in BANDS
+    }
+
+
 def _share(hits: list[bool] | list[int]) -> float:
     return sum(hits) / len(hits) if hits else math.nan
 
@@ -202,9 +221,15 @@ def main() -> None:
     print_shares("all", made)
     for repeats in (3, 5):
         print_shares(f"{repeats} repeats", [t for t in made if t.repeats == repeats])
-    for low, high in ((0.01, 0.02), (0.02, 0.03), (0.03, 0.04), (0.04, 0.05)):
+    for low, high in BANDS:
         print_shares(f"noise of {low:.0%} to {high:.0%}", [t for t in made if low <= t.sd < high])
-    print_shares("each level its own noise, which the pool takes for one", list(trials(runs, uneven=True)))
+    uneven = list(trials(runs, uneven=True))
+    print_shares("each level its own noise, which the pool takes for one", uneven)
+    for what, some in (("all levels the same noise", made), ("each level its own", uneven)):
+        for repeats in (3, 5):
+            held = coverage([t for t in some if t.repeats == repeats]).items()
+            words = ", ".join(f"{share:.1%} at {low:.0%} to {high:.0%}" for (low, high), share in held)
+            print(f"{what}, {repeats} repeats: intervals cover {words}")
 
 
 def print_shares(what: str, made: list[Trial]) -> None:
