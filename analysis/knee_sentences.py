@@ -287,19 +287,24 @@ def _as_it_stands(curve: LoadCurve, doubling: float) -> Phrase:
 
 
 def knee_levels(curve: LoadCurve) -> Figure:
-    """Return the levels that could be the knee as one figure: `8`, `8 or 16`."""
-    return _levels(f"{curve.name}.knee_levels", curve.knee.could_be)
+    """Return the levels that could be the knee as one figure: `8`, `8 or 16`, `8 to 32`."""
+    return _levels(curve, "knee_levels", curve.knee.could_be)
 
 
 def blow_up_levels(curve: LoadCurve, blow_up: BlowUp) -> Figure:
     """Return the levels that could be the last before the blow-up."""
-    return _levels(f"{curve.name}.blow_up_levels", blow_up.last_before)
+    return _levels(curve, "blow_up_levels", blow_up.last_before)
 
 
-def _levels(name: str, levels: Sequence[float]) -> Figure:
+def _levels(curve: LoadCurve, what: str, levels: Sequence[float]) -> Figure:
+    """Three neighbouring levels or more are a range."""
     words = [str(level) for level in levels]
-    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    return Figure(name, listed, listed)
+    between = [level.at for level in curve.repeats if levels[0] <= level.at <= levels[-1]]
+    if len(words) > 2 and between == list(levels):
+        listed = f"{words[0]} to {words[-1]}"
+    else:
+        listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return Figure(f"{curve.name}.{what}", listed, listed)
 
 
 def doubling_gain(curve: LoadCurve, which: str = "share") -> Figure:

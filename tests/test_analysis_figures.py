@@ -1301,9 +1301,11 @@ class KneeAudit:
             return self.df
         return float(100 * self.sd["tok_s" if what == "tok_s_noise_pct" else "p95_e2e_s"])
 
-    @staticmethod
-    def listed(levels: list[int]) -> str:
+    def listed(self, levels: list[int]) -> str:
         words = [str(level) for level in levels]
+        places = [list(self.means.index).index(level) for level in levels]
+        if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
+            return f"{words[0]} to {words[-1]}"
         return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
     def doubling(self, which: str) -> float:

@@ -338,6 +338,17 @@ def test_set_holds_the_last_level_before_the_blow_up(shares: knee_truth.Shares) 
     assert shares.blow_up_holds_one_or_two >= 0.80
 
 
+@pytest.mark.parametrize("sd", [0.01, 0.03])
+def test_the_search_finds_sets_as_small_and_as_true_as_those_of_a_fixed_grid(sd: float) -> None:
+    """Halving below what the noise tells apart left one or two levels in 20 to 70 % of the searches."""
+    made = list(knee_truth.searches(80, sd))
+    found = [s for s in made if s.knee.could_be and s.truth is not None]
+    assert len(found) > 25
+    assert sum(s.truth in s.knee.could_be for s in found) >= 0.94 * len(found)
+    assert sum(len(s.knee.could_be) <= 2 for s in found) >= 0.80 * len(found)
+    assert not [s for s in made if s.knee.could_be and s.truth is None]
+
+
 def test_truths_lie_everywhere() -> None:
     rng = random.Random(3)
     truths = [knee_truth.make_truth(rng) for _ in range(400)]
