@@ -2,69 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import replace
 
 import pytest
 
-from analysis.anchor_drift import DRIFT_LIMIT, Drift, Timed, find_drift
+from analysis.anchor_drift import Drift, Timed, find_drift
 from analysis.anchors import with_drift
 from analysis.batching import batching_page
+from benchmarks import drift_truth
+from benchmarks.drift_truth import Session
 from tests import synthetic_run as synthetic
-
-LEVELS, ROUNDS = 6, 3
-
-
-def steady(at: float) -> float:
-    return 0.0
-
-
-def measured(rng: random.Random, readings: int, sd: float, course: object = steady, rounds: int = ROUNDS) -> Drift:
-    """Return what a session says whose load is spread over one unit of time and whose anchors come between it."""
-    assert callable(course)
-
-    def timed(at: float) -> Timed:
-        return Timed(at, 1000 * math.exp(course(at) + rng.gauss(0, sd)))
-
-    anchors = [timed(n / readings) for n in range(readings)]
-    every = rounds * LEVELS
-    others = [[timed((r * LEVELS + level + 0.5) / every + 1e-6) for r in range(rounds)] for level in range(LEVELS)]
-    found = find_drift(anchors, others)
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize("sd", [0.01, 0.02, 0.03])
-@pytest.mark.parametrize("readings", [3, 5, 8, 10])
+@pytest.mark.parametrize("readings", drift_truth.READINGS)
 def test_a_steady_server_is_hardly_ever_marked(readings: int, sd: float) -> None:
-    rng = random.Random(100 * readings + int(1000 * sd))
-    found = [measured(rng, readings, sd) for _ in range(200)]
-    assert sum(drift.drifted for drift in found) <= 0.05 * len(found)
+    assert drift_truth.marked(Session(readings, sd), 1000) <= 0.05
 
 
-def test_a_steady_servers_largest_move_is_hardly_ever_more_than_noise() -> None:
+def test_a_steady_servers_clearest_move_is_hardly_ever_more_than_noise() -> None:
     """The promise of the interval, without the limit."""
     rng = random.Random(3)
-    told = [measured(rng, readings, 0.02).told for readings in (2, 3, 5, 8) for _ in range(150)]
+    told = [Session(readings, 0.02).drift(rng).told for readings in (2, 3, 5, 8) for _ in range(150)]
     assert 0.005 * len(told) <= sum(told) <= 0.06 * len(told)
 
 
-@pytest.mark.parametrize("readings", [3, 5, 8, 10])
-def test_a_drift_of_a_tenth_is_found_in_most_whether_step_or_trend(readings: int) -> None:
-    rng, size = random.Random(readings), math.log(1.1)
-    last = (readings - 1) / readings
-    trends = [measured(rng, readings, 0.02, lambda at: size * at / last) for _ in range(100)]
-    whens = [rng.uniform(0, last) for _ in range(100)]
-    steps = [measured(rng, readings, 0.02, lambda at, when=when: size * (at > when)) for when in whens]
-    for found in (trends, steps):
-        assert sum(drift.drifted for drift in found) >= 60
-        assert all(drift.share > DRIFT_LIMIT for drift in found if drift.drifted)
+@pytest.mark.parametrize("kind", ["step", "trend"])
+@pytest.mark.parametrize("readings", drift_truth.READINGS)
+def test_a_drift_of_a_tenth_is_found_in_most(readings: int, kind: str) -> None:
+    assert drift_truth.marked(Session(readings, 0.02), 150, kind) >= 0.6
 
 
 def test_a_drift_is_not_taken_for_noise() -> None:
     """Repeats of a server that slows down lie far apart; their noise is what is left less that."""
-    found = measured(random.Random(1), 8, 0.005, lambda at: -0.3 * at)
+    found = Session(8, 0.005).drift(random.Random(1), lambda at: -0.3 * at)
     assert found.drifted
     assert found.low is not None
     assert found.high is not None
@@ -72,7 +44,7 @@ def test_a_drift_is_not_taken_for_noise() -> None:
 
 
 def test_more_than_noise_is_no_drift_below_the_limit() -> None:
-    found = measured(random.Random(1), 8, 0.001, lambda at: 0.03 * at)
+    found = Session(8, 0.001).drift(random.Random(1), lambda at: 0.03 * at)
     assert (found.told, found.drifted) == (True, False)
 
 
