@@ -150,8 +150,12 @@ def _noise(curve: LoadCurve) -> Phrase:
         parts["highest"] = Figure(f"{curve.name}.repeated_up_to", highest, f"{highest:g}")
     return phrase(
         "Means are geometric, intervals pooled t: one repeat scatters by {tok_s} in tok_s and by {p95} in p95 "
-        "(standard deviation; {df} degrees of freedom), known from " + where + beyond + ". It is taken for the same at "
-        "every level" + _unequal(curve) + ". What differs from one start of a server to the next is not in it.",
+        "(standard deviation; {df} degrees of freedom), known from "
+        + where
+        + beyond
+        + ". "
+        + _assumption(curve)
+        + " What differs from one start of a server to the next is not in it.",
         tok_s=percent(f"{curve.name}.tok_s_noise_pct", tok_s.sd),
         p95=percent(f"{curve.name}.p95_noise_pct", p95.sd),
         df=count(f"{curve.name}.noise_df", tok_s.df),
@@ -159,16 +163,16 @@ def _noise(curve: LoadCurve) -> Phrase:
     )
 
 
-def _unequal(curve: LoadCurve) -> str:
-    """What is said of a curve whose levels do not scatter alike; nothing of others."""
+def _assumption(curve: LoadCurve) -> str:
+    """What is taken for granted of the noise, and where it does not hold."""
     names = {"tok_s": "tok_s", "p95_e2e_s": "p95"}
     uneven = [name for column, name in names.items() if not curve.scatters_alike(column)]
     if not uneven:
-        return ""
+        return "It is taken for the same at every level."
     return (
-        ", by knee and blow-up always; by the intervals not in " + " and ".join(uneven) + ", where levels may not "
-        "scatter alike (Bartlett's test): one that scatters more has an interval by its own repeats, with one degree "
-        "of freedom lent by the others"
+        "Knee and blow-up take it for the same at every level. In " + " and ".join(uneven) + " levels may not scatter "
+        "alike (Bartlett's test), so one that scatters more has the interval of its own repeats, with one degree of "
+        "freedom lent by the others."
     )
 
 
