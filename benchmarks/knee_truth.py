@@ -23,7 +23,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
-from analysis.intervals import noise_of, pooled_noise, spread
+from analysis.intervals import noise_of, pooled, pooled_noise, spread
 from analysis.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee, last_doubling
 from contract.rows import MEASURED, PointRow
 from contract.specs import Point, PointKind, Purpose
@@ -77,6 +77,10 @@ class Trial:
     blow_up: BlowUp
     covered: tuple[bool, ...]
     """Of every level, for tok/s and then for p95: whether the interval holds the true value."""
+    covered_by_pool: tuple[bool, ...]
+    """The same of an interval that takes the pooled noise for every level's."""
+    wider: tuple[float, ...]
+    """How much wider the interval is than that one, on the logarithm."""
 
     @property
     def sd(self) -> float:
@@ -158,15 +162,19 @@ def _judge(truth: Truth, levels: tuple[Level, ...], sds: tuple[float, ...], repe
     assert tok_s is not None
     blow_up = find_blow_up(levels, pooled_noise([level.waiting_per_work for level in levels]))
     assert blow_up is not None
-    covered = []
+    seen = []
     for name, truths in (("tok_s", truth.tok_s), ("p95_s", truth.p95_s)):
         spreads = [spread(getattr(level, name)) for level in levels]
+        pool = pooled(spreads)
         for level, own, true in zip(levels, spreads, truths, strict=True):
             noise = noise_of(own, spreads)
             assert noise is not None
-            interval = noise.interval(getattr(level, name))
-            covered.append(interval.low <= true <= interval.high)
-    return Trial(truth, sds, repeats, find_knee(levels, tok_s), blow_up, tuple(covered))
+            assert pool is not None
+            found, plain = (each.interval(getattr(level, name)) for each in (noise, pool))
+            wider = math.log(found.high / found.low) / math.log(plain.high / plain.low)
+            seen.append((found.low <= true <= found.high, plain.low <= true <= plain.high, wider))
+    covered, by_pool, wider_ = zip(*seen, strict=True)
+    return Trial(truth, sds, repeats, find_knee(levels, tok_s), blow_up, covered, by_pool, wider_)
 
 
 @dataclass(frozen=True)
@@ -235,17 +243,18 @@ def shares(made: list[Trial]) -> Shares:
     )
 
 
-def coverage(made: list[Trial]) -> dict[tuple[float, float], float]:
+def coverage(made: list[Trial], by_pool: bool = False) -> dict[tuple[float, float], float]:
     """Return how many of the intervals of both metrics hold the truth, by the true noise of their level."""
+    held = {id(t): t.covered_by_pool if by_pool else t.covered for t in made}
     return {
         (low, high): _share(
-            [hit for t in made for sd, hit in zip(t.sds * 2, t.covered, strict=True) if low <= sd < high]
+            [hit for t in made for sd, hit in zip(t.sds * 2, held[id(t)], strict=True) if low <= sd < high]
         )
         for low, high in BANDS
     }
 
 
-def _share(hits: list[bool] | list[int]) -> float:
+def _share(hits: list[bool] | list[int] | list[float]) -> float:
     return sum(hits) / len(hits) if hits else math.nan
 
 
@@ -262,9 +271,12 @@ def main() -> None:
     print_shares("each level its own noise, which the pool takes for one", uneven)
     for what, some in (("all levels the same noise", made), ("each level its own", uneven)):
         for repeats in (3, 5):
-            held = coverage([t for t in some if t.repeats == repeats]).items()
-            words = ", ".join(f"{share:.1%} at {low:.0%} to {high:.0%}" for (low, high), share in held)
-            print(f"{what}, {repeats} repeats: intervals cover {words}")
+            own = [t for t in some if t.repeats == repeats]
+            for by_pool in (False, True):
+                held = coverage(own, by_pool).items()
+                words = ", ".join(f"{share:.1%} at {low:.0%} to {high:.0%}" for (low, high), share in held)
+                print(f"{what}, {repeats} repeats, {'the pool alone covers' if by_pool else 'intervals cover'} {words}")
+            print(f"  wider than the pool's by a factor of {_share([w for t in own for w in t.wider]):.2f} on average")
     print_searches(runs // 4)
 
 
