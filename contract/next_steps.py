@@ -35,6 +35,7 @@ NEXT_STEPS: dict[F, str] = {
     "`load.requests_per_level`, shorter lengths); where the server hung " + _RESUME,
     F.LOAD_TOO_LARGE: "send fewer or shorter answers (`load.requests_per_level`, `load.output_tokens`)",
     F.CLIENT_LIMITED: "give the load more cores, and as many processes as it needs: " + _resume("load.processes=auto"),
+    F.NOT_TRIED: "see to what ended its servers, which its message names; then " + _RESUME,
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,
     F.CARD_LOST: "see what the kernel says of the card (`dmesg`, Xid) and reset it, or leave it out "

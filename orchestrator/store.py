@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contract.rows import RESULT_STATUSES, PointRow, SessionEnd, SessionRow, arrow_schema, to_table
+from contract.rows import FAILED, RESULT_STATUSES, PointRow, SessionEnd, SessionRow, arrow_schema, to_table
 from orchestrator.problems import ConfigError
 
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
@@ -49,9 +49,13 @@ class Store:
         raise ConfigError([f"output_root: {root} is full of runs of this second"])
 
     def put(self, row: PointRow, instead: bool = True) -> None:
-        """Write a point's shard; `instead` of one that is there, if there is one."""
+        """Write a point's shard; `instead` of one that is there, if there is one.
+
+        A failed try that has no numbers never replaces one that has some: a level that its client limited, say.
+        """
         path = self._shard(row.session_id, f"{row.point_id}.parquet")
-        if instead or not path.exists():
+        bare = row.status == FAILED and not row.requests
+        if not path.exists() or (instead and not (bare and _has_requests(path))):
             self._write(path, [row], PointRow)
 
     def put_session(self, end: SessionEnd, instead: bool = True) -> None:
@@ -182,6 +186,15 @@ def _attempt(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError, LookupError):
         return int(pq.read_table(path, columns=["attempt"]).column(0)[-1].as_py())
     return None
+
+
+def _has_requests(path: Path) -> bool:
+    """Whether a point's shard is readable and holds what a load client saw."""
+    import pyarrow.parquet as pq
+
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        return any(row["requests"] for row in pq.read_table(path, columns=["requests"]).to_pylist())
+    return False
 
 
 def _made(directory: Path) -> Path:

@@ -110,18 +110,19 @@ def drive(
     directory: Path,
     fleet: Fleet | None = None,
     store: Store | None = None,
+    levels: list[int] = LEVELS,
     **timeouts: float,
 ) -> Ran:
     """Measure what is not done yet, in a new run or in that of `store`."""
     import pyarrow.parquet as pq
 
     fleet = fleet or sim_fleet(1)
-    asked = experiment("concurrency", engine="sim", sweep__concurrency=LEVELS, sweep__repeats=1, controls="off")
+    asked = experiment("concurrency", engine="sim", sweep__concurrency=levels, sweep__repeats=1, controls="off")
     (spec,) = make_plan(resolved(asked), fleet).sessions
     store, said = store or Store.create(directory, "test"), io.StringIO()
     points = tuple(replace(p, estimate_s=0.01) for p in spec.points if p.id not in store.rows(spec.id))
     spec = replace(spec, points=points, timeouts=replace(spec.timeouts, **timeouts))
-    outcome = Driver(cluster, fleet, store, Progress(len(LEVELS), 1.0, said)).run([spec])  # type: ignore[arg-type]
+    outcome = Driver(cluster, fleet, store, Progress(len(levels), 1.0, said)).run([spec])  # type: ignore[arg-type]
     rows: dict[int, PointRow] = {}
     names = [name for name in PointRow.__dataclass_fields__ if name in ("status", "attempt", "failure_class")]
     for path in store.directory.glob("shards/*/[!s]*.parquet"):
@@ -190,12 +191,41 @@ def test_a_lost_actor_or_card_is_replaced_on_another_node(what: str, tmp_path: P
     assert nodes[1] != nodes[2]
 
 
-def test_after_so_many_starts_what_is_left_fails_with_the_last_cause(tmp_path: Path) -> None:
-    cluster = PretendedCluster(lambda handle, point: "lost")
+def test_after_so_many_starts_every_point_that_was_tried_keeps_its_own_failure(tmp_path: Path) -> None:
+    cluster = PretendedCluster(lambda handle, point: {1: "engine_dead", 2: "card_lost"}.get(point.concurrency, "lost"))
     ran = drive(cluster, tmp_path)
-    assert {row[:2] for row in statuses(ran).values()} == {(FAILED, "actor_lost")}
+    assert statuses(ran) == {1: (FAILED, "engine_dead", 1), 2: (FAILED, "card_lost", 2), 4: (FAILED, "actor_lost", 3)}
     assert len(ran.outcome.failed) == 3
     assert len(cluster.stopped) == SESSION_STARTS
+
+
+@pytest.mark.parametrize("what", ["memory_under_load", "never", "engine_dead", "lost"])
+def test_a_point_whose_turn_never_came_has_no_failure_of_another(what: str, tmp_path: Path) -> None:
+    levels = [1, 2, 4, 8, 16]
+    cluster = PretendedCluster(lambda handle, point: what)
+    ran = drive(cluster, tmp_path, levels=levels, point_s=0.05)
+    asked = {level for level, _, _ in cluster.asked}
+    failed_as = {"never": "point_timeout", "lost": "actor_lost"}.get(what, what)
+    assert len(asked) == SESSION_STARTS
+    assert {level: row[1] for level, row in statuses(ran).items()} == {
+        level: failed_as if level in asked else "not_tried" for level in levels
+    }
+    assert f"3 starts of its server ended before its turn came, the last with {failed_as}: " in str(
+        ran.rows[16]["failure_message"]  # type: ignore[index]
+    )
+    goes_on = PretendedCluster()
+    assert {row[0] for row in statuses(drive(goes_on, tmp_path, store=ran.store, levels=levels)).values()} == {MEASURED}
+
+
+def test_an_actor_that_is_lost_before_its_server_was_ready_is_every_points_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(self: Handle) -> SessionRow:
+        raise ActorLost("it is gone")
+
+    monkeypatch.setattr(Handle, "start", start)
+    ran = drive(PretendedCluster(), tmp_path)
+    assert statuses(ran) == dict.fromkeys(LEVELS, (FAILED, "actor_lost", SESSION_STARTS))
 
 
 def test_a_lost_node_gets_no_more_work_and_without_another_every_point_says_so(tmp_path: Path) -> None:
@@ -341,6 +371,27 @@ def test_the_second_stop_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Handle, "stop", stop)
     with pytest.raises(KeyboardInterrupt):
         drive(cluster, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_once"),
+    [
+        ((signal.SIGINT, signal.SIGINT), False),
+        ((signal.SIGTERM, signal.SIGTERM), False),
+        ((signal.SIGINT, signal.SIGTERM), True),
+        ((signal.SIGTERM, signal.SIGINT), True),
+    ],
+)
+def test_only_the_same_signal_again_within_a_second_is_taken_for_one(
+    numbers: tuple[int, int], at_once: bool, tmp_path: Path
+) -> None:
+    def behave(handle: Handle, point: Point) -> str | None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return "never"
+
+    with pytest.raises(KeyboardInterrupt) if at_once else contextlib.nullcontext():
+        assert drive(PretendedCluster(behave), tmp_path).outcome.interrupted
 
 
 # --- what is written, and when ---

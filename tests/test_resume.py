@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,7 @@ import pytest
 import orchestrator.__main__
 from analysis.shards import build_tables
 from contract.next_steps import NEXT_STEPS
-from contract.rows import MEASURED
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED, OVER_BUDGET, PRUNED
 from contract.specs import SessionSpec
 from orchestrator.arguments import read
 from orchestrator.cluster import Cluster, ClusterError
@@ -27,7 +27,7 @@ from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check
 from orchestrator.problems import ConfigError
-from orchestrator.resume import UNHASHED, left_to_do
+from orchestrator.resume import UNHASHED, differences, left_to_do
 from orchestrator.schema import Experiment
 from orchestrator.store import NotWritten, Store
 from tests import synthetic_run
@@ -300,6 +300,42 @@ def test_what_servers_are_forked_from_is_imported_while_nodes_are_looked_at_if_o
     )
     code, said = resumed(monkeypatch, capsys, f"resume={tmp_path}")
     assert (code, seen) == (4, expected), said
+
+
+# --- what differs, and what a further try may replace ---
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ("0.25.0", "0.26.0", ["vLLM: 0.25.0 then, 0.26.0 now"]),
+        ("0.25.0", "0.25.0", []),
+        ("0.25.0", None, []),
+        (None, "0.26.0", []),
+    ],
+)
+def test_only_what_both_sides_know_is_a_difference(then: str | None, now: str | None, words: list[str]) -> None:
+    manifest = {"fleet": asdict(replace(cpu_fleet(), vllm_version=then))}
+    assert differences(manifest, replace(cpu_fleet(), vllm_version=now)) == words
+
+
+@pytest.mark.parametrize(("status", "replaces"), [(FAILED, False), (OVER_BUDGET, True), (PRUNED, True)])
+def test_a_failed_try_without_numbers_never_replaces_one_that_has_some(
+    tmp_path: Path, status: str, replaces: bool
+) -> None:
+    store = Store.create(tmp_path, "test")
+    limited = next(row for row in synthetic_run.rows() if row.requests)
+    limited = replace(limited, status=CLIENT_LIMITED, failure_class=CLIENT_LIMITED, tok_s=690.9)
+    bare = replace(limited, attempt=limited.attempt + 1, status=status, requests=[], tok_s=None)
+    path = store.directory / "shards" / limited.session_id / f"{limited.point_id}.parquet"
+    for row, expected in [
+        (replace(bare, status=FAILED), bare.attempt),
+        (limited, limited.attempt),
+        (bare, bare.attempt if replaces else limited.attempt),
+        (replace(limited, attempt=9), 9),
+    ]:
+        store.put(row)
+        assert pq.read_table(path, columns=["attempt"]).to_pylist() == [{"attempt": expected}]
 
 
 # --- a full disk, and a second Ctrl-C ---
