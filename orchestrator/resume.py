@@ -81,7 +81,11 @@ def differences(manifest: Mapping[str, Any], fleet: Fleet) -> list[str]:
     """
     then, now = _provenance(manifest.get("fleet", {})), _provenance(asdict(fleet))
     then["workload version"], now["workload version"] = str(manifest.get("workload_version", "")), str(WORKLOAD_VERSION)
-    return [f"{what}: {then[what]} then, {now[what]} now" for what in now if then[what] and now[what] and now[what] != then[what]]
+    return [
+        f"{what}: {then[what]} then, {now[what]} now"
+        for what in now
+        if then[what] and now[what] and now[what] != then[what]
+    ]
 
 
 def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:

@@ -111,6 +111,7 @@ def drive(
     fleet: Fleet | None = None,
     store: Store | None = None,
     levels: list[int] = LEVELS,
+    progress: Progress | None = None,
     **timeouts: float,
 ) -> Ran:
     """Measure what is not done yet, in a new run or in that of `store`."""
@@ -122,7 +123,12 @@ def drive(
     store, said = store or Store.create(directory, "test"), io.StringIO()
     points = tuple(replace(p, estimate_s=0.01) for p in spec.points if p.id not in store.rows(spec.id))
     spec = replace(spec, points=points, timeouts=replace(spec.timeouts, **timeouts))
-    outcome = Driver(cluster, fleet, store, Progress(len(levels), 1.0, said)).run([spec])  # type: ignore[arg-type]
+    printing = progress or Progress(len(levels), 1.0, said)
+    try:
+        outcome = Driver(cluster, fleet, store, printing).run([spec])  # type: ignore[arg-type]
+    finally:
+        if progress is None:
+            printing.close()
     rows: dict[int, PointRow] = {}
     names = [name for name in PointRow.__dataclass_fields__ if name in ("status", "attempt", "failure_class")]
     for path in store.directory.glob("shards/*/[!s]*.parquet"):
