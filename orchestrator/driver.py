@@ -245,6 +245,8 @@ class Driver:
         started = self._started[spec.id] = await handle.start()
         self._queue.ready(spec.id)
         self._progress.ready(spec, started)
+        # what its numbers are measured with must not be lost with this process; its stop replaces the row
+        await self._keep(partial(self._store.put_session, SessionEnd(started, "")))
         if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
             return Failure(started.failure_class or "", started.failure_message or "")
         pending = self._pending[spec.id]

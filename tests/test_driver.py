@@ -7,21 +7,24 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from analysis.shards import _starts
 from contract.causes import POINT_TRIES, SESSION_STARTS
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, PointRow, SessionEnd, SessionRow
+from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, MemoryAccount, PointRow, SessionEnd, SessionRow, to_table
 from contract.specs import Point, SessionSpec
 from orchestrator.cluster import ActorLost
 from orchestrator.driver import Driver, Outcome, _limit_s
 from orchestrator.fleet import Fleet, Node
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.store import NotWritten, Store
+from orchestrator.store import NotWritten, Store, _rows_of_starts
 from tests.configs import GIB, experiment, gpu_fleet, resolved, sim_fleet
 from workers import point_rows
 from workers.kv_figures import KvFigures
@@ -48,7 +51,9 @@ class Handle:
 
     def row(self, failure_class: str | None = None) -> SessionRow:
         status = FAILED if failure_class else MEASURED
-        row = SessionRow(SCHEMA_VERSION, "run", self.spec.id, self.attempt, status, True, "", "", failure_class, "why")
+        row = SessionRow(
+            SCHEMA_VERSION, "run", self.spec.id, self.attempt, status, True, "", None, failure_class, "why"
+        )
         return replace(row, ready_s=1.0)
 
     async def start(self) -> SessionRow:
@@ -74,7 +79,7 @@ class Handle:
 
     async def stop(self, limit_s: float) -> SessionEnd:
         self.cluster.stopped.append(self.attempt)
-        return SessionEnd(self.row(), "log")
+        return SessionEnd(replace(self.row(), ended_at="then"), "log")
 
 
 @dataclass
@@ -115,8 +120,6 @@ def drive(
     **timeouts: float,
 ) -> Ran:
     """Measure what is not done yet, in a new run or in that of `store`."""
-    import pyarrow.parquet as pq
-
     fleet = fleet or sim_fleet(1)
     asked = experiment("concurrency", engine="sim", sweep__concurrency=levels, sweep__repeats=1, controls="off")
     (spec,) = make_plan(resolved(asked), fleet).sessions
@@ -470,7 +473,8 @@ def test_a_disk_that_is_full_as_the_run_is_stopped_is_said(tmp_path: Path, monke
         return "never"
 
     def full(self: Store, end: SessionEnd, instead: bool = True) -> None:
-        raise NotWritten("no space left on device")
+        if end.log:
+            raise NotWritten("no space left on device")
 
     monkeypatch.setattr(Store, "put_session", full)
     outcome = drive(PretendedCluster(behave), tmp_path).outcome
@@ -481,11 +485,9 @@ def test_a_disk_that_is_full_as_the_run_is_stopped_is_said(tmp_path: Path, monke
 
 
 def server(store: Store) -> dict[str, object]:
-    import pyarrow.parquet as pq
-
+    """Return the row of the last start."""
     (path,) = store.directory.glob("shards/*/session.parquet")
-    (row,) = pq.read_table(path).to_pylist()
-    return row  # type: ignore[no-any-return]
+    return pq.read_table(path).to_pylist()[-1]  # type: ignore[no-any-return]
 
 
 def logs(store: Store) -> dict[str, str]:
@@ -517,6 +519,40 @@ def test_the_manifest_knows_of_starts_whose_rows_were_replaced(tmp_path: Path) -
     servers = [{"session_id": "s", "attempt": 4}, {"session_id": "s", "attempt": 2}, "odd", {"attempt": "odd"}]
     store.put_manifest({"experiments": [{}], "servers": servers})
     assert store.starts() == {"s": 4}
+
+
+def test_what_a_server_is_measured_with_is_written_as_soon_as_it_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may be left to write it when the driver is killed."""
+    made, seen = Handle.row, list[tuple[object, ...]]()
+    monkeypatch.setattr(Handle, "row", lambda self, why=None: replace(made(self, why), environment=["A=b"]))
+    store = Store.create(tmp_path, "test")
+
+    def behave(handle: Handle, point: Point) -> str | None:
+        row = server(store)
+        seen.append((row["attempt"], row["ready_s"], row["environment"], row["ended_at"]))
+        return "engine_dead" if (handle.attempt, point.concurrency) == (1, 2) else None
+
+    drive(PretendedCluster(behave), tmp_path, store=store)
+    assert seen == [(1, 1.0, ["A=b"], None)] * 2 + [(2, 1.0, ["A=b"], None)] * 2
+    (path,) = store.directory.glob("shards/*/session.parquet")
+    assert [(row.attempt, row.ended_at) for row in _rows_of_starts(path)] == [(1, "then"), (2, "then")]
+
+
+def test_a_start_is_written_beside_the_rows_of_an_older_version(tmp_path: Path) -> None:
+    store, row = Store.create(tmp_path, "test"), SessionRow(7, "run", "s", 1, MEASURED, True, "then", ready_s=2.0)
+    row.account = [MemoryAccount("ready", "card", 1)]
+    (content,) = to_table([row], SessionRow).to_pylist()
+    del content["warm_wait_s"], content["account"][0]["outside_now_bytes"]
+    (store.directory / "shards" / "s").mkdir(parents=True)
+    path = store.directory / "shards" / "s" / "session.parquet"
+    pq.write_table(pa.Table.from_pylist([content | {"given_up": 1}]), path)
+    store.put_session(SessionEnd(replace(row, schema_version=SCHEMA_VERSION, attempt=2), "log"))
+    starts = _starts(path)
+    assert starts.column("attempt").to_pylist() == [1, 2]
+    assert starts.column("account").to_pylist()[0] == [asdict(row.account[0])]
+    assert store.starts() == {"s": 2}
 
 
 def lost_as_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
