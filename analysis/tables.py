@@ -44,9 +44,9 @@ IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id",)}
 
 @dataclass(slots=True)
 class RunPoint(PointRow):
-    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its session's figures.
+    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its server's figures.
 
-    Those of the session's last attempt, also for a point that an earlier one measured.
+    Those of the session's attempt that measured it; none where nothing is known of that one.
     """
 
     node: str | None = None

@@ -192,6 +192,31 @@ def test_the_oracle_sees(spoil: Callable[[Path], None], words: str, stored: tupl
         assert any("measured again" in finding for finding in oracle.findings(run, points, kept))
 
 
+@pytest.mark.parametrize(
+    ("told", "losing", "words"),
+    [
+        ([], False, None),
+        (["begun s p 2", "measured s p 2", "kept s p 2"], False, "measured again: p of s in start 2, which start 1"),
+        (["measured {} 1"], False, "measured 2 times in start 1"),
+        (["begun s q 1", "measured s q 1"], False, "measured for nothing: q of s in start 1"),
+        (["begun s q 1", "measured s q 1"], True, None),
+        (["begun s q 1", "begun s q 2", "measured s q 2", "kept s q 2", "begun s q 1"], False, None),
+        (["halved s p 0", "begun s p 2", "measured s p 2", "kept s p 2"], False, None),
+        (None, True, "measured by nobody"),
+    ],
+)
+def test_the_oracle_sees_what_was_measured_and_is_not_in_the_store(
+    told: list[str] | None, losing: bool, words: str | None, stored: tuple[Path, int]
+) -> None:
+    run, _ = stored
+    undisturbed = ["begun s p 1", "measured s p 1", "kept s p 1"]
+    points = [f"{path.parent.name} {path.stem}" for path in oracle._shards(run)]
+    undisturbed += [f"{what} {point} 1" for point in points for what in ("begun", "measured", "kept")]
+    lines = [] if told is None else [*undisturbed, *(line.format(points[0]) for line in told)]
+    found = oracle.repeated(run, "\n".join(lines), losing)
+    assert any(words in finding for finding in found) if words else found == []
+
+
 def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone_on_with(tmp_path: Path) -> None:
     """Its points may all be done, so that nobody starts it again."""
     whole, half = (tmp_path / "shards" / name / "session.parquet" for name in ("a", "b"))

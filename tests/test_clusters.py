@@ -191,7 +191,7 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
 
     asyncio.run(sessions())
     assert len(asked) == 1
-    assert [arguments[-2:] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+    assert [arguments[-3:-1] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
 
 
 # --- one head, with a token and jobs ---
