@@ -1,4 +1,4 @@
-"""Which Ray head is meant, and whether it answers and takes our token: asked in a second, where Ray would try for twenty.
+"""Which Ray head is meant, and whether it answers and takes our token: asked in a second where Ray tries for twenty.
 
 Called by `orchestrator.cluster` before it connects.
 """

@@ -73,6 +73,7 @@ def test_only_directories_whose_owner_is_dead_are_removed_and_what_works_in_them
 ) -> None:
     monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.1)
     alive, unmarked, dead = Owned("x-", 1), private_directory("x-", 1), left_by_a_killed_process()
+    made_hours_ago(alive.path)
     (place / "x-link").symlink_to(dead)
     works = working_in(dead, SLEEPS)
     assert remove_ownerless("x-") == [dead]
@@ -98,6 +99,34 @@ def test_what_a_killed_process_had_made_is_known_for_it_from_the_making_on(who: 
     owner.stdout.close()
     assert remove_ownerless() == [made]
     assert list(place.iterdir()) == []
+
+
+KILLED_BEFORE_IT_OWNS = """
+import fcntl, os, signal
+from workers.temporary import Owned
+fcntl.flock = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Owned("x-", 1)
+"""
+
+
+def made_hours_ago(directory: Path) -> Path:
+    os.utime(directory, (time.time() - 7200, time.time() - 7200))
+    return directory
+
+
+def test_what_was_killed_before_it_owned_its_directory_is_known_by_its_age(place: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(place)}
+    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_IT_OWNS], cwd=ROOT, env=environment, check=False)
+    assert killed.returncode == -9
+    (half,) = place.iterdir()
+    assert [path.name for path in half.iterdir()] == [temporary.UNSEEN]
+    empty, users = (private_directory("x-", 1) for _ in range(2))
+    (users / "file").touch()
+    assert remove_ownerless("x-") == []
+    for directory in (half, empty, users):
+        made_hours_ago(directory)
+    assert sorted(remove_ownerless("x-")) == sorted([half, empty])
+    assert list(users.iterdir()) == [users / "file"]
 
 
 def test_who_cleans_up_is_let_to(place: Path) -> None:
