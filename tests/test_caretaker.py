@@ -16,11 +16,12 @@ from workers.caretaker import Caretaker
 from workers.temporary import Owned
 
 OWNER = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from workers.caretaker import Caretaker
 from workers.temporary import Owned
 owned = Owned("x-", 1)
 caretaker = Caretaker(owned.path, float(sys.argv[1]))
+os.environ["TMPDIR"] = str(owned.path)
 works = subprocess.Popen([sys.executable, "-c", sys.argv[2]], cwd=owned.path, start_new_session=True)
 print(owned.path, works.pid, flush=True)
 time.sleep(600)

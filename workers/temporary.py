@@ -22,8 +22,7 @@ import psutil
 from workers import processes
 from workers.launch import guard
 
-PREFIX = "vc-"
-"""Of every name that we give a directory in TMPDIR."""
+PREFIX = guard.PREFIX
 OWNER = guard.OWNER
 UNSEEN = f"{OWNER}.new"
 """The mark until it is locked."""
