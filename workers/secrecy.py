@@ -1,4 +1,4 @@
-"""What must stand in nothing that is kept: which secrets a process has, and the forms in which they turn up in texts."""
+"""What must stand in nothing that is kept: which secrets a process has, and the forms in which texts hold them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def is_named_secret(name: str) -> bool:
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Return the secrets of an environment: values of variables that are named like secrets, passwords of URLs, alone and
-    as the header `Authorization: Basic` has them, and the token that `hf auth login` has left, which vLLM reads."""
+    """Return the secrets of an environment: values of variables that are named like secrets, passwords of URLs, alone
+    and as the header `Authorization: Basic` has them, and the token that `hf auth login` has left, which vLLM reads."""
     named = [value for name, value in environment.items() if is_named_secret(name)]
     urls = [value for value in environment.values() if "://" in value]
     logins = [part for value in (*named, *urls) for part in _of_a_login(value)]
@@ -78,7 +78,7 @@ def _quoted(secret: str) -> set[str]:
 
 
 def _escaped(text: str) -> Iterator[str]:
-    """Give a text as it stands in the middle of a Python or JSON string. repr chooses its quotes by the whole string."""
+    """Give a text as it stands in the middle of a Python or JSON string. repr chooses quotes by the whole string."""
     for quoted in (text, f'{text}"'):
         end = len(text) - len(quoted) - 1
         yield repr(quoted)[1:end]

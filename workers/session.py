@@ -65,8 +65,8 @@ from workers.load_plans import LoadPlans
 from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
 from workers.provenance import Places
-from workers.secrecy import secret_values
 from workers.sampler import Observed, Sampler
+from workers.secrecy import secret_values
 from workers.standstill import at_rest
 
 MIB = 2**20
