@@ -27,6 +27,7 @@ from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
 from orchestrator.fleet import local_fleet
 from tests.command_line import ROOT
 from tests.configs import experiment, sim_fleet
+from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
 from workers.temporary import own
 
@@ -322,7 +323,7 @@ def linked() -> Iterator[RayHosts]:
             hosts.start_worker(1, gpus=1)
             yield hosts
     except OSError as error:
-        pytest.skip(f"no network namespaces here: {error}")
+        not_shown(f"network namespaces cannot be made ({error})")
 
 
 def interrupted_run(linked: RayHosts, outputs: Path, cut_s: float | None) -> str:

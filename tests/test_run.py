@@ -333,11 +333,12 @@ def test_what_ray_job_stop_leaves_after_its_three_seconds_is_whole(place: Place)
         cwd=ROOT, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout
-    said = ""
+    said, servers = "", []
     while "[3/" not in said:
         said += process.stdout.readline()
+        servers += place.servers()
         assert process.poll() is None, said
-    assert place.servers()
+    assert servers
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(3)

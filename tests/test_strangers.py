@@ -22,6 +22,7 @@ from orchestrator.fleet import local_fleet
 from orchestrator.knock import _is_refused, heads_of
 from orchestrator.store import Store
 from tests.configs import experiment
+from tests.privileged import not_shown
 from tests.strangers import as_user, heard, start_as, stranger
 from tests.test_session import spec, together
 from workers import session as session_module
@@ -37,7 +38,7 @@ def user() -> Iterator[int]:
         with stranger() as made:
             yield made
     except OSError as error:
-        pytest.skip(f"users cannot be made here: {error}")
+        not_shown(f"users cannot be made ({error})")
 
 
 @pytest.fixture

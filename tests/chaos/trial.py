@@ -22,6 +22,7 @@ POINTS = 6 + 8
 RUN_LIMIT_S = 150.0
 BEGUN = "results in"
 OK, BAD_CONFIGURATION, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
+FORBIDDEN = dict.fromkeys((Kind.FULL_DISK, Kind.READ_ONLY), " (mounting is not permitted here)")
 ENDS = (OK, SOME_FAILED, INTERRUPTED, -9)
 
 
@@ -36,9 +37,16 @@ class Report:
     statuses: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     said: str = ""
+    may_mount: bool = True
+
+    @property
+    def not_tried(self) -> list[str]:
+        """What was drawn and not done: nobody was there to do it to, the run had ended, or it is not permitted here."""
+        left = [fault for fault in (*self.trial.during, *self.trial.after) if fault not in self.done]
+        return [f"{fault.name}{'' if self.may_mount else FORBIDDEN.get(fault.kind, '')}" for fault in left]
 
     def __str__(self) -> str:
-        faults = "; ".join(map(str, self.done))
+        faults = "; ".join([*map(str, self.done), *(f"not tried: {name}" for name in self.not_tried)])
         ended = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         line = f"seed {self.trial.seed} on {self.trial.where}: exits {self.codes}: {ended}: {faults}"
         return "\n".join([line, *(f"  FOUND {finding}" for finding in self.findings)])
@@ -68,6 +76,7 @@ def carry_out(trial: Trial, place: ChaosPlace, outputs: Path) -> Report:
     report = Report(trial)
     disk = Disk(outputs)
     disk.mount()
+    report.may_mount = disk.mounted
     try:
         _first(trial, place, disk, report)
         _second(trial, place, outputs, report)
