@@ -43,8 +43,8 @@ def main() -> int:
             if report.findings or asked.say:
                 print(report.said, flush=True)
     print(f"{kinds.total()} faults in {trials} runs, {resumed} gone on with, {time.monotonic() - began:.0f} s")
-    print("\n".join(f"{count:4} {kind}" for kind, count in kinds.most_common()))
-    print("\n".join(f"{count:4} not tried: {kind}" for kind, count in not_tried.most_common()))
+    for kind, count in [*kinds.most_common(), *((f"not tried: {kind}", n) for kind, n in not_tried.most_common())]:
+        print(f"{count:4} {kind}")
     print(f"points: {dict(ends)}; found: {found}")
     return 1 if found else 0
 
