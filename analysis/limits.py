@@ -21,6 +21,8 @@ from analysis.load_tables import workload
 from analysis.series import Reading, concurrency_figure
 from analysis.signs import by_company, signs
 from analysis.verdicts import NEAR_FULL, Limit, Signs, limit
+from contract.failures import FailureClass as F
+from contract.rows import CLIENT_LIMITED
 
 COLUMNS = ("concurrency", "verdict", "running_max", "waiting", "kv_usage_max", "preemptions", "notes")
 
@@ -80,7 +82,7 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
         most = plain(f"{curve.name}.max_num_seqs", seen.max_num_seqs or 0)
         return phrase("max_num_seqs is {most}, and {n} waited", most=most, n=_waiting(reading))
     if verdict is Limit.CLIENT:
-        return phrase("the load client was the limit, also with as many processes as it may have")
+        return phrase("the load client was the limit, " + _client(reading).why)
     if verdict is Limit.NEIGHBOUR:
         return _neighbour_evidence(reading)
     if verdict is Limit.COMPUTE:
@@ -90,6 +92,32 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
     if verdict is Limit.UNKNOWN:
         return phrase("; ".join([_unknown(curve, seen).why, *_ruled_out(seen)]))
     return phrase("")
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Why there is no verdict, and what would tell."""
+
+    why: str
+    tells: str
+
+
+CLIENT: dict[str, Unknown] = {
+    F.CLIENT_PROCESSES_FIXED: Unknown(
+        "with as many processes as `load.processes` names", "the same sweep with `load.processes=auto` tells"
+    ),
+    F.CLIENT_PROCESSES_FEW: Unknown(
+        "also when it was tried again, and the host had cores for more processes",
+        "the same sweep with a higher number of `load.processes` tells",
+    ),
+}
+"""Why a level stayed without a measurement where the reason is not that the host had no more to give."""
+NO_MORE_TO_GIVE = Unknown("and the host had no cores for more of it", "a host with more free cores tells")
+
+
+def _client(reading: Reading) -> Unknown:
+    found = [point.failure_class for point in reading.unmeasured if point.status == CLIENT_LIMITED]
+    return CLIENT.get(found[0] or "", NO_MORE_TO_GIVE)
 
 
 def _ruled_out(seen: Signs) -> list[str]:
@@ -115,14 +143,6 @@ def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
     if seen.waiting and seen.pool_is_full:
         parts.append(phrase("{n} waited with {share} of the pool in use", n=_waiting(reading), share=kv_usage(reading)))
     return join(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """Why there is no verdict, and what would tell."""
-
-    why: str
-    tells: str
 
 
 def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
@@ -176,7 +196,7 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
     if last is Limit.CLIENT:
         return phrase(
             "From concurrency {where} on the load client was the limit: what limits the server there is not "
-            "known from this run; a host with more free cores tells.",
+            "known from this run; " + _client(tried[-1][0]).tells + ".",
             where=where,
         )
     return phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)

@@ -46,6 +46,8 @@ class FailureClass(StrEnum):
     LOAD_LOST = "load_lost"  # a load process ended before its level
     LOAD_TOO_LARGE = "load_too_large"  # its answers would take more memory than the node has for them: nothing was sent
     CLIENT_LIMITED = "client_limited"  # the load client was the limit, and the host had no more to give
+    CLIENT_PROCESSES_FIXED = "client_processes_fixed"  # it was the limit with the processes that the user named
+    CLIENT_PROCESSES_FEW = "client_processes_few"  # it was the limit, and the host had cores for more processes
     PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
     # --- the run ---

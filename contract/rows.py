@@ -85,7 +85,7 @@ class InFlight:
     """Requests that a load process had in flight at one moment."""
 
     t_s: float
-    """Since its own window's opening; those of a level's processes are some milliseconds apart."""
+    """Since the level's first window opened, as a request's `sent_s`."""
     requests: int
 
 

@@ -82,20 +82,23 @@ class SharedPrefix:
         return f"{self.groups} shared prefixes of {self.tokens} tokens"
 
 
-METRICS = {"mean_e2e_s": None, "p50_e2e_s": 0.5, "p95_e2e_s": 0.95}
+METRICS = {
+    "mean_e2e_s": None, "p50_e2e_s": 0.5, "p95_e2e_s": 0.95,
+    "mean_ttft_s": None, "p50_ttft_s": 0.5, "p95_ttft_s": 0.95,
+}  # fmt: skip
 """Metrics that can end a level, with the quantile that each is; the mean is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A level goes on until a metric of E2EL is known within a share of itself, with 95 % confidence.
+    """A level goes on until a metric of E2EL or TTFT is known within a share of itself, with 95 % confidence.
 
     Raises:
         ValueError: another metric, or a share that is not above 0.
     """
 
     metric: str
-    """`mean_e2e_s`, `p50_e2e_s` or `p95_e2e_s`."""
+    """One of `METRICS`."""
     within: float
 
     def __post_init__(self) -> None:

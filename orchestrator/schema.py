@@ -227,7 +227,7 @@ class SharedPrefixConfig(_Section):
 
 
 class PrecisionConfig(_Section):
-    metric: Literal["mean_e2e_s", "p50_e2e_s", "p95_e2e_s"]
+    metric: Literal["mean_e2e_s", "p50_e2e_s", "p95_e2e_s", "mean_ttft_s", "p50_ttft_s", "p95_ttft_s"]
     within: Annotated[float, Field(gt=0, lt=1)]
 
 

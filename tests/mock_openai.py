@@ -139,6 +139,9 @@ class MockOpenAI:
             request.transport.abort()
         if self.max_model_len is not None and self.length(body) + body["max_tokens"] > self.max_model_len:
             return web.json_response({"error": {"message": "longer than max_model_len"}}, status=400)
+        if not body.get("stream"):
+            usage = {"prompt_tokens": self.length(body), "completion_tokens": body["max_tokens"]}
+            return web.json_response({"id": "c", "choices": [{"finish_reason": "length"}], "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         chat = "messages" in body

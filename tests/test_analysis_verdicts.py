@@ -110,11 +110,24 @@ def test_full_queue_needs_max_num_seqs() -> None:
     assert "What limits this server under this load is not known from this run" in left
 
 
-def test_limited_client_is_no_verdict_on_the_server() -> None:
-    rows = at(32, status="client_limited", failure_class="client_limited")(sweep())
+@pytest.mark.parametrize(
+    ("failure_class", "why", "tells"),
+    [
+        ("client_limited", "the host had no cores for more of it", "a host with more free cores tells."),
+        ("client_processes_fixed", "with as many processes as `load.processes` names", "`load.processes=auto` tells."),
+        ("client_processes_few", "the host had cores for more processes", "higher number of `load.processes` tells."),
+        ("of a later version", "", ""),
+    ],
+)
+def test_limited_client_is_no_verdict_on_the_server_and_says_what_would_tell(
+    failure_class: str, why: str, tells: str
+) -> None:
+    rows = at(32, status="client_limited", failure_class=failure_class)(sweep())
     text = section(rows)
     assert "| 32 | client-bound |" in line(text, 32)
+    assert why in line(text, 32)
     assert "From concurrency 32 on the load client was the limit: what limits the server there is not known" in text
+    assert tells in text
 
 
 def test_neighbour_is_blamed_only_where_a_repeat_ran_without_it() -> None:

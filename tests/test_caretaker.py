@@ -72,7 +72,8 @@ def test_what_works_in_the_directory_of_a_killed_owner_has_its_time_and_then_not
 def test_an_owner_that_has_removed_its_directory_leaves_no_caretaker() -> None:
     owned = Owned("x-", 1)
     caretaker = Caretaker(owned.path)
-    (found,) = [each for each in psutil.Process(os.getpid()).children() if "workers.caretaker" in each.cmdline()]
+    pid = caretaker._process.pid
+    assert processes.is_running(pid)
     owned.remove()
     caretaker.close()
-    assert not processes.is_running(found.pid)
+    assert not processes.is_running(pid)

@@ -182,7 +182,6 @@ def test_chat_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> None:
         (64, 1, 65, "--max-tokens 65 leaves no room for a prompt in max_model_len 64 of mock"),
         (80, 3, 54, "a prompt of 27 tokens and --max-tokens 54 do not fit max_model_len 80 of mock"),
         (80, 3, 53, ""),
-        (80, None, 54, ""),  # nobody knows how long the prompt is
         (None, 3, 10**6, ""),
     ],
 )
@@ -204,6 +203,41 @@ def test_lengths_that_the_server_cannot_hold_are_refused_before_anything_is_sent
         assert complaint == f"python -m workers.load: {words}\n"
     else:
         assert (code, report["completed"], complaint) == (0, 2, "")
+
+
+@pytest.mark.parametrize("further", [[], ["--chat"], ["--rate", "100"]])
+@pytest.mark.parametrize(
+    ("max_model_len", "max_tokens", "words"),
+    [
+        (16, 7, ""),
+        (16, 8, "a prompt of 9 tokens and --max-tokens 8 do not fit max_model_len 16 of mock"),
+        (9, 4, "longer than max_model_len"),  # in the server's words, which refused the one request
+    ],
+)
+def test_where_nobody_counts_a_text_one_request_of_one_token_tells_whether_it_fits(
+    capsys: pytest.CaptureFixture[str], further: list[str], max_model_len: int, max_tokens: int, words: str
+) -> None:
+    with serving(MockOpenAI(max_model_len=max_model_len)) as server:
+        code, report, complaint = run(
+            capsys, "--url", server.url, "--n", "1", "--concurrency", "1", "--max-tokens", str(max_tokens), *further
+        )
+    assert server.bodies[0]["max_tokens"] == 1
+    if words:
+        assert (code, report, len(server.bodies)) == (2, {}, 1)
+        assert words in complaint
+    else:
+        parts = 3 if "--rate" in further else 2
+        assert (code, report["completed"], len(server.bodies)) == (0, parts, parts + 1)
+        assert len({json.dumps(body.get("prompt", body.get("messages"))) for body in server.bodies}) == parts + 1
+
+
+@pytest.mark.parametrize("fault", [Fault.STATUS_503, Fault.NOT_A_STREAM])
+def test_a_server_that_counts_nothing_is_measured_all_the_same(
+    capsys: pytest.CaptureFixture[str], fault: Fault
+) -> None:
+    with serving(MockOpenAI(max_model_len=80, faults=[fault])) as server:
+        code, report, _ = run(capsys, "--url", server.url, *SMALL)
+    assert (code, report["completed"]) == (0, 8)
 
 
 def test_a_wrong_path_is_found_by_one_request_where_no_list_of_models_tells(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,8 +265,11 @@ def test_the_url_of_chats_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> 
     assert all("messages" in body for body in server.bodies)
 
 
-def limited(result: LoadResult, requests: object, concurrency: int | None) -> list[str]:
-    return ["a load process was late"] if concurrency == 2 else []
+LATE = ["a load process was late"]
+
+
+def limited(clients: list[ClientRow], requests: object, least_share: float | None) -> list[str]:
+    return LATE if clients[0].streams == 2 else []
 
 
 def test_a_part_that_measured_the_client_is_called_so(
@@ -245,7 +282,7 @@ def test_a_part_that_measured_the_client_is_called_so(
         assert complaint == ""
         monkeypatch.setattr(command, "JUDGED_FROM_S", 0.0)
         _, report, complaint = run(capsys, "--url", server.url, *SMALL)
-    assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == ([], limited(None, None, 2))
+    assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == ([], LATE)
     assert "concurrent: this client was the limit" in complaint
     assert "a load process was late" in complaint
 

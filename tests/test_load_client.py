@@ -395,11 +395,12 @@ def test_a_levels_first_request_does_not_wait_for_the_bodies_of_its_last(
 
 
 def test_a_levels_precision_is_judged_by_answers_not_by_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    noted: list[float] = []
-    monkeypatch.setattr(Ending, "note", lambda _, latency_s: noted.append(latency_s))
+    noted: list[tuple[float, float]] = []
+    monkeypatch.setattr(Ending, "note", lambda _, first_s, last_s: noted.append((first_s, last_s)))
     with serving(MockOpenAI(faults=[Fault.STATUS_503, Fault.RESET, Fault.NO_ANSWER, Fault.HANG])) as server:
         rows = load(server, concurrency=1, num_requests=7, timeout_s=0.5).requests
-    assert noted == pytest.approx([row.last_byte_s for row in rows if row.ok])
+    assert [first_s for first_s, _ in noted] == pytest.approx([row.ttft_s for row in rows if row.ok])
+    assert [last_s for _, last_s in noted] == pytest.approx([row.last_byte_s for row in rows if row.ok])
     assert len(noted) == 3
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -25,21 +26,17 @@ def half_width(values: list[float], metric: str) -> float | None:
     return estimate.half_width()
 
 
-QUANTILES = {"p50_e2e_s": 0.5, "p95_e2e_s": 0.95, "mean_e2e_s": None}
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_interval_covers_the_truth_in_nineteen_of_twenty_samples(metric: str) -> None:
     """Exponential latencies of mean 1, whose quantile at q is -ln(1 - q); the half width as a one-sample promise."""
     dice = random.Random(metric)
-    truth = {"mean_e2e_s": 1.0, "p50_e2e_s": 0.6931, "p95_e2e_s": 2.9957}[metric]
+    truth, share = {"mean": (1.0, None), "p50": (0.6931, 0.5), "p95": (2.9957, 0.95)}[metric.partition("_")[0]]
     hits = 0
     for _ in range(400):
         values = [dice.expovariate(1) for _ in range(400)]
         width = half_width(values, metric)
         assert width is not None
         ordered = sorted(values)
-        share = QUANTILES[metric]
         middle = sum(values) / len(values) if share is None else ordered[int(len(values) * share)]
         hits += abs(middle - truth) <= width * middle
     assert hits / 400 >= 0.9
@@ -70,12 +67,10 @@ def test_a_p95_needs_more_values_than_a_median() -> None:
 
 
 def _ended(stop: Stop | None, latencies: list[float], together: StartLine | None = None, looks: int = 3) -> Ending:
-    import time
-
     async def run() -> Ending:
         made = Ending(stop, time.monotonic(), together)
         for each in latencies:
-            made.note(each)
+            made.note(0.1 * each, each)
         watching = asyncio.ensure_future(made.watch())
         await asyncio.sleep(looks * ending.LOOK_S)
         watching.cancel()
@@ -94,6 +89,29 @@ def test_requests_time_and_precision_each_end_a_level(monkeypatch: pytest.Monkey
     assert _ended(Stop(60, precise), exact).by == PRECISION
     assert _ended(Stop(60, precise, least=101), exact).by == REQUESTS
     assert _ended(Stop(60, precise), [0.1, 9.0] * 20).by == REQUESTS
+
+
+def test_a_level_ends_by_the_metric_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "LOOK_S", 0.01)
+
+    def ended_by(metric: str, first_s: list[float], last_s: list[float]) -> str:
+        async def run() -> str:
+            made = Ending(Stop(60, Precision(metric, 0.05)), time.monotonic(), None)
+            for first, last in zip(first_s, last_s, strict=True):
+                made.note(first, last)
+            watching = asyncio.ensure_future(made.watch())
+            await asyncio.sleep(3 * ending.LOOK_S)
+            watching.cancel()
+            made.reached()
+            return made.by
+
+        return asyncio.run(run())
+
+    sure, unsure = [1.0] * 200, [0.1, 9.0] * 100
+    for which in ("mean", "p50", "p95"):
+        assert ended_by(f"{which}_e2e_s", unsure, sure) == ended_by(f"{which}_ttft_s", sure, unsure) == PRECISION
+    for which in ("mean", "p50"):  # 9 is the p95 of the unsure ones, and there is nothing about it that varies
+        assert ended_by(f"{which}_e2e_s", sure, unsure) == ended_by(f"{which}_ttft_s", unsure, sure) == REQUESTS
 
 
 def test_several_processes_end_only_when_all_are_precise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ ON_TIME = closed_loop(8, 80, 0.3, 0.0001)
     ],
 )
 def test_a_busy_or_late_client_is_the_limit(client: ClientRow, words: str | None) -> None:
-    limits = client_limits([CALM, client], ON_TIME, 8)
+    limits = client_limits([CALM, client], ON_TIME, 1.0)
     assert (limits == []) == (words is None)
     assert words is None or words in limits[0]
 
@@ -48,15 +48,19 @@ def test_a_busy_or_late_client_is_the_limit(client: ClientRow, words: str | None
 @pytest.mark.parametrize(("held_s", "broken"), [(24.0, False), (22.1, False), (21.9, True), (26.2, True)])
 def test_littles_law_is_broken_where_the_two_counts_of_time_in_flight_differ(held_s: float, broken: bool) -> None:
     """80 requests of 0.3 s are 24 s; 5 % and 10 ms a request may be lost between timers."""
-    limits = client_limits([ClientRow(8, cpu_share=0.1, held_s=held_s)], ON_TIME, 8)
+    limits = client_limits([ClientRow(8, cpu_share=0.1, held_s=held_s)], ON_TIME, 1.0)
     assert bool(limits) == broken
     assert not broken or "s by counting and for 24 s by their stamps" in limits[0]
 
 
+def not_offered(rows: list[RequestRow]) -> list[str]:
+    return client_limits([CALM], rows, achieved_share(rows, 8))
+
+
 def test_a_load_that_was_not_offered_is_the_clients_doing() -> None:
-    assert client_limits([CALM], closed_loop(8, 80, 0.3, 0.003), 8) == []
-    (words,) = client_limits([CALM], closed_loop(8, 80, 0.3, 0.03), 8)
-    assert "of the asked concurrency was in flight" in words
+    assert not_offered(closed_loop(8, 80, 0.3, 0.003)) == []
+    (words,) = not_offered(closed_loop(8, 80, 0.3, 0.03))
+    assert "90.9% of a load process's streams were in flight" in words
 
 
 @given(st.integers(1, 8), st.integers(2, 9), st.floats(0.01, 2), st.floats(0, 1))
@@ -71,15 +75,15 @@ def test_one_round_of_requests_says_nothing_of_it() -> None:
 
 def test_a_window_too_short_to_tell_is_not_judged() -> None:
     busy = ClientRow(8, cpu_share=0.99, gap_p99_raised_s=0.5)
-    assert client_limits([busy], closed_loop(8, 80, 0.03, 0.01), 8) == []
-    assert client_limits([busy], closed_loop(8, 80, 0.06, 0.01), 8) != []
+    assert client_limits([busy], closed_loop(8, 80, 0.03, 0.01), 1.0) == []
+    assert client_limits([busy], closed_loop(8, 80, 0.06, 0.01), 1.0) != []
 
 
 def test_a_stream_is_taken_until_its_last_byte() -> None:
     rows = closed_loop(8, 80, 0.30, 0.02)
     for row in rows:
         row.last_byte_s = 0.3199  # usage, [DONE] and the end of the body came late
-    assert client_limits([CALM], rows, 8) == []
+    assert not_offered(rows) == []
 
 
 @pytest.mark.parametrize(("delay_s", "limited"), [(0.001, False), (0.012, False), (0.03, True)])

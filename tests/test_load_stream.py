@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from workers.load import stream as stream_module
 from workers.load.chunks import ChunkReader
 from workers.load.reads import Reads
 from workers.load.stream import MAX_EVENT_BYTES, Asked, StreamParser, StreamRecord, digest, judge
+from workers.load.wire import MAX_BODY_BYTES
 
 ASKED = Asked(max_tokens=3, ignore_eos=True, prompt_tokens=5)
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
@@ -165,6 +167,36 @@ def test_an_endless_line_is_dropped() -> None:
     assert "longer than" in failure.message
 
 
+LINES_WITHOUT_DATA, ONE_LINE_BYTE_BY_BYTE = (b"data:\n", 4096, 5_000), (b"x", 1, 50_000)
+
+
+@pytest.mark.parametrize(("of", "read_bytes", "number"), [LINES_WITHOUT_DATA, ONE_LINE_BYTE_BY_BYTE])
+def test_judging_takes_work_in_proportion_to_the_body(of: bytes, read_bytes: int, number: int) -> None:
+    """Four times the body is four times the work, not sixteen times. CPU time, in which neighbours do not count."""
+
+    def work_s(number: int) -> float:
+        pieces = [(of * number)[at : at + read_bytes] for at in range(0, len(of) * number, read_bytes)]
+        took = []
+        for _ in range(3):
+            begun = time.thread_time()
+            digest(reads(pieces, http_chunks=False))
+            took.append(time.thread_time() - begun)
+        return min(took)
+
+    assert work_s(4 * number) < 9 * work_s(number)
+
+
+@pytest.mark.parametrize("line", [b"data: " + b"x" * 57 + b"\n", b"x" * 64])
+def test_the_longest_body_that_is_kept_is_judged(line: bytes) -> None:
+    record = digest(reads([line * 1024] * (MAX_BODY_BYTES // 2**16), http_chunks=False))
+    assert "longer than" in (record.malformed or "")
+
+
+def test_lines_without_data_are_an_event_too_long_as_well() -> None:
+    body = b"data:\n" * (MAX_EVENT_BYTES + 1) + b"\n"
+    assert "longer than" in (parse(body).malformed or "")
+
+
 def stream(*messages: Any) -> bytes:
     return b"".join(event(message) for message in messages)
 
@@ -295,6 +327,26 @@ def test_sizes_without_sense_break_a_body(wire: bytes) -> None:
     reader = ChunkReader()
     assert reader.feed(wire) == []
     assert (reader.ended, reader.broken) == (False, True)
+
+
+def broken_after(wire: bytes, cuts: list[int], skipping: bool) -> bool:
+    reader = ChunkReader()
+    for part in cut(wire, cuts):
+        reader.skip(part) if skipping else reader.feed(part)
+    return reader.broken and not reader.ended
+
+
+@given(CUTS, st.booleans(), st.sampled_from([b"XX", b"\rX", b"X\n", b"\n\r", b"\n\n"]))
+def test_a_chunk_that_does_not_end_where_its_size_says_breaks_a_body(
+    cuts: list[int], skipping: bool, end: bytes
+) -> None:
+    whole = chunked([GOOD_EVENTS[0]])
+    for sized in (b"3\r\nabc\r\n", b""):  # the wrong end in a later chunk, whose size line has been seen, and at once
+        wire = sized + whole.replace(b"\n\n\r\n0\r", b"\n\n" + end + b"0\r")
+        assert broken_after(wire, cuts, skipping)
+        assert broken_after(wire, [len(wire) - 5], skipping)  # one read, one chunk
+    body = reads([chunked(GOOD_EVENTS).replace(b"]\n\n\r\n", b"]\n\n" + end)])
+    assert judge(digest(body), ASKED) is not None
 
 
 def test_a_size_may_have_an_extension() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mock_openai import MockOpenAI, serving
 
-from contract.lengths import Uniform
-from contract.rows import ClientRow, RequestRow
+from contract.lengths import Lengths, LogNormal, Uniform, draw
+from contract.rows import ClientRow, InFlight, RequestRow
 from workers.load import start_line
 from workers.load.bodies import prepare
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.limits import achieved_share, client_limits
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.start_line import StartLine
-from workers.load.summary import mean_in_flight
+from workers.load.summary import end_s, mean_in_flight
 from workers.load.tasks import STREAMS_PER_PROCESS, merge, processes_again, processes_for, split
 
 NOWHERE = Path("/nowhere")
@@ -103,6 +106,56 @@ def test_merged_judging_time_is_that_of_all_processes() -> None:
     assert merge(parts).judging_cpu_s == 0.75
 
 
+def test_what_a_process_had_in_flight_is_shifted_as_its_requests_are() -> None:
+    early, late = result(10.0, 1.0, range(1)), result(10.5, 1.0, range(1, 2))
+    for part in (early, late):
+        part.clients[0].in_flight = [InFlight(0.1, 1)]
+    assert [client.in_flight for client in merge([early, late]).clients] == [[InFlight(0.1, 1)], [InFlight(0.6, 1)]]
+
+
+def sent_to_an_ideal_server(part: LoadPlan, slip_s: float = 0.0) -> LoadResult:
+    """What a process sees of a server that writes every stream's tokens 10 ms apart; `slip_s` is its own doing."""
+    free = [0.0] * part.concurrency
+    rows = []
+    for number in part.numbers or range(part.num_requests):
+        sent_s = heapq.heappop(free)
+        took_s = 0.01 * draw(part.output_tokens, "output", part.seed, number)
+        rows.append(RequestRow(number, sent_s, ok=True, ttft_s=0.01, e2e_s=took_s))
+        heapq.heappush(free, sent_s + took_s + slip_s)
+    share = achieved_share(rows, part.concurrency)
+    client = ClientRow(part.concurrency, 0.1)
+    return LoadResult(rows, max(map(end_s, rows)), 0.0, 0.0, [client], achieved_share=share)
+
+
+DRAWN = [
+    (Uniform(16, 512), 8, 10, 4),
+    (Uniform(16, 512), 64, 5, 16),
+    (LogNormal(128, 128, 1, 2048), 16, 10, 4),
+    (LogNormal(128, 128, 1, 2048), 512, 4, 8),
+]
+
+
+def limits_of_a_level(parts: list[LoadPlan], slips_s: list[float]) -> list[str]:
+    merged = merge([sent_to_an_ideal_server(part, slip_s) for part, slip_s in zip(parts, slips_s, strict=True)])
+    return client_limits(merged.clients, merged.requests, merged.achieved_share)
+
+
+@pytest.mark.parametrize(("lengths", "streams", "rounds", "processes"), DRAWN)
+def test_a_process_that_has_no_more_to_send_does_not_make_a_client_the_limit(
+    lengths: Lengths, streams: int, rounds: int, processes: int
+) -> None:
+    for seed in range(20):
+        whole = replace(plan(streams, streams * rounds), output_tokens=lengths, seed=seed)
+        assert limits_of_a_level(split(whole, processes, NOWHERE), [0.0] * processes) == []
+
+
+@pytest.mark.parametrize(("lengths", "streams", "rounds", "processes"), DRAWN)
+def test_one_slow_process_of_several_is_the_limit(lengths: Lengths, streams: int, rounds: int, processes: int) -> None:
+    parts = split(replace(plan(streams, streams * rounds), output_tokens=lengths), processes, NOWHERE)
+    (words,) = limits_of_a_level(parts, [0.5, *[0.0] * (processes - 1)])
+    assert "of a load process's streams were in flight while it had requests left to send" in words
+
+
 async def test_nobody_starts_before_the_moment_even_where_timers_wake_up_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +171,7 @@ async def test_nobody_starts_before_the_moment_even_where_timers_wake_up_early(
 def test_processes_of_a_level_are_in_flight_together_and_lose_no_row(tmp_path: Path) -> None:
     with serving(MockOpenAI(gate=6)) as server:  # nothing is answered before all six streams are in flight
         parts = split(replace(plan(6, 24), endpoint=Endpoint(server.url, "mock")), 3, tmp_path)
-        with ThreadPoolExecutor(3) as pool:
+        with ProcessPoolExecutor(3, get_context("spawn")) as pool:
             merged = merge(list(pool.map(generate, parts)))
         assert server.max_in_flight == 6
     assert [row.ordinal for row in merged.requests] == list(range(50, 74))

@@ -173,6 +173,38 @@ def test_numbers_of_a_readme_are_figures_of_the_kept_run(file: str) -> None:
             assert off <= 0.5 * 10**-digits + 1e-9, f"{file}: {phrase}: {number}, not {value}"
 
 
+HEADLINE = (
+    "{} streams on one core at {} % of the ideal load in a closed loop and {} % with Poisson arrivals, p99 gap within "
+    "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included"
+)
+
+
+def client_table(loop: str) -> dict[tuple[str, str], list[float]]:
+    """Return what `benchmarks/client/README.md` measured in a loop: the numbers of a row by streams and client."""
+    text = (ROOT / "benchmarks" / "client" / "README.md").read_text()
+    rows, streams = {}, ""
+    for line in text[text.index(f"\n{loop}") :].partition("|---:|")[2].partition("\n\n")[0].splitlines()[1:]:
+        cells = [cell.strip(" *`%").replace(",", "") for cell in line.strip("|").split("|")]
+        streams = cells[0] or streams
+        rows[streams, cells[1]] = [float(cell) for cell in cells[2:]]
+    return rows
+
+
+def test_what_the_readme_says_of_the_client_is_what_was_measured() -> None:
+    found = re.search(pattern(HEADLINE), " ".join((ROOT / "README.md").read_text().split()))
+    assert found is not None, f"README.md does not say: {HEADLINE}"
+    streams, closed_share, poisson_share, gap_ms, closed_cpu, poisson_cpu = found.groups()
+    for loop, share, cpu in (
+        ("Closed loop:", closed_share, closed_cpu),
+        ("Poisson arrivals", poisson_share, poisson_cpu),
+    ):
+        table = client_table(loop)
+        _, parsed, reached, _, p99, true_p99, *_ = table[streams, "ours"]
+        assert float(share) == reached
+        assert abs(p99 - true_p99) <= float(gap_ms)
+        assert f"{parsed / table[streams, 'vllm bench serve'][1]:.2f}" == cpu
+
+
 @pytest.mark.parametrize("file", CLAIMS)
 def test_no_number_of_a_readme_stands_untested(file: str) -> None:
     text = text_of(file)

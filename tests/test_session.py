@@ -518,19 +518,36 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
     assert clients.processes[-2:] == [1, 4]  # the tries, after the warm-up's rounds
     assert len(row.warmup_tok_s) == len(clients.processes) - 2 >= 2
     (words,) = row.limited_before
-    assert "with 1 processes: stalls of a load process raised its p99 gap between chunks by 500 ms" in words
+    assert "more): stalls of a load process raised its p99 gap between chunks by 500 ms" in words
     assert (row.completed, row.failed) == (16, 0)
 
 
-@pytest.mark.parametrize("load_processes", [None, 1])
-def test_where_the_host_has_no_more_to_give_the_row_says_so_and_keeps_its_numbers(
-    session: Made, load_processes: int | None
+@pytest.mark.parametrize(
+    ("cores", "load_processes", "failure_class", "words"),
+    [
+        (
+            8,
+            None,
+            FailureClass.CLIENT_LIMITED,
+            "4 processes (the host has no cores, or the level no streams, for more)",
+        ),
+        (
+            2,
+            None,
+            FailureClass.CLIENT_LIMITED,
+            "1 processes (the host has no cores, or the level no streams, for more)",
+        ),
+        (64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
+    ],
+)
+def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers(
+    session: Made, cores: int, load_processes: int | None, failure_class: FailureClass, words: str
 ) -> None:
-    row = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes).measure(LEVEL)
-    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
-    assert f"the limit with {load_processes or 4} processes: stalls of a load process raised" in (
-        row.failure_message or ""
-    )
+    one = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes)
+    one.plans.cores = tuple(range(cores))
+    row = one.measure(LEVEL)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, failure_class)
+    assert f"the limit with {words}: stalls of a load process raised" in (row.failure_message or "")
     assert row.tok_s
     assert len(row.requests) == 16
 
@@ -554,9 +571,9 @@ class WorseClients(SlowClients):
 @pytest.mark.parametrize(("lost", "why"), [(True, "LoadLost: killed"), (False, "16 of 16 requests failed")])
 def test_a_second_try_that_fails_leaves_the_first_with_its_numbers(session: Made, lost: bool, why: str) -> None:
     row = limited(session, WorseClients(lost)).measure(LEVEL)
-    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_LIMITED)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_PROCESSES_FEW)
     message = row.failure_message or ""
-    assert "the limit with 1 processes: stalls" in message
+    assert "the limit with 1 processes (the host has cores for more): stalls" in message
     assert "measured again with 4 it failed: " in message
     assert why in message
     assert (row.completed, len(row.clients)) == (16, 1)

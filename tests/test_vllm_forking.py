@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import spawn
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +54,7 @@ def test_the_engine_is_forked_where_asked_and_spawns_its_worker(
     plugin("vllm.platforms.cpu.CpuPlatform")
     hooks: list[Callable[[], None]] = []
     monkeypatch.setattr(os, "register_at_fork", lambda after_in_child: hooks.append(after_in_child))
+    monkeypatch.setattr(spawn, "get_command_line", spawn.get_command_line)  # put back at the end
     monkeypatch.setenv(METHOD, asked)
     sys.modules["vllm_forking"].ForkingCpuPlatform.check_and_update_config(None)
     assert os.environ[METHOD] == here
@@ -58,3 +62,38 @@ def test_the_engine_is_forked_where_asked_and_spawns_its_worker(
         hook()
     assert bool(hooks) == (in_a_fork is not None)
     assert os.environ[METHOD] == (in_a_fork or here)
+
+
+def test_a_forked_engines_worker_imports_first_what_it_needs_and_then_runs_its_program(
+    plugin: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin("vllm.platforms.cpu.CpuPlatform")
+    monkeypatch.setattr(spawn, "get_command_line", lambda **given: ["python", "-c", f"run({given})", "--flag"])
+    sys.modules["vllm_forking"]._spawn()
+    python, option, program, flag = spawn.get_command_line(pipe_handle=7)
+    assert (python, option, flag) == ("python", "-c", "--flag")
+    imports, _, own = program.rpartition("; ")
+    assert own == "run({'pipe_handle': 7})"
+    assert str(FORKING / "vllm_worker_imports.py") in imports
+
+
+AFTER = """
+import gc, runpy, sys
+runpy.run_path(sys.argv[1])
+import vllm.v1.executor.multiproc_executor as executor
+print(executor.collected, gc.isenabled(), "vllm.entrypoints.openai.api_server" in sys.modules)
+"""
+
+
+def test_imports_of_a_worker_collect_no_garbage_and_leave_its_main_module_to_be_run(tmp_path: Path) -> None:
+    for name in ("vllm/entrypoints/openai/api_server", "vllm/v1/executor/multiproc_executor"):  # no cpu_worker
+        module = tmp_path / f"{name}.py"
+        module.parent.mkdir(parents=True)
+        for package in module.relative_to(tmp_path).parents:
+            (tmp_path / package / "__init__.py").touch()
+        module.write_text("import gc\ncollected = gc.isenabled()\n")
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER, str(FORKING / "vllm_worker_imports.py")],
+        env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "True", "False"]

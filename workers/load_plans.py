@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 
 from contract import lengths
+from contract.failures import FailureClass
 from contract.lengths import Lengths
 from contract.rows import SessionRow
 from contract.specs import Api, Point, SessionSpec
@@ -73,6 +74,14 @@ class LoadPlans:
         if self._spec.load_processes is not None:
             return before
         return tasks.processes_again(before, point.concurrency or point.num_requests, len(self.cores))
+
+    def limited(self, point: Point, processes: int) -> tuple[FailureClass, str]:
+        """Why a level is not measured whose client was its limit with so many processes, and in words what of them."""
+        if self._spec.load_processes is not None:
+            return FailureClass.CLIENT_PROCESSES_FIXED, "load.processes fixes their number"
+        if self.processes_again(point, processes) > processes:
+            return FailureClass.CLIENT_PROCESSES_FEW, "the host has cores for more"
+        return FailureClass.CLIENT_LIMITED, "the host has no cores, or the level no streams, for more"
 
     def warm_up(self, point: Point, lines: int) -> LoadPlan:
         """One round before the measured part."""

@@ -418,10 +418,12 @@ class Session:
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
             row.prefix_reset = emptied
-            limits = limits_of(result.clients, result.requests, point.concurrency or None)
+            limits = limits_of(result.clients, result.requests, result.achieved_share)
             if limits and row.status == MEASURED and not row.simulated:  # a stand-in's speed says nothing anyway
-                row.status, row.failure_class = CLIENT_LIMITED, FailureClass.CLIENT_LIMITED
-                row.failure_message = f"the load client was the limit with {processes} processes: {'; '.join(limits)}"
+                row.status = CLIENT_LIMITED
+                row.failure_class, more_or_not = self.plans.limited(point, processes)
+                many = f"{processes} processes ({more_or_not})"
+                row.failure_message = f"the load client was the limit with {many}: {'; '.join(limits)}"
             return row
 
         lines = self.plans.lines(point, warmup)

@@ -1,18 +1,21 @@
 """Is a level called client-limited when, and only when, its client was the limit? Seeded runs against a known server.
 
-    python benchmarks/client/gating.py [--runs 200]
+    python benchmarks/client/gating.py [--runs 200] [--cores SERVER CLIENT [CLIENT]]
 
-Two cores: the truth server on the first, our client on the second. A run is a closed loop or a Poisson open one, draws
-streams, interval, length of the answers and one of five situations: nothing wrong; a slow server (four times the
-interval, or one that stops writing for a while), where the client is innocent; a client whose event loop is stalled
-again and again; and one that shares its core with busy processes. The truth is known from the server's log: the client
+The truth server has the first core, our client the others: of two load processes each has its own where three cores are
+named, else they share one. A run is a closed loop or a Poisson open one, draws streams, load processes, interval,
+length of the answers and one of five situations: nothing wrong; a slow server (four times the interval, or one that
+stops writing for a while), where the client is innocent; a client of which one process's event loop is stalled again
+and again; and one whose first core is shared with busy processes. The truth is known from the server's log: the client
 was the limit where the gaps or the first tokens it reports, or the concurrency it reached, are not the server's own, or
-where its open loop's requests came late.
+where its open loop's requests came late. Of a client that was the limit and not called so is printed what the notes
+beside such a level in a run's artifacts say all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import math
@@ -25,13 +28,24 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 from clients import poisson_s
 from truth import truth_server
+
+from analysis.request_notes import ADDED, CLIENT_WAIT_SHARE, NAMED_FROM_S
+from contract.rows import ClientRow
+from workers.load.client import run_load
+from workers.load.endpoint import Endpoint
+from workers.load.limits import client_limits, send_delay_s
+from workers.load.plan import LoadPlan, LoadResult
+from workers.load.tasks import merge, split
 
 TOKENS = (32, 128, 512)
 SECONDS = 3.0
@@ -51,6 +65,7 @@ class Run:
     seed: int
     situation: str
     streams: int
+    processes: int
     interval_ms: float
     tokens: int
     strength: float
@@ -73,18 +88,18 @@ def draw(seed: int) -> Run:
     """Return run `seed`."""
     dice = random.Random(seed)
     situation, poisson = SITUATIONS[seed % len(SITUATIONS)], bool(seed // len(SITUATIONS) % 2)
-    streams, interval_ms, tokens = dice.choice([4, 16, 64]), dice.choice([5.0, 10.0]), dice.choice(TOKENS)
-    return Run(seed, situation, streams, interval_ms, tokens, dice.random(), poisson)
+    streams, interval_ms, tokens = dice.choice([4, 16, 64, 256]), dice.choice([5.0, 10.0]), dice.choice(TOKENS)
+    return Run(seed, situation, streams, dice.choice([1, 2]), interval_ms, tokens, dice.random(), poisson)
 
 
 def main() -> None:
     """Run and print, or be the client of one run."""
     if sys.argv[1:2] == ["client"]:
-        print(json.dumps(client(Run(**json.loads(sys.argv[2])), int(sys.argv[3]))))
+        print(json.dumps(client(Run(**json.loads(sys.argv[2])), int(sys.argv[3]), json.loads(sys.argv[4]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--cores", type=int, nargs=2, default=sorted(os.sched_getaffinity(0))[:2])
+    parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0))[:2])
     options = parser.parse_args()
     outcomes: Counter[tuple[str, str]] = Counter()
     wrong = []
@@ -102,7 +117,8 @@ def main() -> None:
     for (situation, outcome), count in sorted(outcomes.items()):
         print(f"{situation:24} {outcome:28} {count}")
     for run, seen in wrong:
-        print(run, seen)
+        missed = "" if seen["limits"] else f", missed; noted beside it: {', '.join(seen['noted']) or 'NOTHING'}"
+        print(f"{run}{missed}\n    {seen}")
     print(f"right: {1 - len(wrong) / options.runs:.1%} of {options.runs}")
 
 
@@ -112,9 +128,12 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made:
         with truth_server(Path(made), cores[0], interval_ms) as server, _crowd(run, cores[1]):
             process = subprocess.Popen(
-                [sys.executable, __file__, "client", json.dumps(run.__dict__), str(server.port)],
-                stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {cores[1]}),
+                [sys.executable, __file__, "client", json.dumps(run.__dict__), str(server.port), json.dumps(cores[1:])],
+                stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
+            assert process.stdout is not None
+            for _ in range(run.processes):
+                process.stdout.readline()  # one is about to send
             if run.situation == "server pauses":
                 time.sleep(0.6)
                 for _ in range(2):
@@ -173,48 +192,60 @@ def _in_flight(requests: list[tuple[float, list[float]]], streams: int) -> float
     return held / ((last - min(reads)) * streams)
 
 
-def client(run: Run, port: int) -> dict[str, Any]:
-    """Send the load of one run, stalled where that is its situation."""
-    import asyncio
+def client(run: Run, port: int, cores: list[int]) -> dict[str, Any]:
+    """Send the load of one run from its processes, the first of them stalled where that is its situation."""
+    due_s = poisson_s(run.rate, run.requests, str(run.seed)) if run.poisson else []
+    plan = LoadPlan(
+        Endpoint(f"http://127.0.0.1:{port}", "truth"), run.streams, run.requests, 16, run.tokens, 0, 32_000, run.seed,
+        120.0, due_s=tuple(due_s),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as meeting, ProcessPoolExecutor(run.processes, get_context("spawn")) as pool:
+        parts = split(plan, run.processes, Path(meeting))
+        parts = [replace(part, cores=(cores[at % len(cores)],)) for at, part in enumerate(parts)]
+        stalls = [run if run.situation == "stalled client" and not at else None for at in range(run.processes)]
+        result = merge(list(pool.map(_send, parts, stalls)))
+    gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
+    return {
+        "limits": client_limits(result.clients, result.requests, result.achieved_share),
+        "noted": _noted(result.clients),
+        "due_s": [result.started_monotonic_s + due for due in due_s],
+        "firsts": [(result.started_monotonic_s + r.sent_s + (r.ttft_s or 0), r.ttft_s or 0) for r in result.requests],
+        "delay_p99_ms": (send_delay_s(result.requests) or 0) * 1000,
+        "gap_p99_ms": float(np.percentile(gaps, 99)),
+        "share": result.achieved_share,
+        "lag_p99_ms": max(each.lag_p99_s or 0 for each in result.clients) * 1000,
+        "busy": max(each.cpu_share + (each.wait_share or 0) for each in result.clients),
+    }
 
-    import uvloop
 
-    from workers.load.client import run_load
-    from workers.load.endpoint import Endpoint
-    from workers.load.limits import achieved_share, client_limits, send_delay_s
-    from workers.load.plan import LoadPlan, LoadResult
+def _send(part: LoadPlan, stalled: Run | None) -> LoadResult:
+    """Send what one process has to, on its core; stalled as a run says."""
+    os.sched_setaffinity(0, part.cores)
+    print("sending", flush=True)
 
-    async def stall() -> None:
+    async def stall(run: Run) -> None:
         dice = random.Random(run.seed)
         while True:
             await asyncio.sleep(dice.uniform(0.05, 0.3))
             time.sleep(0.03 + 0.2 * run.strength)  # noqa: ASYNC251 - that is the stall
 
     async def load() -> LoadResult:
-        stalling = asyncio.ensure_future(stall()) if run.situation == "stalled client" else None
+        stalling = asyncio.ensure_future(stall(stalled)) if stalled else None
         try:
-            return await run_load(plan)
+            return await run_load(part)
         finally:
             if stalling is not None:
                 stalling.cancel()
 
-    endpoint = Endpoint(f"http://127.0.0.1:{port}", "truth")
-    due_s = poisson_s(run.rate, run.requests, str(run.seed)) if run.poisson else []
-    plan = LoadPlan(
-        endpoint, run.streams, run.requests, 16, run.tokens, 0, 32_000, run.seed, 120.0, due_s=tuple(due_s)
-    )  # fmt: skip
-    result = uvloop.run(load())
-    gaps = np.concatenate([row.gaps_us for row in result.requests]) / 1000
-    return {
-        "limits": client_limits(result.clients, result.requests, None if run.poisson else run.streams),
-        "due_s": [result.started_monotonic_s + due for due in due_s],
-        "firsts": [(result.started_monotonic_s + r.sent_s + (r.ttft_s or 0), r.ttft_s or 0) for r in result.requests],
-        "delay_p99_ms": (send_delay_s(result.requests) or 0) * 1000,
-        "gap_p99_ms": float(np.percentile(gaps, 99)),
-        "share": achieved_share(result.requests, run.streams),
-        "lag_p99_ms": (result.clients[0].lag_p99_s or 0) * 1000,
-        "busy": result.clients[0].cpu_share + (result.clients[0].wait_share or 0),
-    }
+    return uvloop.run(load())
+
+
+def _noted(clients: list[ClientRow]) -> list[str]:
+    """What of the load processes stands in the notes beside a level (`analysis.request_notes`), and how much of it."""
+    waited = max(each.wait_share or 0.0 for each in clients)
+    late = {name: max(getattr(each, name) or 0.0 for each in clients) for name in (*ADDED, "lag_p99_s")}
+    named = [f"{name} {1000 * worst:.1f} ms" for name, worst in late.items() if worst > NAMED_FROM_S]
+    return [*named, *([f"wait_share {waited:.0%}"] if waited > CLIENT_WAIT_SHARE else [])]
 
 
 if __name__ == "__main__":

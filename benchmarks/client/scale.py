@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -53,11 +54,14 @@ def main() -> None:
                 _level(processes, streams * processes, options, cores[: options.servers], cores[options.servers :])
                 for _ in range(options.runs)
             ]
-            run = sorted(runs, key=lambda each: each.tok_s)[len(runs) // 2]
-            best[processes] = max(best.get(processes, 0.0), run.tok_s)
+            tok_s, share, busiest = (
+                statistics.median(figures)
+                for figures in zip(*((each.tok_s, each.share, each.busiest) for each in runs), strict=True)
+            )
+            best[processes] = max(best.get(processes, 0.0), tok_s)
             print(
-                f"{processes} processes, {streams * processes:5} streams: {run.tok_s:9,.0f} tok/s, {run.share:.1%} of "
-                f"the ideal load, busiest process {run.busiest:.0%} of its core, "
+                f"{processes} processes, {streams * processes:5} streams: {tok_s:9,.0f} tok/s, {share:.1%} of "
+                f"the ideal load, busiest process {busiest:.0%} of its core, "
                 f"rows and tokens {'exact' if all(each.exact for each in runs) else 'NOT EXACT'}",
                 flush=True,
             )
@@ -71,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--servers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4, help="requests of every stream, one after the other")
-    parser.add_argument("--runs", type=int, default=3, help="of every level: the median is shown")
+    parser.add_argument("--runs", type=int, default=5, help="of every level: medians are shown")
     return parser.parse_args()
 
 

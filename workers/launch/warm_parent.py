@@ -90,6 +90,7 @@ class Imported:
         """Import the modules. One that is not there is a problem if a cold start would run it, and so is a late end."""
         made = cls(modules[0], dict(os.environ), list(sys.path))
         opened = _descriptors()
+        gc.disable()  # a fifth of an import is looking for garbage among what it makes
         for name in modules:
             try:
                 _load(name, optional=name != made.entry)
@@ -100,6 +101,7 @@ class Imported:
             made.problem = opened_problem(opened, _descriptors())
         if time.monotonic() > deadline:  # sessions have started cold meanwhile: from now on all do
             made.problem = "its import was not over in time"
+        gc.enable()
         gc.collect()
         gc.freeze()  # pages that the collector does not write to stay shared with the servers
         return made

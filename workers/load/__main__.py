@@ -151,22 +151,29 @@ async def _models(endpoint: Endpoint, wanted: str | None) -> Mapping[str, int | 
     return models
 
 
-async def _try_one(plan: LoadPlan) -> None:
-    """Send a request of one token and let it tell what a list of models would have told: is this the right place?
+async def _try_one(plan: LoadPlan) -> int | None:
+    """Send a plan's first request, for one token and not streamed; return its prompt's tokens by the server's count.
 
-    A server that is busy or broken (429, 5xx) is the right place.
+    It tells what a list of models or `/tokenize` would have told: is this the right place, and what does it take? A
+    server that is busy or broken (429, 5xx) is the right place, and counts nothing.
     """
-    one = replace(plan, num_requests=1, output_tokens=1)
-    body = next(each.body for each in prepare(one) if each is not None)
+    one = replace(plan, num_requests=1, output_tokens=1, due_s=())
+    body = json.loads(next(each.body for each in prepare(one) if each is not None))
+    del body["stream"], body["stream_options"]
     try:
-        await ask(plan.endpoint, plan.endpoint.load_url(plan.api), plan.timeout_s, json.loads(body))
+        answer = await ask(plan.endpoint, plan.endpoint.load_url(plan.api), plan.timeout_s, body)
     except EndpointError as error:
         if error.status is None or (400 <= error.status < 500 and error.status != 429):
             raise
+        return None
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return count if type(count) is int else None
 
 
 async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
-    """Refuse what the server would refuse. `plan` is the last part; text is counted where the server does so (vLLM)."""
+    """Refuse what the server would refuse. `plan` is the last part; text is counted by the server's `/tokenize` (vLLM),
+    or where it has none by one request of one token, which the server may refuse itself."""
     if max_model_len is None:
         return
     room = f"max_model_len {max_model_len} of {plan.endpoint.model}"
@@ -176,6 +183,9 @@ async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | N
     text = GivenText(plan.text or "", plan.seed).prompt(longest)
     chat = {"messages": [{"role": "user", "content": text}]}
     prompt_tokens = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
+    if prompt_tokens is None:
+        # Another seed: a prompt as long as the longest, and none of the load's own.
+        prompt_tokens = await _try_one(replace(plan, seed=plan.seed ^ 1, first_ordinal=longest))
     if prompt_tokens is not None and prompt_tokens + max_tokens > max_model_len:
         asked = f"a prompt of {prompt_tokens} tokens and --max-tokens {max_tokens}"
         raise EndpointError(f"{asked} do not fit {room}")
@@ -230,19 +240,18 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
         report["open_loop_offered_qps"] = len(requests) / max(row.due_s or 0.0 for row in requests)
         report["open_loop_p99_send_delay_s"] = send_delay_s(requests)
         report["open_loop_most_in_flight"] = sums["open_loop"].most_in_flight
-    asked = {"sequential": 1, "concurrent": args.concurrency, "open_loop": None}
     for part, total in sums.items():
         report |= _part(part, total, parts[part].requests)
-        report[f"{part}_client_limited"] = _limits(parts[part], asked[part])
+        report[f"{part}_client_limited"] = _limits(parts[part])
     notes = [_tail_note(part, total.completed) for part, total in sums.items()]
     report["notes"] = [note for note in notes if note is not None]
     return report
 
 
-def _limits(result: LoadResult, concurrency: int | None) -> list[str] | None:
+def _limits(result: LoadResult) -> list[str] | None:
     if result.duration_s < JUDGED_FROM_S:
         return None
-    return client_limits(result.clients, result.requests, concurrency)
+    return client_limits(result.clients, result.requests, result.achieved_share)
 
 
 def _tail_note(part: str, completed: int) -> str | None:

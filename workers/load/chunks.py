@@ -19,7 +19,7 @@ class ChunkReader:
         self.behind = b""
         """What came behind the body's end."""
         self.broken = False
-        """The sizes make no sense: from there on nothing is known of the body."""
+        """A size makes no sense, or a chunk does not end where it says: from there on nothing is known of the body."""
         self._rest = b""
         self._left = 0
         """Bytes still to come of the chunk that has begun, its line end included."""
@@ -30,7 +30,8 @@ class ChunkReader:
         if not self._left and not self._rest:
             line_end = data.find(b"\r\n")
             size = _seen.get(data[:line_end])
-            if size is not None and line_end > 0 and line_end + 4 + size == len(data) and not self._in_trailer:
+            ends = size is not None and line_end + 4 + size == len(data) and data[-2:] == b"\r\n"
+            if ends and not self._in_trailer:
                 return False  # one read, one whole chunk, as servers of events write them
         self.feed(data)
         return self.ended
@@ -48,6 +49,9 @@ class ChunkReader:
                 end = at + self._left
                 if end > at + 2:
                     found.append(rest[at : min(end - 2, size)])
+                if not b"\r\n"[-self._left :].startswith(rest[max(end - 2, at) : end]):
+                    self.broken = True
+                    break
                 self._left = max(end - size, 0)
                 at = min(end, size)
                 continue

@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
+from workers.load.limits import achieved_share
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
 from workers.load.stalls import made_later_s
@@ -98,7 +99,16 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
     client.gap_p99_raised_s, client.ttft_p95_raised_s = made_later_s(rows, watch.stalls)
     judging_s = time.thread_time() - judging_s
-    return LoadResult(rows, duration_s, watch.started_s, watch.started_wall_s, [client], ending.by, judging_s)
+    return LoadResult(
+        rows,
+        duration_s,
+        watch.started_s,
+        watch.started_wall_s,
+        [client],
+        ending.by,
+        judging_s,
+        achieved_share=None if plan.due_s else achieved_share(rows, plan.concurrency),
+    )
 
 
 async def _closed_loop(
@@ -112,9 +122,10 @@ async def _closed_loop(
         for request in waiting:
             done = await _send(line, request, plan.timeout_s)
             done.slip_s = None if free_s is None else done.answer.sent_s - free_s
-            free_s = done.answer.reads.at_s[-1] if done.answer.reads.at_s else done.ended_s
-            if done.error is None and done.answer.status == 200:
-                ending.note(free_s - done.answer.sent_s)
+            answer, at_s = done.answer, done.answer.reads.at_s
+            free_s = at_s[-1] if at_s else done.ended_s
+            if done.error is None and answer.status == 200 and at_s:
+                ending.note(at_s[0] - answer.sent_s, free_s - answer.sent_s)
             keep(done)
 
     looking = asyncio.ensure_future(ending.watch())

@@ -87,6 +87,7 @@ class Ending:
         self._deadline_s = math.inf if stop is None else started_s + stop.seconds
         precision = None if stop is None else stop.precision
         self._known = None if precision is None else Estimate(precision.metric)
+        self._of_first = precision is not None and precision.metric.endswith("_ttft_s")
         self._precise = False
 
     def reached(self) -> bool:
@@ -99,14 +100,16 @@ class Ending:
             return False
         return True
 
-    def note(self, latency_s: float) -> None:
-        """Take the time from the send of a request to the last byte of its answer, if it was answered.
+    def note(self, first_s: float, last_s: float) -> None:
+        """Take the times from the send of a request to the first and the last byte of its answer's body, if it was
+        answered.
 
-        That is E2EL and what the usage chunk and `[DONE]` take: nothing is parsed in a window. An answer that its
-        digest will find to be no success counts here, too.
+        They stand for TTFT (in a chat the chunk that names the role, which vLLM writes with the first token) and for
+        E2EL (with the usage chunk and `[DONE]`): nothing is parsed in a window. So an answer that its digest will find
+        to be no success counts here, too.
         """
         if self._known is not None:
-            self._known.add(latency_s)
+            self._known.add(first_s if self._of_first else last_s)
 
     async def watch(self) -> None:
         """Look from time to time whether the metric is known well enough; to be cancelled when the level is over."""

@@ -16,15 +16,17 @@ LATE_SHARE = 0.1
 """The client is late by more than both: the first, and this share of what that distorts (the median gap between
 chunks, the median TTFT). However long the answers are: p99 of the gaps and p95 of TTFT are off by it."""
 ACHIEVED_SHARE = 0.95
-"""Less than this of the asked concurrency, while there was something left to send, and the level was not offered."""
+"""Less than this of its streams in flight, while it had something left to send, and a process did not offer its part
+of the level."""
 LITTLE_SHARE = 0.05
 """The two counts of time in flight may differ by this share, and by the time between two timers for every request."""
 
 
-def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], concurrency: int | None) -> list[str]:
+def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], least_share: float | None) -> list[str]:
     """Return why the client, not the server, was the limit of a level; empty where it was not.
 
-    `concurrency` is what a closed loop was asked for, None for an open one, whose requests have to be sent when due.
+    `least_share` is the lowest `achieved_share` of a closed loop's processes, None for an open one, whose requests have
+    to be sent when due.
     """
     if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
         return []
@@ -43,9 +45,8 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
     delay_s = send_delay_s(requests)
     if delay_s is not None and ttft_s is not None and delay_s > _late_from_s(ttft_s):
         found.append(f"requests were sent {delay_s * 1000:.0f} ms after they were due (p99)")
-    achieved = None if concurrency is None else achieved_share(requests, concurrency)
-    if achieved is not None and achieved < ACHIEVED_SHARE:
-        found.append(f"{achieved:.1%} of the asked concurrency was in flight while requests were left to send")
+    if least_share is not None and least_share < ACHIEVED_SHARE:
+        found.append(f"{least_share:.1%} of a load process's streams were in flight while it had requests left to send")
     return [*found, *_little(clients, requests)]
 
 
@@ -54,19 +55,21 @@ def send_delay_s(requests: Sequence[RequestRow]) -> float | None:
     return percentile([row.sent_s - row.due_s for row in requests if row.due_s is not None], 99)
 
 
-def achieved_share(requests: Sequence[RequestRow], concurrency: int) -> float | None:
-    """Return the time-weighted mean in flight from the first send to the last, over `concurrency`.
+def achieved_share(requests: Sequence[RequestRow], streams: int) -> float | None:
+    """Return the time-weighted mean in flight from the first send to the last, over `streams`: of one process.
 
     None where no request followed another, so that there is no such time. Failed requests count: they were in flight.
+    Not of several processes together: where lengths are drawn, one of them has sent its last before the others, and the
+    client is not at fault that its streams are idle.
     """
-    if len(requests) <= concurrency:
+    if len(requests) <= streams:
         return None
     sends = [row.sent_s for row in requests]
     first_s, last_s = min(sends), max(sends)
     if last_s <= first_s:
         return None
     held = (min(end_s(row), last_s) - row.sent_s for row in requests)
-    return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * concurrency)
+    return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * streams)
 
 
 def _late_from_s(distorted_s: float) -> float:

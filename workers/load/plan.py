@@ -96,3 +96,5 @@ class LoadResult:
     """`requests`, `time` or `precision`: which of them ended the level."""
     judging_cpu_s: float = 0.0
     """CPU time of judging the answers, after the window."""
+    achieved_share: float | None = None
+    """Of a closed loop: `workers.load.limits.achieved_share` of the process that has the least."""

@@ -70,6 +70,8 @@ def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]
     if answer.status is not None and answer.status != 200:
         words = b"".join(answer.reads.data)[: 4 * MESSAGE_CHARS].decode(errors="replace")[:MESSAGE_CHARS]
         message = words or f"HTTP {answer.status} with an empty body"
+        if answer.retry_after is not None:
+            message += f" (Retry-After: {answer.retry_after[:MESSAGE_CHARS]})"
         return StreamRecord(), Failure(FailureClass.HTTP_ERROR, message)
     record = digest(answer.reads)
     if answer.reads.size > MAX_BODY_BYTES:

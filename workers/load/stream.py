@@ -64,9 +64,11 @@ class StreamParser:
     """Parses a body fed in pieces cut anywhere. Line ends may be LF, CRLF or CR; comments, ids and retries pass."""
 
     record: StreamRecord = field(default_factory=StreamRecord)
-    _rest: bytes = b""  # of a line whose end has not come
+    _rest: list[bytes] = field(default_factory=list)  # of a line whose end has not come: joined once it has
+    _rest_bytes: int = 0
     _after_cr: bool = False
     _data: list[bytes] = field(default_factory=list)
+    _data_bytes: int = 0  # with what joins them: lines without data have a length, too
     _event: bytes = b""
     _begin: bytes = b""  # of the body, for the message
 
@@ -80,19 +82,25 @@ class StreamParser:
         if len(self._begin) < MESSAGE_CHARS:
             self._begin += data[: MESSAGE_CHARS - len(self._begin)]
         self._after_cr = data.endswith(b"\r")
-        lines = (self._rest + data).splitlines(keepends=True)
-        self._rest = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
+        lines = data.splitlines(keepends=True)
+        unfinished = b"" if lines[-1].endswith((b"\n", b"\r")) else lines.pop()
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest, self._rest_bytes = [], 0
         for line in lines:
             self._take_line(line.rstrip(b"\r\n"), at_s)
-        if len(self._rest) > MAX_EVENT_BYTES:
-            self._rest = b""
+        if unfinished:
+            self._rest.append(unfinished)
+            self._rest_bytes += len(unfinished)
+        if self._rest_bytes > MAX_EVENT_BYTES:
+            self._rest, self._rest_bytes = [], 0
             self._malformed(f"a line is longer than {MAX_EVENT_BYTES} bytes")
 
     def close(self) -> None:
         """Take the end of the body. An event it cut short is dropped, as the standard for such streams has it."""
         if not self._rest and not self._data:
             return
-        name, colon, _ = self._rest.partition(b":")
+        name, colon, _ = b"".join(self._rest).partition(b":")
         known = name in _FIELDS if colon else any(each.startswith(name) for each in _FIELDS)
         if not known:
             self._malformed("not a stream of events")
@@ -103,14 +111,15 @@ class StreamParser:
         if not line:
             if self._data:
                 self._take_event(b"\n".join(self._data), at_s)
-            self._data, self._event = [], b""
+            self._data, self._data_bytes, self._event = [], 0, b""
             return
         name, _, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-            if len(self._data) > 1 and sum(map(len, self._data)) > MAX_EVENT_BYTES:
-                self._data = []
+            self._data_bytes += len(value) + 1
+            if self._data_bytes > MAX_EVENT_BYTES:
+                self._data, self._data_bytes = [], 0
                 self._malformed(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         elif name == b"event":
             self._event = value
@@ -185,6 +194,8 @@ def digest(reads: Reads) -> StreamRecord:
     for data, at_s in zip(reads.data, reads.at_s, strict=True):
         for piece in chunks.feed(data) if reads.chunked else [data]:
             parser.feed(piece, at_s)
+        if chunks.broken:
+            break
     parser.close()
     if chunks.broken:
         parser.record.malformed = parser.record.malformed or "the answer's chunks are not HTTP's"

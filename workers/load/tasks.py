@@ -80,6 +80,8 @@ def merge(results: list[LoadResult]) -> LoadResult:
         for row in result.requests:
             row.sent_s += late_s
             row.due_s = None if row.due_s is None else row.due_s + late_s
+        for client in result.clients:
+            client.in_flight = [replace(each, t_s=each.t_s + late_s) for each in client.in_flight]
     end_s = max(result.started_monotonic_s + result.duration_s for result in results)
     return LoadResult(
         sorted((row for result in results for row in result.requests), key=lambda row: row.ordinal),
@@ -89,4 +91,5 @@ def merge(results: list[LoadResult]) -> LoadResult:
         [client for result in results for client in result.clients],
         next((result.stopped_by for result in results if result.stopped_by != REQUESTS), REQUESTS),
         sum(result.judging_cpu_s for result in results),
+        min((result.achieved_share for result in results if result.achieved_share is not None), default=None),
     )

@@ -42,6 +42,8 @@ class Answer:
     """Whether there was a connection to write the request to."""
     status: int | None = None
     first_byte_s: float | None = None
+    retry_after: str | None = None
+    """What the server said of when to come again, where it did not answer with a stream."""
     reads: Reads = field(default_factory=Reads)
 
 
@@ -87,7 +89,7 @@ class Tap(ResponseHandler):
                 self.force_close()
             self._end()
         elif self._chunks.broken:
-            self._give_up(HttpProcessingError(message="the sizes of its chunks make no sense"))
+            self._give_up(HttpProcessingError(message="its chunks make no sense"))
         elif self._bytes > MAX_BODY_BYTES:
             self._give_up(aiohttp.ClientPayloadError("longer than an answer may be"))
 
@@ -244,7 +246,7 @@ class Line:
 
 async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
     message, payload = await tap.read()
-    answer.status = message.code
+    answer.status, answer.retry_after = message.code, message.headers.get("Retry-After")
     kept = 0
     async for data in payload.iter_any():
         kept += len(data)

@@ -2,15 +2,20 @@
 
 vLLM's CPU platform has all processes spawned, whatever VLLM_WORKER_MULTIPROC_METHOD says, because its worker must be a
 new program: LD_PRELOAD and the OpenMP variables are read when libraries are loaded. The engine's process, which only
-schedules, has no such need. So it is forked where the variable says so, and spawns its worker as ever.
+schedules, has no such need. So it is forked where the variable says so, and spawns its worker as ever,
+but for the order of that one's imports (`vllm_worker_imports`).
 """
 
 from __future__ import annotations
 
 import os
+from functools import partial
+from multiprocessing import spawn
+from pathlib import Path
 from typing import Any
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+IMPORTS = Path(__file__).with_name("vllm_worker_imports.py")
 PLAIN = "vllm.platforms.cpu.CpuPlatform"
 
 
@@ -43,3 +48,12 @@ def __getattr__(name: str) -> Any:
 
 def _spawn() -> None:
     os.environ[METHOD] = "spawn"
+    spawn.get_command_line = partial(_importing_first, spawn.get_command_line)
+
+
+def _importing_first(command_line: Any, **given: Any) -> list[str]:
+    command: list[str] = command_line(**given)
+    if "-c" in command:
+        program = command.index("-c") + 1
+        command[program] = f"import runpy; runpy.run_path({str(IMPORTS)!r}); {command[program]}"
+    return command
