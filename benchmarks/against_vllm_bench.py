@@ -173,7 +173,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="phi-3-mini-4k", help="a shape of conf/model")
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 16, 64, 128, 256])
-    parser.add_argument("--pairs", type=int, default=6, help="kept, an even number: each side begins as often; one more comes before them")
+    parser.add_argument("--pairs", type=int, default=6, help="kept; even: each side begins as often; one comes before")
     parser.add_argument("--requests", type=int, default=24, help="of a level, at the least")
     parser.add_argument("--per-level", type=int, default=10, help="requests for each one in flight")
     parser.add_argument("--prompt", type=int, default=128)
