@@ -151,16 +151,18 @@ class Cluster:
     def _connect(self) -> None:
         import ray
 
-        if refused := knock.refusal(self._config.address):
+        try:
+            address = knock.named(self._config.address)
+        except knock.NotOneHead as error:
+            raise ClusterError(str(error)) from None
+        if refused := knock.refusal(address):
             raise ClusterError(refused)
         _have_ray_read_its_environment()
         try:
-            ray.init(
-                address=self._config.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
-            )
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except Exception as error:  # ConnectionError, RuntimeError, ValueError and Ray's own, all meaning this
             raise ClusterError(
-                f"no Ray cluster at {self._config.address!r}: {_in_a_line(error)}. Is `ray start` running? "
+                f"no Ray cluster at {address!r}: {_in_a_line(error)}. Is `ray start` running? "
                 f"If it was started with a token, export RAY_AUTH_MODE=token; {knock.WHERE_TOKENS_ARE}"
             ) from None
 

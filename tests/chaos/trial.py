@@ -27,6 +27,7 @@ LOSING = (
     (Kind.KILL, Role.ACTOR), (Kind.KILL, Role.RAYLET), (Kind.KILL, Role.DRIVER),
 )  # fmt: skip
 """What may cost a measurement that has just ended."""
+FORBIDDEN = dict.fromkeys((Kind.FULL_DISK, Kind.READ_ONLY), " (mounting is not permitted here)")
 ENDS = (OK, SOME_FAILED, INTERRUPTED, -9)
 
 
@@ -41,9 +42,16 @@ class Report:
     statuses: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     said: str = ""
+    may_mount: bool = True
+
+    @property
+    def not_tried(self) -> list[str]:
+        """What was drawn and not done: nobody was there to do it to, the run had ended, or it is not permitted here."""
+        left = [fault for fault in (*self.trial.during, *self.trial.after) if fault not in self.done]
+        return [f"{fault.name}{'' if self.may_mount else FORBIDDEN.get(fault.kind, '')}" for fault in left]
 
     def __str__(self) -> str:
-        faults = "; ".join(map(str, self.done))
+        faults = "; ".join([*map(str, self.done), *(f"not tried: {name}" for name in self.not_tried)])
         ended = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         line = f"seed {self.trial.seed} on {self.trial.where}: exits {self.codes}: {ended}: {faults}"
         return "\n".join([line, *(f"  FOUND {finding}" for finding in self.findings)])
@@ -73,6 +81,7 @@ def carry_out(trial: Trial, place: ChaosPlace, outputs: Path) -> Report:
     report = Report(trial)
     disk = Disk(outputs)
     disk.mount()
+    report.may_mount = disk.mounted
     try:
         _first(trial, place, disk, report)
         _second(trial, place, outputs, report)
