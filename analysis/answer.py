@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.caveats import next_steps, silent_sessions, title
+from analysis.caveats import missing_words, next_steps, silent_sessions, title
 from analysis.checks import Standing
 from analysis.document import Phrase, join, phrase
 from analysis.envelope_sweep import envelope_grids, summary
@@ -44,7 +44,8 @@ def answer(run_dir: Path) -> str:
     lines: list[str] = []
     for finding in findings(tables, read_slo(run_dir), read_targets(run_dir)):
         lines += [finding.about.plain, *(f"  {line.plain}" for line in finding.lines)]
-    return "\n".join([*lines, *(line.plain for line in losses(tables)), f"Files: {run_dir}"])
+    lines += [line.plain for line in (*losses(tables), *missing_words(tables))]
+    return "\n".join([*lines, f"Files: {run_dir}"])
 
 
 def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
@@ -177,6 +178,7 @@ def _operating_line(choice: Choice) -> Phrase:
         )
     certain = "beyond noise not known from this run; as it stands " if choice.basis is Basis.AS_MEASURED else ""
     why = ", the lowest level that could be the knee" if choice.basis is Basis.KNEE else ""
+    why += ", by a thin margin" if choice.thin else ""
     reading = choice.point.reading
     return phrase(
         kind + certain + "{level}, {gives}" + why, load=load, level=level_words(reading), gives=gives(reading)

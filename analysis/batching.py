@@ -12,7 +12,16 @@ from analysis.knee_sentences import add_rule, knee_sentences, knee_table, twin_s
 from analysis.ladder import add_ladder
 from analysis.limits import add_limits
 from analysis.load_curve import LoadCurve, load_curves
-from analysis.load_tables import SWEEP_COLUMNS, cell, goodput_column, level_notes, server, sweep_cells, workload
+from analysis.load_tables import (
+    SWEEP_COLUMNS,
+    cell,
+    goodput_column,
+    level_notes,
+    say_without_goodput,
+    server,
+    sweep_cells,
+    workload,
+)
 from analysis.neighbours import add_neighbours
 from analysis.objective_sentences import add_objectives
 from analysis.request_notes import P99_NEEDS, few_for_p99
@@ -51,8 +60,8 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
         "A level is the median of its repeats, column by column."
     )
     _comparison_section(doc, load_curves(rows, "comparison"))
-    _levels_section(doc, load_curves(rows, "batching"))
-    _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"))
+    _levels_section(doc, load_curves(rows, "batching"), slo)
+    _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"), slo)
     _objectives_section(doc, knee_curves(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")], tables.configs)
@@ -130,25 +139,26 @@ def _ratio(curve: LoadCurve, one: Reading, many: Reading, column: str) -> Figure
     return times(f"{many.name}.ratio.{column}", curve.ratio(many, one, column))
 
 
-def _levels_section(doc: Document, curves: Sequence[LoadCurve]) -> None:
+def _levels_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) -> None:
     doc.heading(2, "A few levels on one server")
     if not curves:
         _absent(doc, "The tutorial's table of levels", "batching")
     for curve in curves:
         _curve_heading(doc, curve)
-        level_tables(doc, curve)
+        level_tables(doc, curve, slo)
 
 
-def level_tables(doc: Document, curve: LoadCurve) -> None:
+def level_tables(doc: Document, curve: LoadCurve, slo: Slo) -> None:
     """Write the tutorial's table, and a second one with what stands beside tok_s."""
     readings, simulated = curve.series.readings, curve.series.sample.simulated
     doc.table([*SWEEP_COLUMNS, "notes"], [[*sweep_cells(r), level_notes(curve, r)] for r in readings], simulated)
-    columns = [*MORE_COLUMNS, *goodput_column(readings)]
+    columns = [*MORE_COLUMNS, *goodput_column(slo)]
     doc.table(
         ["concurrency", *columns],
         [[concurrency_figure(r), *(_more_cell(r, column) for column in columns)] for r in readings],
         simulated,
     )
+    say_without_goodput(doc, slo, readings)
     if any(map(few_for_p99, readings)):
         doc.say(
             "A p99 of fewer than {n} requests lies between the two highest, and is left out.",
@@ -162,7 +172,7 @@ def _more_cell(reading: Reading, column: str) -> Part:
     return phrase(NOTHING) if column == "p99_e2e_s" and few_for_p99(reading) else cell(reading, column, 4)
 
 
-def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve]) -> None:
+def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve], slo: Slo) -> None:
     """Write the sweep and its knee; without a sweep, the knee as far as the few levels of the other table tell it."""
     doc.heading(2, "Concurrency sweep: the knee")
     if not curves:
@@ -172,7 +182,7 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
     add_rule(doc)
     for curve in curves:
         _curve_heading(doc, curve)
-        level_tables(doc, curve)
+        level_tables(doc, curve, slo)
         knee_table(doc, curve)
         doc.bullets([*knee_sentences(curve), *twin_sentences(curve)])
     for curve in few_levels if not curves else ():

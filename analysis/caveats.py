@@ -57,8 +57,24 @@ def identity(point: RunPoint, name: str, label: str) -> Phrase:
     return join(parts, ", ")
 
 
+MISSING = {
+    "sessions.parquet": "how its servers started and ended, where their memory went, and which cards they had is not "
+    "known, and pictures of it are left out",
+    "manifest.json": "its objectives, targets and price are not known, nor its models' configs: nothing is chosen by "
+    "them or held against them",
+}
+"""Files that a run may have been sent without, and what goes with each."""
+
+
+def missing_words(tables: Tables) -> list[Phrase]:
+    """Return which files the run does not hold, and what is therefore left out."""
+    return [phrase(f"**no {file}** that can be read in this run: {MISSING[file]}.") for file in tables.missing]
+
+
 def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:
     """Write the caveats that these points of the run call for."""
+    for missing in missing_words(tables):
+        doc.caution("{missing}", missing=missing)
     if any(point.simulated for point in points):
         kind = (
             "Every number" if all(point.simulated for point in points) else "Every number of a model marked simulated"

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.caveats import lengths_words, title
 from analysis.differences import Difference
 from analysis.figures import MIB, NOTHING, clean, significant_text
-from analysis.matching import Family, Pair
+from analysis.matching import Family, Pair, setting_words
 from analysis.runs import Run
 from analysis.tables import RunPoint
 from analysis.terminal import plain_table
@@ -20,7 +20,7 @@ def what_differs(base: Run, other: Run, found: Sequence[Pair]) -> list[dict[str,
     """Return in what model, server, card and software of the compared series differ, each once."""
     ours = base.versions([point for pair in found for point in pair.base.group.points])
     theirs = other.versions([point for pair in found for point in pair.other.group.points])
-    listed = [(c, str(a), str(b)) for pair in found for c, a, b in pair.reconfigured]
+    listed = [(c, setting_words(a), setting_words(b)) for pair in found for c, a, b in pair.reconfigured]
     listed += [(name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]]
     return [
         {"run": other.name, "what": what, "base": clean(a) or "not known", "other": clean(b) or "not known"}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.checks import BETWEEN_STARTS
 from analysis.difference_rows import as_row, differing_words, tables, what_differs
 from analysis.differences import LOAD_METRICS, Difference, Verdict, differences
 from analysis.errors import AnalysisError
@@ -14,9 +15,8 @@ from analysis.intervals import CONFIDENCE
 from analysis.matching import Pair, pairs
 from analysis.runs import Run, open_runs
 
-THRESHOLD = 0.10
-"""Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1 (benchmarks/client): the
-noise of repeats on one server does not hold that, so less is not called drift."""
+THRESHOLD = BETWEEN_STARTS
+"""Less is not called drift."""
 
 
 @dataclass(frozen=True, slots=True)

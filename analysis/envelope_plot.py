@@ -1,6 +1,6 @@
 """plots/kv_envelope.svg: context length against requests at once.
 
-Regions and contours are arithmetic, marks are levels of load that were measured.
+Regions and contours are arithmetic, marks are levels of load that were measured. Both end where the model does.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ LENGTHS = 160
 def draw_envelope(envelope: Envelope, targets: Targets, figure: Any) -> None:
     """Draw the regions of the arithmetic, contours of its need, the measured levels and the target."""
     axes = figure.add_subplot()
-    at = _lengths(envelope, targets)
+    every = _lengths(envelope, targets)
+    limit = envelope.pages.limit if envelope.pages else None
+    at = [tokens for tokens in every if limit is None or tokens <= limit]
     whole = [envelope.most(tokens) for tokens in at]
     top = _top(envelope, targets, whole)
     _regions(axes, envelope, at, top)
     _contours(axes, envelope, at, top)
+    if at != every:
+        look = {"facecolor": "white", "edgecolor": "#D0D0D0", "hatch": "///", "linewidth": 0}
+        axes.axvspan(at[-1], every[-1], **look, label="longer than the model takes")
     _marks(axes, envelope, targets)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xlim(at[0], at[-1])
+    axes.set_xlim(every[0], every[-1])
     axes.set_ylim(LOWEST, top)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -57,16 +62,19 @@ def size_words(envelope: Envelope) -> str:
 def _lengths(envelope: Envelope, targets: Targets) -> list[int]:
     """Return lengths of the axis, close together on a log scale: a little past all that are known or asked for.
 
-    Both sides of every step are among them where the steps are few enough to be seen.
+    Both sides of every step are among them where the steps are few enough to be seen, and the model's own limit.
     """
     known = [*dict(envelope.known), *(level.tokens for level in envelope.levels)]
     known += [targets.context_tokens] if targets.context_tokens else []
+    limit = envelope.pages.limit if envelope.pages else None
     low, high = math.log2(0.8 * min(known)), math.log2(1.25 * max(known))
     found = {max(1, round(2 ** (low + (high - low) * i / LENGTHS))) for i in range(LENGTHS + 1)}
     block = envelope.pages.layout.block_size if envelope.pages else max(found)
     ends = range(block, max(found), block)
     if len(ends) <= LENGTHS:
         found |= {end + side for end in ends for side in (0, 1) if min(found) < end}
+    if limit is not None and min(found) < limit < max(found):
+        found.add(limit)
     return sorted(found)
 
 

@@ -14,6 +14,7 @@ from analysis.files import write_csv
 from analysis.groups import BASE, SERVER, Group, grouped
 from analysis.kv_envelope import Outcome
 from analysis.kv_pages import pages_of
+from analysis.load_tables import csv_number
 from analysis.series import outcome_figure
 from analysis.tables import RunPoint, Tables
 from contract.kv import KVLayout
@@ -128,9 +129,11 @@ def write_envelope(run_dir: Path, grids: Sequence[EnvelopeGrid]) -> list[Path]:
 
 def _csv_row(cell: Cell) -> list[str]:
     point = cell.point
+    measured = cell.measured if point.status == MEASURED else None
+    usage = csv_number(point.kv_usage_max)
     values = (
         cell.length, cell.concurrency, cell.need_blocks, cell.prompts_blocks, cell.pool_blocks, cell.expected,
-        cell.measured, point.preemptions, point.running_max, point.waiting_max, point.kv_usage_max, _notes(cell).plain,
+        measured, point.preemptions, point.running_max, point.waiting_max, usage, _notes(cell).plain,
     )  # fmt: skip
     return ["" if value is None else str(value) for value in values]
 
@@ -233,7 +236,7 @@ def _cell_table(doc: Document, grid: EnvelopeGrid) -> None:
                 count(f"{cell.name}.need_blocks", cell.need_blocks),
                 percent(f"{cell.name}.need_pct", cell.need_share, 0),
                 str(cell.expected),
-                NOTHING if cell.measured is Outcome.UNKNOWN else str(cell.measured),
+                str(cell.measured) if cell.point.status == MEASURED else NOTHING,
                 *(count(f"{cell.name}.{n}", getattr(cell.point, n)) for n in SIGNS),
                 percent(f"{cell.name}.kv_usage_max_pct", cell.point.kv_usage_max),
                 _notes(cell),

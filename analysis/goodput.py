@@ -19,7 +19,8 @@ from analysis.targets import Slo
 
 
 def with_goodput(run_dir: Path, tables: Tables, slo: Slo) -> Tables:
-    """Return the tables with `goodput_qps` in every point of a load; as they are where there is no objective."""
+    """Return the tables with `goodput_qps` in every point of a load that has rows of its requests; as they are where
+    there is no objective."""
     limits = {column: limit for column, limit in slo.limits().items() if limit is not None}
     path = run_dir / "requests.parquet"
     if not limits or not path.is_file():
@@ -43,8 +44,8 @@ def _with_good(requests: pa.Table, limits: dict[str, float]) -> pa.Table:
 
 def _points(points: Sequence[RunPoint], good: dict[tuple[str, ...], int]) -> tuple[RunPoint, ...]:
     return tuple(
-        replace(point, goodput_qps=good.get((point.session_id, point.point_id), 0) / point.duration_s)
-        if point.kind == "load" and point.duration_s
+        replace(point, goodput_qps=good[point.session_id, point.point_id] / point.duration_s)
+        if point.duration_s and (point.session_id, point.point_id) in good
         else point
         for point in points
     )

@@ -195,8 +195,8 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
     series_with = [series for series in every if list(_of(series, accounts))]
     if not series_with:
         doc.say(
-            "Not known from this run: no server gave an account of its memory (only one that comes up on GPUs and on a "
-            "private socket, `server.transport=uds`, is asked for it)."
+            "Not known from this run: no row of a server holds an account of its memory (only one that comes up on "
+            "GPUs and on a private socket, `server.transport=uds`, is asked for it)."
         )
         return
     found = [account for series in series_with for _, account in _of(series, accounts)]

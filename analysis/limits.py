@@ -20,6 +20,7 @@ from analysis.load_curve import LoadCurve
 from analysis.load_tables import workload
 from analysis.series import Reading, concurrency_figure
 from analysis.signs import by_company, signs
+from analysis.token_cost import median_of, power_share
 from analysis.verdicts import NEAR_FULL, Limit, Signs, limit
 from contract.failures import FailureClass as F
 from contract.rows import CLIENT_LIMITED
@@ -42,8 +43,10 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> 
         "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
         "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
         "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "
-        "front end apart. *not saturated*: none of these, and more load gives more. The signs are the highest sampled "
-        "over the repeats; waiting counts those that wait for capacity where the metrics say why, else all.",
+        "front end apart. What held a card's clock down at any sample, and the share of its power limit that it drew, "
+        "stand beside that verdict. *not saturated*: none of these, and more load gives more. The signs are the "
+        "highest sampled over the repeats; waiting counts those that wait for capacity where the metrics say why, else "
+        "all.",
         full=percent("rule.kv_near_full_pct", NEAR_FULL, 0),
     )
     for curve in curves:
@@ -86,11 +89,12 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
     if verdict is Limit.NEIGHBOUR:
         return _neighbour_evidence(reading)
     if verdict is Limit.COMPUTE:
-        return phrase("at the knee or past it; no preemption, no full pool, no full queue")
+        words = "at the knee or past it; no preemption, no full pool, no full queue"
+        return join([phrase(words), *_clock_and_power(reading)])
     if verdict is Limit.NOTHING:
         return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
     if verdict is Limit.UNKNOWN:
-        return phrase("; ".join([_unknown(curve, seen).why, *_ruled_out(seen)]))
+        return join([*map(phrase, [_unknown(curve, seen).why, *_ruled_out(seen)]), *_clock_and_power(reading)])
     return phrase("")
 
 
@@ -125,6 +129,15 @@ def _ruled_out(seen: Signs) -> list[str]:
     not_kv = seen.preemptions == 0 and seen.kv_usage is not None and not seen.pool_is_full
     all_ran = seen.running is not None and seen.running >= seen.concurrency
     return [*(["not KV"] if not_kv else []), *(["not the queue"] if all_ran else [])]
+
+
+def _clock_and_power(reading: Reading) -> list[Part]:
+    """What held the clock of a card down, and how near to their power limit the cards were; needs real ones."""
+    if any(point.simulated for point in reading.measured):
+        return []
+    share = percent(f"{reading.name}.power_share_pct", median_of(reading, power_share))
+    drawn = [] if share.value is None else [phrase("{share} of the power limit drawn", share=share)]
+    return [*clock_notes(reading), *drawn]
 
 
 def _neighbour_evidence(reading: Reading) -> Phrase:
@@ -177,7 +190,7 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
         unknown = _unknown(curve, tried[-1][1])
         why = "What limits this server under this load is not known from this run (" + unknown.why + "); "
         reading, seen = tried[-1]
-        stands = [*_last_doubling(curve), *map(phrase, _ruled_out(seen)), *clock_notes(reading)]
+        stands = [*_last_doubling(curve), *map(phrase, _ruled_out(seen)), *_clock_and_power(reading)]
         if not stands:
             return phrase(why + unknown.tells + ".")
         return phrase(
@@ -199,7 +212,12 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
             "known from this run; " + _client(tried[-1][0]).tells + ".",
             where=where,
         )
-    return phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
+    verdict = phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
+    beside = _clock_and_power(highest_level) if last is Limit.COMPUTE else []
+    if not beside:
+        return verdict
+    top = concurrency_figure(highest_level)
+    return phrase("{verdict} At concurrency {top}: {beside}.", verdict=verdict, top=top, beside=join(beside, ", "))
 
 
 def _last_doubling(curve: LoadCurve) -> list[Part]:

@@ -133,7 +133,15 @@ class LoadCurve:
         return noise_of(spread(repeats_of(reading, of)), self._spreads(of))
 
     def _spreads(self, of: str) -> list[Spread]:
-        return [spread(repeats_of(reading, of)) for reading in (*self.series.measured, *self.twins)]
+        if of not in self._known_spreads:
+            every = (*self.series.measured, *self.twins)
+            self._known_spreads[of] = [spread(repeats_of(reading, of)) for reading in every]
+        return self._known_spreads[of]
+
+    @cached_property
+    def _known_spreads(self) -> dict[str, list[Spread]]:
+        """By column: every interval and every change of a curve asks for them."""
+        return {}
 
     def interval(self, reading: Reading, of: str) -> Interval | None:
         """Return the interval of a column (`tok_s`, `p95_e2e_s` …) at a level; None where there is no noise to pool."""

@@ -11,7 +11,7 @@ from itertools import combinations
 
 from analysis.checks import Standing
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import count, gib, plain, times
+from analysis.figures import count, gib, plain, significant, times
 from analysis.knee import Gain
 from analysis.knee_sentences import blow_up_tells, change_words, knee_sentences, levels_tell, repeats_tell
 from analysis.kv_headroom import BY_OBJECTIVE
@@ -23,6 +23,8 @@ from analysis.operating_sentences import gives, objectives, pressed
 from analysis.rates import level_words
 from analysis.series import Reading, concurrency_figure
 from analysis.subject import UNKNOWN, Subject
+from analysis.tables import RunPoint
+from analysis.token_cost import median_of
 from analysis.under_use import HALF, lowest_level, observed
 
 TUTORIAL_DOUBLING = (8, 16)
@@ -57,18 +59,27 @@ def rise(subject: Subject) -> Phrase:
 
 
 def _steps(lowest: Reading, best: Reading) -> list[Phrase]:
-    """Needs the engine's steps at both levels, and larger ones at the better."""
-    before, after = (reading.median("server_step_mean_tokens") for reading in (lowest, best))
+    """Needs the engine's steps at both levels, and more tokens from each at the better."""
+    before, after = (median_of(reading, _generated_per_step) for reading in (lowest, best))
     if before is None or after is None or after <= before:
         return []
+    words = (
+        "A step of the engine that gave any request a token gave {before} on average at the lowest level and {after} "
+        "at the best: requests share steps."
+    )
     return [
         phrase(
-            "A step of the engine made {before} tokens on average at the lowest and {after} at the best: requests "
-            "share steps.",
-            before=cell(lowest, "server_step_mean_tokens"),
-            after=cell(best, "server_step_mean_tokens"),
+            words,
+            before=significant(f"{lowest.name}.generated_per_step", before),
+            after=significant(f"{best.name}.generated_per_step", after),
         )
     ]
+
+
+def _generated_per_step(point: RunPoint) -> float | None:
+    """Prompt tokens left out, unlike in `server_step_mean_tokens`: tok_s is of those generated."""
+    tokens, steps = point.server_generation_tokens, point.server_steps
+    return tokens / steps if tokens is not None and steps else None
 
 
 def safe_point(subject: Subject) -> Phrase:
@@ -92,7 +103,8 @@ def safe_point(subject: Subject) -> Phrase:
     if point.safe_up_to is not point.reading:
         words += "; {safe} is the upper end of the range"
         parts["safe"] = level_words(point.safe_up_to)
-    return phrase(words + ".", **parts)
+    thin = " Its margin is thin: another start of the server may miss an objective." if main.thin else ""
+    return phrase(words + "." + thin, **parts)
 
 
 def not_free(subject: Subject) -> Phrase:
@@ -195,7 +207,8 @@ def _acceptable(choice: Choice, curve: LoadCurve, upper: Reading) -> Phrase:
         limits=objectives(limits),
     )
     if candidate.standing is Standing.MEETS:
-        return phrase("{named}meets every objective, so they allow it.", named=named)
+        thin = ", by a thin margin" if candidate.thin else ""
+        return phrase("{named}meets every objective" + thin + ", so they allow it.", named=named)
     if candidate.standing is Standing.MISSES:
         return phrase("{named}misses, so it is for work that nobody waits for.", named=named)
     return phrase("{named}undecided within noise; " + repeats_tell(curve) + ".", named=named)

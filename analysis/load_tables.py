@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analysis.caveats import lengths_words
 from analysis.disturbances import clock_notes, foreign_process_notes
-from analysis.document import Part, Phrase, join, phrase
+from analysis.document import Document, Part, Phrase, join, phrase
 from analysis.figures import (
     NOTHING,
     Figure,
@@ -30,11 +30,13 @@ from analysis.load_curve import P95_JUMP, LoadCurve
 from analysis.request_notes import request_notes
 from analysis.series import Reading, concurrency_figure, outcome_figure
 from analysis.tables import RunPoint
+from analysis.targets import Slo
 
 SWEEP_COLUMNS = ("concurrency", "mean_e2e_s", "p95_e2e_s", "qps", "tok_s", "gpu_util_pct")
 FURTHER_COLUMNS = ("repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee")
 """Behind the tutorial's: the bounds of the 95 % intervals, and whether the level could be the knee (`could be`, `no`;
 empty where that is not known)."""
+NO_REQUESTS = "requests.parquet holds no rows of these requests"
 SIMULATED = "simulated"
 """Stands in gpu_util_pct of simulated rows: there is no GPU to observe, and the tutorial's columns leave no other
 place."""
@@ -79,9 +81,15 @@ def cell(reading: Reading, column: str, digits: int = 3) -> Figure:
     return Figure(f"{reading.name}.{column}", value, NOTHING if value is None else significant_text(value, digits))
 
 
-def goodput_column(readings: Sequence[Reading]) -> list[str]:
-    """Return the column of goodput where the run has objectives that tell it."""
-    return ["goodput_qps"] if any(reading.median("goodput_qps") is not None for reading in readings) else []
+def goodput_column(slo: Slo) -> list[str]:
+    """Return the column of goodput where the run has objectives."""
+    return ["goodput_qps"] if slo.percentiles() else []
+
+
+def say_without_goodput(doc: Document, slo: Slo, readings: Sequence[Reading]) -> None:
+    """Write why a column of goodput is empty; nothing where it is not."""
+    if slo.percentiles() and any(r.measured for r in readings) and not any(r.values("goodput_qps") for r in readings):
+        doc.say("goodput_qps is not known from this run: " + NO_REQUESTS + ".")
 
 
 def interval_words(curve: LoadCurve, reading: Reading, column: str) -> Part:

@@ -162,7 +162,8 @@ def _why_none(base: Run, other: Run, same_server: bool) -> str:
     apart = []
     for column in columns:
         ours, theirs = (
-            {str(getattr(p, column)) for p in run.tables.points if p.status == "measured"} for run in (base, other)
+            {setting_words(getattr(p, column)) for p in run.tables.points if p.status == "measured"}
+            for run in (base, other)
         )
         if ours and theirs and not ours & theirs:
             apart.append(f"{column} {_listed(ours)} against {_listed(theirs)}")
@@ -171,6 +172,11 @@ def _why_none(base: Run, other: Run, same_server: bool) -> str:
     if apart:
         return "; ".join(apart[:3])
     return "no combination of " + ("model, server, " if same_server else "") + "load and level is in both just once"
+
+
+def setting_words(value: object) -> str:
+    """Return what a server or a load was told."""
+    return "not set" if value is None else str(value)
 
 
 def _listed(values: set[str]) -> str:

@@ -10,7 +10,7 @@ from analysis.document import Document
 from analysis.load_tables import confidence, lengths_sent
 from analysis.neighbours import neighbour_sentences
 from analysis.operating_point import Basis, Choice
-from analysis.operating_sentences import answer, around, objectives
+from analysis.operating_sentences import answer, around, objectives, thin_margin
 from analysis.operating_tables import figure_rows, level_rows
 from analysis.questions import add_questions
 from analysis.subject import subjects
@@ -67,9 +67,11 @@ def _add_rule(doc: Document, slo: Slo) -> None:
     doc.say(
         "Objectives: {limits}. A level meets one where the whole {confidence} interval of its p95 lies at or below it, "
         "misses it where all of it lies above, and is undecided else. What is chosen was measured; nothing is "
-        "interpolated.",
+        "interpolated. What differs from one start of a server to the next is not in these intervals: a level that "
+        "meets an objective by less than {thin} of it does so by a thin margin, and another start may miss it.",
         limits=objectives(limits),
         confidence=confidence(),
+        thin=thin_margin(),
     )
 
 
@@ -86,5 +88,8 @@ def _add_choice(doc: Document, choice: Choice, targets: Targets, gpu_hour: float
     if rows:
         doc.table(columns, rows, choice.sample.simulated)
     if main or (choice.point is not None and choice.basis is not Basis.AS_MEASURED):
-        doc.say("Alerts to set (on a window of about as many requests; a percentile of few scatters more than these):")
+        doc.say(
+            "Alerts to set (on a window of about as many requests; a percentile of few scatters more than these, "
+            "and another start of the server may differ by more):"
+        )
         add_alerts(doc, choice)

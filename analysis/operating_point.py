@@ -63,6 +63,11 @@ class Candidate:
         return Standing.UNDECIDED if self.contradicted and found is Standing.MEETS else found
 
     @property
+    def thin(self) -> bool:
+        """Whether it meets every objective, one of them by less than what starts of one server may differ by."""
+        return self.standing is Standing.MEETS and any(check.thin for check in self.checks)
+
+    @property
     def met_as_measured(self) -> bool:
         """Whether every objective is met, at least one of them only as far as repeats without known noise say."""
         return (
@@ -127,6 +132,11 @@ class Choice:
     def sample(self) -> RunPoint:
         """A point that stands for the load."""
         return next((c.reading.measured[0] for c in self.candidates if c.measured), self.group.points[0])
+
+    @property
+    def thin(self) -> bool:
+        """Whether the chosen level meets an objective by less than what starts of one server may differ by."""
+        return self.point is not None and any(c.thin for c in self.candidates if c.reading is self.point.reading)
 
     def having(self, standing: Standing) -> list[Candidate]:
         """Return the candidates of a standing."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from analysis.checks import Standing
+from analysis.checks import BETWEEN_STARTS, Standing
 from analysis.disturbances import clock_notes, foreign_process_notes
 from analysis.document import Part, Phrase, join, phrase
-from analysis.figures import Figure, count, plain
+from analysis.figures import Figure, count, percent, plain
 from analysis.knee import KneeVerdict
 from analysis.knee_sentences import NO_REPEATS, change_words, knee_levels, levels_tell, repeats_tell
 from analysis.kv_headroom import for_latency, for_throughput
@@ -84,6 +84,11 @@ def objectives(limits: dict[str, float]) -> Phrase:
     """Return the objectives in words: `p95_e2e_s at most N s, …`."""
     each = (phrase(name + " at most {limit} s", limit=objective_figure(name, limit)) for name, limit in limits.items())
     return join(each, ", ")
+
+
+def thin_margin() -> Figure:
+    """Return below which share of an objective a margin is called thin."""
+    return percent("rule.between_starts_pct", BETWEEN_STARTS, 0)
 
 
 def objective_figure(column: str, limit: float) -> Figure:
@@ -177,7 +182,12 @@ def around(choice: Choice, targets: Targets) -> list[Phrase]:
     if point is None or not choice.slo.percentiles():
         services = [] if choice.open_loop else _services(choice)
         return services if point is None else [*services, *_beside(choice, point, targets)]
-    return [*_next_level(choice, point), *_past_the_knee(choice, point), *_beside(choice, point, targets)]
+    return [
+        *_margin(choice),
+        *_next_level(choice, point),
+        *_past_the_knee(choice, point),
+        *_beside(choice, point, targets),
+    ]
 
 
 def _services(choice: Choice) -> list[Phrase]:
@@ -205,6 +215,16 @@ def _measured(reading: Reading) -> Phrase:
     repeats = count(f"{reading.name}.repeats", n)
     notes: list[Part] = [phrase("{n} repeat" + ("" if n == 1 else "s"), n=repeats), *request_notes(reading)]
     return join([*notes, *foreign_process_notes(reading), *clock_notes(reading), *unmeasured_notes(reading)])
+
+
+def _margin(choice: Choice) -> Iterator[Phrase]:
+    """Needs an objective that the chosen level meets by less than what starts of one server may differ by."""
+    if choice.thin:
+        yield phrase(
+            "Its margin is thin: an interval ends less than {thin} below its objective, and what another start of the "
+            "server differs by is not in it; the same sweep again, on a new server, tells.",
+            thin=thin_margin(),
+        )
 
 
 def _next_level(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:

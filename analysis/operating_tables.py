@@ -6,7 +6,7 @@ from analysis.document import Part, Phrase, phrase
 from analysis.figures import Figure, count, gib, quote, significant
 from analysis.ladder import kv_usage
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, confidence, interval_words
+from analysis.load_tables import NO_REQUESTS, cell, confidence, interval_words
 from analysis.operating_point import (
     Candidate,
     Choice,
@@ -24,10 +24,17 @@ def figure_rows(choice: Choice, point: OperatingPoint, gpu_hour: float | None) -
         [column, cell(reading, column, 4), _interval(curve, reading, column)]
         for column in dict.fromkeys(("tok_s", "p95_e2e_s", *choice.slo.percentiles()))
     ]
-    if point.goodput_qps is not None:
-        words = "requests a second that themselves met every objective"
-        rows.append(["goodput_qps", cell(reading, "goodput_qps", 4), words])
-    return [*rows, *_room_rows(point), _energy_row(point), *_price_rows(point, gpu_hour)]
+    return [*rows, *_goodput_row(choice, point), *_room_rows(point), _energy_row(point), *_price_rows(point, gpu_hour)]
+
+
+def _goodput_row(choice: Choice, point: OperatingPoint) -> list[list[str | Part]]:
+    """Needs an objective: without one there is no good request."""
+    if not choice.slo.percentiles():
+        return []
+    if point.goodput_qps is None:
+        return [["goodput_qps", "not known from this run", NO_REQUESTS]]
+    words = "requests a second that themselves met every objective"
+    return [["goodput_qps", cell(point.reading, "goodput_qps", 4), words]]
 
 
 def _interval(curve: LoadCurve, reading: Reading, column: str) -> Phrase:
@@ -120,4 +127,4 @@ def _verdict(candidate: Candidate) -> str:
         return "undecided: met by its one repeat"
     if candidate.missed_as_measured:
         return "undecided: missed by its one repeat"
-    return str(candidate.standing)
+    return "meets, by a thin margin" if candidate.thin else str(candidate.standing)

@@ -16,7 +16,15 @@ from analysis.figures import Figure, percent, quote
 from analysis.files import write_csv
 from analysis.groups import LOAD
 from analysis.load_curve import LoadCurve
-from analysis.load_tables import cell, csv_number, goodput_column, server, unmeasured_notes, workload
+from analysis.load_tables import (
+    cell,
+    csv_number,
+    goodput_column,
+    say_without_goodput,
+    server,
+    unmeasured_notes,
+    workload,
+)
 from analysis.objective_sentences import add_objectives
 from analysis.request_notes import request_notes
 from analysis.series import Reading, concurrency_figure, make_series
@@ -77,12 +85,13 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
             "Server: {server}. Load: {load}. Arrivals: {arrivals}.",
             server=server(curve), load=workload(curve), arrivals=arrivals,
         )  # fmt: skip
-        shown = [*SHOWN, *goodput_column(curve.series.readings)]
+        shown = [*SHOWN, *goodput_column(slo)]
         doc.table(
             ["request_rate", *shown, "notes"],
             [[rate_figure(r), *(cell(r, column, 4) for column in shown), _notes(r)] for r in curve.series.readings],
             sample.simulated,
         )
+        say_without_goodput(doc, slo, curve.series.readings)
         add_server_table(doc, curve, "request_rate", rate_figure)
         doc.bullets([keeps_up_sentence(curve)])
         add_objectives(doc, curve, slo, "request_rate")
@@ -91,8 +100,11 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
 
 
 def kept_up(curve: LoadCurve) -> list[Reading]:
-    """Return the levels, from the lowest, before the first of which it is not known that the server keeps up."""
-    return list(takewhile(keeps_up, curve.series.measured))
+    """Return the levels up to the highest that the server is known to keep up with, below the first at which a repeat
+    says that it does not: that holds for lower rates, too, which may be too short to tell by themselves."""
+    below = list(takewhile(lambda r: all(p.keeps_up is not False for p in r.measured), curve.series.measured))
+    known = [number for number, reading in enumerate(below) if keeps_up(reading)]
+    return below[: known[-1] + 1] if known else []
 
 
 def level_figure(reading: Reading) -> Figure:

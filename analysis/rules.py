@@ -198,7 +198,8 @@ def per_token(result: KvResult, pages: Pages | None) -> Phrase | None:
         "{model}: up to {window} tokens of context every {step} further ones cost {size} MiB of KV for each sequence "
         "that uses them, past "
         + ("that" if len(windows) == 1 else "{last}")
-        + " {past} MiB (formula): a sliding window is full there.",
+        + " {past} MiB while it decodes (formula): a sliding window is full there. The engine's count grows on past "
+        "it, for it takes the tokens in flight of every sequence, too.",
         window=count(f"{result.name}.narrowest_window_tokens", windows[0]),
         past=mib(f"{result.name}.context_step_past_mib", past * CONTEXT_STEP_TOKENS, 1),
         **({"last": count(f"{result.name}.widest_window_tokens", windows[-1])} if len(windows) > 1 else {}),

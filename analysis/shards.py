@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -79,7 +80,7 @@ class GrowingTable:
         self._writer = pq.ParquetWriter(
             path, schema, use_dictionary=strings, write_statistics=strings, column_encoding=gaps or None
         )
-        self._pending = [schema.empty_table()]
+        self._pending, self._rows = [schema.empty_table()], 0
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +93,13 @@ class GrowingTable:
     def add(self, table: pa.Table) -> None:
         """Take up rows of the file's schema."""
         self._pending.append(table)
-        if sum(pending.num_rows for pending in self._pending) >= ROWS_OF_A_GROUP:
+        self._rows += table.num_rows
+        if self._rows >= ROWS_OF_A_GROUP:
             self._write()
 
     def _write(self) -> None:
         self._writer.write_table(pa.concat_tables(self._pending))
-        self._pending = self._pending[:1]
+        self._pending, self._rows = self._pending[:1], 0
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -170,6 +172,7 @@ def _with_session(point: pa.Table, starts: pa.Table | None) -> pa.Table:
     return point
 
 
+@cache
 def _nested_schema(column: str) -> pa.Schema:
     """Return the schema of a nested list's own table: the ids of the point, then the fields of the list's rows."""
     point = row_schema(PointRow)
@@ -179,6 +182,7 @@ def _nested_schema(column: str) -> pa.Schema:
 
 def _flatten(point: pa.Table, column: str) -> pa.Table:
     """Return one row per element of a list column of a table of one row, with the ids of the point before it."""
-    elements = point.column(column).combine_chunks().flatten()
+    chunks = point.column(column).chunks  # one, but for earlier attempts: joining it would copy every gap
+    elements = (chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)).flatten()
     ids = [pa.repeat(point.column(name)[0], len(elements)) for name in IDS]
     return pa.Table.from_arrays([*ids, *elements.flatten()], schema=_nested_schema(column))

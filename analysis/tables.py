@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
-from analysis.manifest import read_configs
+from analysis.manifest import read_configs, read_manifest
 from contract.rows import (
     SCHEMA_VERSION,
     ClientRow,
@@ -95,6 +95,8 @@ class Tables:
     sessions: tuple[SessionRow, ...]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Content of config.json of each session's model, by session id; the manifest's, so it may be missing."""
+    missing: tuple[str, ...] = ()
+    """Which of `sessions.parquet` and `manifest.json` the run does not hold: much may rest on them."""
 
 
 def read_tables(run_dir: Path) -> Tables:
@@ -105,7 +107,14 @@ def read_tables(run_dir: Path) -> Tables:
     points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
     sessions = _rows(sessions_path, arrow_schema(SessionRow), SessionRow) if sessions_path.is_file() else []
-    return Tables(tuple(_point(row) for row in points), tuple(_session(row) for row in sessions), read_configs(run_dir))
+    missing = [] if sessions_path.is_file() else [sessions_path.name]
+    missing += [] if read_manifest(run_dir) else ["manifest.json"]
+    return Tables(
+        tuple(_point(row) for row in points),
+        tuple(_session(row) for row in sessions),
+        read_configs(run_dir),
+        tuple(missing),
+    )
 
 
 def _point(row: dict[str, Any]) -> RunPoint:

@@ -51,6 +51,12 @@ def power_w(point: RunPoint) -> float | None:
     return point.power_w
 
 
+def power_share(point: RunPoint) -> float | None:
+    """Return the share of what the cards may draw together that they drew, by `power_w`."""
+    watts = power_w(point)
+    return watts / point.power_limit_w if watts is not None and point.power_limit_w else None
+
+
 def median_of(reading: Reading, ratio: Callable[[RunPoint], float | None]) -> float | None:
     """Return the median over the repeats of each one's own ratio."""
     values = [value for point in reading.measured if (value := ratio(point)) is not None]

@@ -15,7 +15,7 @@ from analysis.load_tables import cell
 from analysis.rules import knee_curves
 from analysis.series import Reading, concurrency_figure
 from analysis.tables import RunPoint
-from analysis.token_cost import joules_per_output_token, median_of, power_w
+from analysis.token_cost import joules_per_output_token, median_of, power_share, power_w
 from analysis.watching import add_watching
 
 HALF = 0.5
@@ -165,12 +165,7 @@ def _power(reading: Reading) -> Figure:
 
 
 def _power_share(reading: Reading) -> Figure:
-    return percent(f"{reading.name}.power_share_pct", median_of(reading, _of_the_limit))
-
-
-def _of_the_limit(point: RunPoint) -> float | None:
-    watts = power_w(point)
-    return watts / point.power_limit_w if watts is not None and point.power_limit_w else None
+    return percent(f"{reading.name}.power_share_pct", median_of(reading, power_share))
 
 
 def _best_share(curve: LoadCurve, reading: Reading) -> Figure:

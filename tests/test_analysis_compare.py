@@ -116,6 +116,14 @@ def test_another_server_is_compared_by_name_and_never_called_drift() -> None:
         pairs(base, other, same_server=True)
 
 
+def test_what_was_not_set_is_called_so() -> None:
+    base, other = run(points(max_num_seqs=None), "a"), run(points(max_num_seqs=32), "b")
+    (differing,) = what_differs(base, other, pairs(base, other, same_server=False))
+    assert (differing["what"], differing["base"], differing["other"]) == ("max_num_seqs", "not set", "32")
+    with pytest.raises(AnalysisError, match="max_num_seqs not set against 32"):
+        pairs(base, other, same_server=True)
+
+
 def test_memory_of_another_model_is_not_held_against_this_one() -> None:
     base, other = synthetic.rows()[:8], synthetic.rows(replace(synthetic.GPU, model="other"))[:8]
     assert len(pairs(run(base), run(base), same_server=False)) == 2

@@ -45,6 +45,7 @@ CONSTANTS = {
     "rule.within_peak_pct": 5,
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
+    "rule.between_starts_pct": 10,
     "rule.kv_near_full_pct": 95,
     "rule.drift_limit_pct": 5,
     "rule.false_alarms_pct": 5,
@@ -901,6 +902,7 @@ class Auditor:
             "power_w": lambda: self.watts(own).median(),
             "power_share_pct": lambda: 100 * (self.watts(own) / own.power_limit_w).median(),
             "joules_per_output_token": lambda: self.joules(own),
+            "generated_per_step": lambda: (own.server_generation_tokens / own.server_steps).median(),
             "p95_over_lowest": lambda: here.p95_e2e_s / first.p95_e2e_s,
             "prompt_tokens_sent": lambda: (
                 here.prompt_tokens if np.isnan(here.mean_prompt_tokens) else here.mean_prompt_tokens

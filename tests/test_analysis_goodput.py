@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +16,7 @@ from analysis.goodput import with_goodput
 from analysis.tables import read_tables
 from analysis.targets import Slo, read_slo
 from tests import synthetic_run as synthetic
+from tests import test_analysis_rates as rates
 
 
 def run(tmp_path: Path, slo: dict[str, object] | None = None) -> Path:
@@ -51,6 +54,23 @@ def test_tables_show_it_only_where_there_are_objectives(tmp_path: Path) -> None:
     assert read_slo(objectives) == Slo(p95_e2e_s=0.2)
     assert "goodput_qps" in (objectives / "batching_benchmark.md").read_text()
     assert "goodput_qps" not in (without / "batching_benchmark.md").read_text()
+
+
+def test_requests_without_rows_are_named_and_never_counted_as_misses(tmp_path: Path) -> None:
+    run_dir = synthetic.write_run(tmp_path / "run", [*synthetic.rows(), *rates.rows()])
+    (run_dir / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": 0.2}}))
+    reduce(run_dir)
+    requests = pd.read_parquet(run_dir / "requests.parquet")
+    requests[requests.point_id.str.startswith("batching")].to_parquet(run_dir / "requests.parquet")
+    points = with_goodput(run_dir, read_tables(run_dir), Slo(p95_e2e_s=0.2)).points
+    known = {point.purpose for point in points if point.goodput_qps is not None}
+    assert known == {"batching"}
+    shutil.rmtree(run_dir / "shards")
+    reduce(run_dir)
+    why = "goodput_qps is not known from this run: requests.parquet holds no rows of these requests."
+    assert (run_dir / "batching_benchmark.md").read_text().count(why) == 1
+    assert why in (run_dir / "rate_sweep.md").read_text()
+    assert re.search(r"\| request_rate \|.*\| goodput_qps \|", (run_dir / "rate_sweep.md").read_text())
 
 
 def test_objectives_that_are_no_numbers_are_none(tmp_path: Path) -> None:

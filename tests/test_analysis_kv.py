@@ -620,5 +620,5 @@ def test_a_run_of_both_has_its_accounts_in_the_same_parts(monkeypatch: pytest.Mo
 
 def test_a_run_without_accounts_says_that_none_was_made() -> None:
     page = notes(memory(synthetic.CPU))
-    assert "Not known from this run: no server gave an account of its memory" in page
+    assert "Not known from this run: no row of a server holds an account of its memory" in page
     assert "by the account" not in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from analysis import reduce
+from analysis.envelope_plot import draw_envelope
 from analysis.kv_envelope import Envelope, Fit, envelopes
 from analysis.kv_fit import kv_results
 from analysis.kv_notes import kv_page
@@ -382,6 +385,21 @@ def test_plots_of_pages_and_envelope_say_what_is_measured(tmp_path: Path) -> Non
         assert words in small
 
 
+def test_no_region_is_drawn_past_what_the_model_takes() -> None:
+    longest = published("phi-3-mini-4k")["max_position_embeddings"]
+    for config, ends in ((WINDOW.config, True), (None, False)):
+        points = synthetic.tables_of(memory(WINDOW), config)
+        (result,) = kv_results(points.points)
+        figure = Figure()
+        draw_envelope(envelopes(result, points.points, points.configs)[0], Targets(16, 4096), figure)
+        (axes,) = figure.axes
+        drawn_to = max(region.get_paths()[0].vertices[:, 0].max() for region in axes.collections)
+        assert bool(drawn_to == longest) is ends
+        assert axes.get_xlim()[1] > longest
+        hatched = [patch.get_label() for patch in axes.patches if patch.get_hatch()]
+        assert hatched == (["longer than the model takes"] if ends else [])
+
+
 def test_simulated_plots_measure_nothing(tmp_path: Path) -> None:
     shape = synthetic.family("qwen3-next-cut", synthetic.GPU, simulated=True, engine="sim", device="sim")
     found = drawn(tmp_path, ladder(shape), shape.config)
@@ -408,7 +426,9 @@ def test_a_full_window_costs_no_further_context() -> None:
     words = "every 1,024 further tokens of context cost"
     text = rules(WINDOW, WINDOW.config)
     assert "up to 2,047 tokens of context every 1,024 further ones cost 384.0 MiB of KV for each sequence" in text
-    assert "past that 0.0 MiB (formula)" in text
+    assert (
+        "past that 0.0 MiB while it decodes (formula): a sliding window is full there. The engine's count grows" in text
+    )
     assert words not in text
     assert words in rules(LINEAR, LINEAR.config)
     assert words not in rules(LINEAR, None)
@@ -447,3 +467,17 @@ def test_no_length_beyond_the_models_own_is_asked_for() -> None:
     assert page is not None
     assert "It is the longest that the model takes." in page.text()
     assert "a longer one was not tried" not in page.text()
+
+
+def test_a_cell_that_was_pruned_measured_nothing(tmp_path: Path) -> None:
+    shape = synthetic.family("tiny", synthetic.GPU)
+    pruned = replace(synthetic.failed(synthetic.envelope_row(shape, 512, 1), "", "fits", "pruned"), failure_class=None)
+    blind = synthetic.envelope_row(shape, 512, 4, preemptions=None)
+    rows = [synthetic.envelope_row(shape, 512, 8, kv_usage_max=0.79693486), blind, pruned]
+    run = synthetic.write_run(tmp_path, rows)
+    reduce(run)
+    with (run / "envelope_sweep.csv").open() as file:
+        cells = {row["concurrency"]: row for row in csv.DictReader(file)}
+    assert [cells[at]["measured"] for at in ("1", "4", "8")] == ["", "metrics missing", "no preemption"]
+    assert cells["8"]["kv_usage_max"] == "0.796935"
+    assert "| metrics missing |" in (run / "envelope_sweep.md").read_text()

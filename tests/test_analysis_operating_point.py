@@ -72,6 +72,27 @@ def test_a_level_whose_interval_straddles_the_objective_is_undecided_and_not_cho
     assert "The next higher, concurrency 16, is undecided" in text
 
 
+def test_a_margin_that_another_start_may_eat_is_called_thin(tmp_path: Path) -> None:
+    thin, wide = Slo(p95_e2e_s=0.49), Slo(p95_e2e_s=0.52)
+    for slo in (thin, wide):
+        assert at(choice(sweep(), slo)) == 16
+        assert "What differs from one start of a server to the next is not in these intervals" in page(sweep(), slo)
+    text = page(sweep(), thin)
+    assert re.search(r"\| concurrency \| 16 \| .* \| meets, by a thin margin \|", text)
+    assert re.search(r"\| concurrency \| 8 \| .* \| meets \|", text)
+    assert "Its margin is thin: an interval ends less than 10 % below its objective" in text
+    assert re.search(
+        r"\*\*Q4\.[^*]*\*\* .* Its margin is thin: another start of the server may miss an objective\.", text
+    )
+    assert "concurrency 16 against p95_e2e_s at most 0.49 s: meets every objective, by a thin margin, so" in text
+    assert page(sweep(), wide).count("thin margin") == 1
+    assert "is thin" not in page(sweep(), wide)
+    run = synthetic.write_run(tmp_path, sweep())
+    (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": 0.49}}))
+    reduce(run)
+    assert re.search(r"concurrency 16, .* by a thin margin", answer(run))
+
+
 def test_when_only_undecided_levels_are_left_nothing_is_chosen() -> None:
     text = page(sweep(noise=0.05), Slo(p95_e2e_s=0.20))
     assert (
@@ -149,7 +170,7 @@ def test_with_one_repeat_the_choice_stands_as_measured_and_is_not_called_known()
 def test_a_higher_p95_moves_the_choice_down() -> None:
     assert at(choice(sweep(c16=0.6), Slo(p95_e2e_s=0.5))) == 8
     assert "misses, so it is for work that nobody waits for" in page(sweep(c16=0.6), Slo(p95_e2e_s=0.5))
-    assert "meets every objective, so they allow it" in page(sweep(), Slo(p95_e2e_s=0.5))
+    assert "meets every objective, so they allow it" in page(sweep(), Slo(p95_e2e_s=0.55))
 
 
 def test_without_an_objective_the_knee_s_lowest_level_is_chosen() -> None:
@@ -394,6 +415,22 @@ def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -
     noisy = page([r for r in sweep(noise=0.2) if r.concurrency != 8])
     assert re.search(r"16 → 32: tok/s [^;]*: within noise\)", noisy)
     assert "(noise not known: one repeat a level)" in page(sweep(repeats=1))
+
+
+def test_what_a_step_gave_is_generated_tokens_and_no_prompts() -> None:
+    counted = {1: (2048, 2048, 1.19), 32: (20480, 385, 63.2)}
+    columns = ("server_generation_tokens", "server_steps", "server_step_mean_tokens")
+    rows = sweep()
+    for level, values in counted.items():
+        rows = synthetic.changed(
+            rows, lambda row, at=level: row.concurrency == at, **dict(zip(columns, values, strict=True))
+        )
+    text = page(rows)
+    assert "gave any request a token gave 1.00 on average at the lowest level and 53.2 at the best: requests" in text
+    assert not re.search(r"A step of the engine[^.]* (?:1\.19|63\.2)", text)
+    assert "A step of the engine" not in page(synthetic.changed(rows, lambda row: True, server_steps=None))
+    alike = {"server_generation_tokens": 20480, "server_steps": 20480}
+    assert "A step of the engine" not in page(synthetic.changed(rows, lambda row: True, **alike))
 
 
 def test_two_services_are_rows_that_were_measured() -> None:

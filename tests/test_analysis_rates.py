@@ -116,7 +116,10 @@ def test_the_answer_holds_up_to_the_first_level_that_leaves_it_open(tmp_path: Pa
     assert "no higher rate" not in text
     made = [replace(row, keeps_up=row.repeat == 0) if row.request_rate == 1 else row for row in rows()]
     assert "keep up? At 1 that is not known from this run" in page(tmp_path / "b", made)
-    assert "keep up? At 1 that is not known" in page(tmp_path / "c", rows(seconds=15))  # too few requests
+    short = rows(seconds=15)
+    assert [row.keeps_up for row in short if row.request_rate == 1] == [None, None]  # too few requests
+    assert "keep up (ends at least 90 % of what is sent)? 16 requests/s" in page(tmp_path / "c", short)
+    assert "keep up? At 1 that is not known" in page(tmp_path / "d", [r for r in short if r.request_rate in (1, 64)])
 
 
 def test_a_level_whose_client_was_late_is_no_result(tmp_path: Path) -> None:

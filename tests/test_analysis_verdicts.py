@@ -93,6 +93,22 @@ def test_flat_throughput_with_nothing_waiting_is_compute_bound() -> None:
     assert "measured knee: concurrency 8." in text
 
 
+def test_a_power_cap_stands_beside_the_verdict() -> None:
+    drawn = {"energy_j": 693.0, "duration_s": 1.0, "power_limit_w": 700.0}
+    rows = at(32, throttle_reasons=["power cap"], **drawn)(sweep(flat_from=8))
+    text = section(rows)
+    capped = "clock held down at times: power cap"
+    assert line(text, 32).endswith(f"no full pool, no full queue; {capped}; 99.0 % of the power limit drawn |")
+    assert f"from concurrency 8 on. At concurrency 32: {capped}, 99.0 % of the power limit drawn." in text
+    assert "power cap" not in line(text, 16)
+    once = section([row for row in rows if row.repeat == 0])
+    assert f"not KV; not the queue; {capped}; 99.0 % of the power limit drawn |" in line(once, 32)
+    unread = {"energy_j": None, "power_w": None, "throttle_reasons": None}
+    assert "of the power limit" not in section(synthetic.changed(rows, lambda row: True, **unread))
+    simulated = synthetic.changed(rows, lambda row: True, simulated=True)
+    assert "of the power limit drawn" not in section(simulated)
+
+
 def test_full_pool_is_kv_bound_with_its_evidence() -> None:
     rows = at(32, preemptions=5, waiting_capacity_max=7, kv_usage_max=0.97)(sweep(flat_from=8))
     text = section(rows)
@@ -175,7 +191,7 @@ def test_neighbour_is_not_blamed_for_what_the_session_drifted_by() -> None:
 def test_one_repeat_gives_no_verdict_on_the_computing() -> None:
     text = section(sweep(flat_from=8, repeats=1))
     assert text.count("no repeats, so whether tok_s is flat is not known") == 7
-    assert "As it stands, at concurrency 32: the last doubling changed tok_s by 0.0 %, not KV, not the queue." in text
+    assert "As it stands, at concurrency 32: the last doubling changed tok_s by 0.0 %, not KV, not the queue, " in text
     full = section(at(32, running_max=20, waiting_max=12, kv_usage_max=None)(sweep(flat_from=8, repeats=1)))
     assert "not KV" not in line(full, 32)
     assert "not the queue" not in line(full, 32)

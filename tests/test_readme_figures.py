@@ -108,6 +108,7 @@ CLAIMS = {
           LONG + ".c2.tok_s", LONG + ".c2.p95_e2e_s"]),
         ("scaling at {} or {} ({} and {} tok/s)", ["16", "32", LONG + ".c16.tok_s", LONG + ".c32.tok_s"]),
         ("{} used {} % of the pool", ["32", LONG + ".c32.kv_usage_max_pct"]),
+        ("cap, at {} with {} % of its limit", ["32", LONG + ".c32.power_share_pct"]),
         ("{} % of the best throughput", [ONE + ".best_share_pct"]),
         ("limit: {} J a token against {}", [ONE + ".joules_per_output_token", LAST + ".joules_per_output_token"]),
         ("at {} in flight tok/s", ["neighbours.c74267affb1ec7f7.concurrency"]),

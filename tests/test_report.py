@@ -177,7 +177,7 @@ LACKS: dict[str, tuple[list[PointRow], list[str]]] = {
         [replace(row, p50_tpot_s=None) for row in of("concurrency")],
         ["no measured level of a closed loop has both tok_s and a TPOT"],
     ),
-    "no phases": (of("kv_scaling"), ["no server's log told the phases of its start"]),
+    "no phases": (of("kv_scaling"), ["no row of a server holds the phases of its start"]),
     "all failed": (
         [synthetic.failed(row, "start_failed") for row in synthetic.rows()],
         ["0 of 38 points measured", "None of these levels was measured", "Not measured", "start_failed x38"],

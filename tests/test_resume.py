@@ -160,7 +160,8 @@ def test_every_next_step_that_goes_on_can_be_typed(tmp_path: Path) -> None:
             typed.append(command.split())
             stands_for = {"SECONDS": "7200", "NUMBER": "8"}
             gone_on_with(store, *(re.sub("[A-Z]+$", lambda word: stands_for[word[0]], each) for each in typed[-1]))
-    assert {word.partition("=")[0] for words in typed for word in words} >= {"engine.ready_timeout_s", "load.processes"}
+    keys = {word.partition("=")[0] for words in typed for word in words}
+    assert keys >= {"engine.ready_timeout_s", "load.processes"}
     for words in NEXT_STEPS.values():
         before, _, _ = words.partition("; then `")
         keys = re.findall(r"`(\w+\.\w+)`", before) if before != words else []

@@ -94,6 +94,7 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert (load_row.prefix_hit_ratio, load_row.token_count_difference) == (0, 0)
     assert load_row.server_steps
     assert load_row.server_step_mean_tokens
+    assert (load_row.server_steps or 0) <= (load_row.server_generation_tokens or 0)  # each gave at least one
     assert load_row.server_queue_mean_s is not None
     assert load_row.server_queue_p95_le_s == 0.3
     assert 0 < (load_row.server_prefill_mean_s or 0) < (load_row.server_ttft_mean_s or 0)

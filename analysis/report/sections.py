@@ -273,7 +273,7 @@ def _starts(doc: Page, tables: Tables) -> None:
     doc.heading(2, "Where the start of each server went")
     made = waterfall(tables)
     if made is None:
-        doc.say("Not known from this run: no server's log told the phases of its start, as vLLM's does.")
+        doc.say("Not known from this run: no row of a server holds the phases of its start, which vLLM's log tells.")
         return
     if made.left_out:
         doc.say("The {n} shortest starts are left out.", n=count("report.starts_left_out", made.left_out))

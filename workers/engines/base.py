@@ -11,7 +11,8 @@ from typing import Protocol
 
 from contract.rows import StartPhase
 from contract.specs import SessionSpec
-from workers.provenance import MASK, Places, shown_environment
+from workers.provenance import Places, shown_environment
+from workers.secrecy import MASK
 
 
 @dataclass(frozen=True, slots=True)

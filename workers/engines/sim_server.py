@@ -273,14 +273,15 @@ class Server:
             scheduled = time.monotonic()
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            self.counted.step_tokens.observe(len(prompt) * self.running)  # admitted together, prefilled together
+            # Admitted together, prefilled together, and that step gives each its first token.
+            self.counted.step_tokens.observe((len(prompt) + 1) * self.running)
             await asyncio.sleep(len(prompt) * self.options.prefill_s_per_token)
             await self.computed(place, len(prompt))
             first = last = scheduled
             for index in range(asked):
                 await asyncio.sleep(self.step_s())
                 await self.grow(place, len(prompt) + index)
-                if place is next(iter(self.batch)):  # a step is everybody's: the oldest counts it
+                if index and place is next(iter(self.batch)):  # a step is everybody's: the oldest counts it
                     self.counted.step_tokens.observe(self.running)
                 self.counted.generated.inc()
                 last = time.monotonic()
