@@ -4,35 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 
+from analysis.anchor_drift import DRIFT_LIMIT, Drift, Timed, find_drift
 from analysis.caveats import title
-from analysis.document import Document, Part, phrase
+from analysis.document import Document, Part, Phrase, phrase
 from analysis.figures import Figure, count, percent, plain, quote, signed_percent, significant
+from analysis.groups import LOAD
+from analysis.intervals import CONFIDENCE
+from analysis.load_curve import SAME_WINDOW
 from analysis.series import Reading
-from analysis.tables import RunPoint, Tables
+from analysis.tables import RunPoint, Tables, moment
 from contract.rows import MEASURED
-
-DRIFT_LIMIT = 0.05
-"""Levels of a session are marked where tok_s of its anchor ever differed from the first reading by more than that."""
 
 
 def with_drift(tables: Tables) -> Tables:
     """Return the tables with `anchor_drift` in every point of a session that has two measured anchors or more."""
-    found = {session: drift for session, some in _anchors(tables.points).items() if (drift := _drift(some)) is not None}
-    points = (replace(p, anchor_drift=found[p.session_id]) if p.session_id in found else p for p in tables.points)
-    return replace(tables, points=tuple(points))
+    found = {session: drift for session, drift in _drifts(tables.points).items() if drift is not None}
+
+    def marked(point: RunPoint) -> RunPoint:
+        drift = found.get(point.session_id)
+        if drift is None:
+            return point
+        return replace(point, anchor_drift=drift.furthest, anchor_drifted=drift.share if drift.drifted else None)
+
+    return replace(tables, points=tuple(map(marked, tables.points)))
 
 
 def drift_notes(reading: Reading) -> list[Part]:
-    """Return the mark of a level that was measured in a session whose anchor moved too far."""
-    worst = max(reading.values("anchor_drift"), key=abs, default=0.0)
-    if abs(worst) <= DRIFT_LIMIT:
+    """Return the mark of a level that was measured in a session whose anchor drifted."""
+    drifted = reading.values("anchor_drifted")
+    if not drifted:
         return []
-    return [
-        phrase(
-            "its session's anchor drifted by {drift}", drift=signed_percent(f"{reading.name}.anchor_drift_pct", worst)
-        )
-    ]
+    worst = signed_percent(f"{reading.name}.anchor_drift_pct", max(drifted, key=abs))
+    return [phrase("its session's anchor drifted by {drift}", drift=worst)]
 
 
 def add_anchors(doc: Document, points: Sequence[RunPoint]) -> None:
@@ -42,17 +47,21 @@ def add_anchors(doc: Document, points: Sequence[RunPoint]) -> None:
         return
     doc.heading(2, "Drift while a server lived")
     doc.say(
-        "One level, the anchor, was measured again and again between the others. Where its tok_s ever differs from the "
-        "first reading by more than {limit}, the levels of that server are marked in their notes. A single reading "
-        "scatters as a single repeat does.",
+        "One level, the anchor, was measured again and again between the others. A server drifted where a step or a "
+        "trend in the anchor's tok_s is more than noise and more than {limit}: then its levels are marked in their "
+        "notes. Noise is that of the anchor and of the session's repeats of the same load about such a step or trend, "
+        "taken for the same at every level; the interval allows for as many of them as there are readings, so that of "
+        "servers that do not drift no more than {alarms} are marked.",
         limit=percent("rule.drift_limit_pct", DRIFT_LIMIT, 0),
+        alarms=percent("rule.false_alarms_pct", 1 - CONFIDENCE, 0),
     )
+    drifts = _drifts(points)
     for session, some in sessions.items():
-        _session(doc, f"anchor.{session}", some)
+        _session(doc, f"anchor.{session}", some, drifts[session])
 
 
-def _session(doc: Document, name: str, some: Sequence[RunPoint]) -> None:
-    first, drift = some[0], _drift(some)
+def _session(doc: Document, name: str, some: Sequence[RunPoint], drift: Drift | None) -> None:
+    first = some[0]
     rows: list[list[str | Part]] = [
         [
             plain(f"{name}.r{point.repeat}.repeat", point.repeat or 0),
@@ -62,12 +71,10 @@ def _session(doc: Document, name: str, some: Sequence[RunPoint]) -> None:
     ]
     doc.table(["reading", "tok_s", "change", "p95_e2e_s", "change"], rows, first.simulated)
     doc.say(
-        "{who}, concurrency {level}: over {n} readings tok_s moved by {drift} at most"
-        + (": more than the limit." if drift is not None and abs(drift) > DRIFT_LIMIT else "."),
+        "{who}, concurrency {level}: {verdict}",
         who=quote(f"{name}.title", title(first, first.model)),
         level=plain(f"{name}.concurrency", first.concurrency or 0),
-        n=count(f"{name}.readings", len(some)),
-        drift=signed_percent(f"{name}.drift_pct", drift),
+        verdict=_verdict(name, some, drift),
     )
     beside = sum(bool(point.co_running_sessions) for point in some)
     if 0 < beside < len(some):
@@ -76,6 +83,31 @@ def _session(doc: Document, name: str, some: Sequence[RunPoint]) -> None:
             "in that change, too.",
             beside=count(f"{name}.beside", beside),
         )
+
+
+def _verdict(name: str, some: Sequence[RunPoint], drift: Drift | None) -> Phrase:
+    readings = count(f"{name}.readings", len(some))
+    share = signed_percent(f"{name}.drift_pct", None if drift is None else drift.share)
+    if drift is None or drift.low is None or drift.high is None:
+        return phrase(
+            "over {n} readings tok_s moved by {drift}; whether that is a drift is not known from this run, for nothing "
+            "tells its noise. More readings, or levels with repeats, tell.",
+            n=readings,
+            drift=share,
+        )
+    if drift.drifted:
+        words = "tok_s drifted by {drift} ({low} to {high})."
+    elif drift.told:
+        words = "tok_s moved by {drift} ({low} to {high}), more than noise but not more than the limit: no drift."
+    else:
+        words = "no drift: the clearest step or trend in tok_s, {drift} ({low} to {high}), is within noise."
+    return phrase(
+        "over {n} readings " + words,
+        n=readings,
+        drift=share,
+        low=signed_percent(f"{name}.drift_low_pct", drift.low),
+        high=signed_percent(f"{name}.drift_high_pct", drift.high),
+    )
 
 
 def _value_and_change(name: str, point: RunPoint, first: RunPoint, column: str) -> list[Figure]:
@@ -94,7 +126,25 @@ def _anchors(points: Sequence[RunPoint]) -> dict[str, list[RunPoint]]:
     return dict(sorted(found.items()))
 
 
-def _drift(some: Sequence[RunPoint]) -> float | None:
-    """The largest change of tok_s from the first reading, with its sign; None for fewer than two."""
-    changes = [(point.tok_s or 0.0) / (some[0].tok_s or 1.0) - 1 for point in some[1:]]
-    return max(changes, key=abs, default=None)
+def _drifts(points: Sequence[RunPoint]) -> dict[str, Drift | None]:
+    """By session, for those with a measured anchor."""
+    return {session: find_drift(_timed(some), _others(points, some[0])) for session, some in _anchors(points).items()}
+
+
+def _others(points: Sequence[RunPoint], anchor: RunPoint) -> list[list[Timed]]:
+    """The repeats of every level of the anchor's session that was sent the same load in a closed loop."""
+    levels: dict[tuple[str, int | None], list[RunPoint]] = {}
+    for point in points:
+        if (
+            point.session_id == anchor.session_id
+            and point.purpose in SAME_WINDOW
+            and point.status == MEASURED
+            and all(getattr(point, column) == getattr(anchor, column) for column in LOAD)
+        ):
+            levels.setdefault((point.purpose, point.concurrency), []).append(point)
+    return [_timed(level) for level in levels.values()]
+
+
+def _timed(points: Sequence[RunPoint]) -> list[Timed]:
+    known = [(moment(point.started_at), point.tok_s) for point in points]
+    return sorted((Timed(at, value) for at, value in known if at is not None and value), key=attrgetter("at_s"))

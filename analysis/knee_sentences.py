@@ -150,12 +150,29 @@ def _noise(curve: LoadCurve) -> Phrase:
         parts["highest"] = Figure(f"{curve.name}.repeated_up_to", highest, f"{highest:g}")
     return phrase(
         "Means are geometric, intervals pooled t: one repeat scatters by {tok_s} in tok_s and by {p95} in p95 "
-        "(standard deviation; {df} degrees of freedom), known from " + where + beyond + ". What differs from "
-        "one start of a server to the next is not in it.",
+        "(standard deviation; {df} degrees of freedom), known from "
+        + where
+        + beyond
+        + ". "
+        + _assumption(curve)
+        + " What differs from one start of a server to the next is not in it.",
         tok_s=percent(f"{curve.name}.tok_s_noise_pct", tok_s.sd),
         p95=percent(f"{curve.name}.p95_noise_pct", p95.sd),
         df=count(f"{curve.name}.noise_df", tok_s.df),
         **parts,
+    )
+
+
+def _assumption(curve: LoadCurve) -> str:
+    """What is taken for granted of the noise, and where it does not hold."""
+    names = {"tok_s": "tok_s", "p95_e2e_s": "p95"}
+    uneven = [name for column, name in names.items() if not curve.scatters_alike(column)]
+    if not uneven:
+        return "It is taken for the same at every level."
+    return (
+        "Knee and blow-up take it for the same at every level. In " + " and ".join(uneven) + " levels may not scatter "
+        "alike (Bartlett's test), so one that scatters more has the interval of its own repeats, with one degree of "
+        "freedom lent by the others."
     )
 
 
@@ -274,19 +291,24 @@ def _as_it_stands(curve: LoadCurve, doubling: float) -> Phrase:
 
 
 def knee_levels(curve: LoadCurve) -> Figure:
-    """Return the levels that could be the knee as one figure: `8`, `8 or 16`."""
-    return _levels(f"{curve.name}.knee_levels", curve.knee.could_be)
+    """Return the levels that could be the knee as one figure: `8`, `8 or 16`, `8 to 32`."""
+    return _levels(curve, "knee_levels", curve.knee.could_be)
 
 
 def blow_up_levels(curve: LoadCurve, blow_up: BlowUp) -> Figure:
     """Return the levels that could be the last before the blow-up."""
-    return _levels(f"{curve.name}.blow_up_levels", blow_up.last_before)
+    return _levels(curve, "blow_up_levels", blow_up.last_before)
 
 
-def _levels(name: str, levels: Sequence[float]) -> Figure:
+def _levels(curve: LoadCurve, what: str, levels: Sequence[float]) -> Figure:
+    """Three neighbouring levels or more are a range."""
     words = [str(level) for level in levels]
-    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    return Figure(name, listed, listed)
+    between = [level.at for level in curve.repeats if levels[0] <= level.at <= levels[-1]]
+    if len(words) > 2 and between == list(levels):
+        listed = f"{words[0]} to {words[-1]}"
+    else:
+        listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return Figure(f"{curve.name}.{what}", listed, listed)
 
 
 def doubling_gain(curve: LoadCurve, which: str = "share") -> Figure:

@@ -9,7 +9,19 @@ from functools import cached_property
 from itertools import pairwise
 
 from analysis.groups import LOAD
-from analysis.intervals import CONFIDENCE, Interval, Noise, mean_log, pooled_noise
+from analysis.intervals import (
+    CONFIDENCE,
+    Interval,
+    Noise,
+    Spread,
+    mean_log,
+    noise_of,
+    of_difference,
+    pooled,
+    pooled_noise,
+    scatter_alike,
+    spread,
+)
 from analysis.knee import BlowUp, Gain, Knee, Level, find_blow_up, find_knee, smoothed
 from analysis.series import Reading, Series, make_series
 from analysis.tables import RunPoint
@@ -110,24 +122,35 @@ class LoadCurve:
 
     def noise(self, of: str) -> Noise | None:
         """Return the noise of a column of values > 0, pooled over the levels; None where no level has repeats of it."""
-        if of not in self._noises:
+        return pooled(self._spreads(of))
+
+    def scatters_alike(self, of: str) -> bool:
+        """Return whether that noise may stand for all levels."""
+        return scatter_alike(self._spreads(of))
+
+    def noise_at(self, reading: Reading, of: str) -> Noise | None:
+        """Return the noise of a column at one level: the pooled, or the level's own where it scatters more."""
+        return noise_of(spread(repeats_of(reading, of)), self._spreads(of))
+
+    def _spreads(self, of: str) -> list[Spread]:
+        if of not in self._known_spreads:
             every = (*self.series.measured, *self.twins)
-            self._noises[of] = pooled_noise(repeats_of(reading, of) for reading in every)
-        return self._noises[of]
+            self._known_spreads[of] = [spread(repeats_of(reading, of)) for reading in every]
+        return self._known_spreads[of]
 
     @cached_property
-    def _noises(self) -> dict[str, Noise | None]:
-        """By column: every interval and every change of a curve asks for it."""
+    def _known_spreads(self) -> dict[str, list[Spread]]:
+        """By column: every interval and every change of a curve asks for them."""
         return {}
 
     def interval(self, reading: Reading, of: str) -> Interval | None:
         """Return the interval of a column (`tok_s`, `p95_e2e_s` …) at a level; None where there is no noise to pool."""
-        values, noise = repeats_of(reading, of), self.noise(of)
+        values, noise = repeats_of(reading, of), self.noise_at(reading, of)
         return noise.interval(values) if values and noise is not None else None
 
     def prediction(self, reading: Reading, of: str) -> Interval | None:
         """Return the interval of a column for one further repeat of a level; None where there is no noise to pool."""
-        values, noise = repeats_of(reading, of), self.noise(of)
+        values, noise = repeats_of(reading, of), self.noise_at(reading, of)
         return noise.prediction(values) if values and noise is not None else None
 
     def mean(self, reading: Reading, of: str) -> float | None:
@@ -136,14 +159,18 @@ class LoadCurve:
         return math.exp(mean_log(values)) if values else None
 
     def change(self, lower: Reading, upper: Reading, of: str) -> Gain | None:
-        """Return by what share a column's mean changes from one level to another; None where one of them lacks it."""
-        before, after, noise = repeats_of(lower, of), repeats_of(upper, of), self.noise(of)
+        """Return by what share a column's mean changes from one level to another; None where one of them lacks it.
+
+        By t with the noise of either level; where those differ, Welch's (Biometrika 34, 1947).
+        """
+        before, after = repeats_of(lower, of), repeats_of(upper, of)
         if not before or not after:
             return None
         change = mean_log(after) - mean_log(before)
-        if noise is None:
+        ours, theirs = self.noise_at(lower, of), self.noise_at(upper, of)
+        if ours is None or theirs is None:
             return Gain(math.expm1(change))
-        margin = noise.margin(1 / len(before) + 1 / len(after), (1 - CONFIDENCE) / 2)
+        margin = of_difference(ours, len(before), theirs, len(after)).margin(1.0, (1 - CONFIDENCE) / 2)
         return Gain(math.expm1(change), math.expm1(change - margin), math.expm1(change + margin))
 
     def at(self, level: float) -> Reading:

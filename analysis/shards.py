@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
@@ -117,39 +118,56 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iter
 
 
 def _find(run_dir: Path) -> tuple[list[Path], dict[Path, pa.Table]]:
-    """Return the shards of points in a fixed order, and the row of each session folder that has one."""
+    """Return the shards of points in a fixed order, and the starts of each session folder that tells of them."""
     if not run_dir.is_dir():
         raise AnalysisError(f"{run_dir}: no such run directory")
     shards = run_dir / "shards"
     folders = sorted(folder for folder in shards.iterdir() if folder.is_dir()) if shards.is_dir() else []
     found = {folder: folder / "session.parquet" for folder in folders}
-    sessions = {folder: _shard(path, SessionRow) for folder, path in found.items() if path.is_file()}
+    sessions = {folder: _starts(path) for folder, path in found.items() if path.is_file()}
     paths = [p for folder in folders for p in sorted(folder.glob("[!.]*.parquet")) if p != found[folder]]
     return paths, sessions
 
 
-def _read(path: Path, session: pa.Table | None) -> Shard:
-    point = _with_session(_shard(path, PointRow), session)
+def _read(path: Path, starts: pa.Table | None) -> Shard:
+    point = _with_session(_point(path), starts)
     return Shard(point.select(POINTS_SCHEMA.names), {name: _flatten(point, name) for name in NESTED})
 
 
-def _shard(path: Path, row_class: type) -> pa.Table:
-    """Read a shard whose ids are those of its path: a copy under another name would be counted twice."""
-    table = last_attempts(checked(path, row_schema(row_class), row_class), row_class)
+def _point(path: Path) -> pa.Table:
+    """Read a point's shard."""
+    table = last_attempts(checked(path, row_schema(PointRow), PointRow), PointRow)
     if table.num_rows != 1:
         raise AnalysisError(f"{path}: a shard holds one row (and earlier attempts at it), not {table.num_rows}")
-    where = {"session_id": path.parent.name} | ({"point_id": path.stem} if row_class is PointRow else {})
-    for column, expected in where.items():
-        found = table.column(column)[0].as_py()
-        if found != expected:
-            raise AnalysisError(f"{path}: holds {column} {found!r}, so it is not the shard its path says")
+    _is_of_its_path(path, table, session_id=path.parent.name, point_id=path.stem)
     return table
 
 
-def _with_session(point: pa.Table, session: pa.Table | None) -> pa.Table:
+def _starts(path: Path) -> pa.Table:
+    """Read a session's shard: a row of each of its starts."""
+    table = checked(path, row_schema(SessionRow), SessionRow)
+    attempts = table.column("attempt").to_pylist()
+    if not attempts or len(set(attempts)) != len(attempts):
+        raise AnalysisError(f"{path}: a session's shard holds one row a start, not those of starts {attempts}")
+    _is_of_its_path(path, table, session_id=path.parent.name)
+    return table
+
+
+def _is_of_its_path(path: Path, table: pa.Table, **ids: str) -> None:
+    """Refuse a shard whose ids are not those of its path: a copy under another name would be counted twice."""
+    for column, expected in ids.items():
+        for found in table.column(column).to_pylist():
+            if found != expected:
+                raise AnalysisError(f"{path}: holds {column} {found!r}, so it is not the shard its path says")
+
+
+def _with_session(point: pa.Table, starts: pa.Table | None) -> pa.Table:
+    """Add what is known of the server's start that measured the point: of no other start."""
+    attempt = point.column("attempt")[0]
+    own = starts.filter(pc.equal(starts.column("attempt"), attempt)) if starts is not None else None
     for name in FROM_SESSION:
         kind = POINTS_SCHEMA.field(name).type
-        value: Any = session.column(name).combine_chunks() if session is not None else pa.nulls(1, kind)
+        value: Any = own.column(name).combine_chunks() if own is not None and own.num_rows else pa.nulls(1, kind)
         point = point.append_column(pa.field(name, kind), value)
     return point
 

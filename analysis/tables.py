@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -43,9 +44,9 @@ IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id",)}
 
 @dataclass(slots=True)
 class RunPoint(PointRow):
-    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its session's figures.
+    """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its server's figures.
 
-    Those of the session's last attempt, also for a point that an earlier one measured.
+    Those of the session's attempt that measured it; none where nothing is known of that one.
     """
 
     node: str | None = None
@@ -56,11 +57,14 @@ class RunPoint(PointRow):
     goodput_qps: float | None = None
     """Not in any file: it hangs on the objectives (`analysis.goodput`)."""
     anchor_drift: float | None = None
-    """Not in any file: it follows from the session's other rows (`analysis.anchors`)."""
+    """By what share of tok_s the session's anchor may have moved at most (`analysis.anchors`). Not in any file: it
+    follows from the session's other rows."""
+    anchor_drifted: float | None = None
+    """By what share it did, where that is a drift. The same."""
 
 
 FROM_SESSION = ("node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_bytes")
-DERIVED = ("goodput_qps", "anchor_drift")
+DERIVED = ("goodput_qps", "anchor_drift", "anchor_drifted")
 POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in (*NESTED, *DERIVED)])
 
 
@@ -216,3 +220,12 @@ def _with_later_columns(table: pa.Table, schema: pa.Schema, absent: dict[str, An
         if column.name in absent and column.name not in table.column_names:
             table = table.append_column(column, pa.array([absent[column.name]] * table.num_rows, column.type))
     return table
+
+
+def moment(stamp: str | None) -> float | None:
+    """Return a row's time stamp as seconds since the epoch; None for one that is missing or none."""
+    try:
+        read = datetime.fromisoformat(stamp or "")
+    except ValueError:
+        return None
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()

@@ -22,7 +22,7 @@ from analysis.batches import read_batches, totals_of
 from analysis.caveats import marks, title
 from analysis.figures import clean
 from analysis.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, draw_all, set_title
-from analysis.tables import RunPoint, Tables
+from analysis.tables import RunPoint, Tables, moment
 from contract.rows import MEASURED, RESULT_STATUSES, SessionRow
 
 PHASES = {"starting": (GREY, "////"), "measuring": (BLUE, ""), "stopping": (ORANGE, "xxxx")}
@@ -76,15 +76,6 @@ def bars_of(tables: Tables) -> tuple[float, list[Bar]]:
         for session, start, end in known
     ]
     return origin, sorted(bars, key=lambda bar: (bar.start_s, bar.session.session_id))
-
-
-def moment(stamp: str | None) -> float | None:
-    """Return a row's time stamp as seconds since the epoch; None for one that is missing or none."""
-    try:
-        read = datetime.fromisoformat(stamp or "")
-    except ValueError:
-        return None
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
 def session_words(session: SessionRow, points: Sequence[RunPoint]) -> str:

@@ -8,7 +8,8 @@ bend. In half of the runs it also falls past some level. p95 is what Little's la
 tail grows longer past K. The truth is the rule of docs/definitions.md on the curve without noise. A run is *at the
 border* where the true gain of its last doubling is within two true standard errors of the rule's 10 %; those are
 counted apart. A 95 % interval is decided for sure about twice as far from the border only, so some runs with a clear
-knee stay undecided, too: shares are given of the knees that were found, and of all.
+knee stay undecided, too: shares are given of the knees that were found, and of all. A quarter as many runs at each of
+four noises are then measured by `+sweep=knee` itself, with three repeats; their truth is that of the levels it chose.
 """
 
 from __future__ import annotations
@@ -16,16 +17,26 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
-from analysis.intervals import pooled_noise
-from analysis.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee
+from analysis.intervals import noise_of, pooled, pooled_noise, spread
+from analysis.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee, last_doubling
+from contract.rows import MEASURED, PointRow
+from contract.specs import Point, PointKind, Purpose
+from orchestrator.search.bisection import doublings
+from orchestrator.search.knee import next_level
+from orchestrator.search.rounds import Rounds
 
 SEED = 20261125
 WITHIN_PEAK, STILL_GAINS = 0.05, 0.10
 """The rule again, not imported: a rule that was changed by accident must not take the truth with it."""
 ANSWER_TOKENS = 64
+BANDS = ((0.01, 0.02), (0.02, 0.03), (0.03, 0.04), (0.04, 0.05))
+"""Of noise: standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +70,22 @@ class Trial:
     """A truth, the noise that it was seen through, and what came out."""
 
     truth: Truth
-    sd: float
+    sds: tuple[float, ...]
+    """Of every level."""
     repeats: int
     knee: Knee
     blow_up: BlowUp
     covered: tuple[bool, ...]
     """Of every level, for tok/s and then for p95: whether the interval holds the true value."""
+    covered_by_pool: tuple[bool, ...]
+    """The same of an interval that takes the pooled noise for every level's."""
+    wider: tuple[float, ...]
+    """How much wider the interval is than that one, on the logarithm."""
+
+    @property
+    def sd(self) -> float:
+        """The noise of its levels on average."""
+        return math.fsum(self.sds) / len(self.sds)
 
     @property
     def at_the_border(self) -> bool:
@@ -84,45 +105,76 @@ def trials(runs: int, seed: int = SEED, uneven: bool = False) -> Iterator[Trial]
     for _ in range(runs):
         truth = make_truth(rng)
         repeats, sd = rng.choice((3, 5)), rng.uniform(0.01, 0.05)
-        sds = [rng.uniform(0.01, 0.05) if uneven else sd for _ in truth.levels]
+        sds = tuple(rng.uniform(0.01, 0.05) if uneven else sd for _ in truth.levels)
         levels = tuple(
             Level(at, _seen(rng, tok_s, own, repeats), _seen(rng, p95, own, repeats))
             for at, tok_s, p95, own in zip(truth.levels, truth.tok_s, truth.p95_s, sds, strict=True)
         )
-        yield _judge(truth, levels, math.fsum(sds) / len(sds), repeats)
+        yield _judge(truth, levels, sds, repeats)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A server without noise, at any level."""
+
+    bend: float
+    sharpness: float
+    falls_from: float
+    fall: float
+    tail: float
+
+    def tok_s(self, level: int) -> float:
+        """Rises up to about `bend`, and past `falls_from` it falls."""
+        rising = 9000 * (1 + (self.bend / level) ** self.sharpness) ** (-1 / self.sharpness)
+        return rising * min(1.0, self.falls_from / level) ** self.fall
+
+    def p95_s(self, level: int) -> float:
+        """By Little's law, with a tail that grows past `bend`."""
+        return 1.1 * level * ANSWER_TOKENS / self.tok_s(level) * max(1.0, level / self.bend) ** self.tail
+
+    def at(self, levels: Iterable[int]) -> Truth:
+        """Return what a grid of levels has for its truth."""
+        levels = tuple(levels)
+        return Truth(levels, tuple(map(self.tok_s, levels)), tuple(map(self.p95_s, levels)))
 
 
 def make_truth(rng: random.Random) -> Truth:
-    """Return a curve with its bend anywhere from the second level to two levels past the last."""
+    """Return a curve with its bend anywhere from the second level to two levels past the last, at 6 to 9 doublings."""
+    curve, count = make_curve(rng)
+    return curve.at(2**i for i in range(count))
+
+
+def make_curve(rng: random.Random) -> tuple[Curve, int]:
+    """Return a curve, and how many doublings it is to be seen at."""
     count = rng.randint(6, 9)
-    levels = tuple(2**i for i in range(count))
     bend, sharpness = 2 ** rng.uniform(1, count + 1), math.exp(rng.uniform(math.log(1.5), math.log(10)))
     falls_from = bend * 2 ** rng.uniform(0.5, 2) if rng.random() < 0.5 else math.inf
     fall, tail = rng.uniform(0.05, 0.4), rng.uniform(0.2, 0.8) if rng.random() < 0.5 else 0.0
-    tok_s = [
-        9000 * (1 + (bend / c) ** sharpness) ** (-1 / sharpness) * min(1.0, falls_from / c) ** fall for c in levels
-    ]
-    p95 = [1.1 * c * ANSWER_TOKENS / t * max(1.0, c / bend) ** tail for c, t in zip(levels, tok_s, strict=True)]
-    return Truth(levels, tuple(tok_s), tuple(p95))
+    return Curve(bend, sharpness, falls_from, fall, tail), count
 
 
 def _seen(rng: random.Random, value: float, sd: float, repeats: int) -> tuple[float, ...]:
     return tuple(value * math.exp(rng.gauss(0, sd)) for _ in range(repeats))
 
 
-def _judge(truth: Truth, levels: tuple[Level, ...], sd: float, repeats: int) -> Trial:
-    tok_s, p95 = (pooled_noise([getattr(level, name) for level in levels]) for name in ("tok_s", "p95_s"))
+def _judge(truth: Truth, levels: tuple[Level, ...], sds: tuple[float, ...], repeats: int) -> Trial:
+    tok_s = pooled_noise([level.tok_s for level in levels])
     assert tok_s is not None
-    assert p95 is not None
     blow_up = find_blow_up(levels, pooled_noise([level.waiting_per_work for level in levels]))
     assert blow_up is not None
-    covered = [
-        interval.low <= true <= interval.high
-        for noise, name, truths in ((tok_s, "tok_s", truth.tok_s), (p95, "p95_s", truth.p95_s))
-        for level, true in zip(levels, truths, strict=True)
-        for interval in [noise.interval(getattr(level, name))]
-    ]
-    return Trial(truth, sd, repeats, find_knee(levels, tok_s), blow_up, tuple(covered))
+    seen = []
+    for name, truths in (("tok_s", truth.tok_s), ("p95_s", truth.p95_s)):
+        spreads = [spread(getattr(level, name)) for level in levels]
+        pool = pooled(spreads)
+        for level, own, true in zip(levels, spreads, truths, strict=True):
+            noise = noise_of(own, spreads)
+            assert noise is not None
+            assert pool is not None
+            found, plain = (each.interval(getattr(level, name)) for each in (noise, pool))
+            wider = math.log(found.high / found.low) / math.log(plain.high / plain.low)
+            seen.append((found.low <= true <= found.high, plain.low <= true <= plain.high, wider))
+    covered, by_pool, wider_ = zip(*seen, strict=True)
+    return Trial(truth, sds, repeats, find_knee(levels, tok_s), blow_up, covered, by_pool, wider_)
 
 
 @dataclass(frozen=True)
@@ -191,7 +243,18 @@ def shares(made: list[Trial]) -> Shares:
     )
 
 
-def _share(hits: list[bool] | list[int]) -> float:
+def coverage(made: list[Trial], by_pool: bool = False) -> dict[tuple[float, float], float]:
+    """Return how many of the intervals of both metrics hold the truth, by the true noise of their level."""
+    held = {id(t): t.covered_by_pool if by_pool else t.covered for t in made}
+    return {
+        (low, high): _share(
+            [hit for t in made for sd, hit in zip(t.sds * 2, held[id(t)], strict=True) if low <= sd < high]
+        )
+        for low, high in BANDS
+    }
+
+
+def _share(hits: list[bool] | list[int] | list[float]) -> float:
     return sum(hits) / len(hits) if hits else math.nan
 
 
@@ -202,9 +265,105 @@ def main() -> None:
     print_shares("all", made)
     for repeats in (3, 5):
         print_shares(f"{repeats} repeats", [t for t in made if t.repeats == repeats])
-    for low, high in ((0.01, 0.02), (0.02, 0.03), (0.03, 0.04), (0.04, 0.05)):
+    for low, high in BANDS:
         print_shares(f"noise of {low:.0%} to {high:.0%}", [t for t in made if low <= t.sd < high])
-    print_shares("each level its own noise, which the pool takes for one", list(trials(runs, uneven=True)))
+    uneven = list(trials(runs, uneven=True))
+    print_shares("each level its own noise, which the pool takes for one", uneven)
+    for what, some in (("all levels the same noise", made), ("each level its own", uneven)):
+        for repeats in (3, 5):
+            own = [t for t in some if t.repeats == repeats]
+            for by_pool in (False, True):
+                held = coverage(own, by_pool).items()
+                words = ", ".join(f"{share:.1%} at {low:.0%} to {high:.0%}" for (low, high), share in held)
+                print(f"{what}, {repeats} repeats, {'the pool alone covers' if by_pool else 'intervals cover'} {words}")
+            print(f"  wider than the pool's by a factor of {_share([w for t in own for w in t.wider]):.2f} on average")
+    print_searches(runs // 4)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What `+sweep=knee` measured of a curve, and what analysis says of it."""
+
+    curve: Curve
+    levels: tuple[Level, ...]
+    knee: Knee
+
+    @property
+    def truth(self) -> int | None:
+        """The knee by the rule, without noise, of the levels that were measured; None where there is none yet."""
+        true = {int(level.at): self.curve.tok_s(int(level.at)) for level in self.levels}
+        gain = last_doubling(tuple(Level(at, (value,), (1.0,)) for at, value in true.items()), None)
+        if gain is None or gain.share > STILL_GAINS:
+            return None
+        return next(at for at, value in true.items() if value >= (1 - WITHIN_PEAK) * max(true.values()))
+
+    @property
+    def range_holds_truth(self) -> bool:
+        """Whether the knee of all whole numbers lies between the level below the set and its highest."""
+        every = self.curve.at(range(1, int(self.levels[-1].at) + 1)).tok_s
+        knee = next(at for at, value in enumerate(every, 1) if value >= (1 - WITHIN_PEAK) * max(every))
+        below = max((level.at for level in self.levels if level.at < self.knee.could_be[0]), default=0)
+        return below < knee <= self.knee.could_be[-1]
+
+
+def searches(runs: int, sd: float, repeats: int = 3, seed: int = SEED) -> Iterator[Searched]:
+    """Yield what the search itself finds of so many curves."""
+    rng = random.Random(seed)
+    for _ in range(runs):
+        curve, count = make_curve(rng)
+        levels = search(rng, curve, 2 ** (count - 1), sd, repeats)
+        yield Searched(curve, levels, find_knee(levels, pooled_noise([level.tok_s for level in levels])))
+
+
+def search(rng: random.Random, curve: Curve, highest: int, sd: float, repeats: int) -> tuple[Level, ...]:
+    """Drive `+sweep=knee` as the driver does: asked after every row."""
+    any_point = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "knee")
+
+    def points_at(level: float) -> tuple[Point, ...]:
+        return tuple(replace(any_point, id=f"{level:g}-{r}", concurrency=int(level), repeat=r) for r in range(repeats))
+
+    propose = partial(next_level, lowest=1, highest=highest, repeats=repeats)
+    rounds = Rounds(points_at, "concurrency", propose, doublings(1, highest))
+    rows: dict[str, PointRow] = {}
+    while (step := rounds.next(rows)).measure:
+        point = step.measure[0]
+        (tok_s,), (p95,) = (_seen(rng, of(point.concurrency), sd, 1) for of in (curve.tok_s, curve.p95_s))
+        row = SimpleNamespace(concurrency=point.concurrency, status=MEASURED, tok_s=tok_s, p95_e2e_s=p95)
+        rows[point.id] = cast(PointRow, row)
+    tried: dict[int, list[PointRow]] = {}
+    for row_ in rows.values():
+        tried.setdefault(row_.concurrency or 0, []).append(row_)
+    return tuple(
+        Level(at, tuple(r.tok_s or 0 for r in some), tuple(r.p95_e2e_s or 0 for r in some))
+        for at, some in sorted(tried.items())
+    )
+
+
+def print_searches(runs: int) -> None:
+    """Print the same of the search."""
+    for sd in (0.01, 0.02, 0.03, 0.04):
+        made = list(searches(runs, sd))
+        true = [s for s in made if s.truth is not None]
+        found = [s for s in true if s.knee.could_be]
+        sizes = [len(s.knee.could_be) for s in found]
+        held = _share([s.truth in s.knee.could_be for s in found])
+        in_range, factor = _share([s.range_holds_truth for s in found]), _share([math.log(span(s)) for s in found])
+        without = [s for s in made if s.truth is None]
+        print(
+            f"+sweep=knee, 3 repeats, noise of {sd:.0%}: {runs} runs, "
+            f"{_share([len(s.levels) for s in made]):.1f} levels each\n"
+            f"  knee: {len(true)} runs, {len(found)} of them found; the set holds the truth in {held:.1%} and "
+            f"one or two levels in {_share([size <= 2 for size in sizes]):.1%}, {max(sizes)} at most\n"
+            f"  the knee of all numbers lies between the level below the set and its highest in {in_range:.1%}, "
+            f"which is a factor of {math.exp(factor):.2f} on average\n"
+            f"  no knee: {len(without)} runs; given a number: {sum(bool(s.knee.could_be) for s in without)}"
+        )
+
+
+def span(found: Searched) -> float:
+    """Return the highest level of a set over the level below it; over itself where it begins with the lowest."""
+    below = max((level.at for level in found.levels if level.at < found.knee.could_be[0]), default=0)
+    return found.knee.could_be[-1] / (below or found.knee.could_be[0])
 
 
 def print_shares(what: str, made: list[Trial]) -> None:

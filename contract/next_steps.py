@@ -39,6 +39,7 @@ NEXT_STEPS: dict[F, str] = {
     F.CLIENT_PROCESSES_FIXED: "leave the number of load processes open: " + _resume("load.processes=auto"),
     F.CLIENT_PROCESSES_FEW: "name more load processes than its message says were tried: "
     + _resume("load.processes=NUMBER"),
+    F.NOT_TRIED: "see to what ended its servers, which its message names; then " + _RESUME,
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,
     F.CARD_LOST: "see what the kernel says of the card (`dmesg`, Xid) and reset it, or leave it out "

@@ -275,14 +275,14 @@ def _measure(
         for line in budget_words(sessions, fleet, budget):
             progress.say(line)
         outcome = Driver(cluster, fleet, store, progress, budget).run(sessions, plan.searches, plan.controls)
+        manifest["servers"] += [server_entry(row) for row in outcome.servers]
+        manifest["status"] = _status(outcome)
+        try:
+            store.put_manifest(manifest)
+        except NotWritten as error:
+            outcome.not_written = outcome.not_written or str(error)
     finally:
-        progress.close()
-    manifest["servers"] += [server_entry(row) for row in outcome.servers]
-    manifest["status"] = _status(outcome)
-    try:
-        store.put_manifest(manifest)
-    except NotWritten as error:
-        outcome.not_written = outcome.not_written or str(error)
+        progress.close()  # who reads it may not go on
     if outcome.interrupted:  # whoever is killed while it reduces has said how to
         print(f"what was measured is in its shards; its artifacts: {rebuild(store)}", flush=True)
     return outcome

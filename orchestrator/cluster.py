@@ -22,7 +22,16 @@ from typing import Any, Self
 from contract.rows import PointRow, SessionEnd, SessionRow
 from contract.specs import ModelSpec, Point, SessionSpec, Start
 from orchestrator import interrupts, knock
-from orchestrator.fleet import SIM_GPU_BYTES, DeviceKind, Fleet, Node, NoRoom, kind_of, of_one_kind
+from orchestrator.fleet import (
+    SIM_GPU_BYTES,
+    DeviceKind,
+    Fleet,
+    Node,
+    NoRoom,
+    kind_of,
+    of_one_kind,
+    users_omp_num_threads,
+)
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
 from workers.caretaker import Caretaker
@@ -142,16 +151,18 @@ class Cluster:
     def _connect(self) -> None:
         import ray
 
-        if refused := knock.refusal(self._config.address):
+        try:
+            address = knock.named(self._config.address)
+        except knock.NotOneHead as error:
+            raise ClusterError(str(error)) from None
+        if refused := knock.refusal(address):
             raise ClusterError(refused)
         _have_ray_read_its_environment()
         try:
-            ray.init(
-                address=self._config.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
-            )
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except Exception as error:  # ConnectionError, RuntimeError, ValueError and Ray's own, all meaning this
             raise ClusterError(
-                f"no Ray cluster at {self._config.address!r}: {_in_a_line(error)}. Is `ray start` running? "
+                f"no Ray cluster at {address!r}: {_in_a_line(error)}. Is `ray start` running? "
                 f"If it was started with a token, export RAY_AUTH_MODE=token; {knock.WHERE_TOKENS_ARE}"
             ) from None
 
@@ -219,6 +230,7 @@ class Cluster:
             cores = self._config.cores_per_session
             nodes = [_node(node, max(1, int(node["Resources"].get("CPU", 1)) // cores)) for node in alive]
             seen = self._reports([node.id for node in nodes], (), most_cards=0)
+            nodes = [replace(node, environment=seen[node.id].environment) for node in nodes]
             return _some("cpu", nodes, next(iter(seen.values())).vllm_version)
         seen = self._reports([node["NodeID"] for node in on_gpu], (), most_cards=None)
         nodes = [_node_of_cards(node, seen[node["NodeID"]]) for node in on_gpu]
@@ -241,7 +253,10 @@ class Cluster:
         import ray
 
         look: Any = ray.remote(num_cpus=0, max_retries=1)(node_report.look)
-        looks = [look.options(scheduling_strategy=_on(node)).remote(models, most_cards) for node in nodes]
+        looks = [
+            look.options(scheduling_strategy=_on(node)).remote(models, most_cards, users_omp_num_threads())
+            for node in nodes
+        ]
         try:
             seen: list[NodeReport] = ray.get(looks, timeout=PROBE_LIMIT_S)
         except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
@@ -265,7 +280,7 @@ class Cluster:
 
         actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
-            self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, _users_omp_num_threads())
+            self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, users_omp_num_threads())
         self._keeps_warm = threading.Thread(target=self._keep_warm, name="keeps warm", daemon=True)
         self._keeps_warm.start()
 
@@ -295,7 +310,7 @@ class Cluster:
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
-        omp, why = _users_omp_num_threads(), self._not_warm.get(node)
+        omp, why = users_omp_num_threads(), self._not_warm.get(node)
         first = node not in self._served
         self._served.add(node)
         handle = SessionHandle(actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first))
@@ -381,11 +396,6 @@ async def _renew(actor: Any) -> None:
         with contextlib.suppress(ActorLost):  # for its caller to find out
             await _result(actor.ping.remote())
         await asyncio.sleep(RENEWED_EVERY_S)
-
-
-def _users_omp_num_threads() -> str | None:
-    in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # there Ray, not the user, has set it
-    return None if in_a_job else os.environ.get("OMP_NUM_THREADS")
 
 
 async def _result(reference: Any) -> Any:
@@ -560,7 +570,7 @@ def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int
 
 def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
     made = _node(node, _gpus(node), kind_of(seen.gpu_names), seen.gpu_memory_bytes)
-    return replace(made, driver_version=seen.driver_version, slices=seen.slices)
+    return replace(made, driver_version=seen.driver_version, slices=seen.slices, environment=seen.environment)
 
 
 def _gpus(node: dict[str, Any]) -> int:

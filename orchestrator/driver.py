@@ -96,8 +96,11 @@ class Driver:
         """What a session's actor said of its server in the start that counts."""
         self._writing = asyncio.Lock()
         self._tries: Counter[str] = Counter()
+        self._own: dict[str, PointRow] = {}
+        """What the last try of a point that is to be tried again came to."""
         self._handles: dict[str, SessionHandle] = {}
-        self._interrupted_at = -math.inf
+        self._interrupted_at: dict[int, float] = {}
+        """When each signal came first."""
         self.outcome = Outcome()
 
     def run(
@@ -151,12 +154,13 @@ class Driver:
 
     def _interrupt(self, task: asyncio.Future[None], number: int) -> None:
         """Stop: with SIGTERM in two seconds, for `ray job stop` kills after three; else each server in its own time."""
-        if time.monotonic() - self._interrupted_at < ONE_INTERRUPT_S:
+        now = time.monotonic()
+        if now - self._interrupted_at.get(number, -math.inf) < ONE_INTERRUPT_S:
             return  # `timeout` and terminals deliver one interrupt twice
         if self.outcome.interrupted:
             raise KeyboardInterrupt  # the second time: now; guards end the servers
         self.outcome.interrupted = True
-        self._interrupted_at = time.monotonic()
+        self._interrupted_at[number] = now
         if number == signal.SIGTERM:
             for handle in self._handles.values():
                 handle.hurry()
@@ -214,8 +218,18 @@ class Driver:
         if self._starts_again(spec, what):
             self._progress.say(f"again    {title(spec)}: {failure.failure_class}: {failure.message}")
             return Again.FRESH_SERVER if what.again is Again.NEVER else what.again
-        await self._give_up(spec, failure)
+        await self._give_up(spec, failure, self._not_tried(spec, failure))
         return Again.NEVER
+
+    def _not_tried(self, spec: SessionSpec, failure: Failure) -> Failure:
+        """Return what `failure` is to points whose turn had not come: the same only where no server was ready."""
+        started = self._started.get(spec.id)
+        if started is None or started.status != MEASURED:
+            return failure
+        starts = self._starts(spec)
+        servers = "its server" if starts == 1 else f"{starts} starts of its server"
+        why = f"{servers} ended before its turn came, the last with {failure.failure_class}: {failure.message}"
+        return Failure(FailureClass.NOT_TRIED, why)
 
     def _starts_again(self, spec: SessionSpec, what: Cause) -> bool:
         """Whether a session gets a fresh server: because the failure may pass, or for its other points."""
@@ -231,6 +245,8 @@ class Driver:
         started = self._started[spec.id] = await handle.start()
         self._queue.ready(spec.id)
         self._progress.ready(spec, started)
+        # what its numbers are measured with must not be lost with this process; its stop replaces the row
+        await self._keep(partial(self._store.put_session, SessionEnd(started, "")))
         if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
             return Failure(started.failure_class or "", started.failure_message or "")
         pending = self._pending[spec.id]
@@ -242,6 +258,7 @@ class Driver:
             self._spending.measures(spec, point)
             self._progress.doing(spec, f"{point.purpose} {point.concurrency or ''}".rstrip())
             self._tries[point.id] += 1
+            self._own.pop(point.id, None)
             measuring = asyncio.ensure_future(handle.measure(point))
             stopped: asyncio.CancelledError | None = None
             try:
@@ -257,6 +274,7 @@ class Driver:
             self._beside[spec.id] = self._neighbours(spec)
             what = None if row.status in RESULT_STATUSES else cause(row.failure_class)
             if what and started.status == MEASURED and self._tried_again(spec, point, what):
+                self._own[point.id] = row
                 self._progress.say(
                     f"again    {title(spec)}: {point.purpose}: {row.failure_class}: {row.failure_message}"
                 )
@@ -420,11 +438,13 @@ class Driver:
                 self.outcome.not_written = str(error)
                 raise
 
-    async def _give_up(self, spec: SessionSpec, failure: Failure) -> None:
-        """Put a failure row for every point that has none."""
+    async def _give_up(self, spec: SessionSpec, failure: Failure, of_others: Failure | None = None) -> None:
+        """Put a failure row for every point that has none: its own, or `of_others` for one that was not tried."""
         pending = self._pending[spec.id]
         while pending:
-            await self._put(spec, pending[0], self._failed(spec, pending[0], failure))
+            point = pending[0]
+            why = failure if of_others is None or self._tries[point.id] else of_others
+            await self._put(spec, point, self._own.get(point.id) or self._failed(spec, point, why))
             pending.pop(0)
 
     def _failed(self, spec: SessionSpec, point: Point, failure: Failure) -> PointRow:

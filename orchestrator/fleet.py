@@ -38,6 +38,8 @@ class Node:
     host: str = ""
     slices: bool = False
     """Whether any of its GPUs is a slice of a card (MIG)."""
+    environment: tuple[str, ...] | None = None
+    """`NAME=value` of what its servers inherit and numbers may hang on; None where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,12 @@ def _kinds(nodes: tuple[Node, ...]) -> str:
     return "; ".join(f"{node.slots} x {node.gpu_name} on {node.host or 'this host'}" for node in nodes)
 
 
+def users_omp_num_threads() -> str | None:
+    """Return what the user has set of it, in the environment of this process."""
+    in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # there Ray, not the user, has set it
+    return None if in_a_job else os.environ.get("OMP_NUM_THREADS")
+
+
 def _cgroup_limit() -> float:
     """Memory that a container may use; infinite where it has no limit (cgroup v2)."""
     try:
@@ -120,13 +128,14 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
     from workers.devices.nvml import NoSuchCard, driver_version, visible_cards
     from workers.engines import vllm
+    from workers.engines.base import environment_of_numbers
 
     try:
         cards = [] if engine.device == "cpu" else visible_cards()
     except NoSuchCard as error:
         way_out = "name cards that are here, each once, or unset it for all of them; engine.device=cpu needs none"
         raise NoRoom(f"{error}: {way_out}") from None
-    version = vllm.installed_version()
+    version, inherited = vllm.installed_version(), environment_of_numbers(users_omp_num_threads())
     wanted = len(cards) if cluster.num_gpus is None else cluster.num_gpus
     if wanted > len(cards):
         raise NoRoom(
@@ -136,9 +145,10 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
         raise NoRoom("engine.device=cuda, but NVML shows no GPU on this node")
     if not wanted:
         places = max(1, cores // cluster.cores_per_session)
-        return Fleet("cpu", (Node("local", places, None, None, ram, cores),), version)
+        return Fleet("cpu", (Node("local", places, None, None, ram, cores, environment=inherited),), version)
     memory = min(card.memory_bytes for card in cards[:wanted])
     name = kind_of(card.name for card in cards[:wanted])
     slices = any(card.is_slice for card in cards[:wanted])
-    node = Node("local", wanted, memory, name, ram, cores, driver_version(), socket.gethostname(), slices)
+    host = socket.gethostname()
+    node = Node("local", wanted, memory, name, ram, cores, driver_version(), host, slices, inherited)
     return Fleet("cuda", of_one_kind([node], cluster.gpu), version)

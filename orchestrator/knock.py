@@ -1,13 +1,17 @@
-"""Whether a Ray head answers at an address, and takes our token: asked in a second, where Ray would try for twenty.
+"""Which Ray head is meant, and whether it answers and takes our token: asked in a second where Ray tries for twenty.
 
 Called by `orchestrator.cluster` before it connects.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
+
+import psutil
 
 LIMIT_S = 5.0
 WHO_ARE_YOU = "/ray.rpc.NodeInfoGcsService/GetClusterId"
@@ -18,12 +22,49 @@ WHERE_TOKENS_ARE = (
 )
 
 
-def refusal(address: str) -> str | None:
-    """Return why nothing can be had at `address` (HOST:PORT; `auto` with RAY_ADDRESS set), with what to do about it.
+HEAD_OF_A_RAYLET = "--gcs-address="
+
+
+class NotOneHead(LookupError):
+    """`auto` names no head, or several; with what to do about it."""
+
+
+def named(address: str) -> str:
+    """Return the address itself, or for `auto` what RAY_ADDRESS says, else the head of this user's raylets here.
+
+    Ray would take `auto` from the command lines of all users' processes, and from a file that all may write; and what a
+    head sends back is executed. Raises `NotOneHead`.
+    """
+    if address != "auto":
+        return address
+    if (said := os.environ.get("RAY_ADDRESS", "")) not in ("", "auto"):
+        return said
+    heads = heads_of(psutil.process_iter())
+    if len(heads) == 1:
+        return heads[0]
+    seen = f"belongs to several clusters ({', '.join(heads)})" if heads else "runs no node of a Ray cluster"
+    raise NotOneHead(
+        f"cluster=auto: user {os.getuid()} {seen} on this host, and those of other users are not joined unnamed: "
+        "say cluster.address=HOST:PORT, or export RAY_ADDRESS"
+    )
+
+
+def heads_of(processes: Iterable[psutil.Process]) -> list[str]:
+    """Return the addresses of the heads that this user's raylets among some processes belong to, each once, sorted."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == os.getuid() and process.name() == "raylet":
+                words = [word for word in process.cmdline() if word.startswith(HEAD_OF_A_RAYLET)]
+                found |= {word.removeprefix(HEAD_OF_A_RAYLET) for word in words}
+    return sorted(found - {""})
+
+
+def refusal(target: str) -> str | None:
+    """Return why nothing can be had at an address (HOST:PORT), with what to do about it.
 
     None: a head answers, or the address is nothing that could be asked.
     """
-    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, colon, port = target.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return None

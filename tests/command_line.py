@@ -27,11 +27,16 @@ class Place:
 
     def leftovers(self) -> list[str]:
         """Return processes and temporary files that outlived the run."""
-        left = [str(path) for path in self.mark.iterdir()]
+        return [*map(str, self.mark.iterdir()), *self._processes()]
+
+    def servers(self) -> list[str]:
+        """Return the stand-in servers that live."""
+        return [each for each in self._processes() if "sim_server.py" in each and "guard.py" not in each]
+
+    def _processes(self) -> Iterator[str]:
         for process in psutil.process_iter(["environ", "cmdline"]):
             if str(self.mark) in (process.info["environ"] or {}).get("TMPDIR", ""):
-                left.append(" ".join(process.info["cmdline"] or []))
-        return left
+                yield " ".join(process.info["cmdline"] or [])
 
 
 @contextmanager

@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import privileged
 from tests.command_line import Place, made_place
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if missing := privileged.lines(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.section(f"{privileged.NOT_SHOWN}, for want of rights", red=True, bold=True)
+        for line in missing:
+            terminalreporter.line(line)
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ CONSTANTS = {
     "rule.between_starts_pct": 10,
     "rule.kv_near_full_pct": 95,
     "rule.drift_limit_pct": 5,
+    "rule.false_alarms_pct": 5,
     "rule.context_step_tokens": 1024,
     "rule.cuda_segment_mib": 2,
     "rule.host_scatter_mib": 8,
@@ -111,7 +112,8 @@ def repeated(saturation: float, **at_32: object) -> list[synthetic.PointRow]:
 
 
 def anchor(n: int, tok_s: float) -> synthetic.PointRow:
-    return replace(synthetic.load_row(synthetic.GPU, "anchor", 8, n), tok_s=tok_s)
+    row = synthetic.load_row(synthetic.GPU, "anchor", 8, n)
+    return replace(row, tok_s=tok_s, started_at=f"2026-01-02T03:{4 + n:02}:00Z")
 
 
 def objectives() -> list[synthetic.PointRow]:
@@ -354,6 +356,7 @@ def _worst_client_ms(rows: pd.DataFrame, column: str) -> float:
     return max(1000 * client[column] for clients in rows.clients for client in clients if client[column] is not None)
 
 
+@functools.cache
 def student_t(probability: float, df: int) -> float:
     """By numbers: nothing of analysis."""
     x = np.linspace(0, 400, 2_000_001)
@@ -976,16 +979,18 @@ class Auditor:
         here, there = self.knee(purpose), self.knee("batching" if purpose == "concurrency" else "concurrency")
         change = here.means.p95_e2e_s[int(at)] - there.means.p95_e2e_s[int(at)]
         if bound is not None:
-            error = here.sd.p95_e2e_s * math.sqrt(1 / here.n[int(at)] + 1 / there.n[int(at)])
-            change += here.t_two_sided * error * (1 if bound == "high" else -1)
+            noises = [here.noise_at(of.purpose, int(at), "p95_e2e_s") for of in (here, there)]
+            half = here.welch(noises[0], here.n[int(at)], noises[1], there.n[int(at)])
+            change += half * (1 if bound == "high" else -1)
         return float(100 * np.expm1(change))
 
     def change(self, purpose: str, upper: str, lower: str, column: str, bound: str | None) -> float:
         audit = self.knee(purpose)
         change = audit.means[column][int(upper)] - audit.means[column][int(lower)]
         if bound is not None:
-            error = audit.sd[column] * math.sqrt(1 / audit.n[int(upper)] + 1 / audit.n[int(lower)])
-            change += audit.t_two_sided * error * (1 if bound == "high" else -1)
+            noises = [audit.noise_at(purpose, int(at), column) for at in (upper, lower)]
+            half = audit.welch(noises[0], audit.n[int(upper)], noises[1], audit.n[int(lower)])
+            change += half * (1 if bound == "high" else -1)
         return float(100 * np.expm1(change))
 
     def subject(self, what: str) -> float | str:
@@ -1092,10 +1097,40 @@ class Auditor:
                 return float(reading)
             value, first = rows[column][int(reading)], rows[column][0]
             return float(value if column == what else 100 * (value / first - 1))
-        changes = 100 * (rows.tok_s / rows.tok_s[0] - 1)
         values = {"title": self.title(), "concurrency": rows.concurrency[0], "readings": len(rows)}
         values["beside"] = (rows.co_running_sessions.map(len) > 0).sum()
-        return values[what] if what != "drift_pct" else float(changes[changes.abs().idxmax()])
+        return values[what] if what in values else self.drift(rows)[what]
+
+    def drift(self, rows: pd.DataFrame) -> dict[str, float]:
+        """Every step and the line by numpy's least squares, levels as columns of the design."""
+        load = self.points[(self.points.session_id == rows.session_id[0]) & (self.points.status == "measured")]
+        load = load[load.purpose.isin(["batching", "concurrency"])]
+        at = [pd.to_datetime(each.started_at, format="ISO8601").astype("int64") / 1e9 for each in (rows, load)]
+        log = [np.log(each.tok_s) for each in (rows, load)]
+        courses = [lambda t: (t - at[0].iloc[0]) / (at[0].iloc[-1] - at[0].iloc[0])]
+        for i in range(len(rows) - 1 if len(rows) > 2 else 0):
+            ends = at[0].iloc[i], at[0].iloc[i + 1]
+            courses.append(lambda t, e=ends: t.map(lambda x: 0.0 if x <= e[0] else 1.0 if x >= e[1] else np.nan))
+        found = []
+        for course in courses:
+            squares, df, slopes = 0.0, 0, []
+            for each, t, y, names in zip(
+                (rows, load), at, log, ("session_id", ["purpose", "concurrency"]), strict=True
+            ):
+                x = course(t)
+                keep = x.notna()
+                level = each[keep].groupby(names).ngroup()
+                design = np.column_stack([x[keep], pd.get_dummies(level).astype(float)])
+                solution = np.linalg.lstsq(design, y[keep], rcond=None)[0]
+                squares += float(((y[keep] - design @ solution) ** 2).sum())
+                df += max(int(keep.sum()) - level.nunique() - 1, 0)
+                slopes.append((solution[0], x.var(ddof=0) * len(x)))
+            slope, across = slopes[0]
+            half = student_t(1 - 0.025 / len(courses), df) * math.sqrt(squares / df / across)
+            found.append((abs(slope) / half, slope, half))
+        _, slope, half = max(found)
+        bounds = {"drift_pct": slope, "drift_low_pct": slope - half, "drift_high_pct": slope + half}
+        return {name: float(100 * np.expm1(value)) for name, value in bounds.items()}
 
     def anchors_of(self, session: str) -> pd.DataFrame:
         rows = self.points[self.points.purpose.isin(["anchor", "control"]) & (self.points.session_id == session)]
@@ -1188,6 +1223,7 @@ class KneeAudit:
         self.means, self.n = logs.groupby("concurrency").mean(), logs.groupby("concurrency").size()
         every = np.log(with_twins[columns]).assign(ratio=lambda log: log.p95_e2e_s - log.tok_s)
         cells = every.groupby([with_twins.purpose, with_twins.concurrency])
+        self.cells, self.purpose = cells, rows.purpose.iloc[0] if len(rows) else ""
         self.df = int(cells.size().sum() - len(cells))
         self.repeated = [at for (_, at), n in cells.size().items() if n > 1]
         self.sd = (
@@ -1196,6 +1232,28 @@ class KneeAudit:
 
     def t(self, probability: float) -> float:
         return student_t(probability, self.df)
+
+    def noise_at(self, purpose: str, at: int, column: str) -> tuple[float, int]:
+        """The standard deviation of one repeat at a level and its degrees of freedom, by Bartlett's test."""
+        known = self.cells[column].agg(["var", "count"]).query("count > 1")
+        df, pool = known["count"] - 1, self.sd[column] ** 2
+        if (purpose, at) not in known.index or len(known) < 2 or not pool:
+            return math.sqrt(pool), self.df
+        statistic = (self.df * math.log(pool) - df @ np.log(known["var"])) if known["var"].min() else math.inf
+        scale = 1 + ((1 / df).sum() - 1 / self.df) / (3 * (len(df) - 1))
+        k = len(df) - 1
+        if statistic / scale <= k * (1 - 2 / (9 * k)) ** 3:
+            return math.sqrt(pool), self.df
+        own, of_it = int(df[purpose, at]), known["var"][purpose, at]
+        alone = (math.sqrt((of_it * own + pool) / (own + 1)), own + 1)
+        return max(alone, (math.sqrt(pool), self.df), key=lambda n: n[0] * student_t(0.975, n[1]))
+
+    @staticmethod
+    def welch(one: tuple[float, int], n: int, other: tuple[float, int], m: int) -> float:
+        """Half the interval of a difference of two means."""
+        a, b = one[0] ** 2 / n, other[0] ** 2 / m
+        df = one[1] if one == other or not a * b else int((a + b) ** 2 / (a**2 / one[1] + b**2 / other[1]))
+        return float(student_t(0.975, df) * math.sqrt(a + b))
 
     @functools.cached_property
     def t_two_sided(self) -> float:
@@ -1211,8 +1269,9 @@ class KneeAudit:
             return float(np.exp(self.smoothed()[list(self.means.index).index(at)]))
         if what == "marginal_tok_s_per_s":
             return self.marginal(at)
-        error = self.sd[column] * {"mean": 0.0, "next": math.sqrt(1 + 1 / self.n[at])}.get(bound, self.n[at] ** -0.5)
-        half = self.t_two_sided * error if self.df else 0.0
+        factor = {"mean": 0.0, "next": math.sqrt(1 + 1 / self.n[at])}.get(bound, self.n[at] ** -0.5)
+        sd, df = self.noise_at(self.purpose, at, column) if self.df else (0.0, 1)
+        half = student_t(0.975, df) * sd * factor
         return float(np.exp(self.means[column][at] + (-half if bound == "low" else half)))
 
     def marginal(self, at: int) -> float:
@@ -1244,9 +1303,11 @@ class KneeAudit:
             return self.df
         return float(100 * self.sd["tok_s" if what == "tok_s_noise_pct" else "p95_e2e_s"])
 
-    @staticmethod
-    def listed(levels: list[int]) -> str:
+    def listed(self, levels: list[int]) -> str:
         words = [str(level) for level in levels]
+        places = [list(self.means.index).index(level) for level in levels]
+        if len(places) > 2 and places[-1] - places[0] == len(places) - 1:
+            return f"{words[0]} to {words[-1]}"
         return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
     def doubling(self, which: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.intervals import Noise, pooled_noise, t_quantile
+from analysis.intervals import Noise, Spread, noise_of, of_difference, pooled_noise, scatter_alike, spread, t_quantile
 from analysis.knee import (
     Knee,
     KneeVerdict,
@@ -78,6 +78,44 @@ def test_noise_is_relative(levels: list[list[float]], unit: float) -> None:
     assert scaled.sd == pytest.approx(noise.sd, abs=1e-6)
     residuals = [math.log(v) - np.mean(np.log(level)) for level in levels for v in level]
     assert noise.sd**2 * noise.df == pytest.approx(np.dot(residuals, residuals), abs=1e-6)
+
+
+def test_levels_that_scatter_alike_have_the_pools_noise() -> None:
+    alike = [Spread(2.0, 2), Spread(2.1, 2), Spread(1.9, 2)]
+    assert scatter_alike(alike)
+    assert noise_of(alike[1], alike) == Noise(pytest.approx(1.0), 6)
+
+
+def test_a_level_that_scatters_more_has_its_own_noise_and_the_others_keep_the_pools() -> None:
+    spreads = [Spread(0.02, 2), Spread(0.02, 2), Spread(0.02, 2), Spread(2.0, 2)]
+    assert not scatter_alike(spreads)
+    pool = Noise(math.sqrt(2.06 / 8), 8)
+    assert noise_of(spreads[0], spreads) == pool
+    assert noise_of(spreads[3], spreads) == Noise(pytest.approx(math.sqrt((2.0 + 2.06 / 8) / 3)), 3)
+    assert noise_of(Spread(0.0, 0), [*spreads, Spread(0.0, 0)]) == pool  # one repeat borrows
+
+
+def test_bartletts_statistic_is_above_its_median_in_half_of_equal_noise() -> None:
+    rng = random.Random(8)
+    found = [
+        scatter_alike([spread([rng.lognormvariate(0, 0.02) for _ in range(3)]) for _ in range(7)]) for _ in range(2000)
+    ]
+    assert 0.46 <= sum(found) / len(found) <= 0.54
+
+
+def test_repeats_without_any_noise_are_alike() -> None:
+    assert scatter_alike([Spread(0.0, 2), Spread(0.0, 2)])
+    assert not scatter_alike([Spread(0.0, 2), Spread(0.1, 2)])
+    assert scatter_alike([Spread(0.1, 2), Spread(0.0, 0)])
+
+
+def test_difference_of_unlike_noises_is_welchs() -> None:
+    same = of_difference(Noise(0.02, 12), 3, Noise(0.02, 12), 3)
+    assert (same.sd, same.df) == (pytest.approx(0.02 * math.sqrt(2 / 3)), 12)
+    unlike = of_difference(Noise(0.03, 3), 3, Noise(0.01, 12), 5)
+    a, b = 0.03**2 / 3, 0.01**2 / 5
+    assert (unlike.sd, unlike.df) == (pytest.approx(math.sqrt(a + b)), int((a + b) ** 2 / (a**2 / 3 + b**2 / 12)))
+    assert of_difference(Noise(0.0, 4), 3, Noise(0.01, 2), 3).df == 2
 
 
 # --- smoothing ---
@@ -288,9 +326,27 @@ def test_intervals_cover(shares: knee_truth.Shares) -> None:
     assert shares.intervals_cover_p95 >= 0.93
 
 
+@pytest.mark.parametrize(("uneven", "least", "most"), [(False, 0.93, 0.98), (True, 0.92, 1.0)])
+def test_intervals_cover_whatever_the_noise_of_their_level(uneven: bool, least: float, most: float) -> None:
+    """Of 2,000 runs 96 to 97 % where all are alike, 93.7 to 99.8 % where not; the pool alone would cover 86 %."""
+    for share in knee_truth.coverage(list(knee_truth.trials(500, uneven=uneven))).values():
+        assert least <= share <= most
+
+
 def test_set_holds_the_last_level_before_the_blow_up(shares: knee_truth.Shares) -> None:
     assert shares.blow_up_holds_truth >= 0.95
     assert shares.blow_up_holds_one_or_two >= 0.80
+
+
+@pytest.mark.parametrize("sd", [0.01, 0.03])
+def test_the_search_finds_sets_as_small_and_as_true_as_those_of_a_fixed_grid(sd: float) -> None:
+    """Halving below what the noise tells apart left one or two levels in 20 to 70 % of the searches."""
+    made = list(knee_truth.searches(80, sd))
+    found = [s for s in made if s.knee.could_be and s.truth is not None]
+    assert len(found) > 25
+    assert sum(s.truth in s.knee.could_be for s in found) >= 0.94 * len(found)
+    assert sum(len(s.knee.could_be) <= 2 for s in found) >= 0.80 * len(found)
+    assert not [s for s in made if s.knee.could_be and s.truth is None]
 
 
 def test_truths_lie_everywhere() -> None:

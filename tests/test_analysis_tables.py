@@ -84,7 +84,7 @@ def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
     assert [path.name for path in reduce(tmp_path)] == ["report.html", "figures.csv"]
 
 
-def test_last_attempt_at_a_session_wins(run: Path) -> None:
+def test_a_point_has_its_own_start_of_the_server_and_a_session_its_last(run: Path) -> None:
     row = synthetic.rows()[0]
     first = replace(synthetic.session_of(row), status="failed", node="node-a", memory_back_s=None)
     last = replace(first, attempt=2, status="measured", node="node-b", memory_back_s=0.7)
@@ -92,11 +92,17 @@ def test_last_attempt_at_a_session_wins(run: Path) -> None:
     pq.write_table(to_table([last, first], SessionRow), shard)
     build_tables(run)
     point = next(point for point in read_tables(run).points if point.session_id == "session-c512")
-    assert (point.attempt, point.node, point.memory_back_s) == (1, "node-b", 0.7)
+    assert (point.attempt, point.node, point.memory_back_s) == (1, "node-a", None)
     (session,) = (s for s in read_tables(run).sessions if s.session_id == "session-c512")
     assert (session.attempt, session.status) == (2, "measured")
+    starts = frame(run, "sessions").query("session_id == 'session-c512'")
+    assert sorted(starts.attempt) == [1, 2], "what an earlier point was measured with is kept"
+    pq.write_table(to_table([replace(last, attempt=3)], SessionRow), shard)
+    build_tables(run)
+    point = next(point for point in read_tables(run).points if point.session_id == "session-c512")
+    assert (point.node, point.ready_s) == (None, None), "of another start's server it has nothing"
     pq.write_table(to_table([last, last], SessionRow), shard)
-    with pytest.raises(AnalysisError, match="one row"):
+    with pytest.raises(AnalysisError, match="one row a start"):
         build_tables(run)
 
 

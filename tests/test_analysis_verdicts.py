@@ -178,7 +178,9 @@ def test_neighbour_is_not_blamed_for_what_the_session_drifted_by() -> None:
         started_at="2099-01-01T00:00:00.000+00:00",
     )  # fmt: skip
     drifted = [
-        replace(synthetic.load_row(synthetic.GPU, "anchor", 8, n), tok_s=tok_s)
+        replace(
+            synthetic.load_row(synthetic.GPU, "anchor", 8, n), tok_s=tok_s, started_at=f"2026-01-02T03:{4 + n:02}:00Z"
+        )
         for n, tok_s in enumerate((900.0, 600.0))
     ]
     steady = [replace(row, tok_s=900.0) for row in drifted]

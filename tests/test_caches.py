@@ -7,6 +7,7 @@ import pytest
 
 from contract.specs import ModelSpec
 from tests.model_files import published
+from tests.privileged import NOT_SHOWN
 from workers import caches
 from workers.models import cached_model_dir, write_model_dir
 from workers.provenance import Places, shown_argv, shown_environment
@@ -41,7 +42,7 @@ def test_a_root_that_is_a_link_is_not_used(root: Path, tmp_path: Path) -> None:
     assert caches.cache_root() is None
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+@pytest.mark.skipif(os.getuid() != 0, reason=f"{NOT_SHOWN}: only root can give a directory away")
 def test_a_root_of_another_user_is_not_used(root: Path) -> None:
     root.mkdir(parents=True, mode=0o700)
     os.chown(root, 12345, 12345)

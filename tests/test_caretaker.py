@@ -16,11 +16,12 @@ from workers.caretaker import Caretaker
 from workers.temporary import Owned
 
 OWNER = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from workers.caretaker import Caretaker
 from workers.temporary import Owned
 owned = Owned("x-", 1)
 caretaker = Caretaker(owned.path, float(sys.argv[1]))
+os.environ["TMPDIR"] = str(owned.path)
 works = subprocess.Popen([sys.executable, "-c", sys.argv[2]], cwd=owned.path, start_new_session=True)
 print(owned.path, works.pid, flush=True)
 time.sleep(600)
@@ -71,7 +72,8 @@ def test_what_works_in_the_directory_of_a_killed_owner_has_its_time_and_then_not
 def test_an_owner_that_has_removed_its_directory_leaves_no_caretaker() -> None:
     owned = Owned("x-", 1)
     caretaker = Caretaker(owned.path)
-    (found,) = [each for each in psutil.Process(os.getpid()).children() if "workers.caretaker" in each.cmdline()]
+    pid = caretaker._process.pid
+    assert processes.is_running(pid)
     owned.remove()
     caretaker.close()
-    assert not processes.is_running(found.pid)
+    assert not processes.is_running(pid)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +22,10 @@ from tests import synthetic_run
 from tests.chaos import oracle, real, standin
 from tests.chaos import place as places
 from tests.chaos.place import ChaosPlace, chaos_place
-from tests.chaos.schedule import Kind, Role, Where, trial
+from tests.chaos.schedule import Fault, Kind, Role, Trial, Where, trial
 from tests.chaos.shape import differences, shape_of
-from tests.chaos.trial import carry_out
+from tests.chaos.trial import Report, carry_out
+from tests.privileged import lines, not_shown
 from tests.ray_hosts import RayHosts
 
 SUBSET = [(Where.PRIVATE, 110), (Where.PRIVATE, 111), (Where.NODES, 501)]
@@ -47,6 +49,24 @@ def test_a_trial_is_drawn_from_its_seed_alone_and_all_kinds_come() -> None:
     ]  # fmt: skip
     assert {fault.kind for fault in every} == set(Kind)
     assert {fault.role for fault in every if fault.kind is Kind.KILL} == set(Role)
+
+
+@pytest.mark.parametrize(("may_mount", "why"), [(False, " (mounting is not permitted here)"), (True, "")])
+def test_what_was_drawn_and_not_done_is_said(may_mount: bool, why: str) -> None:
+    kill, disk = Fault(Kind.KILL, 1.0, Role.GUARD), Fault(Kind.FULL_DISK, 2.0)
+    report = Report(Trial(1, Where.PRIVATE, False, False, (kill, disk), ()), [kill], may_mount=may_mount)
+    assert report.not_tried == [f"full disk{why}"]
+    assert str(report).endswith(f"kill -9 of guard; not tried: full disk{why}")
+
+
+def test_what_is_not_shown_for_want_of_rights_is_named_by_the_run() -> None:
+    try:
+        not_shown("no users")
+    except pytest.skip.Exception as skipped:
+        why = f"Skipped: {skipped.msg}"
+    reports = [SimpleNamespace(nodeid=name, longrepr=("file", 1, why)) for name in ("a", "b")]
+    reports.append(SimpleNamespace(nodeid="c", longrepr=("file", 1, "Skipped: no vLLM")))
+    assert lines(reports) == ["no users:", "  a", "  b"]
 
 
 def a_process(place: ChaosPlace) -> str:
@@ -190,6 +210,31 @@ def test_the_oracle_sees(spoil: Callable[[Path], None], words: str, stored: tupl
     assert any(words in finding for finding in oracle.findings(run, points, [])), oracle.findings(run, points, [])
     if spoil in (lose, halve, forget_the_class):
         assert any("measured again" in finding for finding in oracle.findings(run, points, kept))
+
+
+@pytest.mark.parametrize(
+    ("told", "losing", "words"),
+    [
+        ([], False, None),
+        (["begun s p 2", "measured s p 2", "kept s p 2"], False, "measured again: p of s in start 2, which start 1"),
+        (["measured {} 1"], False, "measured 2 times in start 1"),
+        (["begun s q 1", "measured s q 1"], False, "measured for nothing: q of s in start 1"),
+        (["begun s q 1", "measured s q 1"], True, None),
+        (["begun s q 1", "begun s q 2", "measured s q 2", "kept s q 2", "begun s q 1"], False, None),
+        (["halved s p 0", "begun s p 2", "measured s p 2", "kept s p 2"], False, None),
+        (None, True, "measured by nobody"),
+    ],
+)
+def test_the_oracle_sees_what_was_measured_and_is_not_in_the_store(
+    told: list[str] | None, losing: bool, words: str | None, stored: tuple[Path, int]
+) -> None:
+    run, _ = stored
+    undisturbed = ["begun s p 1", "measured s p 1", "kept s p 1"]
+    points = [f"{path.parent.name} {path.stem}" for path in oracle._shards(run)]
+    undisturbed += [f"{what} {point} 1" for point in points for what in ("begun", "measured", "kept")]
+    lines = [] if told is None else [*undisturbed, *(line.format(points[0]) for line in told)]
+    found = oracle.repeated(run, "\n".join(lines), losing)
+    assert any(words in finding for finding in found) if words else found == []
 
 
 def test_half_a_row_of_a_server_does_not_bar_the_artifacts_of_a_run_that_is_gone_on_with(tmp_path: Path) -> None:

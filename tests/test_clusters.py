@@ -27,6 +27,7 @@ from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
 from orchestrator.fleet import local_fleet
 from tests.command_line import ROOT
 from tests.configs import experiment, sim_fleet
+from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
 from workers.temporary import own
 
@@ -191,7 +192,7 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
 
     asyncio.run(sessions())
     assert len(asked) == 1
-    assert [arguments[-2:] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+    assert [arguments[-3:-1] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
 
 
 # --- one head, with a token and jobs ---
@@ -225,12 +226,50 @@ def test_a_token_that_is_missing_or_wrong_is_said_with_what_to_export(
     assert "gcs_client" not in said, "Ray was let to try by itself"
 
 
-def test_nobody_at_an_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "nobody listens at 127.0.0.1:1" in str(knock.refusal("127.0.0.1:1"))
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert "ray start --head" in str(knock.refusal("auto"))
-    monkeypatch.delenv("RAY_ADDRESS")
-    assert knock.refusal("auto") is None
+def test_nobody_at_an_address_is_said_at_once() -> None:
+    said = str(knock.refusal("127.0.0.1:1"))
+    assert "nobody listens at 127.0.0.1:1" in said
+    assert "ray start --head" in said
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "heads", "named"),
+    [
+        ("head:6379", "other:6379", ["a:1", "b:2"], "head:6379"),
+        ("auto", "other:6379", ["a:1", "b:2"], "other:6379"),
+        ("auto", "", ["a:1"], "a:1"),
+        ("auto", "auto", ["a:1"], "a:1"),
+        ("auto", "", [], r"runs no node of a Ray cluster on this host.*: say cluster.address=HOST:PORT"),
+        ("auto", "", ["a:1", "b:2"], r"belongs to several clusters \(a:1, b:2\) on this host.*: say cluster.address="),
+    ],
+)
+def test_which_cluster_auto_joins(
+    address: str, variable: str, heads: list[str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is Ray that is told, and told an address: Ray's own `auto` believes any user's process and a file in /tmp."""
+    joined: list[str] = []
+
+    def join(address: str, **_: Any) -> None:
+        joined.append(address)
+
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setattr(knock, "heads_of", lambda _: heads)
+    monkeypatch.setattr(knock, "refusal", lambda _: None)
+    monkeypatch.setattr(ray, "init", join)
+    cluster = Cluster(experiment("kv", cluster__address=address).cluster, None)
+    if named.endswith(("=", "PORT")):
+        with pytest.raises(ClusterError, match=named):
+            cluster._connect()
+        assert joined == []
+    else:
+        cluster._connect()
+        assert joined == [named]
+
+
+def test_auto_finds_the_head_of_a_node_that_this_user_has_started(head: RayHosts) -> None:
+    (found,) = knock.heads_of(head.processes())
+    assert found.endswith(f":{head.port}")  # Ray may say this host's other address
+    assert "asks for a token" in str(knock.refusal(found))
 
 
 def submitted(head: RayHosts, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -284,7 +323,7 @@ def linked() -> Iterator[RayHosts]:
             hosts.start_worker(1, gpus=1)
             yield hosts
     except OSError as error:
-        pytest.skip(f"no network namespaces here: {error}")
+        not_shown(f"network namespaces cannot be made ({error})")
 
 
 def interrupted_run(linked: RayHosts, outputs: Path, cut_s: float | None) -> str:

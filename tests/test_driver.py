@@ -7,21 +7,24 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from analysis.shards import _starts
 from contract.causes import POINT_TRIES, SESSION_STARTS
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, PointRow, SessionEnd, SessionRow
+from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, MemoryAccount, PointRow, SessionEnd, SessionRow, to_table
 from contract.specs import Point, SessionSpec
 from orchestrator.cluster import ActorLost
 from orchestrator.driver import Driver, Outcome, _limit_s
 from orchestrator.fleet import Fleet, Node
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.store import NotWritten, Store
+from orchestrator.store import NotWritten, Store, _rows_of_starts
 from tests.configs import GIB, experiment, gpu_fleet, resolved, sim_fleet
 from workers import point_rows
 from workers.kv_figures import KvFigures
@@ -48,7 +51,9 @@ class Handle:
 
     def row(self, failure_class: str | None = None) -> SessionRow:
         status = FAILED if failure_class else MEASURED
-        row = SessionRow(SCHEMA_VERSION, "run", self.spec.id, self.attempt, status, True, "", "", failure_class, "why")
+        row = SessionRow(
+            SCHEMA_VERSION, "run", self.spec.id, self.attempt, status, True, "", None, failure_class, "why"
+        )
         return replace(row, ready_s=1.0)
 
     async def start(self) -> SessionRow:
@@ -74,7 +79,7 @@ class Handle:
 
     async def stop(self, limit_s: float) -> SessionEnd:
         self.cluster.stopped.append(self.attempt)
-        return SessionEnd(self.row(), "log")
+        return SessionEnd(replace(self.row(), ended_at="then"), "log")
 
 
 @dataclass
@@ -110,18 +115,23 @@ def drive(
     directory: Path,
     fleet: Fleet | None = None,
     store: Store | None = None,
+    levels: list[int] = LEVELS,
+    progress: Progress | None = None,
     **timeouts: float,
 ) -> Ran:
     """Measure what is not done yet, in a new run or in that of `store`."""
-    import pyarrow.parquet as pq
-
     fleet = fleet or sim_fleet(1)
-    asked = experiment("concurrency", engine="sim", sweep__concurrency=LEVELS, sweep__repeats=1, controls="off")
+    asked = experiment("concurrency", engine="sim", sweep__concurrency=levels, sweep__repeats=1, controls="off")
     (spec,) = make_plan(resolved(asked), fleet).sessions
     store, said = store or Store.create(directory, "test"), io.StringIO()
     points = tuple(replace(p, estimate_s=0.01) for p in spec.points if p.id not in store.rows(spec.id))
     spec = replace(spec, points=points, timeouts=replace(spec.timeouts, **timeouts))
-    outcome = Driver(cluster, fleet, store, Progress(len(LEVELS), 1.0, said)).run([spec])  # type: ignore[arg-type]
+    printing = progress or Progress(len(levels), 1.0, said)
+    try:
+        outcome = Driver(cluster, fleet, store, printing).run([spec])  # type: ignore[arg-type]
+    finally:
+        if progress is None:
+            printing.close()
     rows: dict[int, PointRow] = {}
     names = [name for name in PointRow.__dataclass_fields__ if name in ("status", "attempt", "failure_class")]
     for path in store.directory.glob("shards/*/[!s]*.parquet"):
@@ -190,12 +200,41 @@ def test_a_lost_actor_or_card_is_replaced_on_another_node(what: str, tmp_path: P
     assert nodes[1] != nodes[2]
 
 
-def test_after_so_many_starts_what_is_left_fails_with_the_last_cause(tmp_path: Path) -> None:
-    cluster = PretendedCluster(lambda handle, point: "lost")
+def test_after_so_many_starts_every_point_that_was_tried_keeps_its_own_failure(tmp_path: Path) -> None:
+    cluster = PretendedCluster(lambda handle, point: {1: "engine_dead", 2: "card_lost"}.get(point.concurrency, "lost"))
     ran = drive(cluster, tmp_path)
-    assert {row[:2] for row in statuses(ran).values()} == {(FAILED, "actor_lost")}
+    assert statuses(ran) == {1: (FAILED, "engine_dead", 1), 2: (FAILED, "card_lost", 2), 4: (FAILED, "actor_lost", 3)}
     assert len(ran.outcome.failed) == 3
     assert len(cluster.stopped) == SESSION_STARTS
+
+
+@pytest.mark.parametrize("what", ["memory_under_load", "never", "engine_dead", "lost"])
+def test_a_point_whose_turn_never_came_has_no_failure_of_another(what: str, tmp_path: Path) -> None:
+    levels = [1, 2, 4, 8, 16]
+    cluster = PretendedCluster(lambda handle, point: what)
+    ran = drive(cluster, tmp_path, levels=levels, point_s=0.05)
+    asked = {level for level, _, _ in cluster.asked}
+    failed_as = {"never": "point_timeout", "lost": "actor_lost"}.get(what, what)
+    assert len(asked) == SESSION_STARTS
+    assert {level: row[1] for level, row in statuses(ran).items()} == {
+        level: failed_as if level in asked else "not_tried" for level in levels
+    }
+    assert f"3 starts of its server ended before its turn came, the last with {failed_as}: " in str(
+        ran.rows[16]["failure_message"]  # type: ignore[index]
+    )
+    goes_on = PretendedCluster()
+    assert {row[0] for row in statuses(drive(goes_on, tmp_path, store=ran.store, levels=levels)).values()} == {MEASURED}
+
+
+def test_an_actor_that_is_lost_before_its_server_was_ready_is_every_points_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(self: Handle) -> SessionRow:
+        raise ActorLost("it is gone")
+
+    monkeypatch.setattr(Handle, "start", start)
+    ran = drive(PretendedCluster(), tmp_path)
+    assert statuses(ran) == dict.fromkeys(LEVELS, (FAILED, "actor_lost", SESSION_STARTS))
 
 
 def test_a_lost_node_gets_no_more_work_and_without_another_every_point_says_so(tmp_path: Path) -> None:
@@ -343,6 +382,27 @@ def test_the_second_stop_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
         drive(cluster, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "at_once"),
+    [
+        ((signal.SIGINT, signal.SIGINT), False),
+        ((signal.SIGTERM, signal.SIGTERM), False),
+        ((signal.SIGINT, signal.SIGTERM), True),
+        ((signal.SIGTERM, signal.SIGINT), True),
+    ],
+)
+def test_only_the_same_signal_again_within_a_second_is_taken_for_one(
+    numbers: tuple[int, int], at_once: bool, tmp_path: Path
+) -> None:
+    def behave(handle: Handle, point: Point) -> str | None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return "never"
+
+    with pytest.raises(KeyboardInterrupt) if at_once else contextlib.nullcontext():
+        assert drive(PretendedCluster(behave), tmp_path).outcome.interrupted
+
+
 # --- what is written, and when ---
 
 
@@ -413,7 +473,8 @@ def test_a_disk_that_is_full_as_the_run_is_stopped_is_said(tmp_path: Path, monke
         return "never"
 
     def full(self: Store, end: SessionEnd, instead: bool = True) -> None:
-        raise NotWritten("no space left on device")
+        if end.log:
+            raise NotWritten("no space left on device")
 
     monkeypatch.setattr(Store, "put_session", full)
     outcome = drive(PretendedCluster(behave), tmp_path).outcome
@@ -424,11 +485,9 @@ def test_a_disk_that_is_full_as_the_run_is_stopped_is_said(tmp_path: Path, monke
 
 
 def server(store: Store) -> dict[str, object]:
-    import pyarrow.parquet as pq
-
+    """Return the row of the last start."""
     (path,) = store.directory.glob("shards/*/session.parquet")
-    (row,) = pq.read_table(path).to_pylist()
-    return row  # type: ignore[no-any-return]
+    return pq.read_table(path).to_pylist()[-1]  # type: ignore[no-any-return]
 
 
 def logs(store: Store) -> dict[str, str]:
@@ -460,6 +519,40 @@ def test_the_manifest_knows_of_starts_whose_rows_were_replaced(tmp_path: Path) -
     servers = [{"session_id": "s", "attempt": 4}, {"session_id": "s", "attempt": 2}, "odd", {"attempt": "odd"}]
     store.put_manifest({"experiments": [{}], "servers": servers})
     assert store.starts() == {"s": 4}
+
+
+def test_what_a_server_is_measured_with_is_written_as_soon_as_it_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may be left to write it when the driver is killed."""
+    made, seen = Handle.row, list[tuple[object, ...]]()
+    monkeypatch.setattr(Handle, "row", lambda self, why=None: replace(made(self, why), environment=["A=b"]))
+    store = Store.create(tmp_path, "test")
+
+    def behave(handle: Handle, point: Point) -> str | None:
+        row = server(store)
+        seen.append((row["attempt"], row["ready_s"], row["environment"], row["ended_at"]))
+        return "engine_dead" if (handle.attempt, point.concurrency) == (1, 2) else None
+
+    drive(PretendedCluster(behave), tmp_path, store=store)
+    assert seen == [(1, 1.0, ["A=b"], None)] * 2 + [(2, 1.0, ["A=b"], None)] * 2
+    (path,) = store.directory.glob("shards/*/session.parquet")
+    assert [(row.attempt, row.ended_at) for row in _rows_of_starts(path)] == [(1, "then"), (2, "then")]
+
+
+def test_a_start_is_written_beside_the_rows_of_an_older_version(tmp_path: Path) -> None:
+    store, row = Store.create(tmp_path, "test"), SessionRow(7, "run", "s", 1, MEASURED, True, "then", ready_s=2.0)
+    row.account = [MemoryAccount("ready", "card", 1)]
+    (content,) = to_table([row], SessionRow).to_pylist()
+    del content["warm_wait_s"], content["account"][0]["outside_now_bytes"]
+    (store.directory / "shards" / "s").mkdir(parents=True)
+    path = store.directory / "shards" / "s" / "session.parquet"
+    pq.write_table(pa.Table.from_pylist([content | {"given_up": 1}]), path)
+    store.put_session(SessionEnd(replace(row, schema_version=SCHEMA_VERSION, attempt=2), "log"))
+    starts = _starts(path)
+    assert starts.column("attempt").to_pylist() == [1, 2]
+    assert starts.column("account").to_pylist()[0] == [asdict(row.account[0])]
+    assert store.starts() == {"s": 2}
 
 
 def lost_as_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec
-from workers.engines.base import Address, inherited_environment
+from workers.engines.base import Address, environment_of_numbers, inherited_environment
 from workers.engines.vllm import WARM_MODULES, VllmEngine, flag
 
 SHAPE = ModelSpec("tiny", {"vocab_size": 512}, dummy_weights=True)
@@ -204,6 +204,19 @@ def test_rays_variables_and_ours_stay_behind_and_the_fabrics_go_along(monkeypatc
 def test_the_users_own_thread_count_is_put_back(monkeypatch: pytest.MonkeyPatch, threads: str | None) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert inherited_environment(threads).get("OMP_NUM_THREADS") == threads
+
+
+def test_what_numbers_hang_on_is_kept_of_it_without_secrets_and_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    kept = {"VLLM_ATTENTION_BACKEND": "FLASHINFER", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            "VLLM_CPU_KVCACHE_SPACE": "4", "NCCL_NVLS_ENABLE": "0"}  # fmt: skip
+    left = {"VLLM_CACHE_ROOT": "/a", "HF_HOME": "/b", "CUDA_VISIBLE_DEVICES": "1", "HF_TOKEN": "hf_1", "HOME": "/c",
+            "VLLM_API_KEY": "k", "VLLM_S3_SECRET": "s", "OMP_NUM_THREADS": "1", "RAY_X": "1"}  # fmt: skip
+    for name, value in (kept | left).items():
+        monkeypatch.setenv(name, value)
+    assert environment_of_numbers(None) == tuple(sorted(f"{name}={value}" for name, value in kept.items()))
+    assert "OMP_NUM_THREADS=7" in environment_of_numbers("7")
 
 
 # --- the installed vLLM ---

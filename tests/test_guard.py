@@ -190,7 +190,7 @@ def test_a_server_whose_guard_is_killed_dies_and_its_owner_ends_what_it_leaves(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", STUBBORN, str(tmp_path / "grandchild")]
-    server = ServerProcess(command, dict(os.environ), workspace, 5.0)
+    server = ServerProcess(command, {**os.environ, "TMPDIR": str(workspace.temporary)}, workspace, 5.0)
     grandchild = read_pid(tmp_path / "grandchild")
     os.kill(server.guard_pid, signal.SIGKILL)
     until(lambda: not server.running)

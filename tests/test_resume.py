@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,16 +18,17 @@ import pytest
 import orchestrator.__main__
 from analysis.shards import build_tables
 from contract.next_steps import NEXT_STEPS
-from contract.rows import MEASURED
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED, OVER_BUDGET, PRUNED
 from contract.specs import SessionSpec
 from orchestrator.arguments import read
 from orchestrator.cluster import Cluster, ClusterError
 from orchestrator.driver import Outcome
-from orchestrator.fleet import Fleet
+from orchestrator.fleet import Fleet, local_fleet
+from orchestrator.manifest import make_manifest
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check
 from orchestrator.problems import ConfigError
-from orchestrator.resume import UNHASHED, left_to_do
+from orchestrator.resume import UNHASHED, differences, left_to_do
 from orchestrator.schema import Experiment
 from orchestrator.store import NotWritten, Store
 from tests import synthetic_run
@@ -157,8 +158,9 @@ def test_every_next_step_that_goes_on_can_be_typed(tmp_path: Path) -> None:
     for words in NEXT_STEPS.values():
         for command in re.findall(r"`python -m orchestrator resume=RUN([^`]*)`", words):
             typed.append(command.split())
-            gone_on_with(store, *(word.replace("SECONDS", "7200") for word in typed[-1]))
-    assert {word.partition("=")[0] for words in typed for word in words} >= {"engine.ready_timeout_s", "load.processes"}
+            gone_on_with(store, *(each.replace("SECONDS", "7200").replace("NUMBER", "8") for each in typed[-1]))
+    named = {word.partition("=")[0] for words in typed for word in words}
+    assert named >= {"engine.ready_timeout_s", "load.processes"}
     for words in NEXT_STEPS.values():
         before, _, _ = words.partition("; then `")
         keys = re.findall(r"`(\w+\.\w+)`", before) if before != words else []
@@ -300,6 +302,82 @@ def test_what_servers_are_forked_from_is_imported_while_nodes_are_looked_at_if_o
     )
     code, said = resumed(monkeypatch, capsys, f"resume={tmp_path}")
     assert (code, seen) == (4, expected), said
+
+
+# --- what differs, and what a further try may replace ---
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ("0.25.0", "0.26.0", ["vLLM: 0.25.0 then, 0.26.0 now"]),
+        ("0.25.0", "0.25.0", []),
+        ("0.25.0", None, []),
+        (None, "0.26.0", []),
+    ],
+)
+def test_only_what_both_sides_know_is_a_difference(then: str | None, now: str | None, words: list[str]) -> None:
+    manifest = {"fleet": asdict(replace(cpu_fleet(), vllm_version=then))}
+    assert differences(manifest, replace(cpu_fleet(), vllm_version=now)) == words
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ([("A=1", "B=2")], [("A=1", "B=2")], []),
+        ([("A=1",)], [("A=2=3",)], ["environment: A: 1 then, 2=3 now"]),
+        ([("A=1",)], [()], ["environment: A: 1 then, not set now"]),
+        ([()], [("A=1",)], ["environment: A: not set then, 1 now"]),
+        ([("A=1",)], [("A=1",), ()], ["environment: A: 1 then, 1 or not set now"]),
+        ([None], [("A=1",)], []),
+        ([("A=1",)], [None], []),
+    ],
+)
+def test_a_variable_that_moves_numbers_is_a_difference(
+    then: list[tuple[str, ...] | None], now: list[tuple[str, ...] | None], words: list[str]
+) -> None:
+    def fleet(nodes: list[tuple[str, ...] | None]) -> Fleet:
+        (node,) = cpu_fleet().nodes
+        return Fleet("cpu", tuple(replace(node, environment=lines) for lines in nodes))
+
+    manifest = json.loads(json.dumps({"fleet": asdict(fleet(then))}))
+    assert differences(manifest, fleet(now)) == words
+
+
+def test_the_manifest_has_the_environment_that_servers_inherit_and_resume_holds_it_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.preflight.check", lambda _: None)  # vLLM need not be installed here
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    asked = experiment("kv", engine__device="cpu")
+    here = local_fleet(asked.cluster, asked.engine)
+    plan = make_plan(resolved(asked), here)
+    Store(tmp_path).put_manifest(make_manifest("run", [asked], plan, here))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASHINFER")
+    code, said = resumed(monkeypatch, capsys, f"resume={tmp_path}")
+    assert code == 2
+    assert "environment: VLLM_CPU_KVCACHE_SPACE: 1 then, 2 now" in said
+    assert "environment: VLLM_ATTENTION_BACKEND: not set then, FLASHINFER now" in said
+
+
+@pytest.mark.parametrize(("status", "replaces"), [(FAILED, False), (OVER_BUDGET, True), (PRUNED, True)])
+def test_a_failed_try_without_numbers_never_replaces_one_that_has_some(
+    tmp_path: Path, status: str, replaces: bool
+) -> None:
+    store = Store.create(tmp_path, "test")
+    limited = next(row for row in synthetic_run.rows() if row.requests)
+    limited = replace(limited, status=CLIENT_LIMITED, failure_class=CLIENT_LIMITED, tok_s=690.9)
+    bare = replace(limited, attempt=limited.attempt + 1, status=status, requests=[], tok_s=None)
+    path = store.directory / "shards" / limited.session_id / f"{limited.point_id}.parquet"
+    for row, expected in [
+        (replace(bare, status=FAILED), bare.attempt),
+        (limited, limited.attempt),
+        (bare, bare.attempt if replaces else limited.attempt),
+        (replace(limited, attempt=9), 9),
+    ]:
+        store.put(row)
+        assert pq.read_table(path, columns=["attempt"]).to_pylist() == [{"attempt": expected}]
 
 
 # --- a full disk, and a second Ctrl-C ---

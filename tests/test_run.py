@@ -333,15 +333,19 @@ def test_what_ray_job_stop_leaves_after_its_three_seconds_is_whole(place: Place)
         cwd=ROOT, env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout
-    said = ""
+    said, servers = "", []
     while "[3/" not in said:
         said += process.stdout.readline()
+        servers += place.servers()
         assert process.poll() is None, said
+    assert servers
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(3)
+    servers = place.servers()  # guards would end them once the driver is killed
     process.kill()
     said += process.communicate(timeout=60)[0]
+    assert servers == [], said
     (run_directory,) = place.outputs.iterdir()
     shards = [path for path in run_directory.glob("shards/*/[!s]*.parquet") if pq.read_metadata(path).num_rows == 1]
     assert len(shards) == said.count("MiB when ready") >= 3

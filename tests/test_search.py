@@ -107,13 +107,23 @@ def _points(search: Search, level: int) -> tuple[Point, ...]:
     return search.points_at(level)
 
 
-def test_rounds_repeat_every_level_before_the_next_repeat() -> None:
+def test_halving_waits_for_the_noise_and_rounds_repeat_every_level_before_the_next_repeat() -> None:
     (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 64})
     rows = drive(search, curve(lambda level: 100.0 * min(level, 12)))
     asked = [(row.repeat, row.concurrency) for row in rows]
-    first = [level for repeat, level in asked if repeat == 0]
-    assert first[:5] == [1, 2, 4, 8, 16]
-    assert asked[len(first) :] == [(repeat, level) for repeat in (1, 2) for level in sorted(first)]  # type: ignore[type-var]
+    doublings, between = [1, 2, 4, 8, 16, 32], [11, 13, 12]
+    assert asked[:12] == [(repeat, level) for repeat in (0, 1) for level in doublings]
+    assert asked[12:18] == [(repeat, level) for level in between for repeat in (0, 1)]
+    assert asked[18:] == [(2, level) for level in sorted([*doublings, *between])]
+
+
+def test_halving_ends_where_the_noise_leaves_several_levels() -> None:
+    """Levels nearer than it tells apart are not measured: the knee is 8 or 16 whatever lies between."""
+    tok_s = {1: 100, 2: 200, 4: 400, 8: 760, 16: 800, 32: 800}
+    (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 64})
+    rows = drive(search, curve(lambda level: float(tok_s[int(level)]), noise=0.01, seed=3))  # KeyError between
+    assert {row.concurrency for row in rows} == set(tok_s)
+    assert len(rows) == 3 * len(tok_s)
 
 
 def test_no_knee_is_not_looked_for_where_throughput_still_rises() -> None:

@@ -1,5 +1,6 @@
 """Secrets of the environment stand in nothing that a run writes, says or shows; nothing of a grid reaches a shell."""
 
+import base64
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.rows import FAILED, MEASURED
@@ -19,7 +20,8 @@ from tests.command_line import ROOT, Place
 from tests.configs import experiment, resolved, sim_fleet
 from tests.test_session import LEVEL, spec, together
 from workers.load.plan import LoadPlan, LoadResult
-from workers.provenance import MASK, Places, masked, secret_values, shown_environment, without_prompts
+from workers.provenance import Places, masked, shown_environment, without_prompts
+from workers.secrecy import MASK, hidden, secret_values
 from workers.session import Session
 
 PLACES = Places(Path("/private"))
@@ -30,14 +32,17 @@ FAKE = {
     "AWS_SECRET_ACCESS_KEY": "aws/fakeFAKE+fake0004",
     "HTTPS_PROXY": "http://someone:fakeFAKEfake0005@127.0.0.1:9",
     "VLLM_MIRROR": "https://someone:fakeFAKEfake0006@mirror.invalid/path",
+    "MY_PASSWORD": "fake'FAKE\"fake\\0007",
 }
-SECRETS = ["fake0001", "fake0002", "fake0003", "fake0004", "fakeFAKEfake0005", "fakeFAKEfake0006"]
+LOGGED_IN = "hf_fakeFAKEfake0008"
+SECRETS = ["fake0001", "fake0002", "fake0003", "fake0004", "fakeFAKEfake0005", "fakeFAKEfake0006", "\\0007", "fake0008"]
 TELLTALE = """
 import os, sys
 if any("sim_server" in word for word in sys.orig_argv):
     print("everything I know:", dict(os.environ), flush=True)
+    print("and:", open(os.environ["HF_HOME"] + "/token").read(), flush=True)
 """
-"""Has the server write its whole environment into its log, as a careless library might."""
+"""Has the server write its whole environment and the user's token into its log, as a careless library might."""
 
 
 @pytest.mark.ray
@@ -48,8 +53,11 @@ def test_no_secret_is_written_said_or_shown(
 ) -> None:
     (tmp_path / "telltale").mkdir()
     (tmp_path / "telltale" / "sitecustomize.py").write_text(TELLTALE)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text(f"{LOGGED_IN}\n")
     outputs = tmp_path / "outputs"
-    environment = {**place.environment(), **FAKE, "PYTHONPATH": f"{tmp_path / 'telltale'}:{ROOT}"}
+    environment = {**place.environment(), **FAKE, "HF_HOME": str(tmp_path / "hf")}
+    environment["PYTHONPATH"] = f"{tmp_path / 'telltale'}:{ROOT}"
     command = [
         sys.executable, "-m", "orchestrator", "+sweep=concurrency", "sweep.concurrency=[1]", "engine=sim",
         "load.requests_min=4", "load.requests_per_level=1", "load.output_tokens=4", f"output_root={outputs}",
@@ -93,11 +101,64 @@ def test_a_secret_is_masked_wherever_it_stands(secret: str, before: str, after: 
         assert secret not in masked(f"{before}{secret}{after}", PLACES, *values).replace(MASK, "\0") or secret in MASK
 
 
+def escaped(text: str) -> list[str]:
+    """A text as it stands inside what Python and JSON write, and one of them inside the other."""
+    said = [repr({"k": f"{before}{text}{after}"}) for before, after in [("", "'"), ('"', "'"), ("", "")]]
+    said += [ascii(text), repr(text.encode()), json.dumps([text]), json.dumps(text, ensure_ascii=False)]
+    return [*said, *map(repr, said), *map(json.dumps, said)]
+
+
+@given(st.text(min_size=8).filter(lambda text: len(text.strip()) >= 8))
+@example('it\'s a "secret\\" \n é \U0001f600')
+@example("'" * 9)
+def test_a_secret_is_masked_as_python_and_json_quote_it(secret: str) -> None:
+    for text in escaped(secret):
+        assert MASK in hidden(text, secret)
+
+
+def test_a_secret_is_masked_as_urls_write_it() -> None:
+    assert hidden("GET /?key=a%2Fsecret%20key HTTP/1.1", "a/secret key") == f"GET /?key={MASK} HTTP/1.1"
+    assert hidden("GET /?key=a%2Fsecret+key HTTP/1.1", "a/secret key") == f"GET /?key={MASK} HTTP/1.1"
+    assert hidden("the key a/secret key", "a%2Fsecret%20key\n") == f"the key {MASK}"
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "MIRROR"])
+def test_the_password_of_a_url_is_masked_alone_and_in_its_header(name: str) -> None:
+    secrets = secret_values({name: "http://some%40one:p%40ss%20w%C3%B6rd@127.0.0.1:9/"})
+    for said in ("some@one:p@ss wörd".encode(), "some@one:p@ss wörd".encode("latin-1")):
+        header = f"Proxy-Authorization: Basic {base64.b64encode(said).decode()}"
+        assert hidden(header, *secrets) == f"Proxy-Authorization: Basic {MASK}"
+    assert hidden("407 for p@ss wörd", *secrets) == f"407 for {MASK}"
+    assert hidden("407 for p%40ss%20w%C3%B6rd", *secrets) == f"407 for {MASK}"
+    assert hidden("short", *secret_values({name: "http://someone:short@127.0.0.1:9/"})) == "short"
+
+
+@pytest.mark.parametrize(
+    ("variables", "path"),
+    [
+        ({"HF_TOKEN_PATH": "{here}/file"}, "file"),
+        ({"HF_HOME": "{here}/h"}, "h/token"),
+        ({"XDG_CACHE_HOME": "{here}"}, "huggingface/token"),
+        ({}, ".cache/huggingface/token"),
+    ],
+)
+def test_the_token_of_a_login_is_a_secret(
+    variables: dict[str, str], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = {name: value.format(here=tmp_path) for name, value in variables.items()}
+    assert LOGGED_IN not in secret_values(asked)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(f"{LOGGED_IN}\n")
+    assert LOGGED_IN in secret_values(asked)
+
+
 def test_a_secret_that_holds_another_is_masked_whole() -> None:
     assert masked("abcdefghij", PLACES, "abcdefgh", "abcdefghij") == MASK
 
 
-def test_short_values_and_other_variables_are_left_alone() -> None:
+def test_short_values_and_other_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert secret_values({"HF_TOKEN": "1", "HOME": "/home/somebody", "TOKENIZERS_PARALLELISM": "false-false"}) == []
 
 

@@ -5,19 +5,24 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, SessionEnd, SessionRow
 from orchestrator.cluster import Cluster
 from orchestrator.fleet import local_fleet
+from orchestrator.knock import _is_refused, heads_of
 from orchestrator.store import Store
 from tests.configs import experiment
+from tests.privileged import not_shown
 from tests.strangers import as_user, heard, start_as, stranger
 from tests.test_session import spec, together
 from workers import session as session_module
@@ -33,7 +38,7 @@ def user() -> Iterator[int]:
         with stranger() as made:
             yield made
     except OSError as error:
-        pytest.skip(f"users cannot be made here: {error}")
+        not_shown(f"users cannot be made ({error})")
 
 
 @pytest.fixture
@@ -155,13 +160,32 @@ def test_a_server_that_ends_in_the_middle_is_no_measurement_though_another_answe
         session.stop()
 
 
+def raylet(script: Path, head: str, user: int | None = None) -> subprocess.Popen[bytes]:
+    """Start what looks like a node of a Ray cluster."""
+    process = subprocess.Popen([script, f"--gcs-address={head}"], stdin=subprocess.PIPE, user=user)
+    while psutil.Process(process.pid).name() != script.name:
+        time.sleep(0.01)
+    return process
+
+
+def test_another_users_processes_do_not_choose_the_cluster_that_auto_joins(user: int, reachable: Path) -> None:
+    script = reachable / "raylet"
+    script.write_text("#!/bin/sh\nread never\n")
+    script.chmod(0o755)
+    started = [raylet(script, "203.0.113.9:6379", user), raylet(script, "127.0.0.1:6379"), raylet(script, "")]
+    try:
+        assert heads_of(psutil.Process(each.pid) for each in started) == ["127.0.0.1:6379"]
+        assert "203.0.113.9:6379" not in heads_of(psutil.process_iter())
+    finally:
+        for each in started:
+            each.communicate()
+
+
 @pytest.mark.ray
 def test_a_private_ray_lets_nobody_in_without_its_key_and_its_files_are_out_of_reach(user: int) -> None:
     asked = experiment("kv", engine="sim", cluster__num_gpus=1)
     with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
         import ray
-
-        from orchestrator.knock import _is_refused
 
         head = ray.get_runtime_context().gcs_address
         assert _is_refused(head, None)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.command_line import ROOT
@@ -59,8 +60,11 @@ def left_by_a_killed_process(prefix: str = "x-") -> Path:
 
 
 def working_in(directory: Path, program: str) -> "subprocess.Popen[str]":
-    """Start a program there, and wait for its first word if it has one."""
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=directory, stdout=subprocess.PIPE, text=True)
+    """Start a program there as a server is started, and wait for its first word if it has one."""
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=directory, env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout
     if "print" in program:
         process.stdout.readline()
@@ -73,6 +77,7 @@ def test_only_directories_whose_owner_is_dead_are_removed_and_what_works_in_them
 ) -> None:
     monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.1)
     alive, unmarked, dead = Owned("x-", 1), private_directory("x-", 1), left_by_a_killed_process()
+    made_hours_ago(alive.path)
     (place / "x-link").symlink_to(dead)
     works = working_in(dead, SLEEPS)
     assert remove_ownerless("x-") == [dead]
@@ -98,6 +103,79 @@ def test_what_a_killed_process_had_made_is_known_for_it_from_the_making_on(who: 
     owner.stdout.close()
     assert remove_ownerless() == [made]
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("environment", [{}, {"TMPDIR": "/tmp"}])
+def test_a_users_shell_that_stands_there_lives_on(environment: dict[str, str], place: Path) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    dead = left_by_a_killed_process()
+    shell = subprocess.Popen(["sh"], cwd=dead, env=inherited | environment, stdin=subprocess.PIPE)
+    assert remove_ownerless("x-") == [dead]
+    shell.communicate(b"exit 7")
+    assert shell.returncode == 7
+
+
+TITLED = """
+import setproctitle, time
+setproctitle.setproctitle("VLLM::EngineCore")
+print("titled", flush=True)
+time.sleep(60)
+"""
+FORKED = """
+import os, time
+os.chdir("../OTHER")
+print("forked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_engine_whose_title_stands_where_its_environment_was_is_ended(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("setproctitle")
+    monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.1)
+    works = working_in(left_by_a_killed_process(), TITLED)
+    assert psutil.Process(works.pid).environ() == {}
+    remove_ownerless("x-")
+    assert works.wait(10) == -9
+
+
+def test_a_server_that_was_forked_is_ended_by_where_it_works(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its environment shows the warm parent's TMPDIR, and that directory may be gone."""
+    monkeypatch.setattr(temporary, "ENDING_LIMIT_S", 0.1)
+    parents, dead = Owned(temporary.PREFIX, 1), left_by_a_killed_process()
+    works = working_in(parents.path, FORKED.replace("OTHER", dead.name))
+    parents.remove()
+    assert remove_ownerless("x-") == [dead]
+    assert works.wait(10) == -9
+
+
+KILLED_BEFORE_IT_OWNS = """
+import fcntl, os, signal
+from workers.temporary import Owned
+fcntl.flock = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Owned("x-", 1)
+"""
+
+
+def made_hours_ago(directory: Path) -> Path:
+    os.utime(directory, (time.time() - 7200, time.time() - 7200))
+    return directory
+
+
+def test_what_was_killed_before_it_owned_its_directory_is_known_by_its_age(place: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(place)}
+    killed = subprocess.run([sys.executable, "-c", KILLED_BEFORE_IT_OWNS], cwd=ROOT, env=environment, check=False)
+    assert killed.returncode == -9
+    (half,) = place.iterdir()
+    assert [path.name for path in half.iterdir()] == [temporary.UNSEEN]
+    empty, users = (private_directory("x-", 1) for _ in range(2))
+    (users / "file").touch()
+    assert remove_ownerless("x-") == []
+    for directory in (half, empty, users):
+        made_hours_ago(directory)
+    assert sorted(remove_ownerless("x-")) == sorted([half, empty])
+    assert list(users.iterdir()) == [users / "file"]
 
 
 def test_who_cleans_up_is_let_to(place: Path) -> None:

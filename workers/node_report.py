@@ -43,14 +43,21 @@ class NodeReport:
     """Models that cannot be read there, and why."""
     slices: bool = False
     """Whether any of the cards is a slice of one (MIG)."""
+    environment: tuple[str, ...] = ()
+    """See `environment_of_numbers`."""
 
 
-def look(models: tuple[ModelSpec, ...] = (), most_cards: int | None = None) -> NodeReport:
+def look(
+    models: tuple[ModelSpec, ...] = (), most_cards: int | None = None, omp_num_threads: str | None = None
+) -> NodeReport:
     """Return this node's report. `most_cards`: only the first so many are to hold servers (None: all).
+
+    `omp_num_threads`: what the user has set, for Ray may have set another.
 
     Raises `NoSuchCard` where CUDA_VISIBLE_DEVICES names a card that is not there.
     """
     from workers.devices.nvml import driver_version, visible_cards
+    from workers.engines.base import environment_of_numbers
     from workers.engines.vllm import installed_version
 
     cards = visible_cards()[:most_cards] if most_cards != 0 else []
@@ -66,6 +73,7 @@ def look(models: tuple[ModelSpec, ...] = (), most_cards: int | None = None) -> N
         foreign_processes=_others_on([card.id for card in cards]),
         free_bytes=shutil.disk_usage(temporary).free,
         temporary=temporary,
+        environment=environment_of_numbers(omp_num_threads),
         missing_models=tuple(missing for model in models if (missing := _missing(model))),
     )
 

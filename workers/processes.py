@@ -35,13 +35,18 @@ def working_in(directory: Path) -> list[psutil.Process]:
     """Return the living processes of this user that work below `directory`, or have their TMPDIR there.
 
     A process inherits both from whoever started it, so this finds those whose parents are gone. The environment that
-    /proc shows of a server forked from a warm parent is the parent's, so where a process works comes first.
+    /proc shows of a server forked from a warm parent is the parent's, so where a process works comes first. One that
+    works there with a TMPDIR that is none of ours is its user's, who looks at what is left.
     """
     found = []
     for process in psutil.process_iter():
         try:
-            works, temporary = Path(process.cwd()), Path(process.environ().get("TMPDIR", ""))
-            inside = works.is_relative_to(directory) or (temporary.is_relative_to(directory) and not _is_marked(works))
+            works, environment = Path(process.cwd()), process.environ()
+            temporary = Path(environment.get("TMPDIR", ""))
+            here = temporary.is_relative_to(directory)
+            # vLLM's engine core has none: it has given itself a title, which is written over it
+            ours = here or not environment or any(part.startswith(guard.PREFIX) for part in temporary.parts)
+            inside = (ours and works.is_relative_to(directory)) or (here and not _is_marked(works))
             if inside and process.uids().real == os.getuid() and is_running(process.pid):
                 found.append(process)
         except (psutil.Error, OSError):

@@ -5,22 +5,17 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from workers.secrecy import MASK, hidden, is_named_secret, without_logins
 
 _KEPT = re.compile(
     r"^(CUDA_|NCCL_|NVSHMEM_|TORCH_|VLLM_|HF_|OMP_|TOKENIZERS_|TORCHINDUCTOR_|TRITON_|PYTORCH_|TMPDIR|DO_NOT_TRACK|LD_PRELOAD)"
 )
-_SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL|PROXY", re.IGNORECASE)
 _HOME_PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)*site-packages/")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-"""USER:PASSWORD@ of a URL, whatever variable or message it stands in."""
 _PROMPT = re.compile(r"(?P<name>prompt|prompt_token_ids): (?P<said>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\[[^\]]*\]?)")
 """As vLLM's request logger writes them (`--enable-log-requests`); the last of a cut line is open."""
-SHORTEST_SECRET = 8
-"""Characters: a shorter value would blot out ordinary words."""
-MASK = "***"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +40,15 @@ def shown_argv(argv: list[str], places: Places) -> list[str]:
 def shown_environment(environment: dict[str, str], places: Places) -> list[str]:
     """Return `NAME=value` of the variables that can move a number, sorted; values of secret ones masked."""
     return [
-        f"{name}={MASK if _SECRET.search(name) else _CREDENTIALS.sub(f'{MASK}@', places.named(value))}"
+        f"{name}={MASK if is_named_secret(name) else without_logins(places.named(value))}"
         for name, value in sorted(environment.items())
         if _KEPT.match(name)
-    ]
-
-
-def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Return what must stand in nothing that is kept: values of variables that are named like secrets."""
-    return [
-        value for name, value in environment.items() if _SECRET.search(name) and len(value.strip()) >= SHORTEST_SECRET
     ]
 
 
 def masked(log: str, places: Places, *secrets: str | None) -> str:
     """Return a log without the given secrets and any URL's password, directories and libraries by their names."""
     return _HOME_PATH.sub("", places.named(hidden(log, *secrets)))
-
-
-def hidden(text: str, *secrets: str | None) -> str:
-    """Return a text without the given secrets and any URL's password."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, MASK)
-    return _CREDENTIALS.sub(f"{MASK}@", text)
 
 
 def without_prompts(log: str) -> str:

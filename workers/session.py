@@ -66,6 +66,7 @@ from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
 from workers.provenance import Places
 from workers.sampler import Observed, Sampler
+from workers.secrecy import secret_values
 from workers.standstill import at_rest
 
 MIB = 2**20
@@ -591,7 +592,7 @@ class Session:
         return provenance.without_prompts(self._masked(tail))
 
     def _masked(self, text: str) -> str:
-        return provenance.masked(text, self._places, self._address.api_key, *provenance.secret_values(os.environ))
+        return provenance.masked(text, self._places, self._address.api_key, *secret_values(os.environ))
 
     # --- end ---
 

@@ -1,7 +1,8 @@
-"""Private directories: short enough for the Unix sockets below them, owned from their making on, removed after a kill.
+"""Private directories: short enough for the Unix sockets below them, owned before they are used, removed after a kill.
 
 Who owns one holds a lock that the kernel lets go with the process, however that ends. So what a killed process has left
-is known for it, and whoever comes next removes it.
+is known for it, and whoever comes next removes it. One killed before it held the lock leaves an empty directory, which
+is known by its age.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import psutil
 from workers import processes
 from workers.launch import guard
 
-PREFIX = "vc-"
-"""Of every name that we give a directory in TMPDIR."""
+PREFIX = guard.PREFIX
 OWNER = guard.OWNER
+UNSEEN = f"{OWNER}.new"
+"""The mark until it is locked."""
+OWNED_WITHIN_S = 3600.0
+"""A directory is owned in milliseconds, and Hydra's empty one lasts seconds; clocks of file servers may differ."""
 SHORT = Path("/tmp")
 SOCKET_PATH_CHARACTERS = 107
 """What a Unix socket's path may have (unix(7))."""
@@ -51,7 +55,7 @@ def own(directory: Path) -> int:
 
     Raises OSError, with what to do about it where its file system knows no locks.
     """
-    unseen = directory / f"{OWNER}.new"  # until it is locked
+    unseen = directory / UNSEEN
     lock = os.open(unseen, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.write(lock, socket.gethostname().encode())
@@ -94,7 +98,7 @@ def remove_ownerless(prefix: str = PREFIX, patience_s: float = 0.0) -> list[Path
     Owners that live have `patience_s` to end.
     """
     began_s = time.monotonic()
-    removed: list[Path] = []
+    removed = list(_remove_never_owned(prefix))
     while True:
         owned = False
         for directory in _owned_here(prefix):
@@ -116,11 +120,32 @@ def remove_ownerless(prefix: str = PREFIX, patience_s: float = 0.0) -> list[Path
 def _owned_here(prefix: str) -> Iterator[Path]:
     """Give this user's marked directories, but none of another host in a TMPDIR that hosts share: its locks may not be
     seen here."""
+    for directory in _ours(prefix):
+        with contextlib.suppress(OSError):
+            if (directory / OWNER).read_text() == socket.gethostname():
+                yield directory
+
+
+def _remove_never_owned(prefix: str) -> Iterator[Path]:
+    """Remove and give what was made long ago by somebody who was killed before it was owned, or as it was removed.
+
+    Nothing else of that name is touched: a directory that holds anything is somebody's.
+    """
+    for directory in _ours(prefix):
+        with contextlib.suppress(OSError):
+            unused_s = time.time() - directory.stat().st_mtime
+            if unused_s > OWNED_WITHIN_S and {path.name for path in directory.iterdir()} <= {UNSEEN}:
+                (directory / UNSEEN).unlink(missing_ok=True)
+                directory.rmdir()
+                yield directory
+
+
+def _ours(prefix: str) -> Iterator[Path]:
+    """Give the directories of `prefix` that are this user's."""
     for place in {Path(tempfile.gettempdir()), SHORT}:
         for directory in place.glob(f"{prefix}*"):
             with contextlib.suppress(OSError):
-                ours = not directory.is_symlink() and directory.stat().st_uid == os.getuid()
-                if ours and (directory / OWNER).read_text() == socket.gethostname():
+                if not directory.is_symlink() and directory.is_dir() and directory.stat().st_uid == os.getuid():
                     yield directory
 
 

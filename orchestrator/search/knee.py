@@ -1,23 +1,26 @@
-"""`+sweep=knee`: doublings until throughput stops scaling, then halvings around the knee. Pure.
+"""`+sweep=knee`: doublings until throughput stops scaling, then halvings around the knee while noise allows. Pure.
 
-What the knee is, and when there is none, is the rule of `analysis.knee`.
+What the knee is, when there is none, and what noise allows is the rule of `analysis.knee`.
 """
 
 from __future__ import annotations
 
 from itertools import takewhile
 
-from analysis.knee import STILL_GAINS, WITHIN_PEAK, Level, last_doubling, read_off
+from analysis.intervals import pooled_noise
+from analysis.knee import STILL_GAINS, WITHIN_PEAK, Level, find_knee, last_doubling, read_off
 from contract.rows import MEASURED
 from orchestrator.search.bisection import whole_between
 from orchestrator.search.rounds import Tried
 
 
-def next_level(tried: Tried, lowest: int, highest: int) -> int | None:
-    """Return the next level for the knee.
+def next_level(tried: Tried, lowest: int, highest: int, repeats: int) -> int | None:
+    """Return the next level for the knee; `repeats`: how many every level will have.
 
     Doublings from `lowest` go on while the last one gained more than `WITHIN_PEAK` of tok/s, up to `highest`. Then the
-    bracket between the knee as it stands and the next lower level is halved. Nothing is halved where there is no knee.
+    bracket between the knee and the next lower level is halved, as long as noise leaves one level as the knee: nearer
+    levels than it tells apart would be measured in vain. So halving waits for the second round. With one repeat there
+    is no noise to know, and the knee is read off. Nothing is halved where there is no knee.
     """
     if not tried:
         return lowest
@@ -30,11 +33,18 @@ def next_level(tried: Tried, lowest: int, highest: int) -> int | None:
         return min(2 * top, highest)
     if doubling is None or doubling.share > STILL_GAINS:
         return None
-    knee = read_off(levels)
-    assert knee is not None
+    knee = read_off(levels) if repeats == 1 else _one_left(levels)
+    if knee is None:
+        return None
     below = [level.at for level in takewhile(lambda level: level.at < knee, levels)]
     middle = whole_between(below[-1], knee) if below else None
     return None if middle in tried else middle
+
+
+def _one_left(levels: tuple[Level, ...]) -> float | None:
+    """The knee where noise leaves one level; None where it leaves several, or is not known yet."""
+    could_be = find_knee(levels, pooled_noise(level.tok_s for level in levels)).could_be
+    return could_be[0] if len(could_be) == 1 else None
 
 
 def _measured(tried: Tried) -> tuple[Level, ...]:

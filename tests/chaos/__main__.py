@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--say", action="store_true", help="show what the runs said, also where nothing was found")
     asked = parser.parse_args()
     kinds: Counter[str] = Counter()
+    not_tried: Counter[str] = Counter()
     ends: Counter[str] = Counter()
     trials = found = resumed = 0
     began = time.monotonic()
@@ -33,7 +34,8 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="vco-", dir="/tmp") as outputs:
                 report = carry_out(trial(asked.seed + trials, where), place, Path(outputs))
             trials += 1
-            kinds.update(f"{fault.kind}{f' of {fault.role}' if fault.role else ''}" for fault in report.done)
+            kinds.update(fault.name for fault in report.done)
+            not_tried.update(report.not_tried)
             ends.update(report.statuses)
             found += len(report.findings)
             resumed += report.resumed
@@ -41,7 +43,8 @@ def main() -> int:
             if report.findings or asked.say:
                 print(report.said, flush=True)
     print(f"{kinds.total()} faults in {trials} runs, {resumed} gone on with, {time.monotonic() - began:.0f} s")
-    print("\n".join(f"{count:4} {kind}" for kind, count in kinds.most_common()))
+    for kind, count in [*kinds.most_common(), *((f"not tried: {kind}", n) for kind, n in not_tried.most_common())]:
+        print(f"{count:4} {kind}")
     print(f"points: {dict(ends)}; found: {found}")
     return 1 if found else 0
 

@@ -56,6 +56,41 @@ def findings(directory: Path, points: int, kept: list[Kept]) -> list[str]:
     return found
 
 
+def repeated(directory: Path, told: str, losing: bool) -> list[str]:
+    """Return what was measured twice, or for nothing, though the store does not show it.
+
+    `told` are the lines of `tests.chaos.standin.tell`, in their order. `losing`: something was done to the run that may
+    cost a measurement which had just ended: whoever measured it or was to keep it was killed or stopped, say.
+    """
+    found = []
+    kept: dict[tuple[str, str], int] = {}
+    measured: Counter[tuple[str, str, int]] = Counter()
+    ever_kept = set()
+    for line in told.splitlines():
+        what, session, point, number = line.split()
+        attempt, key = int(number), (session, point)
+        if what == "begun" and attempt >= kept.get(key, attempt + 1):  # one of before is an actor's that was given up
+            found.append(f"measured again: {point} of {session} in start {attempt}, which start {kept[key]} had kept")
+        elif what == "measured":
+            measured[session, point, attempt] += 1
+        elif what == "kept":
+            kept[key] = attempt
+            ever_kept.add((session, point, attempt))
+        elif what == "halved":
+            kept.pop(key, None)
+    found += [f"measured {n} times in start {key[2]}: {key[1]} of {key[0]}" for key, n in measured.items() if n > 1]
+    if not losing:
+        found += [
+            f"measured for nothing: {key[1]} of {key[0]} in start {key[2]}" for key in measured.keys() - ever_kept
+        ]
+    for path in _shards(directory):
+        row = _row(path)
+        key = (path.parent.name, path.stem, row.get("attempt"))
+        if row.get("status") == MEASURED and key not in measured:
+            found.append(f"measured by nobody: {key[1]} of {key[0]} in start {key[2]}")
+    return found
+
+
 def statuses(directory: Path) -> Counter[str]:
     """Return how many points ended how: `measured`, or the class of the failure."""
     rows = [_row(path) for path in _shards(directory)]
@@ -67,7 +102,7 @@ def _shards(directory: Path) -> list[Path]:
 
 
 def _row(path: Path) -> dict[str, object]:
-    names = ["session_id", "point_id", "status", "failure_class", "failure_message"]
+    names = ["session_id", "point_id", "attempt", "status", "failure_class", "failure_message"]
     try:
         rows = pq.read_table(path, columns=names).to_pylist()
     except (OSError, ValueError):

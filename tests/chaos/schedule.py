@@ -54,9 +54,13 @@ class Fault:
     seconds: float = 0.0
     """Of a SIGSTOP, until it goes on."""
 
+    @property
+    def name(self) -> str:
+        """What is done to whom."""
+        return f"{self.kind}{f' of {self.role}' if self.role else ''}"
+
     def __str__(self) -> str:
-        whom = f" of {self.role}" if self.role else ""
-        return f"{self.kind}{whom}" + (f" for {self.seconds:.1f} s" if self.seconds else "")
+        return self.name + (f" for {self.seconds:.1f} s" if self.seconds else "")
 
 
 @dataclass(frozen=True)

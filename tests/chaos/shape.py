@@ -31,6 +31,8 @@ def shape_of(run: Path) -> Shape:
     for path in sorted(run.glob("*.parquet")):
         columns[path.name] = tuple(pq.read_schema(path).names)
         rows[path.name] = pq.read_metadata(path).num_rows
+    if "sessions.parquet" in rows:  # a row a start
+        rows["sessions.parquet"] = len(pq.read_table(run / "sessions.parquet", columns=["session_id"])[0].unique())
     for path in sorted(run.glob("*.csv")):
         with path.open(newline="") as file:
             columns[path.name], *others = (tuple(row) for row in csv.reader(file))

@@ -4,8 +4,10 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from contract.specs import SessionSpec
+from contract.rows import MEASURED, PointRow
+from contract.specs import Point, SessionSpec
 from workers.engines.base import Address
 
 MODULE = "tests.chaos.server"
@@ -23,7 +25,11 @@ FAULTS = "VCT_FAULTS"
 """Names the directory where faults wait to be taken (files named by their kind) and servers say who they are."""
 
 
-def install(sim: ModuleType) -> None:
+TOLD = "told"
+"""The file there to which processes append what they do to points."""
+
+
+def hurt_engine(sim: ModuleType) -> None:
     """Make the engine of `workers.engines.sim` start `tests.chaos.server`."""
     command, environment = sim.SimEngine.command, sim.SimEngine.environment
 
@@ -35,6 +41,42 @@ def install(sim: ModuleType) -> None:
 
     sim.SimEngine.command, sim.SimEngine.environment = chaos_command, chaos_environment
     sim.SimEngine.warm_modules = (MODULE,)
+
+
+def tell(faults: Path, what: str, session: str, point: str, attempt: int = 0) -> None:
+    """Append a line to what the oracle is told: one write, so that lines of several processes never mix."""
+    file = os.open(faults / TOLD, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, f"{what} {session} {point} {attempt}\n".encode())
+    finally:
+        os.close(file)
+
+
+def tell_of_measuring(session: ModuleType) -> None:
+    """Let sessions tell when they begin a point, and when one is measured."""
+    measure = session.Session.measure
+
+    def telling(self: Any, point: Point) -> PointRow:
+        faults = Path(os.environ[FAULTS])
+        tell(faults, "begun", self.spec.id, point.id, self.row.attempt)
+        row: PointRow = measure(self, point)
+        if row.status == MEASURED:
+            tell(faults, "measured", self.spec.id, point.id, row.attempt)
+        return row
+
+    session.Session.measure = telling
+
+
+def tell_of_shards(store: ModuleType) -> None:
+    """Let the driver tell when a measured point has its shard."""
+    put = store.Store.put
+
+    def telling(self: object, row: PointRow, instead: bool = True) -> None:
+        put(self, row, instead)
+        if row.status == MEASURED:
+            tell(Path(os.environ[FAULTS]), "kept", row.session_id, row.point_id, row.attempt)
+
+    store.Store.put = telling
 
 
 def take(kind: str) -> bool:

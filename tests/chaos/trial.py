@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos import oracle
+from tests.chaos import oracle, standin
 from tests.chaos.hurt import Disk, Hurting
 from tests.chaos.place import ChaosPlace
-from tests.chaos.schedule import Fault, Kind, Trial
+from tests.chaos.schedule import Fault, Kind, Role, Trial
 
 GRID = (
     "-m", "+sweep=concurrency,kv", "engine=sim", "model=tiny", "controls=off", "server.extra_args={step_s: 0.02}",
@@ -22,6 +22,12 @@ POINTS = 6 + 8
 RUN_LIMIT_S = 150.0
 BEGUN = "results in"
 OK, BAD_CONFIGURATION, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
+LOSING = (
+    Kind.FULL_DISK, Kind.READ_ONLY, Kind.INTERRUPT, Kind.TWO_INTERRUPTS, Kind.SIGTERM,
+    (Kind.KILL, Role.ACTOR), (Kind.KILL, Role.RAYLET), (Kind.KILL, Role.DRIVER),
+)  # fmt: skip
+"""What may cost a measurement that has just ended."""
+FORBIDDEN = dict.fromkeys((Kind.FULL_DISK, Kind.READ_ONLY), " (mounting is not permitted here)")
 ENDS = (OK, SOME_FAILED, INTERRUPTED, -9)
 
 
@@ -36,9 +42,16 @@ class Report:
     statuses: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     said: str = ""
+    may_mount: bool = True
+
+    @property
+    def not_tried(self) -> list[str]:
+        """What was drawn and not done: nobody was there to do it to, the run had ended, or it is not permitted here."""
+        left = [fault for fault in (*self.trial.during, *self.trial.after) if fault not in self.done]
+        return [f"{fault.name}{'' if self.may_mount else FORBIDDEN.get(fault.kind, '')}" for fault in left]
 
     def __str__(self) -> str:
-        faults = "; ".join(map(str, self.done))
+        faults = "; ".join([*map(str, self.done), *(f"not tried: {name}" for name in self.not_tried)])
         ended = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         line = f"seed {self.trial.seed} on {self.trial.where}: exits {self.codes}: {ended}: {faults}"
         return "\n".join([line, *(f"  FOUND {finding}" for finding in self.findings)])
@@ -68,6 +81,7 @@ def carry_out(trial: Trial, place: ChaosPlace, outputs: Path) -> Report:
     report = Report(trial)
     disk = Disk(outputs)
     disk.mount()
+    report.may_mount = disk.mounted
     try:
         _first(trial, place, disk, report)
         _second(trial, place, outputs, report)
@@ -113,6 +127,7 @@ def _second(trial: Trial, place: ChaosPlace, outputs: Path, report: Report) -> N
         if shards:
             shard = shards[int(fault.pick * len(shards))]
             shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+            standin.tell(place.faults, "halved", shard.parent.name, shard.stem)
             report.done.append(fault)
     kept = oracle.kept_by(directory)
     if report.codes != [OK] or any(fault.kind is Kind.HALF_SHARD for fault in report.done):
@@ -129,6 +144,8 @@ def _second(trial: Trial, place: ChaosPlace, outputs: Path, report: Report) -> N
             report.findings.append(f"the resume ended with {report.codes[-1]}")
     try:
         report.findings += oracle.findings(directory, POINTS, kept)
+        losing = any(fault.kind in LOSING or (fault.kind, fault.role) in LOSING for fault in report.done)
+        report.findings += oracle.repeated(directory, (place.faults / standin.TOLD).read_text(), losing)
     except (OSError, ValueError, KeyError) as error:
         report.findings.append(f"no store to look at: {type(error).__name__}: {error}")
     report.statuses = oracle.statuses(directory)

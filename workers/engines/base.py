@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Protocol
 
 from contract.rows import StartPhase
 from contract.specs import SessionSpec
+from workers.provenance import Places, shown_environment
+from workers.secrecy import MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +81,18 @@ def inherited_environment(omp_num_threads: str | None) -> dict[str, str]:
     if omp_num_threads is not None:
         kept["OMP_NUM_THREADS"] = omp_num_threads
     return kept
+
+
+_WITHOUT_EFFECT = re.compile(r"^(HF_|DO_NOT_TRACK|TMPDIR|CUDA_VISIBLE_DEVICES)|_(DIR|ROOT|HOME|CACHE|PATH)$")
+"""Where things lie, and which cards of a kind: no number hangs on these."""
+
+
+def environment_of_numbers(omp_num_threads: str | None) -> tuple[str, ...]:
+    """Return `NAME=value` of what a server inherits here and numbers may hang on, without what is named like a secret.
+
+    With it a run that is gone on with is held against what was there when it was made.
+    """
+    inherited = inherited_environment(omp_num_threads)
+    moving = {name: value for name, value in inherited.items() if not _WITHOUT_EFFECT.search(name)}
+    no_session = Places(Path("<session>"))
+    return tuple(line for line in shown_environment(moving, no_session) if not line.endswith(f"={MASK}"))

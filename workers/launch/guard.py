@@ -40,6 +40,8 @@ HURRIED_GRACE_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
 SHARED = "shared"
 """The file that says what those who were killed shared in memory."""
+PREFIX = "vc-"
+"""Of every name that we give a directory in TMPDIR."""
 OWNER = "owner"
 """The file by whose lock `workers.temporary` tells whether a directory still has an owner."""
 _LIBC = ctypes.CDLL(None)
