@@ -90,7 +90,7 @@ class Accounts:
     """The accounts of a run's servers, found by the readings that were made on them."""
 
     def __init__(self, sessions: Sequence[SessionRow]) -> None:
-        self._sessions = {session.session_id: session for session in sessions}
+        self._starts = {(session.session_id, session.attempt): session for session in sessions}
         rows = [row for session in sessions for row in session.account if row.used_bytes is not None]
         self.named = all(_since_init(row) is not None for row in rows)
         """Whether all workers have read what is outside torch: the run's accounts then have the same parts."""
@@ -105,8 +105,9 @@ class Accounts:
 
     def at(self, reading: Reading, moment: str) -> Account | None:
         """Return the account beside a reading; None where none was made or no card was asked (the CPU backend)."""
-        session = self._sessions.get(reading.measured[0].session_id) if reading.measured else None
-        if session is None or session.attempt != reading.measured[0].attempt:
+        point = reading.measured[0] if reading.measured else None
+        session = self._starts.get((point.session_id, point.attempt)) if point is not None else None
+        if session is None:
             return None
         rows = [row for row in session.account if row.moment == moment and row.used_bytes is not None]
         if not rows:

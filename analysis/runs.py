@@ -29,8 +29,8 @@ class Run:
 
     def versions(self, points: Sequence[RunPoint]) -> dict[str, str]:
         """Return what stood behind the points, by what it is: card, vLLM, torch, driver, way of starting, this tool."""
-        ids = {point.session_id for point in points}
-        sessions = [session for session in self.tables.sessions if session.session_id in ids]
+        starts = {(point.session_id, point.attempt) for point in points}
+        sessions = [session for session in self.tables.sessions if (session.session_id, session.attempt) in starts]
         tools = self.manifest.get("versions")
         found: dict[str, set[Any]] = {
             "device": {point.device_name for point in points},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -29,3 +31,14 @@ def test_parts_reach_the_cards_memory_but_the_residual_in_both_panels() -> None:
             assert tops == pytest.approx(
                 [(size - account.residual) / GIB for size, account in zip(left, ready, strict=True)]
             )
+
+
+def test_a_reading_has_the_account_of_its_own_start() -> None:
+    tables = synthetic.tables_of(row for row in synthetic.rows() if row.kind == "memory")
+    (result,) = kv_results(tables.points)
+    reading = result.capacity[0].measured[0]
+    later = [replace(session, attempt=session.attempt + 1, account=[]) for session in tables.sessions]
+    known = Accounts(tables.sessions).at(reading, "ready")
+    assert known is not None
+    assert Accounts([*tables.sessions, *later]).at(reading, "ready") == known
+    assert Accounts(later).at(reading, "ready") is None

@@ -96,10 +96,15 @@ def clock_of(tables: Tables) -> Clock:
     if not bars:
         origin = min(starts.values(), default=0.0)
     labels = card_labels(tables.sessions)
-    cards = {session.session_id: " + ".join(labels[card] for card in cards_of(session)) for session in tables.sessions}
+    cards = {
+        (session.session_id, session.attempt): " + ".join(labels[card] for card in cards_of(session))
+        for session in tables.sessions
+    }
     places = {
         (point.session_id, point.point_id): Place(
-            starts[id(point)] - origin, point.node or "", cards.get(point.session_id, clean(point.session_id))
+            starts[id(point)] - origin,
+            point.node or "",
+            cards.get((point.session_id, point.attempt), clean(point.session_id)),
         )
         for point in tables.points
         if id(point) in starts
