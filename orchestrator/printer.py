@@ -4,6 +4,7 @@ the event loop, on which the leases of all servers hang, never waits for it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -19,7 +20,7 @@ LAST_WORDS_S = 10.0
 
 
 class Printer:
-    """Takes lines at any time and gives them to `write` in their order, and calls `end` behind the last. One that raises
+    """Takes lines at any time, gives them to `write` in their order, and calls `end` behind the last. One that raises
     `OSError` or `ValueError`, as a pipe or terminal does that has closed, costs its line alone."""
 
     def __init__(self, write: Callable[[str], object], end: Callable[[], object] = lambda: None) -> None:
@@ -43,6 +44,8 @@ class Printer:
         self._say_dropped()
         self._lines.put(None)
         self._thread.join(LAST_WORDS_S)
+        if self._thread.is_alive():  # who reads again has the lines, and a terminal its cursor, before the program ends
+            atexit.register(self._thread.join, LAST_WORDS_S)
 
     def _say_dropped(self) -> None:
         if self._dropped:
