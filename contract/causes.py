@@ -100,7 +100,7 @@ CAUSES: dict[F, Cause] = {
     ),
     F.PREFIX_HITS: Cause(Reach.POINT, Again.NEVER, "the same prompts would be found again"),
     F.LOAD_ERROR_RATE: Cause(Reach.POINT, Again.NEVER, "the server lives and answers so: that is to be looked into"),
-    F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session has had all its starts: nothing is known of the point"),
+    F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session got no further start: nothing is known of the point"),
     F.STOPPED: Cause(Reach.RUN, Again.NEVER, "it was asked for"),
     F.ACTOR_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
     F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),

@@ -53,7 +53,7 @@ class FailureClass(StrEnum):
     PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
     # --- the run ---
-    NOT_TRIED = "not_tried"  # its session's servers ended, each for another point's sake, before its turn came
+    NOT_TRIED = "not_tried"  # its session's servers ended before its turn came, and it got no further start
     STOPPED = "stopped"  # the user or the scheduler stopped the run
     ACTOR_LOST = "actor_lost"  # the session's actor is gone, or not to be reached
     CARD_LOST = "card_lost"  # a card of the session does not answer NVML any more
