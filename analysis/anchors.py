@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -17,13 +18,16 @@ from analysis.series import Reading
 from analysis.tables import RunPoint, Tables, moment
 from contract.rows import MEASURED
 
+Server = tuple[str, int]
+"""A session and its start: what two starts of one configuration differ by is no drift."""
+
 
 def with_drift(tables: Tables) -> Tables:
-    """Return the tables with `anchor_drift` in every point of a session that has two measured anchors or more."""
-    found = {session: drift for session, drift in _drifts(tables.points).items() if drift is not None}
+    """Return the tables with `anchor_drift` in every point of a server that has two measured anchors or more."""
+    found = {server: drift for server, drift in _drifts(tables.points).items() if drift is not None}
 
     def marked(point: RunPoint) -> RunPoint:
-        drift = found.get(point.session_id)
+        drift = found.get(_server(point))
         if drift is None:
             return point
         return replace(point, anchor_drift=drift.furthest, anchor_drifted=drift.share if drift.drifted else None)
@@ -42,22 +46,25 @@ def drift_notes(reading: Reading) -> list[Part]:
 
 def add_anchors(doc: Document, points: Sequence[RunPoint]) -> None:
     """Write the readings of every session's anchor; nothing where there is none."""
-    sessions = {session: some for session, some in _anchors(points).items() if len(some) > 1}
-    if not sessions:
+    servers = {server: some for server, some in _anchors(points).items() if len(some) > 1}
+    if not servers:
         return
     doc.heading(2, "Drift while a server lived")
     doc.say(
         "One level, the anchor, was measured again and again between the others. A server drifted where a step or a "
         "trend in the anchor's tok_s is more than noise and more than {limit}: then its levels are marked in their "
         "notes. Noise is that of the anchor and of the session's repeats of the same load about such a step or trend, "
-        "taken for the same at every level; the interval allows for as many of them as there are readings, so that of "
-        "servers that do not drift no more than {alarms} are marked.",
+        "taken for the same at every level; the interval allows for as many of them as there are readings, so that no "
+        "more than {alarms} of the servers that do not drift are marked, where the anchor scatters as the other levels "
+        "do. Where it scatters more, more are.",
         limit=percent("rule.drift_limit_pct", DRIFT_LIMIT, 0),
         alarms=percent("rule.false_alarms_pct", 1 - CONFIDENCE, 0),
     )
     drifts = _drifts(points)
-    for session, some in sessions.items():
-        _session(doc, f"anchor.{session}", some, drifts[session])
+    several = Counter(session for session, _ in servers)
+    for (session, attempt), some in servers.items():
+        name = f"anchor.{session}" if several[session] == 1 else f"anchor.{session}.{attempt}"
+        _session(doc, name, some, drifts[session, attempt])
 
 
 def _session(doc: Document, name: str, some: Sequence[RunPoint], drift: Drift | None) -> None:
@@ -117,18 +124,22 @@ def _value_and_change(name: str, point: RunPoint, first: RunPoint, column: str) 
     return [significant(prefix, value, 4), signed_percent(f"{prefix}_change_pct", change)]
 
 
-def _anchors(points: Sequence[RunPoint]) -> dict[str, list[RunPoint]]:
-    """The measured anchors of every session in their order."""
-    found: dict[str, list[RunPoint]] = {}
+def _anchors(points: Sequence[RunPoint]) -> dict[Server, list[RunPoint]]:
+    """The measured anchors of every server in their order."""
+    found: dict[Server, list[RunPoint]] = {}
     for point in sorted(points, key=lambda point: point.repeat or 0):
         if point.purpose == "anchor" and point.status == MEASURED and point.tok_s:
-            found.setdefault(point.session_id, []).append(point)
+            found.setdefault(_server(point), []).append(point)
     return dict(sorted(found.items()))
 
 
-def _drifts(points: Sequence[RunPoint]) -> dict[str, Drift | None]:
-    """By session, for those with a measured anchor."""
-    return {session: find_drift(_timed(some), _others(points, some[0])) for session, some in _anchors(points).items()}
+def _server(point: RunPoint) -> Server:
+    return point.session_id, point.attempt
+
+
+def _drifts(points: Sequence[RunPoint]) -> dict[Server, Drift | None]:
+    """By server, for those with a measured anchor."""
+    return {server: find_drift(_timed(some), _others(points, some[0])) for server, some in _anchors(points).items()}
 
 
 def _others(points: Sequence[RunPoint], anchor: RunPoint) -> list[list[Timed]]:
@@ -136,7 +147,7 @@ def _others(points: Sequence[RunPoint], anchor: RunPoint) -> list[list[Timed]]:
     levels: dict[tuple[str, int | None], list[RunPoint]] = {}
     for point in points:
         if (
-            point.session_id == anchor.session_id
+            _server(point) == _server(anchor)
             and point.purpose in SAME_WINDOW
             and point.status == MEASURED
             and all(getattr(point, column) == getattr(anchor, column) for column in LOAD)

@@ -130,7 +130,7 @@ def _cut_slugs(tables: Tables) -> dict[tuple[str, str], str]:
 def silent_sessions(tables: Tables) -> int:
     """Return how many sessions failed without leaving a row for any of their points."""
     with_points = {point.session_id for point in tables.points}
-    return sum(s.status != MEASURED and s.session_id not in with_points for s in tables.sessions)
+    return len({s.session_id for s in tables.sessions if s.status != MEASURED} - with_points)
 
 
 def add_failures(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:

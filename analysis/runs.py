@@ -11,6 +11,7 @@ from analysis.errors import AnalysisError
 from analysis.figures import clean
 from analysis.manifest import read_manifest
 from analysis.tables import RunPoint, Tables, read_tables
+from contract.rows import SessionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,7 @@ class Run:
 
     def versions(self, points: Sequence[RunPoint]) -> dict[str, str]:
         """Return what stood behind the points, by what it is: card, vLLM, torch, driver, way of starting, this tool."""
-        starts = {(point.session_id, point.attempt) for point in points}
-        sessions = [session for session in self.tables.sessions if (session.session_id, session.attempt) in starts]
+        sessions = self._servers(points)
         tools = self.manifest.get("versions")
         found: dict[str, set[Any]] = {
             "device": {point.device_name for point in points},
@@ -41,6 +41,18 @@ class Run:
             "vllm-capacity": {tools.get("vllm-capacity") if isinstance(tools, dict) else None},
         }
         return {name: " and ".join(sorted(clean(str(v)) for v in values - {None})) for name, values in found.items()}
+
+    def _servers(self, points: Sequence[RunPoint]) -> list[SessionRow]:
+        """The starts that the points were measured in; of a run that kept its sessions' last ones only, those."""
+        starts: dict[str, dict[int, SessionRow]] = {}
+        for session in self.tables.sessions:
+            starts.setdefault(session.session_id, {})[session.attempt] = session
+        asked = {(point.session_id, point.attempt) for point in points}
+        own = [(starts.get(session_id, {}), attempt) for session_id, attempt in sorted(asked)]
+        found = [
+            known.get(attempt) or (next(iter(known.values())) if len(known) == 1 else None) for known, attempt in own
+        ]
+        return [session for session in found if session is not None]
 
 
 def open_runs(directories: Sequence[Path]) -> list[Run]:

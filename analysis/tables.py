@@ -38,8 +38,8 @@ NESTED = ("requests", "telemetry", "server_samples")
 """Lists in a point's row, each a table of its own."""
 IDS = ("run_id", "session_id", "point_id", "simulated")
 """What a row of such a table carries of its point."""
-IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id",)}
-"""Rows that agree in these are attempts at the same thing: the last one counts."""
+IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id", "attempt")}
+"""Rows that agree in these are of one thing: of attempts at a point the last one counts, each start is a server."""
 
 
 @dataclass(slots=True)
@@ -134,7 +134,7 @@ def _rows(path: Path, schema: pa.Schema, row_class: type) -> list[dict[str, Any]
     table = last_attempts(checked(path, schema, row_class), row_class)
     ids = _ids(table, row_class)
     if len(set(ids)) != len(ids):
-        raise AnalysisError(f"{path}: holds a {'point' if row_class is PointRow else 'session'} twice")
+        raise AnalysisError(f"{path}: holds a {'point' if row_class is PointRow else 'start of a session'} twice")
     rows: list[dict[str, Any]] = _numbers(table).to_pylist()
     return rows
 
@@ -149,14 +149,14 @@ def _numbers(table: pa.Table) -> pa.Table:
     return table
 
 
-def _ids(table: pa.Table, row_class: type) -> list[tuple[str, ...]]:
+def _ids(table: pa.Table, row_class: type) -> list[tuple[Any, ...]]:
     return list(zip(*(table.column(name).to_pylist() for name in IDENTITY[row_class]), strict=True))
 
 
 def last_attempts(table: pa.Table, row_class: type) -> pa.Table:
     """Return the rows without those that a later attempt replaced."""
     ids, attempts = _ids(table, row_class), [attempt or 0 for attempt in table.column("attempt").to_pylist()]
-    last: dict[tuple[str, ...], int] = {}
+    last: dict[tuple[Any, ...], int] = {}
     for key, attempt in zip(ids, attempts, strict=True):
         last[key] = max(attempt, last.get(key, attempt))
     kept = [attempt == last[key] for key, attempt in zip(ids, attempts, strict=True)]

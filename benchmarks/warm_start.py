@@ -79,6 +79,7 @@ def main() -> int:
     specs = _specs(options)
     parent = parent_for(make_engine("vllm"), specs[0], os.environ.get("OMP_NUM_THREADS"))
     seen: dict[tuple[int, Start], Seen] = defaultdict(Seen)
+    number = 0
     try:
         offer(parent.socket, lambda: False).close()
         for number in range(options.rounds):
@@ -108,10 +109,15 @@ def verdict(
 ) -> int:
     """Print what was seen, by length and way. Returns the exit code: 0 where the two ways are equivalent.
 
-    `loaded` is the length whose servers had a load; None: none had.
+    `loaded` is the length whose servers had a load; None: none had. A length that has had servers of one way only, of a
+    run that was interrupted, is not compared.
     """
     equivalent = []
-    lengths = sorted({length for length, _ in seen})
+    complete = {at for at, one in seen.items() if one.memory_bytes}
+    lengths = sorted({length for length, _ in complete if all((length, start) in complete for start in order(0))})
+    if not lengths:
+        print("no length has had servers of both ways: nothing to compare")
+        return 1
     for length in lengths:
         cold, warm = seen[length, Start.COLD], seen[length, Start.WARM]
         _compare_starts(length, cold, warm)
@@ -121,7 +127,10 @@ def verdict(
     for pair in pairwise(lengths):
         grown = [_growth(*(seen[length, start] for length in pair)) for start in order(0)]
         equivalent.append(_compare_memory(f"{pair[0]} to {pair[1]}", *grown, memory_within_bytes))
-    if loaded is not None:
+    if loaded is not None and loaded not in lengths:
+        print(f"no load was compared: none ended both ways at {loaded}")
+        equivalent.append(False)
+    elif loaded is not None:
         equivalent.append(_compare_levels(seen[loaded, Start.COLD], seen[loaded, Start.WARM], within))
     forked = [told for (_, start), each in seen.items() if start is Start.WARM for told in each.configurations]
     equivalent.append(_compare_names(forked))
@@ -258,8 +267,8 @@ def _compare_names(warm: Sequence[dict[str, str]]) -> bool:
 
 
 def _growth(shorter: Seen, longer: Seen) -> list[float]:
-    """Of memory between two lengths, round by round."""
-    return [b - a for a, b in zip(shorter.memory_bytes, longer.memory_bytes, strict=True)]
+    """Of memory between two lengths, round by round; the last may have been interrupted between them."""
+    return [b - a for a, b in zip(shorter.memory_bytes, longer.memory_bytes, strict=False)]
 
 
 def _compare_memory(what: str, cold: Iterable[float], warm: Iterable[float], within: float) -> bool:

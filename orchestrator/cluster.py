@@ -13,13 +13,14 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from contract.rows import PointRow, SessionEnd, SessionRow
+from contract.rows import MEASURED, PointRow, SessionEnd, SessionRow
 from contract.specs import ModelSpec, Point, SessionSpec, Start
 from orchestrator import interrupts, knock
 from orchestrator.fleet import (
@@ -80,9 +81,9 @@ class Cluster:
         self._local = local
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
-        self._served: set[str] = set()
-        """Nodes that have had a session."""
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
+        self._served: set[str] = set()
+        """Nodes that have had a server, or have a session that is to start their first."""
         self._keeps_warm: threading.Thread | None = None
         self._left = threading.Event()
         self._private: Owned | None = None
@@ -313,7 +314,10 @@ class Cluster:
         omp, why = users_omp_num_threads(), self._not_warm.get(node)
         first = node not in self._served
         self._served.add(node)
-        handle = SessionHandle(actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first))
+        handle = SessionHandle(
+            actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first),
+            partial(self._served.discard, node) if first else lambda: None,
+        )
         await handle.alive()
         return handle
 
@@ -335,8 +339,11 @@ class Cluster:
 class SessionHandle:
     """The driver's hold on one session actor. Every verb raises `ActorLost` when the actor is gone."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, came_to_nothing: Callable[[], None]) -> None:
+        """`came_to_nothing` is called where the session ends and has had no server that was ready."""
         self._actor = actor
+        self._came_to_nothing = came_to_nothing
+        self._served = False
         self._renewing: asyncio.Future[None] | None = None
 
     async def alive(self) -> None:
@@ -354,6 +361,7 @@ class SessionHandle:
     async def start(self) -> SessionRow:
         """Start the server."""
         row: SessionRow = await _result(self._actor.start.remote())
+        self._served = row.status == MEASURED
         return row
 
     async def measure(self, point: Point) -> PointRow:
@@ -384,6 +392,8 @@ class SessionHandle:
         """End the actor at once; the guard ends what it started."""
         import ray
 
+        if not self._served:
+            self._came_to_nothing()
         if self._renewing is not None:
             self._renewing.cancel()
         with contextlib.suppress(Exception):

@@ -20,8 +20,8 @@ LAST_WORDS_S = 10.0
 
 
 class Printer:
-    """Takes lines at any time, gives them to `write` in their order, and calls `end` behind the last. One that raises
-    `OSError` or `ValueError`, as a pipe or terminal does that has closed, costs its line alone."""
+    """Takes lines at any time and gives them to `write` in their order, and calls `end` behind the last. One that
+    raises `OSError` or `ValueError`, as a pipe or terminal does that has closed, costs its line alone."""
 
     def __init__(self, write: Callable[[str], object], end: Callable[[], object] = lambda: None) -> None:
         self._write = write

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from contract.rows import TelemetryRow
@@ -166,12 +169,24 @@ def test_a_server_that_does_not_know_the_question_has_no_account(
     assert one.rows == []
 
 
+def never() -> bool:
+    return False
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 PRETENDED_CUDA = """
 import ctypes, runpy, sys
 class Driver:
     def __getattr__(self, name):
         return lambda *_: {result}
-ctypes.CDLL = lambda name: Driver()
+real = ctypes.CDLL
+ctypes.CDLL = lambda name: Driver() if name else real(name)
 runpy.run_path({path!r}, run_name="__main__")
 """
 
@@ -184,7 +199,7 @@ def test_a_bare_context_is_what_the_card_grows_by(
     script.write_text(PRETENDED_CUDA.format(result=result, path=context_probe.__file__))
     monkeypatch.setattr(context_probe, "__file__", str(script))
     readings = iter([100, 600, 600, 100])
-    assert context_probe.context_bytes("0", lambda: next(readings)) == expected
+    assert context_probe.context_bytes("0", lambda: next(readings), never) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,7 +219,7 @@ def test_a_context_is_not_known_where_others_came_or_went(
     monkeypatch.setattr(context_probe, "__file__", str(script))
     monkeypatch.setattr(context_probe, "BACK_LIMIT_S", 0.1)
     left = [mib * MIB for mib in readings]
-    found = context_probe.context_bytes("0", lambda: left.pop(0) if len(left) > 1 else left[0])
+    found = context_probe.context_bytes("0", lambda: left.pop(0) if len(left) > 1 else left[0], never)
     assert found == (None if expected is None else expected * MIB)
 
 
@@ -238,7 +253,91 @@ def test_libraries_are_what_the_card_grows_by_beyond_a_context_and_torchs_alloca
     script.write_text(torch + PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
     monkeypatch.setattr(context_probe, "__file__", str(script))
     monkeypatch.setattr(context_probe, "BACK_LIMIT_S", 0.1)
-    assert context_probe.library_bytes("0", lambda: readings.pop(0) if len(readings) > 1 else readings[0]) == expected
+    found = context_probe.library_bytes("0", lambda: readings.pop(0) if len(readings) > 1 else readings[0], never)
+    assert found == expected
+
+
+SPEAKS = "import os; os.system('echo some warning')\n"
+
+
+@pytest.mark.parametrize("torch", [SPEAKS + PRETENDED_TORCH, PRETENDED_TORCH.replace("lambda: 32", "lambda: 'much'")])
+def test_what_is_no_answer_of_the_probe_is_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str
+) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(torch + PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    monkeypatch.setattr(context_probe, "__file__", str(script))
+    assert context_probe.library_bytes("0", lambda: 100, never) is None
+    script.write_text(SPEAKS + PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    assert context_probe.context_bytes("0", lambda: 100, never) is None
+
+
+def test_what_libraries_print_is_not_taken_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = PRETENDED_TORCH.replace(
+        "    assert rows is weights", "    print('a banner'); import os; os.system('echo another')"
+    )
+    script = tmp_path / "probe.py"
+    script.write_text(torch + PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    monkeypatch.setattr(context_probe, "__file__", str(script))
+    readings = iter([100, 600, 790, 100])
+    assert context_probe.library_bytes("0", lambda: next(readings), never) == 190 - 32
+
+
+HANGS = "    import os, pathlib, time; pathlib.Path({pid!r}).write_text(str(os.getpid()) + '.'); time.sleep(600)"
+ASKS = """
+from workers.devices import context_probe
+context_probe.__file__ = {script!r}
+context_probe.library_bytes("0", lambda: 0, lambda: False)
+"""
+
+
+def hanging_probe(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a probe that hangs while it computes, and the file that it then writes its number and a full stop into."""
+    script, pid = tmp_path / "probe.py", tmp_path / "pid"
+    torch = PRETENDED_TORCH.replace("    assert rows is weights", HANGS.format(pid=str(pid)))
+    script.write_text(torch + PRETENDED_CUDA.format(result=0, path=context_probe.__file__))
+    return script, pid
+
+
+def written(pid: Path) -> bool:
+    return pid.exists() and pid.read_text().endswith(".")
+
+
+def test_a_stop_ends_the_probe_at_once_and_the_card_is_not_read_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, pid = hanging_probe(tmp_path)
+    monkeypatch.setattr(context_probe, "__file__", str(script))
+    told: list[bool] = []
+
+    def stopped() -> bool:
+        told.append(written(pid))
+        return told[-1]
+
+    assert context_probe.library_bytes("0", lambda: 0, stopped) is None
+    assert 1 <= told.count(True) <= 3  # not waited for any longer
+    assert not psutil.pid_exists(int(pid.read_text()[:-1]))
+
+    def closed() -> int:
+        raise AssertionError("read after a stop")
+
+    assert context_probe.context_bytes("0", closed, lambda: True) is None
+
+
+def test_a_probe_that_computes_is_ended_with_the_process_that_asked(tmp_path: Path) -> None:
+    script, pid = hanging_probe(tmp_path)
+    asking = subprocess.Popen([sys.executable, "-c", ASKS.format(script=str(script))])
+    try:
+        wait_until(lambda: written(pid))
+        probe = psutil.Process(int(pid.read_text()[:-1]))
+    finally:
+        asking.kill()
+        asking.wait()
+    try:
+        wait_until(lambda: not probe.is_running() or probe.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            probe.kill()
 
 
 def test_a_probe_ends_with_the_process_that_asked(tmp_path: Path) -> None:

@@ -21,6 +21,11 @@ def test_a_steady_server_is_hardly_ever_marked(readings: int, sd: float) -> None
     assert drift_truth.marked(Session(readings, sd), 1000) <= 0.05
 
 
+@pytest.mark.parametrize("readings", drift_truth.READINGS)
+def test_more_are_marked_where_the_anchor_scatters_more_as_the_pages_say(readings: int) -> None:
+    assert 0.08 <= drift_truth.marked(Session(readings, 0.02, anchor_sd=0.035), 1000) <= 0.23
+
+
 def test_a_steady_servers_clearest_move_is_hardly_ever_more_than_noise() -> None:
     """The promise of the interval, without the limit."""
     rng = random.Random(3)
@@ -59,6 +64,17 @@ def test_one_reading_or_readings_of_one_moment_tell_nothing() -> None:
     assert find_drift([Timed(0, 100.0)], []) is None
     assert find_drift([Timed(5, 100.0)] * 3, []) is None
     assert find_drift([], []) is None
+
+
+def test_what_two_starts_of_a_server_differ_by_is_no_drift() -> None:
+    rows = [synthetic.load_row(synthetic.GPU, "anchor", 8, n) for n in range(4)]
+    tok_s = (800.0, 802.0, 720.0, 722.0)
+    times = [f"2026-01-02T03:{10 * n:02}:00Z" for n in range(4)]
+    one = [replace(row, tok_s=value, started_at=at) for row, value, at in zip(rows, tok_s, times, strict=True)]
+    two = [replace(row, attempt=1 if n < 2 else 2) for n, row in enumerate(one)]
+    drifts = [{point.anchor_drift for point in with_drift(synthetic.tables_of(each)).points} for each in (one, two)]
+    assert min(drifts[0]) < -0.09
+    assert all(abs(drift) < 0.01 for drift in drifts[1])
 
 
 def page(tok_s: tuple[float, ...], repeats: int = 3) -> str:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import AnalysisError, answer, reduce
+from analysis.kv_account import Accounts
+from analysis.kv_fit import kv_results
 from analysis.shards import build_tables
 from analysis.tables import NESTED, read_tables
 from contract.rows import SCHEMA_VERSION, ClientRow, PointRow, SessionRow, to_table
@@ -84,7 +86,7 @@ def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
     assert [path.name for path in reduce(tmp_path)] == ["report.html", "figures.csv"]
 
 
-def test_a_point_has_its_own_start_of_the_server_and_a_session_its_last(run: Path) -> None:
+def test_a_point_has_its_own_start_of_the_server_and_a_session_all_of_them(run: Path) -> None:
     row = synthetic.rows()[0]
     first = replace(synthetic.session_of(row), status="failed", node="node-a", memory_back_s=None)
     last = replace(first, attempt=2, status="measured", node="node-b", memory_back_s=0.7)
@@ -93,10 +95,12 @@ def test_a_point_has_its_own_start_of_the_server_and_a_session_its_last(run: Pat
     build_tables(run)
     point = next(point for point in read_tables(run).points if point.session_id == "session-c512")
     assert (point.attempt, point.node, point.memory_back_s) == (1, "node-a", None)
-    (session,) = (s for s in read_tables(run).sessions if s.session_id == "session-c512")
-    assert (session.attempt, session.status) == (2, "measured")
-    starts = frame(run, "sessions").query("session_id == 'session-c512'")
-    assert sorted(starts.attempt) == [1, 2], "what an earlier point was measured with is kept"
+    starts = [s for s in read_tables(run).sessions if s.session_id == "session-c512"]
+    assert sorted((s.attempt, s.status) for s in starts) == [(1, "failed"), (2, "measured")]
+    reading = next(
+        each for each in kv_results(read_tables(run).points)[0].committed[0].series.measured if each.at == 512
+    )
+    assert Accounts(read_tables(run).sessions).at(reading, "ready") is not None, "of its own start"
     pq.write_table(to_table([replace(last, attempt=3)], SessionRow), shard)
     build_tables(run)
     point = next(point for point in read_tables(run).points if point.session_id == "session-c512")
@@ -109,15 +113,14 @@ def test_a_point_has_its_own_start_of_the_server_and_a_session_its_last(run: Pat
 def test_last_attempt_wins_in_tables_that_hold_them_all(run: Path) -> None:
     build_tables(run)
     known = read_tables(run)
-    for name, columns in (("points", {"tok_s": 1.0}), ("sessions", {"node": "elsewhere"})):
-        table = pq.ParquetFile(run / f"{name}.parquet").read()
-        earlier = [row | {"attempt": 0, "status": "failed"} | columns for row in table.to_pylist()]
-        both = pa.concat_tables([pa.Table.from_pylist(earlier, schema=table.schema), table])
-        pq.write_table(both, run / f"{name}.parquet")
+    table = pq.ParquetFile(run / "points.parquet").read()
+    earlier = [row | {"attempt": 0, "status": "failed", "tok_s": 1.0} for row in table.to_pylist()]
+    both = pa.concat_tables([pa.Table.from_pylist(earlier, schema=table.schema), table])
+    pq.write_table(both, run / "points.parquet")
     assert read_tables(run) == known
     table = pq.ParquetFile(run / "sessions.parquet").read()
     pq.write_table(pa.concat_tables([table, table]), run / "sessions.parquet")
-    with pytest.raises(AnalysisError, match="holds a session twice"):
+    with pytest.raises(AnalysisError, match="holds a start of a session twice"):
         read_tables(run)
 
 

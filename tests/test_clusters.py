@@ -1,6 +1,7 @@
 """Clusters that were started by hand, of pretended GPUs: nodes and links that go away, submitted jobs, tokens."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray  # without a token in the environment, as by whoever uses it in the same process
 
-from contract.rows import MEASURED
+from contract.rows import FAILED, MEASURED
 from contract.specs import Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
@@ -193,6 +194,45 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     asyncio.run(sessions())
     assert len(asked) == 1
     assert [arguments[-3:-1] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+
+
+@pytest.mark.parametrize(
+    ("lives", "status", "again"), [(False, None, True), (True, FAILED, True), (True, MEASURED, False)]
+)
+def test_a_session_is_the_first_of_its_node_until_one_has_had_a_server(
+    lives: bool, status: str | None, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+
+    async def ping() -> None:
+        if not lives and len(made) == 1:
+            raise ray.exceptions.RayActorError
+
+    async def start() -> Any:
+        return SimpleNamespace(status=status)
+
+    async def stop() -> None: ...
+
+    verbs = {verb.__name__: SimpleNamespace(remote=verb) for verb in (ping, start, stop)}
+    options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or SimpleNamespace(**verbs))
+    monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(clusters, "_on", lambda _: None)
+    cluster = Cluster(experiment("kv").cluster, None)
+    cold: Any = SimpleNamespace(gpus=1, start=Start.COLD)
+
+    async def sessions() -> None:
+        with contextlib.suppress(ActorLost):
+            handle = await cluster.session(cold, "node", "run", 1)
+            beside = await cluster.session(cold, "node", "run", 1)
+            assert made[-1][-1] is False  # one at a time
+            await handle.start()
+            await beside.stop(1)
+            await handle.stop(1)
+        await cluster.session(cold, "node", "run", 2)
+
+    asyncio.run(sessions())
+    assert made[0][-1] is True
+    assert made[-1][-1] is again
 
 
 # --- one head, with a token and jobs ---

@@ -448,6 +448,29 @@ def test_ready_timeout_is_a_failure_with_its_limit(session: Made) -> None:
     assert one.start().failure_class == FailureClass.READY_TIMEOUT
 
 
+def test_a_stop_waits_for_probes_and_then_closes_the_device(session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session(spec())
+    probing, order = threading.Event(), list[str]()
+
+    def contexts() -> list[int | None]:
+        probing.set()
+        assert one._stopping.wait(20)
+        time.sleep(0.1)
+        order.append("probed")
+        return [None]
+
+    close = one._device.close
+    monkeypatch.setattr(one, "_contexts", contexts)
+    monkeypatch.setattr(one._device, "close", lambda: (order.append("closed"), close()))
+    starting = threading.Thread(target=one.start)
+    starting.start()
+    assert probing.wait(20)
+    one.stop()
+    starting.join(20)
+    assert order == ["probed", "closed"]
+    assert one.row.failure_class == FailureClass.STOPPED
+
+
 def test_stop_pre_empts_a_start(session: Made) -> None:
     one = session(spec(start_s=30))
     thread = threading.Thread(target=one.start)
@@ -526,18 +549,8 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
 @pytest.mark.parametrize(
     ("cores", "load_processes", "failure_class", "words"),
     [
-        (
-            8,
-            None,
-            FailureClass.CLIENT_LIMITED,
-            "4 processes (the host has no cores, or the level no streams, for more)",
-        ),
-        (
-            2,
-            None,
-            FailureClass.CLIENT_LIMITED,
-            "1 processes (the host has no cores, or the level no streams, for more)",
-        ),
+        (64, None, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
+        (2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the host has no cores for more)"),
         (64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
     ],
 )

@@ -1,5 +1,7 @@
 """benchmarks/warm_start.py: what it calls equivalent, and what it does not pass over."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks import warm_start
@@ -78,3 +80,41 @@ def test_the_order_of_the_two_ways_alternates() -> None:
         (Start.COLD, Start.WARM),
         (Start.WARM, Start.COLD),
     ]
+
+
+def server(name: str, *memory_mib: int) -> Seen:
+    """Return what servers of one name each have shown; the last may have been interrupted before it was read."""
+    names = [told(f"{name}{number}") for number, _ in enumerate(memory_mib)]
+    return Seen(
+        [1.0] * (len(names) or 1), [1.0], memory_bytes=[each * MIB for each in memory_mib], configurations=names
+    )
+
+
+def test_what_an_interrupted_run_has_not_got_both_ways_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"device": "cuda", "within": 0.05, "memory_within_bytes": 2 * MIB}
+    assert warm_start.verdict({}, **asked, loaded=None) == 1  # type: ignore[arg-type]
+    seen = {(512, Start.COLD): server("a", 100, 100), (512, Start.WARM): server("b", 100, 100)}
+    seen |= {(1024, Start.COLD): server("c", 150), (1024, Start.WARM): server("d")}
+    assert warm_start.verdict(seen, **asked, loaded=None) == 0  # type: ignore[arg-type]
+    assert "1024" not in capsys.readouterr().out
+    assert warm_start.verdict(seen, **asked, loaded=1024) == 1  # type: ignore[arg-type]
+    seen[1024, Start.WARM] = server("d", 150)
+    assert warm_start.verdict(seen, **asked, loaded=None) == 0  # type: ignore[arg-type]
+    assert "512 to 1024" in capsys.readouterr().out
+
+
+def test_an_interrupt_before_the_first_round_ends_without_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    closed: list[None] = []
+    parent = SimpleNamespace(socket="/none", close=lambda: closed.append(None))
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py"])
+    monkeypatch.setattr(warm_start, "_specs", lambda _: [SimpleNamespace(device="cpu")])
+    monkeypatch.setattr(warm_start, "parent_for", lambda *_: parent)
+    monkeypatch.setattr(warm_start, "offer", interrupted)
+    assert warm_start.main() == 1
+    assert closed == [None]
+    assert "interrupted in round 1 of 3" in capsys.readouterr().out

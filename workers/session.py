@@ -120,7 +120,7 @@ class Session:
         self._stopping = threading.Event()
         self._hurried = threading.Event()
         self._lifecycle = threading.Lock()
-        """Held while a process is made and while it is ended, so that a stop never misses a start."""
+        """Held while probes run, while a process is made and while it is ended, so that a stop never misses a start."""
         self._engine = make_engine(spec.engine)
         self._cache = caches.cache_root()
         self._workspace = Workspace.make()
@@ -188,9 +188,11 @@ class Session:
         return self.row
 
     def _launch(self) -> None:
-        contexts = self._contexts()
-        if self._first and self.spec.device == "cuda":
-            self.row.library_bytes = library_bytes(self._names_for_cuda()[0], partial(self._used, 0))
+        with self._lifecycle:  # a stop ends the probes, and closes the device once they do not read it any more
+            contexts = self._contexts()
+            if self._first and self.spec.device == "cuda":
+                name, stopped = self._names_for_cuda()[0], self._stopping.is_set
+                self.row.library_bytes = library_bytes(name, partial(self._used, 0), stopped)
         self._serving(lambda made: self._prove(made, contexts))
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
 
@@ -280,7 +282,8 @@ class Session:
         """What a bare CUDA context takes of each card, before the server is there."""
         if self.spec.device != "cuda":
             return [None] * len(self._device.cards)
-        return [context_bytes(name, partial(self._used, at)) for at, name in enumerate(self._names_for_cuda())]
+        names, stopped = self._names_for_cuda(), self._stopping.is_set
+        return [context_bytes(name, partial(self._used, at), stopped) for at, name in enumerate(names)]
 
     def _used(self, at: int) -> int:
         """What a card holds now, whoever has it."""

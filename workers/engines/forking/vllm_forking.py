@@ -48,7 +48,8 @@ def __getattr__(name: str) -> Any:
 
 def _spawn() -> None:
     os.environ[METHOD] = "spawn"
-    spawn.get_command_line = partial(_importing_first, spawn.get_command_line)
+    if getattr(spawn.get_command_line, "func", None) is not _importing_first:  # registered with every configuration
+        spawn.get_command_line = partial(_importing_first, spawn.get_command_line)
 
 
 def _importing_first(command_line: Any, **given: Any) -> list[str]:
