@@ -65,7 +65,9 @@ def find_drift(readings: Sequence[Timed], others: Sequence[Sequence[Timed]]) -> 
     the last, each by t with its own residuals. Those of `others`, the repeats of the session's other levels, are pooled
     with them: less each level's mean and the same move, so that a drift is not taken for noise. Each interval is
     Bonferroni's for as many as are tried (Dunn, Journal of the American Statistical Association 56, 1961), so of 20
-    servers that do not drift one at most is said to.
+    servers that do not drift one at most is said to, where the anchor scatters as the other levels do; where it
+    scatters more, more are (`benchmarks/drift_truth.py`). Few readings cannot tell: `intervals.noise_of` would mark too
+    many of those still, and miss more true drifts.
     """
     times = [reading.at_s for reading in readings]
     courses: list[Course] = [partial(_line, times[0], times[-1])] if len(set(times)) > 1 else []

@@ -54,8 +54,9 @@ def add_anchors(doc: Document, points: Sequence[RunPoint]) -> None:
         "One level, the anchor, was measured again and again between the others. A server drifted where a step or a "
         "trend in the anchor's tok_s is more than noise and more than {limit}: then its levels are marked in their "
         "notes. Noise is that of the anchor and of the session's repeats of the same load about such a step or trend, "
-        "taken for the same at every level; the interval allows for as many of them as there are readings, so that of "
-        "servers that do not drift no more than {alarms} are marked.",
+        "taken for the same at every level; the interval allows for as many of them as there are readings, so that no "
+        "more than {alarms} of the servers that do not drift are marked, where the anchor scatters as the other levels "
+        "do. Where it scatters more, more are.",
         limit=percent("rule.drift_limit_pct", DRIFT_LIMIT, 0),
         alarms=percent("rule.false_alarms_pct", 1 - CONFIDENCE, 0),
     )

@@ -15,8 +15,8 @@ from analysis.series import Reading
 from analysis.targets import Slo
 
 BETWEEN_STARTS = 0.10
-"""Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1 (benchmarks/client): the
-noise of repeats on one server does not hold that."""
+"""Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1
+(docs/measured_on_gpus.md): the noise of repeats on one server does not hold that."""
 
 
 class Standing(StrEnum):

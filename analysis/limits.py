@@ -107,6 +107,10 @@ class Unknown:
 
 
 CLIENT: dict[str, Unknown] = {
+    F.CLIENT_CORES_FEW: Unknown("and the host had no cores for more of it", "a host with more free cores tells"),
+    F.CLIENT_STREAMS_FEW: Unknown(
+        "with a process for each of its streams", "the same sweep with nothing else busy on the host may tell"
+    ),
     F.CLIENT_PROCESSES_FIXED: Unknown(
         "with as many processes as `load.processes` names", "the same sweep with `load.processes=auto` tells"
     ),
@@ -115,13 +119,14 @@ CLIENT: dict[str, Unknown] = {
         "the same sweep with a higher number of `load.processes` tells",
     ),
 }
-"""Why a level stayed without a measurement where the reason is not that the host had no more to give."""
-NO_MORE_TO_GIVE = Unknown("and the host had no cores for more of it", "a host with more free cores tells")
+"""Why a level stayed without a measurement, by its failure class."""
+NOT_SAID = Unknown("and whether the host had more for it is not known", "the same sweep again tells whether it had")
+"""Of rows of before these classes, and of a later version."""
 
 
 def _client(reading: Reading) -> Unknown:
     found = [point.failure_class for point in reading.unmeasured if point.status == CLIENT_LIMITED]
-    return CLIENT.get(found[0] or "", NO_MORE_TO_GIVE)
+    return CLIENT.get(found[0] or "", NOT_SAID)
 
 
 def _ruled_out(seen: Signs) -> list[str]:

@@ -86,7 +86,8 @@ def main() -> None:
             _print(f"steady, noise of {sd:.0%}, repeats: {rounds}", sessions, "steady", sd, rounds)
         for kind in ("step", "trend"):
             _print(f"{kind} of 10 %, noise of 2 %, repeats: {rounds}", sessions, kind, 0.02, rounds)
-    _print("steady, noise of 2 %, of the anchor 3.5 %", sessions, "steady", 0.02, ROUNDS, 0.035)
+    for anchor_sd in (0.03, 0.035, 0.05):
+        _print(f"steady, noise of 2 %, of the anchor {anchor_sd:.1%}", sessions, "steady", 0.02, ROUNDS, anchor_sd)
 
 
 def _print(what: str, sessions: int, kind: str, sd: float, rounds: int, anchor_sd: float | None = None) -> None:

@@ -89,14 +89,18 @@ CAUSES: dict[F, Cause] = {
     F.POINT_TIMEOUT: Cause(Reach.SERVER, Again.NEVER, "it would take as long again"),
     F.LOAD_LOST: Cause(Reach.POINT, Again.SAME_SERVER, "the server is as it was"),
     F.LOAD_TOO_LARGE: Cause(Reach.POINT, Again.NEVER, "its answers would take the same memory again"),
-    F.CLIENT_LIMITED: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the host has cores for"),
+    F.CLIENT_LIMITED: Cause(
+        Reach.POINT, Again.NEVER, "a row of an older version: whether the host had more is not known"
+    ),
+    F.CLIENT_CORES_FEW: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the host has cores for"),
+    F.CLIENT_STREAMS_FEW: Cause(Reach.POINT, Again.NEVER, "it has had a process for each of its streams"),
     F.CLIENT_PROCESSES_FIXED: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the user named"),
     F.CLIENT_PROCESSES_FEW: Cause(
         Reach.POINT, Again.NEVER, "measured again with four times the processes before it is said"
     ),
     F.PREFIX_HITS: Cause(Reach.POINT, Again.NEVER, "the same prompts would be found again"),
     F.LOAD_ERROR_RATE: Cause(Reach.POINT, Again.NEVER, "the server lives and answers so: that is to be looked into"),
-    F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session has had all its starts: nothing is known of the point"),
+    F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session got no further start: nothing is known of the point"),
     F.STOPPED: Cause(Reach.RUN, Again.NEVER, "it was asked for"),
     F.ACTOR_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
     F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),

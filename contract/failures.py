@@ -45,13 +45,15 @@ class FailureClass(StrEnum):
     POINT_TIMEOUT = "point_timeout"  # the point's own time limit
     LOAD_LOST = "load_lost"  # a load process ended before its level
     LOAD_TOO_LARGE = "load_too_large"  # its answers would take more memory than the node has for them: nothing was sent
-    CLIENT_LIMITED = "client_limited"  # the load client was the limit, and the host had no more to give
+    CLIENT_LIMITED = "client_limited"  # the load client was the limit: of older rows, which do not say which of four:
+    CLIENT_CORES_FEW = "client_cores_few"  # it was the limit, and the host had no cores for more processes
+    CLIENT_STREAMS_FEW = "client_streams_few"  # it was the limit with a process for each of the level's streams
     CLIENT_PROCESSES_FIXED = "client_processes_fixed"  # it was the limit with the processes that the user named
     CLIENT_PROCESSES_FEW = "client_processes_few"  # it was the limit, and the host had cores for more processes
     PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine
     LOAD_ERROR_RATE = "load_error_rate"  # too many requests failed for the rest to be a measurement
     # --- the run ---
-    NOT_TRIED = "not_tried"  # its session's servers ended, each for another point's sake, before its turn came
+    NOT_TRIED = "not_tried"  # its session's servers ended before its turn came, and it got no further start
     STOPPED = "stopped"  # the user or the scheduler stopped the run
     ACTOR_LOST = "actor_lost"  # the session's actor is gone, or not to be reached
     CARD_LOST = "card_lost"  # a card of the session does not answer NVML any more

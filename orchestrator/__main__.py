@@ -281,10 +281,10 @@ def _measure(
             store.put_manifest(manifest)
         except NotWritten as error:
             outcome.not_written = outcome.not_written or str(error)
+        if outcome.interrupted:  # whoever is killed while it reduces has said how to
+            progress.say(f"what was measured is in its shards; its artifacts: {rebuild(store)}")
     finally:
         progress.close()  # who reads it may not go on
-    if outcome.interrupted:  # whoever is killed while it reduces has said how to
-        print(f"what was measured is in its shards; its artifacts: {rebuild(store)}", flush=True)
     return outcome
 
 

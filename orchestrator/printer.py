@@ -15,42 +15,46 @@ from typing import TextIO
 LINES_KEPT = 10_000
 """Of those that nobody has read yet: more than a run of days says."""
 LAST_WORDS_S = 10.0
-"""For a reader to take what is left at the end; what it takes later is written as long as the program lives."""
+"""In all, for a reader to take what is left at the end; what it takes later is written as long as the program lives."""
 
 
 class Printer:
-    """Takes lines at any time and gives them to `write` in their order. One that raises `OSError` or `ValueError`, as a
-    pipe or terminal does that has closed, costs its line alone."""
+    """Takes lines at any time and gives them to `write` in their order, and calls `end` behind the last. One that
+    raises `OSError` or `ValueError`, as a pipe or terminal does that has closed, costs its line alone."""
 
-    def __init__(self, write: Callable[[str], object]) -> None:
+    def __init__(self, write: Callable[[str], object], end: Callable[[], object] = lambda: None) -> None:
         self._write = write
-        self._lines = queue.Queue[str | None](LINES_KEPT)
+        self._end = end
+        self._lines = queue.SimpleQueue[str | None]()
         self._dropped = 0
         self._thread = threading.Thread(target=self._print, name="printer", daemon=True)
         self._thread.start()
 
     def put(self, line: str) -> None:
         """Never waits. What has no room is counted, and the count said once there is some."""
-        try:
-            if self._dropped:
-                self._lines.put_nowait(_not_printed(self._dropped))
-                self._dropped = 0
-            self._lines.put_nowait(line)
-        except queue.Full:
+        if self._lines.qsize() >= LINES_KEPT:
             self._dropped += 1
+            return
+        self._say_dropped()
+        self._lines.put(line)
 
     def close(self) -> None:
-        """Wait until all is printed, but not for ever. Nothing may be put after it."""
-        with contextlib.suppress(queue.Full):
-            if self._dropped:
-                self._lines.put(_not_printed(self._dropped), timeout=LAST_WORDS_S)
-            self._lines.put(None, timeout=LAST_WORDS_S)
-            self._thread.join(LAST_WORDS_S)
+        """Wait until all is printed and ended, but not for ever. Nothing may be put after it."""
+        self._say_dropped()
+        self._lines.put(None)
+        self._thread.join(LAST_WORDS_S)
+
+    def _say_dropped(self) -> None:
+        if self._dropped:
+            self._lines.put(_not_printed(self._dropped))
+            self._dropped = 0
 
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._write(line)
+        with contextlib.suppress(OSError, ValueError):
+            self._end()
 
 
 def _not_printed(lines: int) -> str:

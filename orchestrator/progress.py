@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
@@ -39,19 +38,18 @@ class Progress:
     def __post_init__(self) -> None:
         if self.stream.isatty():
             console = Console(file=self.stream, highlight=False)
-            self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+            self._live = Live(
+                console=console, refresh_per_second=4, get_renderable=self._render, transient=True,
+                redirect_stdout=False, redirect_stderr=False,  # or who prints waits for the terminal, the loop too
+            )  # fmt: skip
             self._live.start()
-            self._printer = Printer(partial(console.print, markup=False, soft_wrap=True))
+            self._printer = Printer(partial(console.print, markup=False, soft_wrap=True), end=self._live.stop)
         else:
             self._printer = Printer(to_file(self.stream))
 
     def close(self) -> None:
-        """Print what is left to be said, and end the live line."""
+        """Print what is left to be said, and end the live line; neither is waited for for ever."""
         self._printer.close()
-        if self._live:
-            with contextlib.suppress(OSError, ValueError):
-                self._live.stop()
-            self._live = None
 
     def say(self, line: str) -> None:
         """Have one line printed; a terminal or pipe that stands still or has closed must not cost the run."""

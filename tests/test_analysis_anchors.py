@@ -21,6 +21,11 @@ def test_a_steady_server_is_hardly_ever_marked(readings: int, sd: float) -> None
     assert drift_truth.marked(Session(readings, sd), 1000) <= 0.05
 
 
+@pytest.mark.parametrize("readings", drift_truth.READINGS)
+def test_more_are_marked_where_the_anchor_scatters_more_as_the_pages_say(readings: int) -> None:
+    assert 0.08 <= drift_truth.marked(Session(readings, 0.02, anchor_sd=0.035), 1000) <= 0.23
+
+
 def test_a_steady_servers_clearest_move_is_hardly_ever_more_than_noise() -> None:
     """The promise of the interval, without the limit."""
     rng = random.Random(3)

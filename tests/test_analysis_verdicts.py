@@ -129,10 +129,20 @@ def test_full_queue_needs_max_num_seqs() -> None:
 @pytest.mark.parametrize(
     ("failure_class", "why", "tells"),
     [
-        ("client_limited", "the host had no cores for more of it", "a host with more free cores tells."),
+        (
+            "client_limited",
+            "whether the host had more for it is not known",
+            "the same sweep again tells whether it had.",
+        ),
+        ("client_cores_few", "the host had no cores for more of it", "a host with more free cores tells."),
+        (
+            "client_streams_few",
+            "with a process for each of its streams",
+            "with nothing else busy on the host may tell.",
+        ),
         ("client_processes_fixed", "with as many processes as `load.processes` names", "`load.processes=auto` tells."),
         ("client_processes_few", "the host had cores for more processes", "higher number of `load.processes` tells."),
-        ("of a later version", "", ""),
+        ("of a later version", "whether the host had more for it is not known", "the same sweep again tells"),
     ],
 )
 def test_limited_client_is_no_verdict_on_the_server_and_says_what_would_tell(

@@ -210,8 +210,11 @@ def test_what_numbers_hang_on_is_kept_of_it_without_secrets_and_places(monkeypat
     for name in os.environ:
         monkeypatch.delenv(name)
     kept = {"VLLM_ATTENTION_BACKEND": "FLASHINFER", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-            "VLLM_CPU_KVCACHE_SPACE": "4", "NCCL_NVLS_ENABLE": "0"}  # fmt: skip
-    left = {"VLLM_CACHE_ROOT": "/a", "HF_HOME": "/b", "CUDA_VISIBLE_DEVICES": "1", "HF_TOKEN": "hf_1", "HOME": "/c",
+            "VLLM_CPU_KVCACHE_SPACE": "4", "NCCL_NVLS_ENABLE": "0", "VLLM_DISABLE_COMPILE_CACHE": "1",
+            "VLLM_NCCL_SO_PATH": "/l/libnccl.so", "VLLM_CUDART_SO_PATH": "/l/libcudart.so", "KMP_BLOCKTIME": "1",
+            "VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE": "8", "MKL_NUM_THREADS": "2", "GOMP_CPU_AFFINITY": "0-1"}  # fmt: skip
+    left = {"VLLM_CACHE_ROOT": "/a", "VLLM_ASSETS_CACHE": "/d", "CUDA_CACHE_PATH": "/e", "TRITON_CACHE_DIR": "/f",
+            "HF_HOME": "/b", "CUDA_VISIBLE_DEVICES": "1", "HF_TOKEN": "hf_1", "HOME": "/c",
             "VLLM_API_KEY": "k", "VLLM_S3_SECRET": "s", "OMP_NUM_THREADS": "1", "RAY_X": "1"}  # fmt: skip
     for name, value in (kept | left).items():
         monkeypatch.setenv(name, value)

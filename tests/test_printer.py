@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import pty
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from orchestrator.progress import Progress
 from tests.test_driver import LEVELS, PretendedCluster, drive, statuses
 
 WATCH_S = 30.0
+SHOWN_CURSOR = "\x1b[?25h"
 
 
 @dataclass
@@ -39,8 +42,9 @@ class FullPipe:
             self._reader.start()
 
     def _read(self) -> None:
-        while some := os.read(self.reads, 65536):
-            self._got += some
+        with contextlib.suppress(OSError):  # so a terminal ends
+            while some := os.read(self.reads, 65536):
+                self._got += some
 
     def give_up(self) -> None:
         self.read_in_vain = True
@@ -55,22 +59,40 @@ class FullPipe:
         return bytes(self._got[self.fill :]).decode().splitlines()
 
 
-@pytest.fixture
-def full_pipe() -> Iterator[FullPipe]:
-    reads, writes = os.pipe()
+def filled(writes: int) -> int:
+    """Fill a pipe or terminal. Returns by how many bytes."""
     os.set_blocking(writes, False)
     fill = 0
     with contextlib.suppress(BlockingIOError):
         while True:
             fill += os.write(writes, b"." * 4096)
     os.set_blocking(writes, True)
-    pipe = FullPipe(reads, os.fdopen(writes, "w"), fill)
+    return fill
+
+
+@contextlib.contextmanager
+def watched(pipe: FullPipe) -> Iterator[FullPipe]:
     watch = threading.Timer(WATCH_S, pipe.give_up)
     watch.start()
     yield pipe
     watch.cancel()
     pipe.lines()
-    os.close(reads)
+    os.close(pipe.reads)
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[FullPipe]:
+    reads, writes = os.pipe()
+    with watched(FullPipe(reads, os.fdopen(writes, "w"), filled(writes))) as pipe:
+        yield pipe
+
+
+@pytest.fixture
+def terminal() -> Iterator[FullPipe]:
+    """One that nobody reads, not full yet: a live line begins before anything hangs on it."""
+    reads, writes = pty.openpty()
+    with watched(FullPipe(reads, os.fdopen(writes, "w"), 0)) as pipe:
+        yield pipe
 
 
 def test_a_run_does_not_wait_for_who_reads_what_it_says(full_pipe: FullPipe, tmp_path: Path) -> None:
@@ -113,6 +135,46 @@ def test_the_end_is_not_waited_for_for_ever(full_pipe: FullPipe, monkeypatch: py
     full_pipe.read()
     printing._thread.join(WATCH_S)
     assert full_pipe.lines() == ["last words"]
+
+
+def test_the_end_is_not_waited_for_for_ever_on_a_terminal(terminal: FullPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printer, "LAST_WORDS_S", 0.05)
+    monkeypatch.setenv("TERM", "xterm")
+    streams = sys.stdout, sys.stderr
+    progress = Progress(1, 1.0, terminal.stream)
+    assert (sys.stdout, sys.stderr) == streams, "who prints would wait for the terminal"
+    own = os.open(os.ttyname(terminal.stream.fileno()), os.O_WRONLY | os.O_NOCTTY)
+    filled(own)
+    os.close(own)
+    progress.say("last words")
+    progress.close()
+    assert not terminal.read_in_vain
+    terminal.read()
+    progress._printer._thread.join(WATCH_S)
+    said = "\n".join(terminal.lines())
+    assert said.index("last words") < said.index(SHOWN_CURSOR), said
+
+
+def test_the_end_waits_once_however_much_is_left(full_pipe: FullPipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printer, "LINES_KEPT", 2)
+    monkeypatch.setattr(printer, "LAST_WORDS_S", 0.05)
+    taken, ended, write = threading.Event(), threading.Event(), to_file(full_pipe.stream)
+
+    def slowly(line: str) -> None:
+        taken.set()
+        write(line)
+
+    printing = Printer(slowly, ended.set)
+    printing.put("first")
+    assert taken.wait(WATCH_S)
+    for number in range(4):
+        printing.put(str(number))
+    printing.close()
+    assert not full_pipe.read_in_vain
+    assert not ended.is_set()
+    full_pipe.read()
+    assert ended.wait(WATCH_S), "a full queue cost the end"
+    assert full_pipe.lines() == ["first", "0", "1", "2 line(s) are not printed here: nobody read for so long"]
 
 
 def test_a_reader_that_is_gone_costs_lines_only() -> None:

@@ -21,7 +21,7 @@ from tests.configs import experiment, resolved, sim_fleet
 from tests.test_session import LEVEL, spec, together
 from workers.load.plan import LoadPlan, LoadResult
 from workers.provenance import Places, masked, shown_environment, without_prompts
-from workers.secrecy import MASK, hidden, secret_values
+from workers.secrecy import MASK, hidden, is_named_secret, secret_values
 from workers.session import Session
 
 PLACES = Places(Path("/private"))
@@ -131,6 +131,36 @@ def test_the_password_of_a_url_is_masked_alone_and_in_its_header(name: str) -> N
     assert hidden("407 for p@ss wörd", *secrets) == f"407 for {MASK}"
     assert hidden("407 for p%40ss%20w%C3%B6rd", *secrets) == f"407 for {MASK}"
     assert hidden("short", *secret_values({name: "http://someone:short@127.0.0.1:9/"})) == "short"
+
+
+def test_the_password_of_every_url_in_a_variable_is_masked_alone() -> None:
+    urls = "https://a:firstpass1@h1/s https://b:secondpass2@h2/s,https://c:thirdpass3@h3"
+    secrets = secret_values({"PIP_EXTRA_INDEX_URL": urls})
+    assert hidden("firstpass1 secondpass2 thirdpass3", *secrets) == f"{MASK} {MASK} {MASK}"
+
+
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_hosts_without_a_proxy_are_no_secret(name: str) -> None:
+    said = "connect to localhost:8000 refused"
+    assert hidden(said, *secret_values({name: "localhost"})) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE", False),
+        ("VLLM_MULTI_STREAM_GEMM_TOKEN_THRESHOLD", False),
+        ("VLLM_USE_FASTOKENS", False),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("VLLM_API_KEY", True),
+        ("VLLM_SOME_TOKEN", True),
+        ("GITHUB_TOKENS", True),
+        ("HF_TOKEN", True),
+        ("https_proxy", True),
+    ],
+)
+def test_what_vllm_counts_in_tokens_is_no_secret(name: str, secret: bool) -> None:
+    assert is_named_secret(name) is secret
 
 
 @pytest.mark.parametrize(

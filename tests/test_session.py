@@ -549,18 +549,8 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
 @pytest.mark.parametrize(
     ("cores", "load_processes", "failure_class", "words"),
     [
-        (
-            8,
-            None,
-            FailureClass.CLIENT_LIMITED,
-            "4 processes (the host has no cores, or the level no streams, for more)",
-        ),
-        (
-            2,
-            None,
-            FailureClass.CLIENT_LIMITED,
-            "1 processes (the host has no cores, or the level no streams, for more)",
-        ),
+        (64, None, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
+        (2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the host has no cores for more)"),
         (64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
     ],
 )

@@ -81,7 +81,9 @@ class LoadPlans:
             return FailureClass.CLIENT_PROCESSES_FIXED, "load.processes fixes their number"
         if self.processes_again(point, processes) > processes:
             return FailureClass.CLIENT_PROCESSES_FEW, "the host has cores for more"
-        return FailureClass.CLIENT_LIMITED, "the host has no cores, or the level no streams, for more"
+        if (point.concurrency or point.num_requests) <= processes:
+            return FailureClass.CLIENT_STREAMS_FEW, "the level has no streams for more"
+        return FailureClass.CLIENT_CORES_FEW, "the host has no cores for more"
 
     def warm_up(self, point: Point, lines: int) -> LoadPlan:
         """One round before the measured part."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from workers.secrecy import MASK, hidden, is_named_secret, without_logins
 
 _KEPT = re.compile(
-    r"^(CUDA_|NCCL_|NVSHMEM_|TORCH_|VLLM_|HF_|OMP_|TOKENIZERS_|TORCHINDUCTOR_|TRITON_|PYTORCH_|TMPDIR|DO_NOT_TRACK|LD_PRELOAD)"
+    r"^(CUDA_|NCCL_|NVSHMEM_|TORCH_|VLLM_|HF_|OMP_|KMP_|GOMP_|MKL_|TOKENIZERS_|"
+    r"TORCHINDUCTOR_|TRITON_|PYTORCH_|TMPDIR|DO_NOT_TRACK|LD_PRELOAD)"
 )
 _HOME_PATH = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)*site-packages/")
 _PROMPT = re.compile(r"(?P<name>prompt|prompt_token_ids): (?P<said>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\[[^\]]*\]?)")

@@ -13,7 +13,11 @@ from urllib.parse import quote, quote_plus, unquote
 SHORTEST_SECRET = 8
 """Characters: a shorter value would blot out ordinary words."""
 MASK = "***"
-_NAMED = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL|PROXY", re.IGNORECASE)
+_NAMED = re.compile(
+    r"(^(?!VLLM_).*TOKEN|^VLLM_.*TOKEN(?!S|_THRESHOLD))(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL|(?<!^NO_)PROXY",
+    re.IGNORECASE,
+)
+"""vLLM counts tokens of text in variables of its own, and `no_proxy` holds names of hosts: neither is a secret."""
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 """USER:PASSWORD@ of a URL, whatever variable or message it stands in."""
 _LOGIN = re.compile(r"(?:^|://)(?P<user>[^:/@\s]*):(?P<password>[^/\s]+)@")
@@ -49,7 +53,7 @@ def without_logins(text: str) -> str:
 
 
 def _of_a_login(value: str) -> Iterator[str]:
-    if login := _LOGIN.search(value):
+    for login in _LOGIN.finditer(value):
         yield from (login["password"], unquote(login["password"]))
         sent = unquote(f"{login['user']}:{login['password']}")
         for encoded in (sent.encode(errors="surrogateescape"), sent.encode("latin-1", "replace")):  # clients differ

@@ -83,8 +83,11 @@ def inherited_environment(omp_num_threads: str | None) -> dict[str, str]:
     return kept
 
 
-_WITHOUT_EFFECT = re.compile(r"^(HF_|DO_NOT_TRACK|TMPDIR|CUDA_VISIBLE_DEVICES)|_(DIR|ROOT|HOME|CACHE|PATH)$")
-"""Where things lie, and which cards of a kind: no number hangs on these."""
+_WITHOUT_EFFECT = re.compile(
+    r"^(HF_|DO_NOT_TRACK|TMPDIR|CUDA_VISIBLE_DEVICES)|_(DIR|ROOT|HOME)$|"
+    r"^(CUDA_PATH|CUDA_CACHE_PATH|VLLM_(ASSETS|MEDIA)_CACHE|VLLM_(XLA_CACHE|DEBUG_DUMP|LOGGING_CONFIG|RPC_BASE)_PATH)$"
+)
+"""Where things lie, and which cards of a kind: no number hangs on these. Other paths name what runs (a library)."""
 
 
 def environment_of_numbers(omp_num_threads: str | None) -> tuple[str, ...]:
