@@ -213,6 +213,7 @@ def test_a_session_is_the_first_of_its_node_until_one_has_had_a_server(
 
     async def stop() -> None: ...
 
+    monkeypatch.setattr(ray, "kill", lambda _: None)  # it would start a Ray
     verbs = {verb.__name__: SimpleNamespace(remote=verb) for verb in (ping, start, stop)}
     options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or SimpleNamespace(**verbs))
     monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
