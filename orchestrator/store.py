@@ -80,9 +80,12 @@ class Store:
             _replace(log, end.log.encode())
 
     def starts(self) -> dict[str, int]:
-        """Return how often each session was started, as far as the manifest and the rows of servers tell."""
-        shards = self.directory.glob(f"shards/*/{SESSION_SHARD}")
-        found = {path.parent.name: max((r.attempt for r in _rows_of_starts(path)), default=0) for path in shards}
+        """Return how often each session was started, as far as the manifest and the rows of servers tell.
+
+        Where those are lost (a shard that was torn) its points tell, as far as they are not.
+        """
+        folders = [folder for folder in self.directory.glob("shards/*") if folder.is_dir()]
+        found = {folder.name: _last_start(folder) for folder in folders}
         for server in self.made_so_far().get("servers", []):
             if isinstance(server, dict) and isinstance(attempt := server.get("attempt"), int):
                 session = str(server.get("session_id"))
@@ -193,6 +196,20 @@ def _rows_of_starts(path: Path) -> list[SessionRow]:
         known = SessionRow.__dataclass_fields__
         return [SessionRow(**{name: value for name, value in row.items() if name in known}) for row in ours]
     return []
+
+
+def _last_start(folder: Path) -> int:
+    """Return the number of a session's last start that its folder still tells of; 0 where it was never started."""
+    import pyarrow.parquet as pq
+
+    rows = _rows_of_starts(folder / SESSION_SHARD)
+    if rows:
+        return max(row.attempt for row in rows)
+    told = [1 for _ in folder.glob(".*.torn")]
+    for path in folder.glob("[!.]*.parquet"):
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            told += [int(attempt or 0) for attempt in pq.read_table(path, columns=["attempt"]).column(0).to_pylist()]
+    return max(told, default=0)
 
 
 def _has_requests(path: Path) -> bool:

@@ -316,7 +316,12 @@ def test_auto_finds_the_head_of_a_node_that_this_user_has_started(head: RayHosts
 def submitted(head: RayHosts, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{head.dashboard_port}"]
     command += ["--working-dir", ".", "--", "python", "-m", "orchestrator", *arguments, "cluster=auto"]
-    return subprocess.run(command, cwd=ROOT, env=head.environment(), capture_output=True, text=True, timeout=180)
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(command, cwd=ROOT, env=head.environment(), capture_output=True, text=True, timeout=180)
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:  # Ray's is not up yet: "try again"
+            return done
+        time.sleep(1)
 
 
 def test_a_submitted_job_writes_where_it_is_told_and_its_exit_code_is_the_jobs(head: RayHosts, tmp_path: Path) -> None:

@@ -521,6 +521,20 @@ def test_the_manifest_knows_of_starts_whose_rows_were_replaced(tmp_path: Path) -
     assert store.starts() == {"s": 4}
 
 
+def test_a_start_whose_row_was_torn_is_no_start_that_comes_again(tmp_path: Path) -> None:
+    store = drive(PretendedCluster(), tmp_path).store
+    (folder,) = store.directory.glob("shards/*")
+    assert store.starts() == {folder.name: 1}
+    row = folder / "session.parquet"
+    row.write_bytes(row.read_bytes()[:100])
+    store.discard_torn()
+    assert store.starts() == {folder.name: 1}, "its points tell"
+    for shard in folder.glob("[!.]*.parquet"):
+        shard.write_bytes(b"")
+    store.discard_torn()
+    assert store.starts() == {folder.name: 1}, "something was there"
+
+
 def test_what_a_server_is_measured_with_is_written_as_soon_as_it_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -368,7 +368,8 @@ def become(request: Request, imported: Imported) -> None:
     """Make this forked process what a fresh one would be."""
     environment, path = imported.environment(request.environment), imported.path(request.environment, request.directory)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, say: that a fresh one has, too
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as Python does at its start
         signal.signal(number, signal.SIG_IGN)
