@@ -18,6 +18,8 @@ from orchestrator.store import Store
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+UNSET = "not set"
+"""Of a variable that a node does not have."""
 UNHASHED = (
     "engine.ready_timeout_s", "engine.stop_grace_s", "engine.memory_back_s", "server.start",
     "load.processes", "load.request_timeout_s", "load.prefix_hit_limit",
@@ -79,20 +81,19 @@ def differences(manifest: Mapping[str, Any], fleet: Fleet) -> list[str]:
 
     What either side does not know (an older manifest, a host without NVML) is no difference.
     """
-    then, now = _provenance(manifest.get("fleet", {})), _provenance(asdict(fleet))
+    before, after = manifest.get("fleet", {}), asdict(fleet)
+    then, now = _provenance(before), _provenance(after)
     then["workload version"], now["workload version"] = str(manifest.get("workload_version", "")), str(WORKLOAD_VERSION)
     known = [what for what in now if then[what] and now[what]]
     lines = [f"{what}: {then[what]} then, {now[what]} now" for what in known if then[what] != now[what]]
-    return lines + _changed_environment(manifest.get("fleet", {}), asdict(fleet))
+    return lines + _changed_environment(_environment(before), _environment(after))
 
 
-def _changed_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed_environment(then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> list[str]:
     """Return a line for each variable that servers inherit, and numbers may hang on, that is not as it was."""
-    before, after = _environment(then), _environment(now)
-    if before is None or after is None:
+    if then is None or now is None:
         return []
-    unset = "not set"
-    told = {name: (before.get(name, unset), after.get(name, unset)) for name in sorted(before.keys() | after.keys())}
+    told = {name: (then.get(name, UNSET), now.get(name, UNSET)) for name in sorted(then.keys() | now.keys())}
     return [f"environment: {name}: {was} then, {now_is} now" for name, (was, now_is) in told.items() if was != now_is]
 
 
@@ -103,7 +104,7 @@ def _environment(fleet: Mapping[str, Any]) -> dict[str, str] | None:
         return None
     by_node = [{name: value for line in lines for name, _, value in [str(line).partition("=")]} for lines in nodes]
     names = {name for node in by_node for name in node}
-    return {name: " or ".join(sorted({node.get(name, "not set") for node in by_node})) for name in names}
+    return {name: " or ".join(sorted({node.get(name, UNSET) for node in by_node})) for name in names}
 
 
 def _provenance(fleet: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Protocol
 from contract.rows import StartPhase
 from contract.specs import SessionSpec
 from workers.provenance import Places, shown_environment
-from workers.secrecy import MASK
+from workers.secrecy import is_named_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,6 @@ def environment_of_numbers(omp_num_threads: str | None) -> tuple[str, ...]:
     With it a run that is gone on with is held against what was there when it was made.
     """
     inherited = inherited_environment(omp_num_threads)
-    moving = {name: value for name, value in inherited.items() if not _WITHOUT_EFFECT.search(name)}
-    no_session = Places(Path("<session>"))
-    return tuple(line for line in shown_environment(moving, no_session) if not line.endswith(f"={MASK}"))
+    left_out = {name for name in inherited if _WITHOUT_EFFECT.search(name) or is_named_secret(name)}
+    moving = {name: value for name, value in inherited.items() if name not in left_out}
+    return tuple(shown_environment(moving, Places(Path("<session>"))))
