@@ -3,10 +3,10 @@
 Reads Parquet only; never imports `orchestrator`, `workers`, Ray or vLLM, and never writes outside the run directory.
 """
 
-from analysis.answer import answer
 from analysis.artifacts import reduce
 from analysis.errors import AnalysisError
-from analysis.tables import frame
-from analysis.targets import Targets
+from analysis.pages.answer import answer
+from analysis.rows.tables import frame
+from analysis.rows.targets import Targets
 
 __all__ = ["AnalysisError", "Targets", "answer", "frame", "reduce"]

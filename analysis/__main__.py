@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.answer import answer
 from analysis.artifacts import reduce
-from analysis.compare import compare, draw
-from analysis.drift import THRESHOLD, drift
+from analysis.comparing.compare import compare, draw
+from analysis.comparing.drift import THRESHOLD, drift
+from analysis.comparing.whatif import Question, what_if
 from analysis.errors import AnalysisError
-from analysis.whatif import Question, what_if
+from analysis.pages.answer import answer
 
 DRIFTED = 1
 BAD_INPUT = 2

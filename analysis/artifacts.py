@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from analysis.anchors import with_drift
-from analysis.batching import batching_page
-from analysis.document import Document
-from analysis.envelope_sweep import envelope_grids, envelope_page, write_envelope
 from analysis.errors import AnalysisError
-from analysis.figures import write_figures
-from analysis.files import write_text
-from analysis.goodput import with_goodput
-from analysis.kv_fit import kv_results
-from analysis.kv_notes import kv_page
-from analysis.kv_scaling import write_capacity, write_scaling
-from analysis.load_curve import load_curves
-from analysis.load_tables import write_concurrency_sweep
-from analysis.operating_page import operating_page
-from analysis.plots import write_plots
-from analysis.rates import rate_curves, rate_page, write_rate_sweep
+from analysis.load.anchors import with_drift
+from analysis.load.goodput import with_goodput
+from analysis.load.load_curve import load_curves
+from analysis.load.load_tables import write_concurrency_sweep
+from analysis.load.rates import rate_curves, rate_page, write_rate_sweep
+from analysis.memory.kv_fit import kv_results
+from analysis.memory.kv_scaling import write_capacity, write_scaling
+from analysis.pages.batching import batching_page
+from analysis.pages.envelope_sweep import envelope_grids, envelope_page, write_envelope
+from analysis.pages.kv_notes import kv_page
+from analysis.pages.operating_page import operating_page
+from analysis.pages.plots import write_plots
+from analysis.pages.startup_plot import write_startup
+from analysis.pages.timeline import bars_of, bin_seconds, read_utilization, write_timeline
 from analysis.report.page import Page
 from analysis.report.sections import report_page, title
-from analysis.shards import build_tables
-from analysis.startup_plot import write_startup
-from analysis.tables import read_tables
-from analysis.targets import Targets, read_gpu_hour, read_slo, read_targets
-from analysis.timeline import bars_of, bin_seconds, read_utilization, write_timeline
+from analysis.rows.shards import build_tables
+from analysis.rows.tables import read_tables
+from analysis.rows.targets import Targets, read_gpu_hour, read_slo, read_targets
+from analysis.writing.document import Document
+from analysis.writing.figures import write_figures
+from analysis.writing.files import write_text
 
 OWNED = (
     "kv_cache_scaling.csv",

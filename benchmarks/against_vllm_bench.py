@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO, Any
 from unittest.mock import patch
 
-from analysis.intervals import Interval, mean_log, pooled_noise
+from analysis.numbers.intervals import Interval, mean_log, pooled_noise
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
 from orchestrator.compose import compose
 from orchestrator.models import resolve

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from analysis.anchor_drift import Drift, Timed, find_drift
+from analysis.numbers.anchor_drift import Drift, Timed, find_drift
 
 SEED = 20261127
 LEVELS, ROUNDS = 6, 3

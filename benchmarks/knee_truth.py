@@ -23,8 +23,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
-from analysis.intervals import noise_of, pooled, pooled_noise, spread
-from analysis.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee, last_doubling
+from analysis.load.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee, last_doubling
+from analysis.numbers.intervals import noise_of, pooled, pooled_noise, spread
 from contract.rows import MEASURED, PointRow
 from contract.specs import Point, PointKind, Purpose
 from orchestrator.search.bisection import doublings

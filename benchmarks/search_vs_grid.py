@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.intervals import pooled_noise
-from analysis.knee import Level, find_knee
-from analysis.objectives import border, states
-from analysis.tables import read_tables
-from analysis.targets import Slo
+from analysis.load.knee import Level, find_knee
+from analysis.load.objectives import border, states
+from analysis.numbers.intervals import pooled_noise
+from analysis.rows.tables import read_tables
+from analysis.rows.targets import Slo
 from contract.rows import MEASURED, PointRow
 from contract.specs import PointKind
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import psutil
 
-from analysis.intervals import mean_log, pooled_noise
+from analysis.numbers.intervals import mean_log, pooled_noise
 from contract.rows import MEASURED
 from contract.specs import Point, PointKind, Purpose, SessionSpec, Start
 from orchestrator.compose import compose

@@ -298,7 +298,7 @@ def _status(outcome: Outcome) -> str:
 
 def _conclude(store: Store, outcome: Outcome) -> int:
     import analysis
-    from analysis.answer import answer
+    from analysis.pages.answer import answer
 
     reduced = True
     try:

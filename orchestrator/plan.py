@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from analysis.targets import Slo
+from analysis.rows.targets import Slo
 from contract import kv, lengths
 from contract.arrivals import Arrivals
 from contract.specs import (

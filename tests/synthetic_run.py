@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.tables import NESTED, POINTS_SCHEMA, RunPoint, Tables
+from analysis.rows.tables import NESTED, POINTS_SCHEMA, RunPoint, Tables
 from contract.kv import KVLayout, kv_layout
 from contract.rows import (
     SCHEMA_VERSION,

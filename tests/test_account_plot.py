@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.account_plot import draw_account
-from analysis.kv_account import Accounts
-from analysis.kv_fit import kv_results
+from analysis.memory.account_plot import draw_account
+from analysis.memory.kv_account import Accounts
+from analysis.memory.kv_fit import kv_results
 from tests import synthetic_run as synthetic
 
 GIB = 2**30

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.anchor_drift import Drift, Timed, find_drift
-from analysis.anchors import with_drift
-from analysis.batching import batching_page
+from analysis.load.anchors import with_drift
+from analysis.numbers.anchor_drift import Drift, Timed, find_drift
+from analysis.pages.batching import batching_page
 from benchmarks import drift_truth
 from benchmarks.drift_truth import Session
 from tests import synthetic_run as synthetic

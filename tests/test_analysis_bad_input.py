@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.__main__ import main
-from analysis.tables import read_tables
+from analysis.rows.tables import read_tables
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from analysis import AnalysisError, reduce
 from analysis.__main__ import main
-from analysis.compare import compare
-from analysis.difference_rows import what_differs
-from analysis.differences import Difference, Verdict, differences
-from analysis.drift import THRESHOLD, Drift
-from analysis.matching import only_pairs, pairs
-from analysis.runs import Run
+from analysis.comparing.compare import compare
+from analysis.comparing.difference_rows import what_differs
+from analysis.comparing.differences import Difference, Verdict, differences
+from analysis.comparing.drift import THRESHOLD, Drift
+from analysis.comparing.matching import only_pairs, pairs
+from analysis.comparing.runs import Run
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 

@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 
 from analysis import reduce
-from analysis.document import Document, phrase
-from analysis.figures import count, quote, write_figures
+from analysis.writing.document import Document, phrase
+from analysis.writing.figures import count, quote, write_figures
 from contract.rows import ClientRow, MemoryAccount
 from tests import synthetic_run as synthetic
 from tests.kv_audit import EnvelopeAudit, Layout

@@ -12,9 +12,9 @@ import pytest
 
 from analysis import reduce
 from analysis.errors import AnalysisError
-from analysis.goodput import with_goodput
-from analysis.tables import read_tables
-from analysis.targets import Slo, read_slo
+from analysis.load.goodput import with_goodput
+from analysis.rows.tables import read_tables
+from analysis.rows.targets import Slo, read_slo
 from tests import synthetic_run as synthetic
 from tests import test_analysis_rates as rates
 

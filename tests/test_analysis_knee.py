@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.intervals import Noise, Spread, noise_of, of_difference, pooled_noise, scatter_alike, spread, t_quantile
-from analysis.knee import (
+from analysis.load.knee import (
     Knee,
     KneeVerdict,
     Level,
@@ -22,6 +21,16 @@ from analysis.knee import (
     marginal_tok_s_per_s,
     rising,
     smoothed,
+)
+from analysis.numbers.intervals import (
+    Noise,
+    Spread,
+    noise_of,
+    of_difference,
+    pooled_noise,
+    scatter_alike,
+    spread,
+    t_quantile,
 )
 from benchmarks import knee_truth
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from analysis.answer import answer
 from analysis.artifacts import reduce
-from analysis.kv_fit import kv_results
-from analysis.kv_notes import kv_page
-from analysis.kv_scaling import write_capacity, write_scaling
-from analysis.tables import Tables
-from analysis.targets import Targets, read_targets
+from analysis.memory.kv_fit import kv_results
+from analysis.memory.kv_scaling import write_capacity, write_scaling
+from analysis.pages.answer import answer
+from analysis.pages.kv_notes import kv_page
+from analysis.rows.tables import Tables
+from analysis.rows.targets import Targets, read_targets
 from contract.rows import MemoryAccount, PointRow, SessionRow
 from tests import synthetic_run as synthetic
 

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from analysis import reduce
-from analysis.envelope_plot import draw_envelope
-from analysis.kv_envelope import Envelope, Fit, envelopes
-from analysis.kv_fit import kv_results
-from analysis.kv_notes import kv_page
-from analysis.kv_pages import pages_of
-from analysis.manifest import read_configs
-from analysis.operating_page import operating_page
-from analysis.pages_plot import stairs
-from analysis.rules import rules_of_thumb
-from analysis.targets import Slo, Targets
+from analysis.advice.rules import rules_of_thumb
+from analysis.memory.envelope_plot import draw_envelope
+from analysis.memory.kv_envelope import Envelope, Fit, envelopes
+from analysis.memory.kv_fit import kv_results
+from analysis.memory.kv_pages import pages_of
+from analysis.memory.pages_plot import stairs
+from analysis.pages.kv_notes import kv_page
+from analysis.pages.operating_page import operating_page
+from analysis.rows.manifest import read_configs
+from analysis.rows.targets import Slo, Targets
 from contract.kv import kv_layout
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -370,7 +370,7 @@ def drawn(tmp_path: Path, rows: list[PointRow], config: dict[str, Any] | None) -
     run = synthetic.write_run(tmp_path, rows)
     manifest = {"target": {"concurrency": 16, "context_tokens": 3000}, "sessions": synthetic.planned(rows, config)}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    with patch("analysis.plots._drawings", return_value=[]):  # only the plots that this file is about
+    with patch("analysis.pages.plots._drawings", return_value=[]):  # only the plots that this file is about
         written = [path for path in reduce(run) if path.suffix == ".svg"]
     return {path.stem: "".join(ET.parse(path).getroot().itertext()) for path in written}
 

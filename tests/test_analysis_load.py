@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from analysis.batching import batching_page
-from analysis.kv_notes import kv_page
-from analysis.load_curve import load_curves
-from analysis.load_tables import write_concurrency_sweep
-from analysis.rules import rules_of_thumb
-from analysis.targets import Targets
+from analysis.advice.rules import rules_of_thumb
+from analysis.load.load_curve import load_curves
+from analysis.load.load_tables import write_concurrency_sweep
+from analysis.pages.batching import batching_page
+from analysis.pages.kv_notes import kv_page
+from analysis.rows.targets import Targets
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from analysis import reduce
-from analysis.document import Document
-from analysis.intervals import CONFIDENCE
-from analysis.neighbours import add_neighbours, neighbour_sentences, neighbours
-from analysis.tables import RunPoint
+from analysis.load.neighbours import add_neighbours, neighbour_sentences, neighbours
+from analysis.numbers.intervals import CONFIDENCE
+from analysis.rows.tables import RunPoint
+from analysis.writing.document import Document
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.document import Document, join
-from analysis.knee import KneeVerdict
-from analysis.load_curve import LoadCurve, load_curves
-from analysis.request_notes import few_for_p95, request_notes
-from analysis.series import concurrency_figure
-from analysis.server_table import add_server_table
-from analysis.steady_table import add_steady_table
+from analysis.load.knee import KneeVerdict
+from analysis.load.load_curve import LoadCurve, load_curves
+from analysis.load.request_notes import few_for_p95, request_notes
+from analysis.load.server_table import add_server_table
+from analysis.load.steady_table import add_steady_table
+from analysis.rows.series import concurrency_figure
+from analysis.writing.document import Document, join
 from contract.rows import ClientRow
 from tests import synthetic_run as synthetic
 

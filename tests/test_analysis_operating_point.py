@@ -15,15 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import answer, latency_buckets, reduce
-from analysis.alerts import alerts
-from analysis.kv_room import KvRoom, kv_room, request_bytes
-from analysis.load_curve import load_curves
-from analysis.objective_sentences import border_words
-from analysis.operating_page import operating_page
-from analysis.operating_point import Basis, Choice, Standing, choices
-from analysis.targets import Slo, Targets, read_gpu_hour
-from analysis.token_cost import joules_per_output_token, price_per_million
+from analysis import answer, reduce
+from analysis.advice.alerts import alerts
+from analysis.advice.operating_point import Basis, Choice, Standing, choices
+from analysis.load import latency_buckets
+from analysis.load.load_curve import load_curves
+from analysis.load.objective_sentences import border_words
+from analysis.load.token_cost import joules_per_output_token, price_per_million
+from analysis.memory.kv_room import KvRoom, kv_room, request_bytes
+from analysis.pages.operating_page import operating_page
+from analysis.rows.targets import Slo, Targets, read_gpu_hour
 from contract.kv import kv_layout
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic

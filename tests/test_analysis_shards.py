@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import batches, shards
-from analysis.batches import read_batches, totals_of
+from analysis.rows import batches, shards
+from analysis.rows.batches import read_batches, totals_of
 from tests import synthetic_run as synthetic
 
 ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(-9, 9)), max_size=30)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from analysis import reduce
-from analysis.tables import read_tables
+from analysis.rows.tables import read_tables
 from contract.rows import SessionRow, StartPhase, to_table
 from tests import synthetic_run as synthetic
 

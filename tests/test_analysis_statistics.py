@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from analysis import statistics as stats
+from analysis.numbers import statistics as stats
 
 numbers = st.floats(-1e9, 1e9, allow_nan=False, allow_infinity=False)
 positive = st.floats(1e-3, 1e6, allow_nan=False)

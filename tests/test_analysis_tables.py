@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import AnalysisError, answer, reduce
-from analysis.kv_account import Accounts
-from analysis.kv_fit import kv_results
-from analysis.shards import build_tables
-from analysis.tables import NESTED, read_tables
+from analysis.memory.kv_account import Accounts
+from analysis.memory.kv_fit import kv_results
+from analysis.rows.shards import build_tables
+from analysis.rows.tables import NESTED, read_tables
 from contract.rows import SCHEMA_VERSION, ClientRow, PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from analysis import reduce
 from analysis.errors import AnalysisError
-from analysis.tables import Tables
-from analysis.timeline import Bar, bars_of, card_labels, lanes, read_utilization, utilization_lines
+from analysis.pages.timeline import Bar, bars_of, card_labels, lanes, read_utilization, utilization_lines
+from analysis.rows.tables import Tables
 from contract.rows import SessionRow, TelemetryRow, to_table
 from tests import synthetic_run as synthetic
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.anchors import with_drift
-from analysis.batching import batching_page
-from analysis.load_curve import load_curves
-from analysis.signs import signs
-from analysis.verdicts import Limit, Signs, limit
+from analysis.load.anchors import with_drift
+from analysis.load.load_curve import load_curves
+from analysis.load.signs import signs
+from analysis.load.verdicts import Limit, Signs, limit
+from analysis.pages.batching import batching_page
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.__main__ import main
+from analysis.comparing.whatif import Fact, Question, what_if
 from analysis.errors import AnalysisError
-from analysis.whatif import Fact, Question, what_if
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 

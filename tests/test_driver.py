@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.shards import _starts
+from analysis.rows.shards import _starts
 from contract.causes import POINT_TRIES, SESSION_STARTS
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, MemoryAccount, PointRow, SessionEnd, SessionRow, to_table

@@ -16,8 +16,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from analysis import AnalysisError, reduce
-from analysis.answer import answer
-from analysis.files import write_csv
+from analysis.pages.answer import answer
+from analysis.writing.files import write_csv
 from contract.rows import PointRow
 from orchestrator.problems import ConfigError
 from orchestrator.resume import experiments_of

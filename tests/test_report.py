@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis import AnalysisError, reduce
-from analysis.figures import clean, quote
 from analysis.report.html import digest, inline, script, script_json
 from analysis.report.load_charts import frontier
 from analysis.report.samples import BINS, Band, Clock, Place, telemetry
 from analysis.report.startup_chart import MOST_STARTS, waterfall
-from analysis.tables import Tables
+from analysis.rows.tables import Tables
+from analysis.writing.figures import clean, quote
 from contract.rows import PointRow, ServerSample, SessionRow, StartPhase, TelemetryRow
 from tests import synthetic_run as synthetic
 from tests.page_reader import PageReader, charts, external, prose, read_page

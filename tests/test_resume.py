@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import orchestrator.__main__
-from analysis.shards import build_tables
+from analysis.rows.shards import build_tables
 from contract.next_steps import NEXT_STEPS
 from contract.rows import CLIENT_LIMITED, FAILED, MEASURED, OVER_BUDGET, PRUNED
 from contract.specs import SessionSpec

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.envelope_cells import Expected, expected
-from analysis.knee import WITHIN_PEAK
-from analysis.objectives import border
+from analysis.load.knee import WITHIN_PEAK
+from analysis.load.objectives import border
+from analysis.memory.envelope_cells import Expected, expected
 from contract.kv import kv_layout
 from contract.rows import FAILED, MEASURED, PRUNED, PointRow
 from contract.specs import Point, PointKind, Purpose

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from analysis.envelope_cells import Expected
-from analysis.envelope_sweep import Cell, EnvelopeGrid
-from analysis.kv_envelope import Outcome
+from analysis.memory.envelope_cells import Expected
+from analysis.memory.kv_envelope import Outcome
+from analysis.pages.envelope_sweep import Cell, EnvelopeGrid
 from analysis.report.vega import BAD, CROSS, INK, Chart, Key, Rows, Spec, layer, spec, tooltip
-from analysis.series import outcome
+from analysis.rows.series import outcome
 from contract.rows import MEASURED, PRUNED
 
 EXPECTED = {

@@ -18,7 +18,7 @@ _MARKDOWN = re.compile(
     r"|(?P<entity>&(?:lt|gt|amp);)"
     r"|(?P<other>[<>&\"'])"
 )
-"""What `analysis.document` and `analysis.figures.quote` write of Markdown, and no more of it."""
+"""What `analysis.writing.document` and `analysis.writing.figures.quote` write of Markdown, and no more of it."""
 DIGITS = 5
 """Significant digits of numbers in charts: more than a screen has pixels for."""
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from analysis.caveats import title
-from analysis.checks import keeps_up
-from analysis.intervals import CONFIDENCE
-from analysis.load_curve import LoadCurve
-from analysis.load_tables import lengths
+from analysis.load.checks import keeps_up
+from analysis.load.load_curve import LoadCurve
+from analysis.load.load_tables import lengths
+from analysis.numbers.intervals import CONFIDENCE
 from analysis.report.vega import (
     AT_MOST,
     BAD,
@@ -30,7 +29,8 @@ from analysis.report.vega import (
     spec,
     tooltip,
 )
-from analysis.series import Reading, outcome
+from analysis.rows.caveats import title
+from analysis.rows.series import Reading, outcome
 from contract.rows import CLIENT_LIMITED
 
 LOST = Key("✕", BAD, "no measurement: failed (at the foot of the chart) or client-limited (where its numbers lie)")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analysis.figures import GIB
-from analysis.kv_fit import Committed, KvResult
+from analysis.memory.kv_fit import Committed, KvResult
 from analysis.report.vega import (
     BAD,
     COLOURS,
@@ -24,7 +23,8 @@ from analysis.report.vega import (
     spec,
     tooltip,
 )
-from analysis.series import Reading, outcome
+from analysis.rows.series import Reading, outcome
+from analysis.writing.figures import GIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
-from analysis.document import Block, Bullets, Document, Heading, Paragraph, Part, Table
 from analysis.report.html import digest, escape, inline, script, script_json
 from analysis.report.vega import Chart, Key
+from analysis.writing.document import Block, Bullets, Document, Heading, Paragraph, Part, Table
 
 MOST_CODE = 60_000
 """Characters of one block of code: of a longer one the beginning."""

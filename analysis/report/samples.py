@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.batches import Totals, Values, add_up, merged, read_batches, totals_of
 from analysis.errors import AnalysisError, first_line
-from analysis.figures import clean
-from analysis.tables import Tables, moment
-from analysis.timeline import bars_of, card_labels, cards_of
+from analysis.pages.timeline import bars_of, card_labels, cards_of
+from analysis.rows.batches import Totals, Values, add_up, merged, read_batches, totals_of
+from analysis.rows.tables import Tables, moment
+from analysis.writing.figures import clean
 
 BINS = 300
 """At most so many bins along the axis: about as many as a narrow screen has pixels."""

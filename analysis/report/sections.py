@@ -10,19 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.answer import findings, losses
-from analysis.caveats import add_caveats, add_failures, identity
-from analysis.document import Part, Phrase, join, phrase
-from analysis.envelope_sweep import envelope_grids, summary
-from analysis.figures import GIB, NOTHING, Figure, clean, count, quote, significant
-from analysis.knee_sentences import knee_sentences
-from analysis.kv_fit import kv_results
-from analysis.limits import verdict_on_the_run
-from analysis.load_curve import LoadCurve, load_curves
-from analysis.load_tables import lengths, unmeasured_notes
-from analysis.manifest import read_manifest
-from analysis.neighbours import add_neighbours
-from analysis.rates import keeps_up_sentence, level_words, rate_curves
+from analysis.advice.limits import verdict_on_the_run
+from analysis.advice.rules import knee_curves
+from analysis.load.knee_sentences import knee_sentences
+from analysis.load.load_curve import LoadCurve, load_curves
+from analysis.load.load_tables import lengths, unmeasured_notes
+from analysis.load.neighbours import add_neighbours
+from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
+from analysis.load.request_notes import request_notes
+from analysis.memory.kv_fit import kv_results
+from analysis.pages.answer import findings, losses
+from analysis.pages.envelope_sweep import envelope_grids, summary
+from analysis.pages.timeline import bars_of
 from analysis.report.envelope_chart import envelope_chart
 from analysis.report.load_charts import comparable, concurrency_charts, pareto_chart, rate_charts
 from analysis.report.memory_chart import memory_chart
@@ -31,12 +30,13 @@ from analysis.report.samples import Bands, Clock, clock_of, server_samples, tele
 from analysis.report.startup_chart import waterfall
 from analysis.report.time_charts import TimeAxis, axis_for, band_chart, gantt
 from analysis.report.vega import Chart
-from analysis.request_notes import request_notes
-from analysis.rules import knee_curves
-from analysis.series import outcome, outcome_figure
-from analysis.tables import RunPoint, Tables
-from analysis.targets import Slo, Targets, read_slo, read_targets
-from analysis.timeline import bars_of
+from analysis.rows.caveats import add_caveats, add_failures, identity
+from analysis.rows.manifest import read_manifest
+from analysis.rows.series import outcome, outcome_figure
+from analysis.rows.tables import RunPoint, Tables
+from analysis.rows.targets import Slo, Targets, read_slo, read_targets
+from analysis.writing.document import Part, Phrase, join, phrase
+from analysis.writing.figures import GIB, NOTHING, Figure, clean, count, quote, significant
 from contract.rows import MEASURED, SessionRow
 
 FILE = "report.html"

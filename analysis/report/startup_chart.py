@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from analysis.pages.startup_plot import COLOURS, end_s, label, told_starts
 from analysis.report.vega import INK, Chart, Key, Rows, Spec, layer, number, spec, tooltip
-from analysis.startup_plot import COLOURS, end_s, label, told_starts
-from analysis.tables import Tables
+from analysis.rows.tables import Tables
 
 MOST_STARTS = 40
 """Servers in the chart: of more, those whose start took longest."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.figures import clean
+from analysis.pages.timeline import PHASES, Bar, bars_of, card_labels, rows_of
 from analysis.report.samples import Bands, vertices
 from analysis.report.vega import AT_MOST, COLOURS, Chart, Key, Rows, Spec, colour, layer, number, spec, tooltip
-from analysis.tables import Tables
-from analysis.timeline import PHASES, Bar, bars_of, card_labels, rows_of
+from analysis.rows.tables import Tables
+from analysis.writing.figures import clean
 from contract.rows import RESULT_STATUSES
 
 MOST_BARS = 1_000

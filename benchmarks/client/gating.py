@@ -39,7 +39,7 @@ import uvloop
 from clients import poisson_s
 from truth import truth_server
 
-from analysis.request_notes import ADDED, CLIENT_WAIT_SHARE, NAMED_FROM_S
+from analysis.load.request_notes import ADDED, CLIENT_WAIT_SHARE, NAMED_FROM_S
 from contract.rows import ClientRow
 from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
@@ -241,7 +241,7 @@ def _send(part: LoadPlan, stalled: Run | None) -> LoadResult:
 
 
 def _noted(clients: list[ClientRow]) -> list[str]:
-    """What of the load processes stands in the notes beside a level (`analysis.request_notes`), and how much of it."""
+    """What of the load processes stands in the notes of a level (`analysis.load.request_notes`), and how much of it."""
     waited = max(each.wait_share or 0.0 for each in clients)
     late = {name: max(getattr(each, name) or 0.0 for each in clients) for name in (*ADDED, "lag_p99_s")}
     named = [f"{name} {1000 * worst:.1f} ms" for name, worst in late.items() if worst > NAMED_FROM_S]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from analysis.envelope_cells import outcome
-from analysis.kv_envelope import Outcome
+from analysis.memory.envelope_cells import outcome
+from analysis.memory.kv_envelope import Outcome
 from contract.specs import Point
 from orchestrator.search import Pruned, Rows, Step
 

@@ -1,14 +1,14 @@
 """`+sweep=knee`: doublings until throughput stops scaling, then halvings around the knee while noise allows. Pure.
 
-What the knee is, when there is none, and what noise allows is the rule of `analysis.knee`.
+What the knee is, when there is none, and what noise allows is the rule of `analysis.load.knee`.
 """
 
 from __future__ import annotations
 
 from itertools import takewhile
 
-from analysis.intervals import pooled_noise
-from analysis.knee import STILL_GAINS, WITHIN_PEAK, Level, find_knee, last_doubling, read_off
+from analysis.load.knee import STILL_GAINS, WITHIN_PEAK, Level, find_knee, last_doubling, read_off
+from analysis.numbers.intervals import pooled_noise
 from contract.rows import MEASURED
 from orchestrator.search.bisection import whole_between
 from orchestrator.search.rounds import Tried

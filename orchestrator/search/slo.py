@@ -1,14 +1,14 @@
 """`+sweep=slo`: doublings until the objectives are missed, then halvings between what held and what broke. Pure.
 
-What holds is the rule of `analysis.objectives`.
+What holds is the rule of `analysis.load.objectives`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.objectives import border, states
-from analysis.targets import Slo
+from analysis.load.objectives import border, states
+from analysis.rows.targets import Slo
 from orchestrator.search.rounds import Tried
 
 Between = Callable[[float, float], float | None]

@@ -1,0 +1,265 @@
+"""What limits each level, as a section of batching_benchmark.md: the signs, the verdict, and its evidence in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.load.knee import KneeVerdict
+from analysis.load.knee_sentences import doubling_gain, knee_levels, levels_tell, repeats_tell
+from analysis.load.ladder import highest, kv_usage, predicted
+from analysis.load.load_curve import LoadCurve
+from analysis.load.load_tables import workload
+from analysis.load.signs import by_company, signs
+from analysis.load.token_cost import median_of, power_share
+from analysis.load.verdicts import NEAR_FULL, Limit, Signs, limit
+from analysis.memory.kv_pages import Configs, pages_of
+from analysis.memory.kv_room import kv_room
+from analysis.numbers.intervals import mean_log
+from analysis.rows.caveats import identity
+from analysis.rows.disturbances import clock_notes
+from analysis.rows.series import Reading, concurrency_figure
+from analysis.writing.document import Document, Part, Phrase, join, phrase
+from analysis.writing.figures import Figure, count, decimal, percent, plain, signed_percent
+from contract.failures import FailureClass as F
+from contract.rows import CLIENT_LIMITED
+
+COLUMNS = ("concurrency", "verdict", "running_max", "waiting", "kv_usage_max", "preemptions", "notes")
+
+
+def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> None:
+    """Write the section: a table and the run's verdict for every curve."""
+    doc.heading(2, "What limits each level")
+    if not curves:
+        doc.say(
+            "Not known from this run: it holds neither a sweep of levels nor near-full contexts; `+sweep=capacity` "
+            "measures both."
+        )
+        return
+    doc.say(
+        "*KV-bound*: preemptions, or requests waiting for capacity while the KV pool is full ({full} of its blocks, or "
+        "less free than one more request needs). *queue-bound*: as many run as max_num_seqs lets while others wait. "
+        "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
+        "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
+        "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "
+        "front end apart. What held a card's clock down at any sample, and the share of its power limit that it drew, "
+        "stand beside that verdict. *not saturated*: none of these, and more load gives more. The signs are the "
+        "highest sampled over the repeats; waiting counts those that wait for capacity where the metrics say why, else "
+        "all.",
+        full=percent("rule.kv_near_full_pct", NEAR_FULL, 0),
+    )
+    for curve in curves:
+        doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))
+        doc.say("Load: {load}.", load=workload(curve))
+        rows = [_row(curve, reading) for reading in curve.series.readings]
+        doc.table(COLUMNS, rows, curve.series.sample.simulated)
+        doc.bullets([verdict_on_the_run(curve), _prediction(curve, configs), *_neighbours(curve)])
+
+
+def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
+    seen = signs(curve, reading)
+    return [
+        concurrency_figure(reading),
+        str(limit(seen)),
+        highest(reading, "running_max"),
+        _waiting(reading),
+        kv_usage(reading),
+        highest(reading, "preemptions"),
+        _evidence(curve, reading, seen),
+    ]
+
+
+def _waiting(reading: Reading) -> Figure:
+    """For capacity where the server's metrics tell why, else all that waited."""
+    known = reading.highest("waiting_capacity_max") is not None
+    return highest(reading, "waiting_capacity_max" if known else "waiting_max")
+
+
+def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
+    """What the verdict on a level rests on, in words."""
+    verdict = limit(seen)
+    if verdict is Limit.KV:
+        return _kv_evidence(reading, seen)
+    if verdict is Limit.QUEUE:
+        most = plain(f"{curve.name}.max_num_seqs", seen.max_num_seqs or 0)
+        return phrase("max_num_seqs is {most}, and {n} waited", most=most, n=_waiting(reading))
+    if verdict is Limit.CLIENT:
+        return phrase("the load client was the limit, " + _client(reading).why)
+    if verdict is Limit.NEIGHBOUR:
+        return _neighbour_evidence(reading)
+    if verdict is Limit.COMPUTE:
+        words = "at the knee or past it; no preemption, no full pool, no full queue"
+        return join([phrase(words), *_clock_and_power(reading)])
+    if verdict is Limit.NOTHING:
+        return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
+    if verdict is Limit.UNKNOWN:
+        return join([*map(phrase, [_unknown(curve, seen).why, *_ruled_out(seen)]), *_clock_and_power(reading)])
+    return phrase("")
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Why there is no verdict, and what would tell."""
+
+    why: str
+    tells: str
+
+
+CLIENT: dict[str, Unknown] = {
+    F.CLIENT_CORES_FEW: Unknown("and the host had no cores for more of it", "a host with more free cores tells"),
+    F.CLIENT_STREAMS_FEW: Unknown(
+        "with a process for each of its streams", "the same sweep with nothing else busy on the host may tell"
+    ),
+    F.CLIENT_PROCESSES_FIXED: Unknown(
+        "with as many processes as `load.processes` names", "the same sweep with `load.processes=auto` tells"
+    ),
+    F.CLIENT_PROCESSES_FEW: Unknown(
+        "also when it was tried again, and the host had cores for more processes",
+        "the same sweep with a higher number of `load.processes` tells",
+    ),
+}
+"""Why a level stayed without a measurement, by its failure class."""
+NOT_SAID = Unknown("and whether the host had more for it is not known", "the same sweep again tells whether it had")
+"""Of rows of before these classes, and of a later version."""
+
+
+def _client(reading: Reading) -> Unknown:
+    found = [point.failure_class for point in reading.unmeasured if point.status == CLIENT_LIMITED]
+    return CLIENT.get(found[0] or "", NOT_SAID)
+
+
+def _ruled_out(seen: Signs) -> list[str]:
+    """What the signs of a level say that it is not, though there is no verdict."""
+    not_kv = seen.preemptions == 0 and seen.kv_usage is not None and not seen.pool_is_full
+    all_ran = seen.running is not None and seen.running >= seen.concurrency
+    return [*(["not KV"] if not_kv else []), *(["not the queue"] if all_ran else [])]
+
+
+def _clock_and_power(reading: Reading) -> list[Part]:
+    """What held the clock of a card down, and how near to their power limit the cards were; needs real ones."""
+    if any(point.simulated for point in reading.measured):
+        return []
+    share = percent(f"{reading.name}.power_share_pct", median_of(reading, power_share))
+    drawn = [] if share.value is None else [phrase("{share} of the power limit drawn", share=share)]
+    return [*clock_notes(reading), *drawn]
+
+
+def _neighbour_evidence(reading: Reading) -> Phrase:
+    alone, beside = by_company(reading)
+    share = math.expm1(mean_log(beside) - mean_log(alone))
+    return phrase(
+        "tok_s {share} beside another session on the host against alone, beyond noise",
+        share=signed_percent(f"{reading.name}.neighbour_pct", share),
+    )
+
+
+def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
+    parts: list[Part] = []
+    if seen.preemptions:
+        parts.append(phrase("{n} preemptions", n=highest(reading, "preemptions")))
+    if seen.waiting and seen.pool_is_full:
+        parts.append(phrase("{n} waited with {share} of the pool in use", n=_waiting(reading), share=kv_usage(reading)))
+    return join(parts)
+
+
+def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
+    if curve.tok_s_noise is None:
+        return Unknown("no repeats, so whether tok_s is flat is not known", repeats_tell(curve))
+    if curve.knee.doubling is None:
+        return Unknown("the levels do not span one doubling, so whether tok_s is flat is not known", levels_tell(curve))
+    if seen.flat is None:
+        return Unknown("within noise of the knee", repeats_tell(curve))
+    if seen.preemptions is None or seen.waiting is None:
+        return Unknown("tok_s is flat, and the server's metrics do not say why", "a server with these metrics tells")
+    why = "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"
+    return Unknown(why, "the same sweep with `server.max_num_seqs` set tells")
+
+
+def verdict_on_the_run(curve: LoadCurve) -> Phrase:
+    """The verdict on the highest level that has one, and from which level on it holds."""
+    every = [(reading, signs(curve, reading)) for reading in curve.series.readings]
+    tried = [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]
+    if not tried:
+        return phrase("What limits this server under this load is not known from this run: no level was measured.")
+    verdict = _verdict_on(curve, tried)
+    if tried[-1][0] is every[-1][0]:
+        return verdict
+    return phrase("{verdict} Higher levels were tried and not measured.", verdict=verdict)
+
+
+def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phrase:
+    limits = [limit(seen) for _, seen in tried]
+    highest_level, last = tried[-1][0], limits[-1]
+    if last is Limit.UNKNOWN:
+        unknown = _unknown(curve, tried[-1][1])
+        why = "What limits this server under this load is not known from this run (" + unknown.why + "); "
+        reading, seen = tried[-1]
+        stands = [*_last_doubling(curve), *map(phrase, _ruled_out(seen)), *_clock_and_power(reading)]
+        if not stands:
+            return phrase(why + unknown.tells + ".")
+        return phrase(
+            why + unknown.tells + ". As it stands, at concurrency {top}: {stands}.",
+            top=concurrency_figure(highest_level),
+            stands=join(stands, ", "),
+        )
+    first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
+    where = concurrency_figure(tried[first][0])
+    if last is Limit.NOTHING:
+        return phrase(
+            "This server is not saturated by this load up to concurrency {top}; " + levels_tell(curve) + " what will "
+            "limit it.",
+            top=concurrency_figure(highest_level),
+        )
+    if last is Limit.CLIENT:
+        return phrase(
+            "From concurrency {where} on the load client was the limit: what limits the server there is not "
+            "known from this run; " + _client(tried[-1][0]).tells + ".",
+            where=where,
+        )
+    verdict = phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
+    beside = _clock_and_power(highest_level) if last is Limit.COMPUTE else []
+    if not beside:
+        return verdict
+    top = concurrency_figure(highest_level)
+    return phrase("{verdict} At concurrency {top}: {beside}.", verdict=verdict, top=top, beside=join(beside, ", "))
+
+
+def _last_doubling(curve: LoadCurve) -> list[Part]:
+    if curve.knee.doubling is None or curve.tok_s_noise is not None:
+        return []
+    return [phrase("the last doubling changed tok_s by {gain}", gain=doubling_gain(curve))]
+
+
+def _prediction(curve: LoadCurve, configs: Configs) -> Phrase:
+    """The KV concurrency that the engine predicts, beside the knee that was measured."""
+    capacity, sample = predicted(curve), curve.series.sample
+    if capacity is None:
+        return phrase("The engine's KV concurrency is not known, so there is nothing to hold the knee against.")
+    parts: dict[str, Part] = {
+        "said": decimal(f"{curve.name}.predicted_kv_concurrency", capacity, 2),
+        "length": plain(f"{curve.name}.max_model_len", sample.max_model_len),
+    }
+    said = "Predicted KV concurrency: {said} sequences of {length} tokens by the engine's count; "
+    room = kv_room(curve.series.measured[0], curve.request_tokens, 1, pages_of(sample, configs))
+    if room is None:
+        said += "how many requests of this load are held at once is not known"
+    else:
+        said += "at least {requests} requests of this load held at once (arithmetic)"
+        parts["requests"] = count(f"{curve.name}.predicted_requests", room.holds)
+    if curve.knee.verdict is KneeVerdict.KNEE:
+        return phrase(said + "; measured knee: concurrency {knee}.", knee=knee_levels(curve), **parts)
+    none = curve.knee.verdict is KneeVerdict.NO_KNEE_YET
+    return phrase(said + "; measured knee: " + ("none yet." if none else "not known from this run."), **parts)
+
+
+def _neighbours(curve: LoadCurve) -> list[Phrase]:
+    """Needs a level all of whose repeats ran beside another session."""
+    if not any(beside and not alone for alone, beside in map(by_company, curve.levels)):
+        return []
+    return [
+        phrase(
+            "Other sessions ran on the host at levels of which no repeat ran alone: what they cost there is not known "
+            "from this run."
+        )
+    ]

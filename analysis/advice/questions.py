@@ -1,0 +1,36 @@
+"""The tutorial's ten questions, each answered from this run's rows. A section of operating_point.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from analysis.advice.load_questions import creeping, doubling, not_free, rise, safe_point, two_services, under_fed
+from analysis.advice.memory_questions import capacity_decision, double_context, production_length
+from analysis.advice.subject import Subject
+from analysis.writing.document import Document, Phrase, phrase
+from analysis.writing.figures import Figure
+
+
+def add_questions(doc: Document, subject: Subject) -> None:
+    """Write all ten, the tutorial's question in short before each answer."""
+    asked: Sequence[tuple[str, Callable[[Subject], Phrase]]] = (
+        ("Why is max_model_len more than a functional parameter?", capacity_decision),
+        ("Which max_model_len for production, by the KV sweep?", production_length),
+        ("Why does throughput rise with concurrency and then flatten?", rise),
+        ("What is the safe operating point?", safe_point),
+        ("Why is turning up concurrency not free?", not_free),
+        ("Double the context at the same concurrency and objective: feasible?", double_context),
+        ("One more doubling of concurrency: is it acceptable?", doubling),
+        ("Low concurrency, low throughput: why, and what to tell an SRE?", under_fed),
+        ("p95 creeps up at the same QPS: how do these data help?", creeping),
+        ("An interactive chat and an offline batch job: how to configure each?", two_services),
+    )
+    doc.heading(3, "The tutorial's ten questions")
+    doc.bullets(
+        phrase("**{number}. " + question + "** {answer}", number=_number(i), answer=answer(subject))
+        for i, (question, answer) in enumerate(asked, start=1)
+    )
+
+
+def _number(number: int) -> Figure:
+    return Figure(f"question.{number}", number, f"Q{number}")

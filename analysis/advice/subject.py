@@ -1,0 +1,58 @@
+"""One model on one kind of card: what a run says about its memory and its load, for the pages that join both. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.advice.operating_point import Choice, choices
+from analysis.load.load_curve import LoadCurve
+from analysis.memory.kv_envelope import Envelope, card_envelope
+from analysis.memory.kv_fit import KvResult, kv_results
+from analysis.rows.groups import BASE, Group, grouped
+from analysis.rows.tables import Tables
+from analysis.rows.targets import Slo, Targets
+
+UNKNOWN = "Not known from this run; "
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One model on one kind of card: what the run says about its memory and its load."""
+
+    group: Group
+    choices: tuple[Choice, ...]
+    kv: KvResult | None
+    envelope: Envelope | None
+    """The pool that stands for the card, and what requests take of it."""
+    targets: Targets
+
+    @property
+    def name(self) -> str:
+        """Prefix of the names of its own figures."""
+        return f"op.{self.group.slug}"
+
+    @property
+    def main(self) -> Choice | None:
+        """The choice that the questions are about: the first load of a closed loop, else the first of all."""
+        return self.choices[0] if self.choices else None
+
+    @property
+    def curve(self) -> LoadCurve | None:
+        """The curve of its operating point; without one the first that has levels."""
+        if self.main is None or self.main.open_loop:
+            return None
+        if self.main.point is not None:
+            return self.main.point.curve
+        return next((curve for curve in self.main.curves if curve.levels), None)
+
+
+def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None) -> list[Subject]:
+    """Return what the run says of every model on every kind of card."""
+    made, results, found = choices(tables, slo, gpu_hour), kv_results(tables.points), []
+    for group in grouped(tables.points, BASE):
+        ids = {id(point) for point in group.points}
+        own = tuple(choice for choice in made if id(choice.group.points[0]) in ids)
+        kv = next((result for result in results if id(result.group.points[0]) in ids), None)
+        envelope = card_envelope(kv, tables.points, tables.configs) if kv is not None else None
+        found.append(Subject(group, own, kv, envelope, targets))
+    return found

@@ -1,0 +1,174 @@
+"""How two runs differ at each point that both hold, with an interval, and whether it is more than noise. Pure.
+
+Load: repeats tell the noise, pooled over the levels of both runs (`analysis.numbers.intervals`). Memory has one reading
+a server; what it can be told apart by is known instead: a KV block and what the allocator or the host rounds by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from analysis.comparing.matching import Pair
+from analysis.load.load_curve import SAME_WINDOW
+from analysis.memory.kv_fit import may_differ, told_apart_bytes
+from analysis.numbers.intervals import CONFIDENCE, Noise, mean_log, pooled_noise
+from analysis.numbers.statistics import median
+from analysis.rows.groups import LOAD
+from analysis.rows.series import Reading, Series
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A column that is compared."""
+
+    column: str
+    more_is_better: bool
+
+
+LOAD_METRICS = (
+    Metric("tok_s", True),
+    Metric("p95_e2e_s", False),
+    Metric("p95_ttft_s", False),
+    Metric("p95_tpot_s", False),
+)
+MEMORY_METRICS = (Metric("mem_ready_bytes", False), Metric("engine_kv_bytes", True))
+
+
+ROUNDING = 1e-9
+"""Of logarithms: repeats that are all alike have no noise, and differ by this from run to run."""
+
+
+class Verdict(StrEnum):
+    """Whether a difference is more than noise, and which way."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NOISE = "within noise"
+    UNKNOWN = "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One metric at one point of two runs."""
+
+    pair: Pair
+    at: float
+    metric: Metric
+    base: float
+    """Geometric mean of the repeats; of memory, the median."""
+    other: float
+    base_repeats: int
+    other_repeats: int
+    low: float | None
+    """Of the interval of `change`; None where no noise is known."""
+    high: float | None
+    verdict: Verdict
+    why: str = ""
+    """Why the verdict is not known, or what stood in for noise."""
+
+    @property
+    def change(self) -> float:
+        """other / base - 1."""
+        return self.other / self.base - 1
+
+
+def differences(found: Sequence[Pair], together: bool = False) -> list[Difference]:
+    """Return the differences at every level of every pair, in order.
+
+    Each interval holds with `CONFIDENCE`; with `together` all of them at once do (Bonferroni: Dunn, Journal of the
+    American Statistical Association 56, 1961), so that among many points chance alone hardly makes one stand out.
+    """
+    cases = [
+        _Case(pair, metric, one, another)
+        for pair in found
+        for one, another in pair.levels
+        for metric in (MEMORY_METRICS if pair.family.purpose == "kv_scaling" else LOAD_METRICS)
+        if _positive(one, metric) and _positive(another, metric)
+    ]
+    noises = {(id(pair), m): _noise(_same_window(pair, found), m) for pair in found for m in LOAD_METRICS}
+    known = sum(noises.get((id(case.pair), case.metric)) is not None for case in cases)
+    tail = (1 - CONFIDENCE) / 2 / (max(known, 1) if together else 1)
+    return [
+        _memory(case) if case.metric in MEMORY_METRICS else _load(case, noises[id(case.pair), case.metric], tail)
+        for case in cases
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    pair: Pair
+    metric: Metric
+    base: Reading
+    other: Reading
+
+
+def _positive(reading: Reading, metric: Metric) -> list[float]:
+    return [value for value in reading.values(metric.column) if 0 < value < math.inf]
+
+
+def _same_window(pair: Pair, found: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs whose levels have the same noise: those of the same server and load that are measured alike."""
+    if pair.family.purpose not in SAME_WINDOW:
+        return [pair]
+    alike = [other for other in found if other.family.purpose in SAME_WINDOW]
+    return [
+        other
+        for other in alike
+        if _server(other.base) == _server(pair.base) and _server(other.other) == _server(pair.other)
+    ]
+
+
+def _server(series: Series) -> tuple[object, ...]:
+    return tuple(getattr(series.sample, column) for column in LOAD)
+
+
+def _noise(alike: Sequence[Pair], metric: Metric) -> Noise | None:
+    """Return the noise of one repeat, pooled over all levels of both runs."""
+    readings = [reading for pair in alike for series in (pair.base, pair.other) for reading in series.measured]
+    return pooled_noise(values for reading in readings if (values := _positive(reading, metric)))
+
+
+def _load(case: _Case, noise: Noise | None, tail: float) -> Difference:
+    ours, theirs = _positive(case.base, case.metric), _positive(case.other, case.metric)
+    step = mean_log(theirs) - mean_log(ours)
+    low = high = None
+    verdict, why = Verdict.UNKNOWN, "one repeat"
+    if noise is not None:
+        margin = noise.margin(1 / len(ours) + 1 / len(theirs), tail)
+        low, high = math.expm1(step - margin), math.expm1(step + margin)
+        verdict, why = _side(case.metric, step, margin), ""
+    means = math.exp(mean_log(ours)), math.exp(mean_log(theirs))
+    return Difference(
+        case.pair, case.base.at, case.metric, *means, len(ours), len(theirs), low, high, verdict, why
+    )  # fmt: skip
+
+
+def _memory(case: _Case) -> Difference:
+    ours, theirs = _positive(case.base, case.metric), _positive(case.other, case.metric)
+    base, other = median(ours), median(theirs)
+    if case.base.measured[0].device == "cpu" and case.pair.family.mode == "utilization":
+        return Difference(
+            case.pair, case.base.at, case.metric, base, other, len(ours), len(theirs), None, None, Verdict.UNKNOWN,
+            "cut from what was resident at that moment",
+        )  # fmt: skip
+    if case.metric.column != "engine_kv_bytes" and not may_differ((*case.base.measured, *case.other.measured)):
+        return Difference(
+            case.pair, case.base.at, case.metric, base, other, len(ours), len(theirs), None, None, Verdict.UNKNOWN,
+            "servers that were started otherwise, or beside each other, share other pages",
+        )  # fmt: skip
+    ranks = max(case.base.measured[0].gpus, 1) if case.metric.column == "engine_kv_bytes" else 1  # it is one card's
+    unit = max(told_apart_bytes(case.base), told_apart_bytes(case.other)) / ranks
+    low, high = ((other - base + side * unit) / base for side in (-1, 1))
+    return Difference(
+        case.pair, case.base.at, case.metric, base, other, len(ours), len(theirs), low, high,
+        _side(case.metric, other - base, unit), f"told apart by {unit / 2**20:.0f} MiB",
+    )  # fmt: skip
+
+
+def _side(metric: Metric, step: float, margin: float) -> Verdict:
+    if abs(step) <= margin + ROUNDING:
+        return Verdict.NOISE
+    return Verdict.BETTER if (step > 0) == metric.more_is_better else Verdict.WORSE

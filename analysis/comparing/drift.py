@@ -1,0 +1,90 @@
+"""`python -m analysis drift BASELINE RUN`: whether a run is worse than a baseline, for CI."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.comparing.difference_rows import as_row, differing_words, tables, what_differs
+from analysis.comparing.differences import LOAD_METRICS, Difference, Verdict, differences
+from analysis.comparing.matching import Pair, pairs
+from analysis.comparing.runs import Run, open_runs
+from analysis.errors import AnalysisError
+from analysis.load.checks import BETWEEN_STARTS
+from analysis.numbers.intervals import CONFIDENCE
+
+THRESHOLD = BETWEEN_STARTS
+"""Less is not called drift."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A run against its baseline."""
+
+    baseline: Run
+    run: Run
+    threshold: float
+    pairs: list[Pair]
+    differences: list[Difference]
+
+    @property
+    def drifted(self) -> list[Difference]:
+        """Differences that are worse by the threshold or more, and by more than noise."""
+        return self._past(Verdict.WORSE)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        drifted = {id(difference) for difference in self.drifted}
+        return {
+            "baseline": self.baseline.name,
+            "run": self.run.name,
+            "threshold_pct": 100 * self.threshold,
+            "confidence_of_all_together": CONFIDENCE,
+            "drifted": bool(drifted),
+            "differs": what_differs(self.baseline, self.run, self.pairs),
+            "points": [as_row(d, self.baseline, self.run) | {"drifted": id(d) in drifted} for d in self.differences],
+        }
+
+    def text(self) -> str:
+        """Return what the terminal shows: the verdict, what differs, and the differences past the threshold."""
+        verdicts = Counter(difference.verdict for difference in self.differences)
+        better = self._past(Verdict.BETTER)
+        open_ones = [*self._past(Verdict.NOISE), *self._past(Verdict.UNKNOWN)]
+        shown = [*self.drifted, *better, *open_ones]
+        lines = [
+            f"{len(self.drifted)} of {len(self.differences)} differences drifted: worse by {100 * self.threshold:g} %"
+            f" or more, and by more than noise ({100 * CONFIDENCE:g} % for all of them together).",
+            f"Better by as much: {len(better)}. By as much, yet within noise or not known: {len(open_ones)}. "
+            f"Not known: {verdicts[Verdict.UNKNOWN]}.",
+            differing_words(what_differs(self.baseline, self.run, self.pairs), self.baseline, self.run),
+        ]
+        blocks = ["\n".join(lines)]
+        if shown:
+            blocks.append(tables([(d, as_row(d, self.baseline, self.run)) for d in shown]))
+        return "\n\n".join(blocks)
+
+    def _past(self, verdict: Verdict) -> list[Difference]:
+        return [d for d in self.differences if d.verdict is verdict and abs(d.change) >= self.threshold]
+
+
+def drift(baseline: Path, run: Path, threshold: float = THRESHOLD) -> Drift:
+    """Hold a run against its baseline, at points of the same model, server and load.
+
+    Raises:
+        AnalysisError: they cannot be compared; or nothing drifted that can be told, and no difference can be told from
+            noise (of runs that hold load, none of load: memory alone says nothing of speed).
+    """
+    before, after = open_runs([baseline, run])
+    found = pairs(before, after, same_server=True)
+    compared = differences(found, together=True)
+    made = Drift(before, after, threshold, found, compared)
+    load = [difference for difference in compared if difference.metric in LOAD_METRICS]
+    if not made.drifted and all(difference.verdict is Verdict.UNKNOWN for difference in load or compared):
+        what = "difference of load" if load else "difference"
+        why = "no level has a second repeat (sweep.repeats=3 measures some)" if load else "memory is " + compared[0].why
+        raise AnalysisError(
+            f"{before.name} and {after.name}: whether any {what} is more than noise is not known: {why}"
+        )
+    return made

@@ -1,0 +1,87 @@
+"""One objective held against one level, the noise of its repeats counted: the rule of operating_point.md. Pure.
+
+The rule of a search, repeat by repeat, is `analysis.load.objectives`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from analysis.load.load_curve import LoadCurve
+from analysis.numbers.intervals import Interval
+from analysis.rows.series import Reading
+from analysis.rows.targets import Slo
+
+BETWEEN_STARTS = 0.10
+"""Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1
+(docs/measured_on_gpus.md): the noise of repeats on one server does not hold that."""
+
+
+class Standing(StrEnum):
+    """How a level stands to an objective, or to all of them."""
+
+    MEETS = "meets"
+    MISSES = "misses"
+    UNDECIDED = "undecided"
+    NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One objective held against one level."""
+
+    column: str
+    """`p95_e2e_s`, `p95_ttft_s` or `p95_tpot_s`."""
+    limit_s: float
+    value: float | None
+    """The median of the repeats."""
+    interval: Interval | None
+    """Of the repeats' geometric mean; None where no noise is known."""
+
+    @property
+    def standing(self) -> Standing:
+        """The whole interval below the limit, above it, or across it; without an interval nothing is decided."""
+        if self.interval is None:
+            return Standing.UNDECIDED
+        if self.interval.high <= self.limit_s:
+            return Standing.MEETS
+        return Standing.MISSES if self.interval.low > self.limit_s else Standing.UNDECIDED
+
+    @property
+    def thin(self) -> bool:
+        """Whether it is met by less than what starts of one server were seen to differ by."""
+        if self.interval is None or self.standing is not Standing.MEETS:
+            return False
+        return self.interval.high > (1 - BETWEEN_STARTS) * self.limit_s
+
+    @property
+    def met_as_measured(self) -> bool:
+        """Whether the median lies within the limit and its noise is not known."""
+        return self.interval is None and self.value is not None and self.value <= self.limit_s
+
+
+def checks_of(curve: LoadCurve, reading: Reading, slo: Slo) -> tuple[Check, ...]:
+    """Return every objective held against a level."""
+    return tuple(
+        Check(column, limit, reading.median(column), curve.interval(reading, column))
+        for column, limit in slo.percentiles().items()
+    )
+
+
+def standing_of(checks: Sequence[Check], keeps_up: bool | None) -> Standing:
+    """Return how a measured level stands to all objectives; a rate that the server does not keep up with meets none."""
+    each = {check.standing for check in checks}
+    if keeps_up is False or Standing.MISSES in each:
+        return Standing.MISSES
+    return Standing.UNDECIDED if keeps_up is None or Standing.UNDECIDED in each else Standing.MEETS
+
+
+def keeps_up(reading: Reading) -> bool | None:
+    """Return whether the server ended as many as were sent, which a closed loop sees to by itself; None where the
+    repeats of an open loop do not tell, or do not agree."""
+    if all(point.arrivals is None for point in reading.measured):
+        return True
+    verdicts = {point.keeps_up for point in reading.measured if point.keeps_up is not None}
+    return verdicts.pop() if len(verdicts) == 1 else None

@@ -1,0 +1,89 @@
+"""Between which levels the service level objectives begin to be missed: a part of the pages of load."""
+
+from __future__ import annotations
+
+from analysis.load.checks import Standing, checks_of, keeps_up, standing_of
+from analysis.load.load_curve import LoadCurve
+from analysis.load.objectives import border, states
+from analysis.rows.targets import Slo
+from analysis.writing.document import Document, Part, Phrase, join, phrase
+from analysis.writing.figures import Figure, percent, quote, significant, times
+from contract.rows import KEEPS_UP
+
+
+def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None:
+    """Write the border along a curve's axis (`concurrency`, `request_rate`); nothing where there is no objective."""
+    if not slo.percentiles():
+        return
+    limits = [phrase(name + " up to {s} s", s=significant(f"slo.{name}", s)) for name, s in slo.percentiles().items()]
+    keeps_up = phrase("")
+    if axis == "request_rate":
+        share = percent("rule.keeps_up_pct", KEEPS_UP, 0)
+        keeps_up = phrase(", and the server ends {share} of what is sent as far as counting can tell", share=share)
+    doc.say(
+        "Objectives, repeat by repeat ({limits}{keeps_up}): a level *held* where every repeat meets them all, *broke* "
+        "where none does, and else its repeats disagree; a search goes by that. The border along "
+        + axis
+        + ": {border}",
+        limits=join(limits, ", "),
+        keeps_up=keeps_up,
+        border=border_words(curve, slo),
+    )
+
+
+def border_words(curve: LoadCurve, slo: Slo) -> Phrase:
+    """Return between which levels the objectives begin to be missed: repeat by repeat, and with noise counted."""
+    words = _by_repeats(curve, slo)
+    return join([words, _counting_noise(curve, slo)], " ") if curve.levels else words
+
+
+def _by_repeats(curve: LoadCurve, slo: Slo) -> Phrase:
+    found = border(_states(curve, slo))
+    parts: dict[str, Part] = {}
+    if found.held is not None:
+        parts["held"] = _level(curve, "held", found.held)
+    if found.broke is not None:
+        parts["broke"] = _level(curve, "broke", found.broke)
+    words = ""
+    if found.undecided:
+        parts["undecided"] = _levels(curve, "slo_undecided", found.undecided)
+        words = "; the repeats disagree at {undecided}"
+    if found.held is not None and found.broke is not None:
+        parts["ratio"] = times(f"{curve.name}.slo_ratio", found.broke / found.held)
+        return phrase("{held} held, {broke} ({ratio}) broke" + words + ".", **parts)
+    tells = " `+sweep=slo` with a wider range tells where they break."
+    if found.held is not None:
+        return phrase("{held} held, and no level broke" + words + "." + tells, **parts)
+    if found.broke is not None:
+        return phrase("no level held: {broke} broke" + words + ".", **parts)
+    if found.undecided:
+        return phrase("no level clearly held or broke" + words + ".", **parts)
+    return phrase("not known from this run: no level was measured; `+sweep=slo` tells.")
+
+
+def _states(curve: LoadCurve, slo: Slo) -> dict[float, bool | None]:
+    return states({r.at: (*r.measured, *r.unmeasured) for r in curve.series.readings}, slo)
+
+
+def _counting_noise(curve: LoadCurve, slo: Slo) -> Phrase:
+    """What operating_point.md goes by, beside the search's rule; needs noise that is known."""
+    if curve.tok_s_noise is None:
+        return phrase("Every level has one repeat, so how far noise moves this is not known.")
+    found: dict[Standing, list[float]] = {}
+    for reading in curve.levels:
+        standing = standing_of(checks_of(curve, reading, slo), keeps_up(reading))
+        found.setdefault(standing, []).append(reading.at)
+    each = (
+        phrase(word + ": {at}", at=_levels(curve, f"noise_{word}", tuple(found[word])))
+        for word in (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES)
+        if word in found
+    )
+    return phrase("With noise counted, as in operating_point.md, {each}.", each=join(each))
+
+
+def _level(curve: LoadCurve, what: str, at: float) -> Figure:
+    return Figure(f"{curve.name}.slo_{what}", at, f"{at:g}")
+
+
+def _levels(curve: LoadCurve, what: str, levels: tuple[float, ...]) -> Figure:
+    return quote(f"{curve.name}.{what}", ", ".join(f"{at:g}" for at in levels))

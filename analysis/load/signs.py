@@ -1,0 +1,98 @@
+"""What the rows of a level show of its limit: from a curve to the `Signs` that `verdicts` judges. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from analysis.load.knee import STILL_GAINS, KneeVerdict
+from analysis.load.load_curve import LoadCurve, level_of
+from analysis.load.verdicts import Signs
+from analysis.numbers.intervals import CONFIDENCE, mean_log, pooled_noise
+from analysis.rows.series import Reading
+from analysis.rows.tables import RunPoint
+from contract.rows import CLIENT_LIMITED
+
+
+def signs(curve: LoadCurve, reading: Reading) -> Signs:
+    """Return what the rows of a level show, the highest of its repeats."""
+    sample = curve.series.sample
+    waiting = reading.highest("waiting_capacity_max")
+    tokens = curve.request_tokens
+    pool = reading.median("engine_kv_tokens")
+    return Signs(
+        concurrency=int(reading.at),
+        measured=reading in curve.levels,
+        client_limited=any(point.status == CLIENT_LIMITED for point in reading.unmeasured),
+        preemptions=reading.highest("preemptions"),
+        waiting=reading.highest("waiting_max") if waiting is None else waiting,
+        running=reading.highest("running_max"),
+        kv_usage=reading.highest("kv_usage_max"),
+        request_share=tokens / pool if pool and tokens else None,
+        max_num_seqs=sample.max_num_seqs,
+        slowed_by_neighbour=_slowed(curve, reading),
+        flat=_flat(curve, reading),
+    )
+
+
+def _flat(curve: LoadCurve, reading: Reading) -> bool | None:
+    """Whether a level is at the knee or past it: beyond noise, or None."""
+    knee = curve.knee
+    if reading not in curve.levels or knee.verdict is KneeVerdict.UNDECIDED:
+        return None if not _clearly_below(curve, reading) else False
+    if knee.verdict is KneeVerdict.NO_KNEE_YET or reading.at < knee.could_be[0]:
+        return False
+    return True if reading.at >= knee.could_be[-1] else None
+
+
+def _clearly_below(curve: LoadCurve, reading: Reading) -> bool:
+    """Whether some higher level gives more than the rule's share more tok/s, beyond noise."""
+    here, noise = level_of(reading), curve.tok_s_noise
+    if here is None or noise is None:
+        return False
+    needed = math.log1p(STILL_GAINS)
+    return any(
+        mean_log(other.tok_s) - mean_log(here.tok_s)
+        > needed + noise.margin(1 / other.repeats + 1 / here.repeats, 1 - CONFIDENCE)
+        for other in curve.repeats
+        if other.at > here.at
+    )
+
+
+def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
+    """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level.
+
+    At one-sided `CONFIDENCE` for all levels of the curve together (Bonferroni). None where all repeats of one kind came
+    before those of the other, and the session's anchor drifted by as much meanwhile: then either could be the cause.
+    """
+    alone, beside = by_company(reading)
+    if not beside:
+        return False
+    kinds = [by_company(other) for other in curve.levels]
+    noise = pooled_noise(values for kind in kinds for values in kind)
+    if not alone or noise is None:
+        return None
+    judged = sum(all(kind) for kind in kinds) or 1
+    margin = noise.margin(1 / len(alone) + 1 / len(beside), (1 - CONFIDENCE) / judged)
+    slower = mean_log(alone) - mean_log(beside)
+    if slower <= margin:
+        return False
+    drift = max((abs(drift) for drift in reading.values("anchor_drift")), default=0.0)
+    return None if _one_after_the_other(reading) and math.expm1(slower) <= drift else True
+
+
+def _one_after_the_other(reading: Reading) -> bool:
+    """Whether the repeats alone and those beside others do not alternate in time; needs some of both."""
+    alone, beside = ([point.started_at for point in points] for points in _points_by_company(reading))
+    return max(alone) < min(beside) or max(beside) < min(alone)
+
+
+def by_company(reading: Reading) -> tuple[list[float], list[float]]:
+    """Return tok/s of the repeats alone on the host, and of those beside another session."""
+    alone, beside = ([point.tok_s for point in points if point.tok_s] for points in _points_by_company(reading))
+    return alone, beside
+
+
+def _points_by_company(reading: Reading) -> tuple[list[RunPoint], list[RunPoint]]:
+    with_figure = [point for point in reading.measured if point.tok_s]
+    alone = [point for point in with_figure if not point.co_running_sessions]
+    return alone, [point for point in with_figure if point.co_running_sessions]

@@ -1,0 +1,268 @@
+"""envelope_sweep.md and its CSV: which (context length, concurrency) the KV pool holds, expected and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analysis.load.load_tables import csv_number
+from analysis.memory.envelope_cells import Expected, expected, outcome
+from analysis.memory.kv_envelope import Outcome
+from analysis.memory.kv_pages import pages_of
+from analysis.rows.caveats import add_caveats, add_failures, identity
+from analysis.rows.groups import BASE, SERVER, Group, grouped
+from analysis.rows.series import outcome_figure
+from analysis.rows.tables import RunPoint, Tables
+from analysis.writing.document import Document, Part, Phrase, join, phrase
+from analysis.writing.figures import NOTHING, Figure, count, percent, plain, quote
+from analysis.writing.files import write_csv
+from contract.kv import KVLayout
+from contract.rows import MEASURED, PRUNED
+
+FILE = "envelope_sweep.md"
+COLUMNS = (*BASE, *SERVER, "mode", "max_model_len", "kv_cache_memory_bytes", "sequences")
+SIGNS = ("preemptions", "running_max", "waiting_max")
+CSV_COLUMNS = (
+    "context_tokens", "concurrency", "need_blocks", "prompts_blocks", "pool_blocks", "expected", "measured",
+    "preemptions", "running_max", "waiting_max", "kv_usage_max", "notes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One length at one concurrency."""
+
+    name: str
+    """Prefix of the names of its figures."""
+    point: RunPoint
+    layout: KVLayout | None
+    pool_blocks: int | None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a request, prompt and answer."""
+        return (self.point.prompt_tokens or 0) + (self.point.output_tokens or 0)
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once."""
+        return self.point.concurrency or 0
+
+    @property
+    def expected(self) -> Expected:
+        """What KV arithmetic says."""
+        return expected(self.layout, self.concurrency, self.point.prompt_tokens or 1, self.length, self.pool_blocks)
+
+    @property
+    def measured(self) -> Outcome:
+        """What was seen."""
+        share = self.need_share
+        return outcome(self.point, None if share is None else share / self.concurrency)
+
+    @property
+    def need_blocks(self) -> int | None:
+        """KV blocks of all requests at their full length."""
+        layout = self.layout
+        return layout.blocks_at_once(self.concurrency, self.length, self.point.prompt_tokens) if layout else None
+
+    @property
+    def prompts_blocks(self) -> int | None:
+        """Of their prompts alone, once they are computed."""
+        return self.concurrency * self.layout.blocks_grown(self.point.prompt_tokens or 1) if self.layout else None
+
+    @property
+    def need_share(self) -> float | None:
+        """Of the pool, by all requests at their full length."""
+        return self.need_blocks / self.pool_blocks if self.need_blocks and self.pool_blocks else None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether both say that all requests fit, or that they do not; None where one of them leaves it open."""
+        if self.expected in (Expected.UNKNOWN, Expected.OPEN) or self.measured is Outcome.UNKNOWN:
+            return None
+        return (self.expected is Expected.FITS) == (self.measured is Outcome.QUIET)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeGrid:
+    """The cells of one server."""
+
+    name: str
+    group: Group
+    cells: tuple[Cell, ...]
+
+    @property
+    def sample(self) -> RunPoint:
+        """A point that stands for the server; a measured one if there is one."""
+        return next((cell.point for cell in self.cells if cell.point.status == MEASURED), self.group.points[0])
+
+    @property
+    def pool_blocks(self) -> int | None:
+        """Blocks that sequences may have, by the engine."""
+        return self.cells[0].pool_blocks
+
+
+def envelope_grids(tables: Tables) -> list[EnvelopeGrid]:
+    """Return one grid per server, its cells by length and concurrency."""
+    grids = []
+    for group in grouped([point for point in tables.points if point.purpose == "envelope"], COLUMNS):
+        name = f"cells.{group.slug}"
+        told = [point.engine_num_blocks for point in group.points if point.engine_num_blocks]
+        pool = told[0] - 1 if told else None  # the null block is nobody's
+        pages = next((found for point in group.points if (found := pages_of(point, tables.configs))), None)
+        layout = pages.layout if pages else None
+        made = [Cell("", point, layout, pool) for point in group.points]
+        ordered = sorted(made, key=lambda cell: (cell.length, cell.concurrency))
+        cells = [replace(cell, name=f"{name}.len{cell.length}.c{cell.concurrency}") for cell in ordered]
+        grids.append(EnvelopeGrid(name, group, tuple(cells)))
+    return grids
+
+
+def write_envelope(run_dir: Path, grids: Sequence[EnvelopeGrid]) -> list[Path]:
+    """Write one file per server; the first owns the plain name."""
+    return [
+        write_csv(run_dir / grid.group.file("envelope_sweep", ".csv"), CSV_COLUMNS, [_csv_row(c) for c in grid.cells])
+        for grid in grids
+    ]
+
+
+def _csv_row(cell: Cell) -> list[str]:
+    point = cell.point
+    measured = cell.measured if point.status == MEASURED else None
+    usage = csv_number(point.kv_usage_max)
+    values = (
+        cell.length, cell.concurrency, cell.need_blocks, cell.prompts_blocks, cell.pool_blocks, cell.expected,
+        measured, point.preemptions, point.running_max, point.waiting_max, usage, _notes(cell).plain,
+    )  # fmt: skip
+    return ["" if value is None else str(value) for value in values]
+
+
+def envelope_page(tables: Tables) -> Document | None:
+    """Return the page, or None for a run without a cell."""
+    rows = [point for point in tables.points if point.purpose == "envelope"]
+    if not rows:
+        return None
+    doc = Document(FILE)
+    doc.heading(1, "KV envelope: which contexts fit at once")
+    add_caveats(doc, rows, tables)
+    doc.say(
+        "In a cell so many requests run at once, each growing from its prompt to context_tokens. *Expected* is KV "
+        "arithmetic alone, from the blocks that requests hold by the formula and those that the engine says it has, "
+        "less the null block: *fits*, all requests at their full length, whatever prompts are computed beside them; "
+        "*may not fit*, the same but for such prompts, whose tokens outside of windows need blocks, too; *preempts*, "
+        "all prompts, but not what they grow to; *does not fit*, not even all prompts. *Measured* is what the server's "
+        "metrics showed: *preempted*; "
+        "*waited for KV*, requests waiting beside a full pool, so that never all ran at once; or *no preemption*, "
+        "neither of the two. A cell that was pruned was not measured; its notes say what decides it."
+    )
+    for grid in envelope_grids(tables):
+        doc.heading(2, "{who}", who=identity(grid.sample, grid.name, grid.group.label))
+        _pool(doc, grid)
+        _grid_table(doc, grid)
+        doc.bullets([summary(grid), *_disagreements(grid)])
+        _cell_table(doc, grid)
+    add_failures(doc, rows, tables)
+    return doc
+
+
+def summary(grid: EnvelopeGrid) -> Phrase:
+    """Return in how many measured cells expectation and measurement agree."""
+    measured = [cell for cell in grid.cells if cell.measured is not Outcome.UNKNOWN]
+    judged = [cell for cell in measured if cell.agrees is not None]
+    pruned = [cell for cell in grid.cells if cell.point.status == PRUNED]
+    cells = count(f"{grid.name}.cells", len(grid.cells))
+    if not judged:
+        return phrase("Of {cells} cells none was measured, so the expected border is not confirmed.", cells=cells)
+    left_open: dict[str, Part] = {}
+    if len(measured) > len(judged):
+        left_open["open"] = count(f"{grid.name}.open", len(measured) - len(judged))
+    return phrase(
+        "Of {cells} cells {judged} were measured and {pruned} pruned; expected and measured agree on what fits in "
+        "{agree} of those measured."
+        + (" Of {open} more that were measured arithmetic leaves it open." if left_open else ""),
+        **left_open,
+        cells=cells,
+        judged=count(f"{grid.name}.judged", len(judged)),
+        pruned=count(f"{grid.name}.pruned", len(pruned)),
+        agree=count(f"{grid.name}.agree", sum(bool(cell.agrees) for cell in judged)),
+    )
+
+
+def _pool(doc: Document, grid: EnvelopeGrid) -> None:
+    length = plain(f"{grid.name}.max_model_len", grid.sample.max_model_len)
+    if grid.pool_blocks is None or grid.sample.engine_block_size is None:
+        doc.say("max_model_len {length}. The engine did not tell its blocks: no server ran.", length=length)
+        return
+    doc.say(
+        "max_model_len {length}; the pool has {blocks} blocks of {size} tokens for requests.",
+        length=length,
+        blocks=count(f"{grid.name}.pool_blocks", grid.pool_blocks),
+        size=plain(f"{grid.name}.engine_block_size", grid.sample.engine_block_size),
+    )
+
+
+def _grid_table(doc: Document, grid: EnvelopeGrid) -> None:
+    """Measured cells bold; what only arithmetic or other cells say is plain."""
+    lengths = sorted({cell.length for cell in grid.cells})
+    levels = sorted({cell.concurrency for cell in grid.cells})
+    by_place = {(cell.length, cell.concurrency): cell for cell in grid.cells}
+    doc.say("Context tokens (rows) at each concurrency (columns). **Bold**: measured; else expected.")
+    rows = []
+    for length in lengths:
+        row: list[str | Part] = [plain(f"{grid.name}.len{length}", length)]
+        row += [_word(by_place.get((length, level))) for level in levels]
+        rows.append(row)
+    header: list[str | Part] = ["tokens", *(plain(f"{grid.name}.c{level}", level) for level in levels)]
+    doc.table(header, rows, grid.sample.simulated)
+
+
+def _word(cell: Cell | None) -> str:
+    if cell is None:
+        return NOTHING
+    return str(cell.expected) if cell.measured is Outcome.UNKNOWN else f"**{cell.measured}**"
+
+
+def _cell_table(doc: Document, grid: EnvelopeGrid) -> None:
+    doc.table(
+        [
+            "context_tokens", "concurrency", "blocks needed", "of the pool", "expected", "measured", *SIGNS,
+            "kv_usage_max", "notes",
+        ],
+        [
+            [
+                plain(f"{cell.name}.context_tokens", cell.length),
+                plain(f"{cell.name}.concurrency", cell.concurrency),
+                count(f"{cell.name}.need_blocks", cell.need_blocks),
+                percent(f"{cell.name}.need_pct", cell.need_share, 0),
+                str(cell.expected),
+                str(cell.measured) if cell.point.status == MEASURED else NOTHING,
+                *(count(f"{cell.name}.{n}", getattr(cell.point, n)) for n in SIGNS),
+                percent(f"{cell.name}.kv_usage_max_pct", cell.point.kv_usage_max),
+                _notes(cell),
+            ]
+            for cell in grid.cells
+        ],
+        grid.sample.simulated,
+    )  # fmt: skip
+
+
+def _disagreements(grid: EnvelopeGrid) -> list[Phrase]:
+    return [
+        phrase(
+            "{n} x {length} tokens: expected " + cell.expected + ", measured " + cell.measured + ".",
+            n=plain(f"{cell.name}.concurrency", cell.concurrency),
+            length=plain(f"{cell.name}.context_tokens", cell.length),
+        )
+        for cell in grid.cells
+        if cell.agrees is False
+    ]
+
+
+def _notes(cell: Cell) -> Phrase:
+    if cell.point.status == MEASURED:
+        return phrase("" if cell.agrees is not False else "expected and measured disagree")
+    if cell.point.status == PRUNED:
+        reason: Figure = quote(f"{cell.name}.reason", cell.point.failure_message or "")
+        return phrase("pruned: {reason}", reason=reason)
+    return join([outcome_figure(cell.point)])
