@@ -61,6 +61,37 @@ def test_memory_that_ran_out_while_graphs_were_captured_is_told_in_its_own_line(
     assert diagnosis.of_start(log, 1).message == "OutOfMemoryError: CUDA out of memory. Tried"
 
 
+FIRST_COMPLETION = (
+    "(EngineCore pid=9) WARNING 11-27 [gdn.py:1165] ModuleNotFoundError: No module named 'flashinfer'\n"
+    "(APIServer pid=8) INFO:     Application startup complete.\n"
+    "{error}"
+    "(APIServer pid=8) ERROR 11-27 [serving.py:494] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered "
+    "an issue. See stack trace (above) for the root cause.\n"
+)
+
+
+def test_an_engine_that_its_first_completion_ends_says_what_it_met_and_would_meet_it_again() -> None:
+    error = "(EngineCore pid=9) ERROR 11-27 [core.py:1233] ModuleNotFoundError: No module named 'flashinfer'\n"
+    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=error), "HTTP 500")
+    assert failure.failure_class == FailureClass.START_FAILED
+    assert failure.message.endswith("ended the engine: ModuleNotFoundError: No module named 'flashinfer'")
+    full = "torch.OutOfMemoryError: CUDA out of memory. Tried\n"
+    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=full), "HTTP 500")
+    assert failure.failure_class == FailureClass.OUT_OF_MEMORY
+
+
+def test_an_engine_that_ended_at_its_first_completion_without_a_word_may_be_started_again() -> None:
+    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=""), "HTTP 500")
+    assert (failure.failure_class, failure.message) == (
+        FailureClass.ENGINE_DEAD, "ready, but the first completion failed: HTTP 500",
+    )  # fmt: skip
+
+
+def test_a_server_that_ended_under_load_has_its_logs_error_beside_what_was_seen() -> None:
+    log = "INFO x\nWARNING ValueError: never mind\nERROR RuntimeError: the kernel\n" + FIRST_COMPLETION.format(error="")
+    assert diagnosis.of_death(log, "7 of 8 failed").message == "7 of 8 failed; RuntimeError: the kernel"
+
+
 def test_a_server_that_ended_under_load_says_whether_it_was_for_memory() -> None:
     dead = diagnosis.of_death("INFO all is well\n", "7 of 8 requests failed")
     assert (dead.failure_class, dead.message) == (FailureClass.ENGINE_DEAD, "7 of 8 requests failed")

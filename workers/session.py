@@ -355,8 +355,8 @@ class Session:
         result = self._run(self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
         failed = [request for request in result.requests if not request.ok]
         if failed:
-            message = f"ready, but the first completion failed: {failed[0].failure_message}"
-            raise readiness.StartFailed(Failure(FailureClass.ENGINE_DEAD, message, self._log_tail()))
+            log = self._process.log_text() if self._process else ""
+            raise readiness.StartFailed(diagnosis.of_first_completion(log, failed[0].failure_message or ""))
 
     # --- measure ---
 

@@ -22,8 +22,10 @@ _PATTERNS: tuple[tuple[str, FailureClass], ...] = (
     (r"(?:RepositoryNotFound|LocalEntryNotFound|GatedRepo)Error.*", FailureClass.MODEL_MISSING),
     (r"is not a local folder.*", FailureClass.MODEL_MISSING),
 )
-_NOISE = re.compile(r"Engine core initialization failed|Failed core proc|See root cause above")
+_NOISE = re.compile(r"Engine core initialization failed|Failed core proc|See root cause above|EngineDeadError")
 _ERROR_LINE = re.compile(r"\b(?:[A-Z]\w*Error|[A-Z]\w*Exception): .+")
+_NO_ERROR = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b.*$", re.MULTILINE)
+"""What vLLM logs and goes on after, tracebacks among it: no cause of an end."""
 _ESTIMATE = re.compile(r"estimated maximum model length is (\d+)")
 TAIL_LINES = 40
 
@@ -35,23 +37,42 @@ def of_start(log: str, exit_code: int | None) -> Failure:
         match = re.search(pattern, log)
         if match:
             return Failure(failure_class, _sentence(log, match), tail)
-    errors = [m.group(0) for m in _ERROR_LINE.finditer(log) if not _NOISE.search(m.group(0))]
-    message = errors[-1] if errors else f"the server ended with exit code {exit_code} and no error line"
+    message = _last_error(log) or f"the server ended with exit code {exit_code} and no error line"
     return Failure(FailureClass.START_FAILED, message, tail)
+
+
+def of_first_completion(log: str, answered: str) -> Failure:
+    """Return the failure of a server that came to listen and failed its first completion with `answered`.
+
+    Where its log names an error, the same start would meet it again. Else it was ended from outside, or nobody knows.
+    """
+    tail = "\n".join(log.splitlines()[-TAIL_LINES:])
+    error = _last_error(_NO_ERROR.sub("", log))
+    if error is None:
+        return Failure(FailureClass.ENGINE_DEAD, f"ready, but the first completion failed: {answered}", tail)
+    failed = FailureClass.OUT_OF_MEMORY if "CUDA out of memory" in error else FailureClass.START_FAILED
+    return Failure(failed, f"ready, but the first completion ended the engine: {error}", tail)
 
 
 def of_death(log: str, message: str) -> Failure:
     """Return the failure of a server that was ready and then ended, or no longer answers."""
     match = re.search(r"CUDA out of memory.*", log)
-    if match is None:
-        return Failure(FailureClass.ENGINE_DEAD, message)
-    return Failure(FailureClass.MEMORY_UNDER_LOAD, f"{message}; {_sentence(log, match)}")
+    if match is not None:
+        return Failure(FailureClass.MEMORY_UNDER_LOAD, f"{message}; {_sentence(log, match)}")
+    error = _last_error(_NO_ERROR.sub("", log))
+    return Failure(FailureClass.ENGINE_DEAD, message if error is None else f"{message}; {error}")
 
 
 def estimated_max_model_len(message: str) -> int | None:
     """Return vLLM's own estimate of the longest length that fits, where the message carries one (tokens)."""
     match = _ESTIMATE.search(message)
     return int(match.group(1)) if match else None
+
+
+def _last_error(log: str) -> str | None:
+    """Its last line that names an exception, less those that only say that there was one."""
+    errors = [m.group(0) for m in _ERROR_LINE.finditer(log) if not _NOISE.search(m.group(0))]
+    return errors[-1] if errors else None
 
 
 def _sentence(log: str, match: re.Match[str]) -> str:
