@@ -33,6 +33,7 @@ class Again(StrEnum):
     NEVER = "no"
     SAME_SERVER = "the same server"
     FRESH_SERVER = "a fresh server"
+    OTHER_CARD = "a fresh server, on another card where there is one"
     OTHER_NODE = "a fresh server, on another node where there is one"
 
 
@@ -73,7 +74,7 @@ CAUSES: dict[F, Cause] = {
     F.MODEL_MISSING: _fixed("the name, the token or the network has to be mended first"),
     F.NOT_INSTALLED: Cause(Reach.START, Again.OTHER_NODE, "another node may have vLLM"),
     F.KV_TOO_SMALL: Cause(Reach.START, Again.NEVER, "the engine's own estimate is the measured limit", is_result=True),
-    F.FREE_MEMORY_LOW: Cause(Reach.START, Again.OTHER_NODE, "somebody else uses this card"),
+    F.FREE_MEMORY_LOW: Cause(Reach.START, Again.OTHER_CARD, "somebody else uses this card"),
     F.MEMORY_PROFILE: Cause(Reach.START, Again.FRESH_SERVER, "somebody else's memory moved; it may be over"),
     F.OUT_OF_MEMORY: _fixed("the same weights and pool would not fit again"),
     F.GRAPH_MEMORY: _fixed("the same graphs would not fit again"),
@@ -103,7 +104,7 @@ CAUSES: dict[F, Cause] = {
     F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session got no further start: nothing is known of the point"),
     F.STOPPED: Cause(Reach.RUN, Again.NEVER, "it was asked for"),
     F.ACTOR_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
-    F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
+    F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_CARD, "it says nothing about the point"),
     F.NODE_LOST: Cause(Reach.NODE, Again.OTHER_NODE, "it says nothing about the point"),
     F.NOT_WRITTEN: Cause(Reach.RUN, Again.NEVER, "what cannot be kept need not be measured"),
     F.INTERNAL: Cause(Reach.POINT, Again.NEVER, "a defect of ours: it would happen again"),

@@ -38,7 +38,7 @@ class FailureClass(StrEnum):
     WRONG_SERVER = "wrong_server"  # what answers is not the server that was started
     READY_TIMEOUT = "ready_timeout"  # it went on, but not to its end: the hard cap
     NO_PROGRESS = "no_progress"  # it was silent for several times what its phase usually takes
-    START_FAILED = "start_failed"  # any other end before it was ready
+    START_FAILED = "start_failed"  # any other end before it was ready, or at its first completion
     # --- one point on a live server ---
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
     MEMORY_UNDER_LOAD = "memory_under_load"  # it ended, out of memory, while it served

@@ -476,7 +476,7 @@ class SessionActor:
 
         remove_ownerless()  # another start's of this session, say: its server is gone from the cards before ours comes
         context = ray.get_runtime_context()
-        devices = [str(name) for name in context.get_accelerator_ids().get("GPU", [])]
+        devices = [str(name).strip() for name in context.get_accelerator_ids().get("GPU", [])]
         load = ray.remote(num_cpus=0, max_retries=0)(_generate).options(scheduling_strategy=_on(context.get_node_id()))
         self._session = Session(
             spec,

@@ -51,6 +51,8 @@ class Queue:
     _capacity: dict[str, int] = field(init=False)
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[asyncio.Task[Again], _Running] = field(default_factory=dict)
+    _kept_back: dict[str, int] = field(default_factory=dict)
+    """Slots whose card failed a job: Ray would give the same card to the next, until another of the node is free, too."""
     _woken: asyncio.Future[None] | None = None
     """Done when a server has become ready: a job may have waited for it."""
 
@@ -83,6 +85,7 @@ class Queue:
     def lose(self, node: str) -> None:
         """Place nothing on a node any more."""
         self.free.pop(node, None)
+        self._kept_back.pop(node, None)
         self._capacity.pop(node, None)
 
     def ready(self, job_id: str) -> None:
@@ -108,13 +111,22 @@ class Queue:
 
     def _finish(self, task: asyncio.Task[Again]) -> None:
         ended = self._running.pop(task)
-        if ended.node in self.free:
-            self.free[ended.node] += ended.job.slots
         again = task.result()
+        self._free(ended, again)
         if again is not Again.NEVER:
-            avoid = ended.job.avoid | ({ended.node} if again is Again.OTHER_NODE else frozenset())
-            self._waiting.insert(0, replace(ended.job, attempt=ended.job.attempt + 1, avoid=avoid))
+            avoid = ended.job.avoid | (frozenset() if again is Again.FRESH_SERVER else {ended.node})
+            first = len(self._waiting) if again is Again.OTHER_CARD else 0
+            self._waiting.insert(first, replace(ended.job, attempt=ended.job.attempt + 1, avoid=avoid))
         self._waiting = [replace(job, avoid=self._avoidable(job)) for job in self._waiting]
+
+    def _free(self, ended: _Running, again: Again) -> None:
+        node, slots = ended.node, ended.job.slots
+        if node not in self.free:
+            return
+        if again is Again.OTHER_CARD and any(running.node == node for running in self._running.values()):
+            self._kept_back[node] = self._kept_back.get(node, 0) + slots
+        else:
+            self.free[node] += slots + self._kept_back.pop(node, 0)
 
     def _avoidable(self, job: Job) -> frozenset[str]:
         """Nothing, for a job that failed wherever it fits: any node may try again."""

@@ -37,6 +37,11 @@ TOO_SMALL = (
             "max_model_len (max_position_embeddings=8)",
             FailureClass.LENGTH_ABOVE_MODEL,
         ),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "  Value error, Cannot find the config file for awq [type=value_error, input_value=ArgsKwargs(...)]\n",
+            FailureClass.BAD_ARGUMENT,
+        ),
         ("RuntimeError: something new", FailureClass.START_FAILED),
         ("", FailureClass.START_FAILED),
     ],
@@ -51,6 +56,13 @@ def test_message_is_the_root_cause_and_carries_the_engines_estimate() -> None:
     assert diagnosis.estimated_max_model_len(failure.message) == 3968
 
 
+def test_what_vllm_refused_is_told_by_the_line_that_says_why() -> None:
+    log = "(APIServer pid=8) pydantic_core._pydantic_core.ValidationError: 1 validation error for {}\n"
+    log += "(APIServer pid=8)   Value error, Cannot find the config file for awq [type=value_error, input_type=ArgsKwargs]\n"
+    log += "(APIServer pid=8)     For further information visit https://errors.pydantic.dev/2.12/v/value_error\n"
+    assert "Cannot find the config file for awq" in diagnosis.of_start(log.format("ModelConfig"), 1).message
+
+
 def test_unknown_errors_keep_their_own_words_not_the_wrappers() -> None:
     log = "RuntimeError: the cause\nRuntimeError: Engine core initialization failed. See root cause above.\n"
     assert diagnosis.of_start(log, 1).message == "RuntimeError: the cause"
@@ -62,6 +74,7 @@ def test_memory_that_ran_out_while_graphs_were_captured_is_told_in_its_own_line(
 
 
 FIRST_COMPLETION = (
+    "(EngineCore pid=9) WARNING 11-27 [gdn.py:235] FlashInfer is JIT-compiled. Set --gdn-prefill-backend triton to skip.\n"
     "(EngineCore pid=9) WARNING 11-27 [gdn.py:1165] ModuleNotFoundError: No module named 'flashinfer'\n"
     "(APIServer pid=8) INFO:     Application startup complete.\n"
     "{error}"
@@ -74,10 +87,16 @@ def test_an_engine_that_its_first_completion_ends_says_what_it_met_and_would_mee
     error = "(EngineCore pid=9) ERROR 11-27 [core.py:1233] ModuleNotFoundError: No module named 'flashinfer'\n"
     failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=error), "HTTP 500")
     assert failure.failure_class == FailureClass.START_FAILED
-    assert failure.message.endswith("ended the engine: ModuleNotFoundError: No module named 'flashinfer'")
+    assert failure.message == (
+        "ready, but the first completion ended the engine: ModuleNotFoundError: No module named 'flashinfer' (its log "
+        "said before: Set --gdn-prefill-backend triton to skip.)"
+    )
     full = "torch.OutOfMemoryError: CUDA out of memory. Tried\n"
     failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=full), "HTTP 500")
     assert failure.failure_class == FailureClass.OUT_OF_MEMORY
+    once = "(EngineCore pid=9) ERROR 11-27 [core.py:1] RuntimeError: CUDA error: unspecified launch failure\n"
+    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=once), "HTTP 500")
+    assert failure.failure_class == FailureClass.ENGINE_DEAD
 
 
 def test_an_engine_that_ended_at_its_first_completion_without_a_word_may_be_started_again() -> None:

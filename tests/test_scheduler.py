@@ -151,6 +151,38 @@ async def test_a_job_whose_last_other_node_is_lost_goes_back_to_where_it_failed(
     assert seen[1][1] == seen[2][1]
 
 
+async def test_a_card_that_fails_its_jobs_waits_for_another_to_be_free_and_does_not_eat_the_queue() -> None:
+    """Two cards of a node, of which somebody has filled one: a free card is the filled one while the other is in use."""
+    runs: list[str] = []
+    good: asyncio.Lock = asyncio.Lock()
+
+    async def execute(job: Job, _: str) -> Again:
+        if good.locked():
+            await asyncio.sleep(0)
+            runs.append(f"{job.id} failed")
+            return Again.OTHER_CARD
+        async with good:
+            for _ in range(50):
+                await asyncio.sleep(0)
+            runs.append(job.id)
+        return Again.NEVER
+
+    names = [f"job{n}" for n in range(8)]
+    left = await Queue({"a": 2}).run([Job(name, 1, 10) for name in names], execute)
+    assert left == []
+    assert sorted(name for name in runs if "failed" not in name) == names
+    assert max(runs.count(f"{name} failed") for name in names) <= 2
+
+
+async def test_a_card_that_failed_the_only_job_of_its_node_is_tried_again() -> None:
+    async def execute(job: Job, _: str) -> Again:
+        return Again.OTHER_CARD if job.attempt == 1 else Again.NEVER
+
+    queue = Queue({"a": 2})
+    assert await queue.run([Job("only", 1, 10)], execute) == []
+    assert queue.free == {"a": 2}
+
+
 def test_a_lower_rank_starts_first_whatever_its_size() -> None:
     jobs = [Job("wide", 4, 9, rank=1), Job("narrow", 1, 1)]
     assert [job.id for job in ordered(jobs)] == ["narrow", "wide"]

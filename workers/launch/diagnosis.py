@@ -17,6 +17,7 @@ _PATTERNS: tuple[tuple[str, FailureClass], ...] = (
     (r"CUDA out of memory.*", FailureClass.OUT_OF_MEMORY),
     (r"[Aa]ddress already in use.*", FailureClass.PORT_TAKEN),
     (r"error: (?:argument|unrecognized arguments|the following arguments).*", FailureClass.BAD_ARGUMENT),
+    (r"ValidationError: [^\n]*\n(?:[^\n]*\n)?[^\n]*Value error, [^\n]*", FailureClass.BAD_ARGUMENT),
     (r"ValidationError: .*", FailureClass.BAD_ARGUMENT),
     (r"No module named '?vllm.*", FailureClass.NOT_INSTALLED),
     (r"(?:RepositoryNotFound|LocalEntryNotFound|GatedRepo)Error.*", FailureClass.MODEL_MISSING),
@@ -26,6 +27,8 @@ _NOISE = re.compile(r"Engine core initialization failed|Failed core proc|See roo
 _ERROR_LINE = re.compile(r"\b(?:[A-Z]\w*Error|[A-Z]\w*Exception): .+")
 _NO_ERROR = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b.*$", re.MULTILINE)
 """What vLLM logs and goes on after, tracebacks among it: no cause of an end."""
+_MAY_PASS = re.compile(r"\b(?:CUDA error|NCCL|Xid)\b")
+_ADVICE = re.compile(r"\bSet --[\w-]+[^\n]*")
 _ESTIMATE = re.compile(r"estimated maximum model length is (\d+)")
 TAIL_LINES = 40
 
@@ -44,14 +47,19 @@ def of_start(log: str, exit_code: int | None) -> Failure:
 def of_first_completion(log: str, answered: str) -> Failure:
     """Return the failure of a server that came to listen and failed its first completion with `answered`.
 
-    Where its log names an error, the same start would meet it again. Else it was ended from outside, or nobody knows.
+    Where its log names an error, the same start would meet it again, but for what a card may do once. Else it was ended
+    from outside, or nobody knows. A flag that the log said to set stands beside the error.
     """
     tail = "\n".join(log.splitlines()[-TAIL_LINES:])
     error = _last_error(_NO_ERROR.sub("", log))
     if error is None:
         return Failure(FailureClass.ENGINE_DEAD, f"ready, but the first completion failed: {answered}", tail)
-    failed = FailureClass.OUT_OF_MEMORY if "CUDA out of memory" in error else FailureClass.START_FAILED
-    return Failure(failed, f"ready, but the first completion ended the engine: {error}", tail)
+    failed = FailureClass.ENGINE_DEAD if _MAY_PASS.search(error) else FailureClass.START_FAILED
+    if "CUDA out of memory" in error:
+        failed = FailureClass.OUT_OF_MEMORY
+    advice = _ADVICE.search(log)
+    told = f" (its log said before: {advice.group(0).strip()})" if advice else ""
+    return Failure(failed, f"ready, but the first completion ended the engine: {error}{told}", tail)
 
 
 def of_death(log: str, message: str) -> Failure:
