@@ -299,7 +299,7 @@ class Ratio:
         return abs(self.apart) + self.margin <= bound
 
 
-def ratio(cells: Sequence[Pair | tuple[Sequence[float], Sequence[float]]], ratios: int = 1) -> Ratio | None:
+def ratio(cells: Sequence[tuple[Sequence[float], Sequence[float]]], ratios: int = 1) -> Ratio | None:
     """Return warm over cold from `cells`: of each go the cold servers' means and the warm ones', one each a round.
 
     The noise is that of servers about their group's mean: what the machines of two goes differ by is in none. None

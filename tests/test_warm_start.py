@@ -28,7 +28,8 @@ from benchmarks.warm_equivalence import (
     verdict,
 )
 from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
-from contract.specs import Start
+from contract.specs import Point, PointKind, SessionSpec, Start
+from tests.test_session import spec
 
 NAME = ".config.instance_id"
 ROUNDS = 8
@@ -384,6 +385,49 @@ def test_an_interrupt_before_the_first_round_ends_without_a_verdict(
     assert warm_start.main() == 1
     assert closed == [None]
     assert "interrupted in round 1 of 3" in capsys.readouterr().out
+
+
+class FakeSession:
+    """Starts nothing: its rows are as given."""
+
+    def __init__(self, spec: SessionSpec, *_: object) -> None:
+        self.spec, self.stopped = spec, False
+
+    def start(self) -> Any:
+        return SimpleNamespace(
+            status=MEASURED, start=self.spec.start, ready_s=2.0, server_pid=None, phases=[], device_name="card",
+            driver_version="1", vllm_version="2", torch_version="3", failure_message=None,
+        )  # fmt: skip
+
+    def measure(self, point: Point) -> Any:
+        if point.kind is PointKind.MEMORY:
+            return SimpleNamespace(
+                status=FAILED, failure_message="gone", mem_ready_bytes=None, mem_loaded_bytes=None
+            )  # fmt: skip
+        limited = point.concurrency == 64
+        return SimpleNamespace(
+            status=CLIENT_LIMITED if limited else FAILED, failure_message="why", tok_s=100.0 if limited else None,
+            p95_e2e_s=0.5 if limited else None,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warm_start, "Session", FakeSession)
+    monkeypatch.setattr(warm_start, "_configuration", lambda _: told("a"))
+    monkeypatch.setattr(warm_start, "_cpu_s", lambda _: 1.0)
+    parent: Any = SimpleNamespace(socket="/none")
+    found = warm_start._start(replace(spec(), start=Start.WARM), parent, 0, [1, 64])
+    assert found.memory == Memory(FAILED)
+    assert found.levels == [Level(1, FAILED), Level(64, CLIENT_LIMITED, 100.0, 0.5)]
+    assert found.machine.startswith("card, ")
+    said = capsys.readouterr().out
+    assert "memory: failed: gone" in said
+    assert "64: 100.0 tok/s, p95 0.500 s, client_limited why" in said
 
 
 def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
