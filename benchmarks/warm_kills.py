@@ -2,10 +2,11 @@
 
     python benchmarks/warm_kills.py [ROUNDS]
 
-The engine is a stand-in that imports nothing heavy (`tests/standin_engine.py`); processes, guard and warm parent are
-the real ones. Killed are the server, what it has started, its guard, the session that owns both, or the warm parent,
-that one also in the middle of a fork; in some rounds nobody. Prints how many starts hung, what was left of them
-(processes, directories, files in /dev/shm), and how a warm parent that lives through it all has grown.
+The engine is a stand-in that imports nothing heavy (`tests/standin_engine.py`) and lives 0.15 s at most; processes,
+guard and warm parent are the real ones. A signal (KILL or TERM, for some also STOP) goes to the server, to what it has
+started, its guard, the session that owns both, or the warm parent, that one also in the middle of a fork; in some
+rounds to nobody. Prints to how many of each it went, how many starts hung, what was left of them (processes,
+directories, files in /dev/shm), and how a warm parent that lives through it all has grown.
 """
 
 from __future__ import annotations
@@ -56,9 +57,14 @@ class Found:
 
     rounds: int = 0
     victims: Counter[str] = field(default_factory=Counter)
+    """Who was drawn."""
+    struck: Counter[str] = field(default_factory=Counter)
+    """To whom a signal went that lived; what a server has started is one process."""
     cold: int = 0
     """Started cold, for the warm parent had died before it could answer."""
     hung: int = 0
+    """Servers whose guard could not say how they ended. Where guard or session was to die, nobody could: what hangs
+    there is among the processes left."""
     processes_left: int = 0
     directories: int = 0
     """Left behind, or removed under a session that was still there."""
@@ -81,16 +87,19 @@ class Round:
     environment: dict[str, str]
     workspace: Workspace
     shared: Path
+    child: Path
+    """Written by the server's child, where it has one."""
 
     @classmethod
     def drawn(cls, environment: dict[str, str], chance: random.Random) -> Round:
-        """Let chance pick a victim, and whether the server has a child that does not want to go."""
-        workspace = Workspace.make()
-        shared = SHARED_MEMORY / workspace.root.name
-        stubborn = ["--shares", str(shared), "--stubborn", str(workspace.root / "child")]
-        command = [sys.executable, "-m", MODULE, *(stubborn if chance.random() < 0.3 else [])]
+        """Let chance pick a victim, and, unless it is that, whether the server has a child that does not want to go."""
+        workspace, victim = Workspace.make(), chance.choice(VICTIMS)
+        shared, child = SHARED_MEMORY / workspace.root.name, workspace.root / "child"
+        has_child = victim == "descendants" or chance.random() < 0.3
+        stubborn = ["--shares", str(shared), "--stubborn", str(child)] if has_child else []
+        command = [sys.executable, "-m", MODULE, *stubborn]
         environment = environment | {"TMPDIR": str(workspace.temporary)}
-        return cls(chance.choice(VICTIMS), command, environment, workspace, shared)
+        return cls(victim, command, environment, workspace, shared, child)
 
 
 def kill_often(rounds: int, seed: int = 0) -> Found:
@@ -115,7 +124,7 @@ def _play(one: Round, parent: WarmParent, chance: random.Random, found: Found) -
     found.rounds += 1
     found.victims[one.victim] += 1
     if one.victim == "owner":
-        family = _owner_dies(one, parent, chance)
+        family = _owner_dies(one, parent, chance, found)
     elif one.victim == "parent":
         family = _parent_dies(one, chance, found)
     else:
@@ -138,12 +147,15 @@ def _play(one: Round, parent: WarmParent, chance: random.Random, found: Found) -
 
 def _stopped(one: Round, server: ServerProcess, chance: random.Random, found: Found) -> list[int]:
     """Kill the victim of a server that runs, then stop the server. Returns the pids of its family."""
+    if one.victim == "descendants":
+        _wait_for(one.child)
     time.sleep(chance.uniform(0, LONGEST_LIFE_S))
     family = [*processes.tree(server.guard_pid), server.pid]
-    pids = {"server": [server.pid], "descendants": family[2:-1], "guard": [server.guard_pid]}.get(one.victim, [])
+    started = processes.tree(server.pid)[1:] if one.victim == "descendants" else []
+    pids = {"server": [server.pid], "descendants": started, "guard": [server.guard_pid]}.get(one.victim, [])
     ways = [signal.SIGKILL, signal.SIGTERM, *([signal.SIGSTOP] if one.victim != "guard" else [])]
     for pid in pids:
-        _kill(pid, chance.choice(ways))
+        _strike(pid, chance.choice(ways), one, found)
     server.stop()
     found.hung += server.exit_code is None and one.victim != "guard"  # who else could tell it
     return family
@@ -154,7 +166,7 @@ def _parent_dies(one: Round, chance: random.Random, found: Found) -> list[int]:
     parent = WarmParent((MODULE,), one.environment)
     with offer(parent.socket, lambda: False) as offered:
         number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-        killing = threading.Timer(chance.uniform(0, LONGEST_FORK_S), _kill, (parent.pid, number))
+        killing = threading.Timer(chance.uniform(0, LONGEST_FORK_S), _strike, (parent.pid, number, one, found))
         killing.start()
         try:
             server = ServerProcess(one.command, one.environment, one.workspace, GRACE_S, offered)
@@ -168,7 +180,7 @@ def _parent_dies(one: Round, chance: random.Random, found: Found) -> list[int]:
     return [*family, parent.pid]
 
 
-def _owner_dies(one: Round, parent: WarmParent, chance: random.Random) -> list[int]:
+def _owner_dies(one: Round, parent: WarmParent, chance: random.Random, found: Found) -> list[int]:
     """Kill the session of a server that runs: its guard has to end the rest, and to remove the directory."""
     command = [sys.executable, "-c", OWNER, str(parent.socket), str(one.workspace.root), *one.command]
     with subprocess.Popen(command, cwd=ROOT, env=one.environment, text=True, stdout=subprocess.PIPE) as owner:
@@ -176,7 +188,7 @@ def _owner_dies(one: Round, parent: WarmParent, chance: random.Random) -> list[i
         guard, server = map(int, owner.stdout.readline().split())
         time.sleep(chance.uniform(0, LONGEST_LIFE_S))
         family = [*processes.tree(guard), server]
-        owner.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+        _strike(owner.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]), one, found)
     return family
 
 
@@ -185,11 +197,19 @@ def _left(root: Path, family: list[int]) -> set[int]:
     return {pid for pid in family if processes.is_running(pid)} | {each.pid for each in processes.working_in(root)}
 
 
-def _kill(pid: int, number: int) -> None:
-    try:
+def _wait_for(child: Path) -> None:
+    deadline = time.monotonic() + END_LIMIT_S
+    while not (child.exists() and child.read_text()):
+        if time.monotonic() > deadline:
+            raise TimeoutError("a server has not forked its child")
+        time.sleep(0.005)
+
+
+def _strike(pid: int, number: int, one: Round, found: Found) -> None:
+    """Send a signal to the victim, and count it where that lived."""
+    if processes.is_running(pid):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return
+        found.struck[one.victim] += 1
 
 
 def _size(pid: int) -> tuple[int, int]:
@@ -204,8 +224,11 @@ def main() -> None:
     begun = time.monotonic()
     found = kill_often(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
     seconds, kib = time.monotonic() - begun, found.resident_gained_bytes / 1024
-    victims = ", ".join(f"{victim} {number}" for victim, number in sorted(found.victims.items()))
-    print(f"{found.rounds} warm starts in {seconds:.0f} s; killed: {victims}; {found.cold} went on cold")
+    struck = ", ".join(f"{victim} {number}" for victim, number in sorted(found.struck.items()))
+    print(
+        f"{found.rounds} warm starts in {seconds:.0f} s; signals to: {struck}; to nobody in {found.victims['nobody']}"
+    )
+    print(f"{found.cold} went on cold, for their parent was gone")
     print(f"{found.hung} hung; left: {found.processes_left} processes, {found.shared_memory_left} files in /dev/shm;")
     print(f"{found.directories} directories left, or lost under their session")
     print(f"the warm parent gained {found.descriptors_gained} descriptors and {kib:.0f} KiB")

@@ -18,17 +18,21 @@ METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 class CpuPlatform:
-    """Has all processes spawned, as vLLM's does."""
+    """Has all processes spawned, with libraries of its own choice, as vLLM's does."""
+
+    preloads = "/torch/lib/libgomp.so.1"
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:
         os.environ[METHOD] = "spawn"
+        os.environ["LD_PRELOAD"] = f"{cls.preloads}:{os.environ.get('LD_PRELOAD', '')}"
 
 
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     monkeypatch.syspath_prepend(str(FORKING))
     monkeypatch.setenv(METHOD, "unset")
+    monkeypatch.setenv("LD_PRELOAD", "")
 
     def load(chosen: str) -> Any:
         for name in ("vllm", "vllm.platforms", "vllm.platforms.cpu"):
@@ -62,6 +66,22 @@ def test_the_engine_is_forked_where_asked_and_spawns_its_worker(
         hook()
     assert bool(hooks) == (in_a_fork is not None)
     assert os.environ[METHOD] == (in_a_fork or here)
+
+
+@pytest.mark.parametrize(("had", "forked"), [("", False), ("/usr/lib/libtcmalloc.so.4", True)])
+def test_an_engine_that_would_have_another_allocator_is_spawned(
+    had: str, forked: bool, plugin: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a build has new programs use tcmalloc, a fork of one without it would not."""
+    plugin("vllm.platforms.cpu.CpuPlatform")
+    hooks: list[Callable[[], None]] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda after_in_child: hooks.append(after_in_child))
+    monkeypatch.setattr(CpuPlatform, "preloads", "/vllm/libs/libtcmalloc_minimal-1.so.4")
+    monkeypatch.setenv(METHOD, "fork")
+    monkeypatch.setenv("LD_PRELOAD", had)
+    for _ in range(2):  # a server resolves more than one configuration
+        sys.modules["vllm_forking"].ForkingCpuPlatform.check_and_update_config(None)
+        assert (os.environ[METHOD], bool(hooks)) == (("fork", True) if forked else ("spawn", False))
 
 
 def test_a_forked_engines_worker_imports_first_what_it_needs_and_then_runs_its_program(

@@ -1,5 +1,6 @@
 """Warm starts with real processes: what a forked server finds in itself, what refuses it, and that nothing is left."""
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,15 @@ def fork():
     return pid
 os.fork = fork
 """
+STATE = """
+import gc, json, multiprocessing, numpy.random, time
+if __name__ == "__main__":
+    key = multiprocessing.current_process().authkey.hex()
+    found = {"numpy": numpy.random.random(), "key": key, "frozen": gc.get_freeze_count()}
+    print(json.dumps(found), flush=True)
+    time.sleep(600)
+"""
+FREEZES_ITSELF = "def freeze_gc_heap(): ...\n"
 TELLS = "import json, os, sets, time\nif __name__ == '__main__':\n    print(json.dumps(dict(os.environ)), flush=True)\n"
 
 
@@ -166,6 +177,42 @@ def test_two_forks_have_random_numbers_of_their_own(parent: WarmParent, workspac
     second.stop()
     assert len(numbers) == 2
     assert second.exit_code == -signal.SIGTERM
+
+
+def states(directory: Path, entry: str = STATE) -> list[dict[str, Any]]:
+    """Return what a cold server and two forks of one parent say of their random state, key and frozen objects."""
+    (directory / "entry.py").write_text(entry)
+    parent, found = WarmParent(("entry",), environment(directory)), []
+    for number in range(3):
+        workspace = Workspace.make()
+        asked = environment(directory, TMPDIR=str(workspace.temporary))
+        command = [sys.executable, "-m", "entry"]
+        with contextlib.ExitStack() as offered:
+            warm_offer = offered.enter_context(offer(parent.socket, lambda: False)) if number else None
+            server = ServerProcess(command, asked, workspace, 2.0, warm_offer)
+        found.append(told(server))
+        server.stop()
+        workspace.remove()
+    parent.close()
+    return found
+
+
+def test_two_forks_have_numpys_random_numbers_and_keys_of_their_own_and_nothing_frozen(tmp_path: Path) -> None:
+    found = states(tmp_path)
+    assert len({each["numpy"] for each in found}) == 3
+    assert len({each["key"] for each in found}) == 3
+    assert [each["frozen"] for each in found] == [0, 0, 0]
+
+
+def test_what_the_parent_made_stays_frozen_where_vllm_freezes_it_as_well(tmp_path: Path) -> None:
+    package = tmp_path / "vllm" / "utils"
+    package.mkdir(parents=True)
+    for directory in (package, package.parent):
+        (directory / "__init__.py").touch()
+    (package / "gc_utils.py").write_text(FREEZES_ITSELF)
+    cold, *forks = states(tmp_path, f"import vllm.utils.gc_utils\n{STATE}")
+    assert cold["frozen"] == 0
+    assert all(each["frozen"] > 0 for each in forks)
 
 
 def test_variables_that_are_read_late_may_differ(parent: WarmParent, workspace: Workspace) -> None:
@@ -606,5 +653,6 @@ def test_a_parent_that_is_still_importing_ends_with_its_owner(tmp_path: Path) ->
 def test_forks_that_are_killed_at_any_moment_neither_hang_nor_stay_nor_add_up() -> None:
     found = warm_kills.kill_often(20)
     assert set(found.victims) == set(warm_kills.VICTIMS)
+    assert found.struck == found.victims - Counter(nobody=found.victims["nobody"])  # who is drawn is there to be struck
     assert (found.rounds, found.bad, found.descriptors_gained) == (20, 0, 0), found
     assert found.resident_gained_bytes < 2**20

@@ -1,18 +1,76 @@
-"""benchmarks/warm_start.py: what it calls equivalent, and what it does not pass over."""
+"""benchmarks/warm_start.py: what it calls equivalent, what it does not pass over, and what it pools."""
 
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from benchmarks import warm_start
-from benchmarks.warm_start import Seen, shared_names, unexpected_keys
-from contract.specs import Start
+from benchmarks import warm_equivalence, warm_start
+from benchmarks.warm_equivalence import (
+    MIB,
+    Go,
+    Level,
+    Memory,
+    Server,
+    Setting,
+    differing,
+    read,
+    repeat_sd,
+    save,
+    shared_names,
+    unexpected_keys,
+    variance_ratio_limit,
+    verdict,
+)
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
+from contract.specs import Point, PointKind, SessionSpec, Start
+from tests.test_session import spec
 
 NAME = ".config.instance_id"
+ROUNDS = 8
+LEVEL = 16
 
 
 def told(name: str, **more: str) -> dict[str, str]:
     return {NAME: name, ".config.model": "m", ".env.VLLM_WORKER_MULTIPROC_METHOD": name, **more}
+
+
+def server(
+    number: int,
+    start: Start,
+    length: int = 512,
+    memory: Memory | float = 100.0,
+    levels: Sequence[Level] = (),
+    **more: Any,
+) -> Server:
+    """Return a server of a round; `memory` in MiB when ready, a load leaves 10 more."""
+    if not isinstance(memory, Memory):
+        memory = Memory(MEASURED, int(memory * MIB), int((memory + 10) * MIB))
+    given = {"machine": "card", "configuration": told(f"{start}{length}{number}"), **more}
+    seconds = {"ready_s": 2.0, "cpu_s": 1.0, "phases_s": {"imports": 1.0}}
+    return Server(number, start, length, memory=memory, levels=[*levels], **seconds, **given)
+
+
+def setting(
+    device: str = "cuda", lengths: Sequence[int] = (512,), levels: Sequence[int] = (), repeats: int = 3
+) -> Setting:
+    return Setting("tiny", [], device, [*lengths], [*levels], repeats)
+
+
+def go(*servers: Server, **given: Any) -> Go:
+    return Go(setting(**given), [*servers])
+
+
+def code(*goes: Go) -> int:
+    return verdict(goes, within=0.05, memory_within_bytes=2 * MIB)
+
+
+# --- configuration and memory ---
 
 
 def test_a_key_that_differs_in_any_round_is_named() -> None:
@@ -28,12 +86,8 @@ def test_a_name_made_for_one_server_that_two_have_is_named() -> None:
     assert shared_names([told("a"), {}]) == []
 
 
-MIB = 2**20
-TELLS_NOTHING: dict[str, str] = {}
-
-
 @pytest.mark.parametrize(
-    ("device", "memory_mib", "warm_names", "code"),
+    ("device", "memory_mib", "warm_names", "expected"),
     [
         ("cuda", [100.0, 150.0], ["c", "d"], 0),
         ("cuda", [103.0, 153.0], ["c", "d"], 1),  # at each length
@@ -44,35 +98,174 @@ TELLS_NOTHING: dict[str, str] = {}
     ],
 )
 def test_the_exit_code_says_whether_the_two_ways_are_equivalent(
-    device: str, memory_mib: list[float], warm_names: list[str] | None, code: int
+    device: str, memory_mib: list[float], warm_names: list[str] | None, expected: int
 ) -> None:
-    seen = {}
+    seen = []
     for at, length in enumerate((512, 1024)):
-        cold = told("ab"[at])
-        warm = TELLS_NOTHING if warm_names is None else told(warm_names[at])
-        seen[length, Start.COLD] = Seen([2.0], [1.0], memory_bytes=[(100 + 50 * at) * MIB], configurations=[cold])
-        seen[length, Start.WARM] = Seen([1.0], [1.0], memory_bytes=[int(memory_mib[at] * MIB)], configurations=[warm])
-    assert warm_start.verdict(seen, device, within=0.05, memory_within_bytes=2 * MIB, loaded=None) == code
+        warm = {} if warm_names is None else told(warm_names[at])
+        seen += [
+            server(0, Start.COLD, length, 100.0 + 50 * at),
+            server(0, Start.WARM, length, memory_mib[at], configuration=warm),
+        ]
+    assert code(go(*seen, device=device, lengths=(512, 1024))) == expected
 
 
-def test_a_level_that_is_not_shown_to_be_equivalent_is_exit_code_1() -> None:
-    for far, code in ((1.0, 0), (1.2, 1)):
-        seen = {}
-        for start, factor in ((Start.COLD, 1.0), (Start.WARM, far)):
-            one = seen[512, start] = Seen([1.0], [1.0], memory_bytes=[MIB], configurations=[told(start)])
-            for metric in ("tok/s", "p95"):
-                one.levels[8, metric] = [[factor * value] for value in (100.0, 100.2, 100.1, 99.9)]
-        assert warm_start.verdict(seen, "cuda", within=0.05, memory_within_bytes=2 * MIB, loaded=512) == code
+@pytest.mark.parametrize("column", ["ready_bytes", "loaded_bytes"])
+def test_one_server_among_many_that_takes_more_is_not_hidden_by_their_median(column: str) -> None:
+    seen = [server(number, start) for number in range(3) for start in Start]
+    assert code(go(*seen)) == 0
+    odd = {"ready_bytes": 100 * MIB, "loaded_bytes": 110 * MIB, column: 600 * MIB}
+    seen[-1] = server(2, seen[-1].start, memory=Memory(MEASURED, **odd))
+    assert code(go(*seen)) == 1
 
 
-def test_repeats_on_one_server_do_not_make_up_for_servers_that_differ() -> None:
-    for servers, code in (((100.0, 100.2, 99.8), 0), ((95.0, 105.0, 100.0), 1)):
-        seen = {}
-        for start in (Start.COLD, Start.WARM):
-            one = seen[512, start] = Seen([1.0], [1.0], memory_bytes=[MIB], configurations=[told(start)])
-            for metric in ("tok/s", "p95"):
-                one.levels[8, metric] = [[each * repeat for repeat in (0.99, 1.01) * 20] for each in servers]
-        assert warm_start.verdict(seen, "cuda", within=None, memory_within_bytes=2 * MIB, loaded=512) == code
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("missing", [Memory(FAILED), Memory(FAILED, 100 * MIB, 110 * MIB), Memory(MEASURED, 100 * MIB)])
+def test_memory_that_was_not_read_in_either_way_is_not_the_same(
+    missing: Memory, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code(go(*(server(0, start, memory=missing) for start in Start), device=device)) == 1
+    assert "NOT read of all 2 servers" in capsys.readouterr().out
+
+
+def test_growth_is_taken_within_a_round() -> None:
+    """Of the CPU backend, whose shared pages move both lengths of a round alike."""
+    seen = [
+        server(number, start, length, 100.0 + 30 * number + length / 10) for number in range(3) for start in Start
+        for length in (512, 1024)
+    ]  # fmt: skip
+    assert code(go(*seen, device="cpu", lengths=(512, 1024))) == 0
+
+
+# --- levels ---
+
+
+def loaded(
+    number: int, start: Start, tok_s: Sequence[float], statuses: Sequence[str] | None = None, level: int = LEVEL
+) -> Server:
+    """Return a server with the repeats of one level; its p95 goes the other way."""
+    rows = [
+        Level(level, status, v, 100 / v) for v, status in zip(tok_s, statuses or [MEASURED] * len(tok_s), strict=True)
+    ]
+    return server(number, start, levels=rows)
+
+
+def rounds(
+    scatter: float = 0.03, warm_scatter: float | None = None, between: float = 0.0, far: float = 1.0,
+    count: int = ROUNDS, machine: float = 1.0,
+) -> Go:  # fmt: skip
+    """Return a go whose warm servers are `far` times as fast.
+
+    Repeats on one server have a standard deviation of `scatter`, servers one of `between` beside that (of logarithms);
+    over four rounds the servers of either way are equally often above and below their mean, each way in its own order.
+    """
+    seen = []
+    ways = ((Start.COLD, scatter, (1, -1, 1, -1)), (Start.WARM, warm_scatter or scatter, (1, 1, -1, -1)))
+    for number in range(count):
+        for start, own, sides in ways:
+            off = sides[number % 4] * math.hypot(between, own / math.sqrt(3))
+            centre = machine * 100 * math.exp(off) * (far if start is Start.WARM else 1)
+            seen.append(loaded(number, start, [centre * math.exp(own * step) for step in (-1, 0, 1)]))
+    return go(*seen, levels=(LEVEL,))
+
+
+def test_a_level_that_differs_by_more_than_a_repeat_is_exit_code_1() -> None:
+    assert code(rounds(far=1.0)) == 0
+    assert code(rounds(far=1.06)) == 1
+
+
+def test_what_decides_is_a_repeats_scatter_and_the_fixed_share_stands_beside_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert code(rounds(scatter=0.1)) == 0
+    assert "within 5.0%: NOT shown to be equivalent" in capsys.readouterr().out
+    assert code(rounds(scatter=0.002, far=1.02)) == 1
+    assert "within 5.0%: equivalent" in capsys.readouterr().out
+
+
+def test_servers_that_differ_do_not_widen_what_they_are_held_against() -> None:
+    """A machine that scatters more from server to server must not be granted more for it."""
+    assert code(rounds(scatter=0.001, between=0.0)) == 0
+    assert code(rounds(scatter=0.001, between=0.05)) == 1
+
+
+def test_a_warm_server_whose_repeats_scatter_does_not_widen_it_either(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(rounds(scatter=0.01, warm_scatter=0.08)) == 1
+    assert capsys.readouterr().out.count("one cold repeat scatters by 1.0%") == 2
+
+
+def test_two_ways_that_scatter_differently_are_not_equivalent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where their means are near to each other, by the measure of what a repeat scatters by."""
+    seen = []
+    for number, off in enumerate((-1, 1) * 4):
+        for start, part in ((Start.COLD, 0.001), (Start.WARM, 0.02)):
+            centre = 100 * math.exp(off * part)
+            seen.append(loaded(number, start, [centre * 0.95, centre, centre * 1.05]))
+    assert code(go(*seen, levels=(LEVEL,))) == 1
+    said = capsys.readouterr().out
+    assert "equivalent within that" in said
+    assert "NOT shown to be equivalent within that" not in said
+    assert "variance warm / cold 400.00" in said
+    assert "NOT alike" in said
+
+
+def test_a_noisy_level_lends_a_quiet_one_nothing() -> None:
+    quiet, noisy = warm_equivalence.Spread(0.0012, 12), warm_equivalence.Spread(0.12, 12)
+    assert repeat_sd(quiet, [quiet, noisy]) == pytest.approx(0.01)
+    assert repeat_sd(noisy, [quiet, noisy]) == pytest.approx(0.1)
+    alike = warm_equivalence.Spread(0.0013, 12)
+    assert repeat_sd(quiet, [quiet, alike]) == repeat_sd(alike, [quiet, alike])
+    assert repeat_sd(warm_equivalence.Spread(0.0, 0), [warm_equivalence.Spread(0.0, 0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("df", "tail", "expected"), [(7, 0.025, 4.995), (10, 0.025, 3.717), (4, 0.05, 6.388), (1, 0.05, 161.45)]
+)
+def test_the_limit_of_a_variance_ratio_is_that_of_the_tables_of_f(df: int, tail: float, expected: float) -> None:
+    assert variance_ratio_limit(df, tail) == pytest.approx(expected, rel=1e-3)
+
+
+def test_degrees_of_freedom_are_servers_less_groups_however_many_levels_and_repeats() -> None:
+    cells = [([1.0, 1.1, 1.2], [1.1, 1.0, 1.2]), ([2.0, 2.1], [2.1, 2.0])]
+    found = warm_equivalence.ratio(cells)
+    assert found is not None
+    assert found.df == 10 - 4
+    assert warm_equivalence.ratio([([1.0], [1.1])]) is None
+
+
+def test_ways_as_far_apart_as_the_bound_are_called_equivalent_as_seldom_as_promised() -> None:
+    chance, wrong, bound = random.Random(5), 0, 0.06
+    for _ in range(400):
+        cold = [math.exp(chance.gauss(0, 0.04)) for _ in range(8)]
+        warm = [math.exp(bound + chance.gauss(0, 0.04)) for _ in range(8)]
+        found = warm_equivalence.ratio([(cold, warm)])
+        assert found is not None
+        wrong += found.is_within(bound)
+    assert 0.02 < wrong / 400 < 0.09
+
+
+@pytest.mark.parametrize("status", [CLIENT_LIMITED, FAILED])
+def test_a_level_that_is_no_measurement_is_not_equivalent(status: str, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = rounds()
+    for at, each in enumerate(seen.servers[:2]):
+        values = [100.0, 101.0, 99.0]
+        seen.servers[at] = loaded(each.round, each.start, values, [MEASURED, status, MEASURED])
+    assert code(seen) == 1
+    assert f"concurrency {LEVEL}: NOT compared, 2 {status} of {6 * ROUNDS} repeats" in capsys.readouterr().out
+
+
+def test_one_round_tells_nothing_of_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(rounds(count=1)) == 1
+    assert "tells nothing of noise" in capsys.readouterr().out
+
+
+def test_repeats_without_a_second_one_on_a_server_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--levels", "1", "--repeats", "1"])
+    with pytest.raises(SystemExit):
+        warm_start.main()
+    assert "--repeats must be at least 2" in capsys.readouterr().err
 
 
 def test_the_order_of_the_two_ways_alternates() -> None:
@@ -82,25 +275,99 @@ def test_the_order_of_the_two_ways_alternates() -> None:
     ]
 
 
-def server(name: str, *memory_mib: int) -> Seen:
-    """Return what servers of one name each have shown; the last may have been interrupted before it was read."""
-    names = [told(f"{name}{number}") for number, _ in enumerate(memory_mib)]
-    return Seen(
-        [1.0] * (len(names) or 1), [1.0], memory_bytes=[each * MIB for each in memory_mib], configurations=names
-    )
+# --- interrupted, saved, pooled ---
 
 
 def test_what_an_interrupted_run_has_not_got_both_ways_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = {"device": "cuda", "within": 0.05, "memory_within_bytes": 2 * MIB}
-    assert warm_start.verdict({}, **asked, loaded=None) == 1  # type: ignore[arg-type]
-    seen = {(512, Start.COLD): server("a", 100, 100), (512, Start.WARM): server("b", 100, 100)}
-    seen |= {(1024, Start.COLD): server("c", 150), (1024, Start.WARM): server("d")}
-    assert warm_start.verdict(seen, **asked, loaded=None) == 0  # type: ignore[arg-type]
+    assert code(go()) == 1
+    seen = [server(number, start) for number in range(2) for start in Start]
+    half = go(*seen, server(0, Start.COLD, 1024, 150.0), lengths=(512, 1024))
+    assert code(half) == 0
     assert "1024" not in capsys.readouterr().out
-    assert warm_start.verdict(seen, **asked, loaded=1024) == 1  # type: ignore[arg-type]
-    seen[1024, Start.WARM] = server("d", 150)
-    assert warm_start.verdict(seen, **asked, loaded=None) == 0  # type: ignore[arg-type]
+    half.setting.levels.append(LEVEL)
+    assert code(half) == 1
+    half.setting.levels.clear()
+    half.servers.append(server(0, Start.WARM, 1024, 150.0))
+    assert code(half) == 0
     assert "512 to 1024" in capsys.readouterr().out
+
+
+def test_half_a_round_counts_for_neither_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(go(*(server(0, start) for start in Start), server(1, Start.COLD, memory=900.0))) == 0
+    assert "medians of 1" in capsys.readouterr().out
+
+
+def elsewhere(seen: Go) -> Go:
+    """Return the same of another go, whose servers have names of their own."""
+    return go(
+        *(replace(each, configuration=told(f"{each.configuration[NAME]}'")) for each in seen.servers), levels=(LEVEL,)
+    )
+
+
+def test_rounds_on_two_machines_are_pooled_each_with_its_own_two_servers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A machine that is a quarter faster is no noise and no difference, and adds its rounds."""
+    one, other = rounds(count=4), elsewhere(rounds(count=4, machine=1.25))
+    assert code(one, other) == 0
+    assert "from 8 rounds in 2 goes" in capsys.readouterr().out
+    together = go(
+        *one.servers, *(loaded(s.round + 4, s.start, [r.tok_s or 0 for r in s.levels]) for s in other.servers)
+    )
+    together.setting.levels.append(LEVEL)
+    assert code(together) == 1  # as if one machine had jumped
+
+
+def test_keys_that_differ_from_machine_to_machine_are_no_difference_of_the_two_ways() -> None:
+    goes = [
+        go(*(server(0, start, configuration=told(f"{start}{host}", **{".env.HOST": host})) for start in Start))
+        for host in ("a", "b")
+    ]
+    assert code(*goes) == 0
+
+
+def test_a_go_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    seen = rounds(count=2)
+    save(seen, tmp_path / "one.json")
+    assert read(tmp_path / "one.json") == seen
+    assert [path.name for path in tmp_path.iterdir()] == ["one.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"setting": {}, "servers": []}'])
+def test_what_was_not_saved_by_it_is_refused_in_words(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").write_text(content)
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--read", str(tmp_path / "f")])
+    with pytest.raises(SystemExit, match="is not what --save writes"):
+        warm_start.main()
+
+
+def test_files_are_pooled_and_none_of_another_kind_of_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = rounds(count=4)
+    both = [str(tmp_path / name) for name in ("one", "other")]
+    for path, seen in zip(both, (one, elsewhere(one)), strict=True):
+        save(seen, Path(path))
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--read", *both])
+    assert warm_start.main() == 0
+    assert "from 8 rounds in 2 goes" in capsys.readouterr().out
+    save(go(replace(one.servers[0], machine="another"), *one.servers[1:], levels=(LEVEL,)), Path(both[1]))
+    with pytest.raises(SystemExit, match="machine"):
+        warm_start.main()
+
+
+def test_goes_of_other_arguments_are_not_of_one_kind() -> None:
+    one = rounds(count=1)
+    assert differing([one, one]) == []
+    assert differing([one, Go(setting(levels=(LEVEL,), repeats=2), one.servers)]) == ["repeats"]
+
+
+def test_a_file_read_twice_is_no_second_go() -> None:
+    one = rounds()
+    assert code(one) == 0
+    assert code(one, one) == 1
 
 
 def test_an_interrupt_before_the_first_round_ends_without_a_verdict(
@@ -118,3 +385,67 @@ def test_an_interrupt_before_the_first_round_ends_without_a_verdict(
     assert warm_start.main() == 1
     assert closed == [None]
     assert "interrupted in round 1 of 3" in capsys.readouterr().out
+
+
+class FakeSession:
+    """Starts nothing: its rows are as given."""
+
+    def __init__(self, spec: SessionSpec, *_: object) -> None:
+        self.spec, self.stopped = spec, False
+
+    def start(self) -> Any:
+        return SimpleNamespace(
+            status=MEASURED, start=self.spec.start, ready_s=2.0, server_pid=None, phases=[], device_name="card",
+            driver_version="1", vllm_version="2", torch_version="3", failure_message=None,
+        )  # fmt: skip
+
+    def measure(self, point: Point) -> Any:
+        if point.kind is PointKind.MEMORY:
+            return SimpleNamespace(
+                status=FAILED, failure_message="gone", mem_ready_bytes=None, mem_loaded_bytes=None
+            )  # fmt: skip
+        limited = point.concurrency == 64
+        return SimpleNamespace(
+            status=CLIENT_LIMITED if limited else FAILED, failure_message="why", tok_s=100.0 if limited else None,
+            p95_e2e_s=0.5 if limited else None,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warm_start, "Session", FakeSession)
+    monkeypatch.setattr(warm_start, "_configuration", lambda _: told("a"))
+    monkeypatch.setattr(warm_start, "_cpu_s", lambda _: 1.0)
+    parent: Any = SimpleNamespace(socket="/none")
+    found = warm_start._start(replace(spec(), start=Start.WARM), parent, 0, [1, 64])
+    assert found.memory == Memory(FAILED)
+    assert found.levels == [Level(1, FAILED), Level(64, CLIENT_LIMITED, 100.0, 0.5)]
+    assert found.machine.startswith("card, ")
+    said = capsys.readouterr().out
+    assert "memory: failed: gone" in said
+    assert "64: 100.0 tok/s, p95 0.500 s, client_limited why" in said
+
+
+def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each server, for what ends a run on a lent machine asks nobody."""
+    file, starts = tmp_path / "seen.json", iter([server(0, Start.COLD, 64), server(0, Start.WARM, 64)])
+
+    def start(*_: object) -> Server:
+        if (found := next(starts, None)) is None:
+            raise SystemExit(9)
+        return found
+
+    specs = [SimpleNamespace(device="cpu", server=SimpleNamespace(max_model_len=64))]
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--lengths", "64", "--save", str(file)])
+    monkeypatch.setattr(warm_start, "_specs", lambda _: specs)
+    monkeypatch.setattr(warm_start, "replace", lambda spec, **_: spec)
+    monkeypatch.setattr(warm_start, "parent_for", lambda *_: SimpleNamespace(socket="/none", close=lambda: None))
+    monkeypatch.setattr(warm_start, "offer", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(warm_start, "_start", start)
+    with pytest.raises(SystemExit):
+        warm_start.main()
+    assert [each.start for each in read(file).servers] == [Start.COLD, Start.WARM]

@@ -1,6 +1,7 @@
 """Caches of this user on this node that outlive a run: compiled kernels, and the shapes they were compiled for.
 
-They save time and change no figure. Used by the session, which tells its server where they are.
+They save time. A server that has compiled differs a little from one that found it done, in memory and in its pool
+(docs/measured_on_gpus.md). Used by the session, which tells its server where they are.
 """
 
 from __future__ import annotations

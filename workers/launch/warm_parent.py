@@ -385,7 +385,7 @@ def become(request: Request, imported: Imported) -> None:
         numpy.random.seed()
     multiprocessing.current_process().authkey = os.urandom(32)
     if not hasattr(sys.modules.get("vllm.utils.gc_utils"), "freeze_gc_heap"):
-        gc.unfreeze()  # else vLLM freezes them too when it is ready; until then its collections need not write to them all
+        gc.unfreeze()  # else vLLM freezes them too when it is ready; until then no collection need write to them all
     del sys.modules[request.module]  # `python -m` runs its module as `__main__` alone
     os.register_at_fork(before=_tell_threads)
 

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+PRELOADED = "LD_PRELOAD"
+ALLOCATOR = "libtcmalloc"
+"""Bundled by some builds, which have every new program use it: a fork cannot, so their engine is spawned, as ever."""
 IMPORTS = Path(__file__).with_name("vllm_worker_imports.py")
 PLAIN = "vllm.platforms.cpu.CpuPlatform"
 
@@ -36,9 +39,10 @@ def __getattr__(name: str) -> Any:
 
         @classmethod
         def check_and_update_config(cls, vllm_config: Any) -> None:
-            method = os.environ.get(METHOD)
+            method, before = os.environ.get(METHOD), os.environ.get(PRELOADED, "")
             super().check_and_update_config(vllm_config)
-            if method == "fork":
+            another_allocator = ALLOCATOR in os.environ.get(PRELOADED, "") and ALLOCATOR not in before
+            if method == "fork" and not another_allocator:
                 os.environ[METHOD] = method
                 os.register_at_fork(after_in_child=_spawn)
 

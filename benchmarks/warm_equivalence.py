@@ -1,0 +1,400 @@
+"""Whether warm and cold starts are equivalent, from what `benchmarks/warm_start.py` has seen. Starts nothing.
+
+A *go* is one run of that script: rounds on one machine, in each of which every length has had a server of either way. A
+round counts with both of them or not at all, so that what one machine or one hour differs by from another is in both
+ways alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis.numbers.intervals import Spread, mean_log, pooled, pooled_noise, scatter_alike, spread, t_quantile
+from contract.rows import MEASURED
+from contract.specs import Start
+
+MIB = 2**20
+TAIL = 0.05
+"""Of each of the two one-sided tests; and of all variance ratios together, both ways."""
+METRICS = {"tok/s": "tok_s", "p95": "p95_e2e_s"}
+MEMORY = {"ready": "ready_bytes", "loaded": "loaded_bytes"}
+OF_ONE_SERVER = ("instance_id", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME")
+"""Names in the configuration that are made anew for every server."""
+OF_FORKING = ("VLLM_WORKER_MULTIPROC_METHOD",)
+"""What differs by intent: how a server makes its processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One repeat of a load level on one server."""
+
+    concurrency: int
+    status: str
+    tok_s: float | None = None
+    p95_e2e_s: float | None = None
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether it has all that is compared, a measurement of the server or not."""
+        return bool(self.tok_s and self.p95_e2e_s)
+
+    @property
+    def measured(self) -> bool:
+        """Whether these are measured, and the server's."""
+        return self.status == MEASURED and self.has_figures
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one server, summed over its cards; of the CPU backend a sum of PSS."""
+
+    status: str
+    ready_bytes: int | None = None
+    loaded_bytes: int | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a reading of all that is compared."""
+        return self.status == MEASURED and None not in (self.ready_bytes, self.loaded_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What one server has shown."""
+
+    round: int
+    start: Start
+    max_model_len: int
+    machine: str
+    """Card and versions, in words."""
+    ready_s: float
+    cpu_s: float
+    """Spent by its processes until then: what a busy machine changes least."""
+    phases_s: dict[str, float]
+    configuration: dict[str, str]
+    """What it says it resolved, by path."""
+    memory: Memory
+    levels: list[Level] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What was asked for: goes that are pooled have it in common."""
+
+    model: str
+    overrides: list[str]
+    device: str
+    lengths: list[int]
+    levels: list[int]
+    """Concurrencies that the servers of the longest length had; none: no load."""
+    repeats: int
+    """Of each level on one server."""
+
+
+@dataclass(slots=True)
+class Go:
+    """One run of the script."""
+
+    setting: Setting
+    servers: list[Server] = field(default_factory=list)
+
+
+class Pair(NamedTuple):
+    """A round's two servers of one length."""
+
+    cold: Server
+    warm: Server
+
+
+def save(go: Go, path: Path) -> None:
+    """Write a go as JSON, in one piece."""
+    half = path.with_name(f"{path.name}~")
+    half.write_text(json.dumps(asdict(go)))
+    half.replace(path)
+
+
+def read(path: Path) -> Go:
+    """Return the go that `save` wrote. Raises `ValueError` where it did not write this file."""
+    try:
+        told = json.loads(path.read_text())
+        return Go(Setting(**told["setting"]), [_server(each) for each in told["servers"]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not what --save writes: {type(error).__name__}: {error}") from error
+
+
+def _server(told: dict[str, Any]) -> Server:
+    levels = [Level(**each) for each in told["levels"]]
+    return Server(**{**told, "start": Start(told["start"]), "memory": Memory(**told["memory"]), "levels": levels})
+
+
+def differing(goes: Sequence[Go]) -> list[str]:
+    """Return in what goes differ, so that they cannot be pooled."""
+    names = [each.name for each in fields(Setting)]
+    found = [name for name in names if len({repr(getattr(go.setting, name)) for go in goes}) > 1]
+    return [*found, *(["machine"] if len({server.machine for go in goes for server in go.servers}) > 1 else [])]
+
+
+def paired(go: Go, length: int) -> list[Pair]:
+    """Return a go's rounds in which that length has had servers of both ways."""
+    found = {(each.round, each.start): each for each in go.servers if each.max_model_len == length}
+    rounds = sorted({number for number, _ in found})
+    both = [(found.get((number, Start.COLD)), found.get((number, Start.WARM))) for number in rounds]
+    return [Pair(cold, warm) for cold, warm in both if cold is not None and warm is not None]
+
+
+def verdict(goes: Sequence[Go], within: float, memory_within_bytes: float) -> int:
+    """Print what was seen. Returns the exit code: 0 where the two ways are equivalent in all that was compared.
+
+    `within`: the fixed share of tok/s and p95 for which the verdict is printed as well; it does not decide. A length
+    that has no whole round, of a run that was interrupted, is not compared.
+    """
+    setting = goes[0].setting
+    rounds = {length: [pairs for go in goes if (pairs := paired(go, length))] for length in sorted(setting.lengths)}
+    lengths = [length for length, seen in rounds.items() if seen]
+    if not lengths:
+        print("no length has had servers of both ways in one round: nothing to compare")
+        return 1
+    equivalent = []
+    for length in lengths:
+        pairs = [pair for seen in rounds[length] for pair in seen]
+        _compare_starts(length, pairs)
+        equivalent.append(_compare_configurations(rounds[length]))
+        equivalent.append(_compare_memory(length, pairs, setting.device, memory_within_bytes))
+    for shorter, longer in pairwise(lengths):
+        equivalent.append(_compare_growth(goes, shorter, longer, memory_within_bytes))
+    if setting.levels and max(setting.lengths) not in lengths:
+        print(f"no load was compared: no round has ended both ways at {max(setting.lengths)}")
+        equivalent.append(False)
+    elif setting.levels:
+        equivalent.append(_compare_levels(setting.levels, rounds[max(setting.lengths)], within))
+    equivalent.append(
+        _compare_names([each.configuration for go in goes for each in go.servers if each.start == "warm"])
+    )
+    print("equivalent in all that was compared" if all(equivalent) else "NOT shown to be equivalent")
+    return 0 if all(equivalent) else 1
+
+
+def _compare_starts(length: int, pairs: Sequence[Pair]) -> None:
+    cold, warm = zip(*pairs, strict=True)
+    medians = [statistics.median(each.ready_s for each in way) for way in (cold, warm)]
+    print(
+        f"max_model_len {length}: ready in {medians[0]:.1f} s cold and {medians[1]:.1f} s warm "
+        f"(medians of {len(pairs)}), ratio {medians[1] / medians[0]:.3f}"
+    )
+    busy = [statistics.median(each.cpu_s for each in way) for way in (cold, warm)]
+    print(f"  CPU seconds of its processes until then: {busy[0]:.1f} and {busy[1]:.1f}, ratio {busy[1] / busy[0]:.3f}")
+    for name, way in (("cold", cold), ("warm", warm)):
+        phases = dict.fromkeys(phase for each in way for phase in each.phases_s)
+        taken = {phase: [each.phases_s[phase] for each in way if phase in each.phases_s] for phase in phases}
+        print(f"  {name}: {', '.join(f'{phase} {statistics.median(seconds):.1f}' for phase, seconds in taken.items())}")
+
+
+def unexpected_keys(configurations: Sequence[dict[str, str]]) -> list[str]:
+    """Return the keys in which any two servers of one length differ, less those that are meant to."""
+    keys = sorted({key for configuration in configurations for key in configuration})
+    different = [key for key in keys if len({configuration.get(key) for configuration in configurations}) > 1]
+    return [key for key in different if not key.endswith((*OF_ONE_SERVER, *OF_FORKING))]
+
+
+def shared_names(configurations: Sequence[dict[str, str]]) -> list[str]:
+    """Return the names made for one server that two servers have in common."""
+    keys = sorted({key for configuration in configurations for key in configuration if key.endswith(OF_ONE_SERVER)})
+    named = {key: [configuration[key] for configuration in configurations if key in configuration] for key in keys}
+    return [key for key, values in named.items() if len(set(values)) < len(values)]
+
+
+def _compare_configurations(goes: Sequence[Sequence[Pair]]) -> bool:
+    """Of all servers of a length on one machine, both ways. One that told nothing shows nothing."""
+    told = [[each.configuration for pair in pairs for each in pair] for pairs in goes]
+    unexpected = sorted({key for configurations in told for key in unexpected_keys(configurations)})
+    least = min(len(configuration) for configurations in told for configuration in configurations)
+    print(f"  configuration: {least} keys, {len(unexpected)} differ unexpectedly {unexpected or ''}")
+    return least > 0 and not unexpected
+
+
+def _compare_names(warm: Sequence[dict[str, str]]) -> bool:
+    shared = shared_names(warm)
+    print(f"names made for one server: {len(shared)} are the same in two of {len(warm)} warm ones {shared or ''}")
+    return not shared
+
+
+def _compare_memory(length: int, pairs: Sequence[Pair], device: str, within_bytes: float) -> bool:
+    """Of cards: the least and the most that a server of either way has, for a median hides the one that is off."""
+    missing = Counter(each.memory.status for pair in pairs for each in pair if not each.memory.measured)
+    if missing:
+        print(f"memory, at {length}: NOT read of all {2 * len(pairs)} servers ({_counted(missing)})")
+        return False
+    apart = []
+    for name, column in MEMORY.items():
+        ranges = [(min(way), max(way)) for way in _memory(pairs, column)]
+        apart.append(max(abs(warm - cold) for cold, warm in zip(*ranges, strict=True)))
+        cold, warm = (f"{low / MIB:.1f} to {high / MIB:.1f} MiB" for low, high in ranges)
+        print(f"memory, {name}, at {length}: {cold} cold, {warm} warm, at most {apart[-1] / MIB:.1f} MiB apart")
+    return device == "cpu" or max(apart) <= within_bytes
+
+
+def _memory(pairs: Sequence[Pair], column: str) -> list[list[int]]:
+    """Cold servers' and warm ones'."""
+    return [[getattr(each.memory, column) for each in way] for way in zip(*pairs, strict=True)]
+
+
+def _compare_growth(goes: Sequence[Go], shorter: int, longer: int, within_bytes: float) -> bool:
+    """From one length to the next in the same round, by its median: PSS scatters by more than `within_bytes`.
+
+    Ready decides; what a load leaves in the host's allocators is printed.
+    """
+    steps = [
+        (before, after)
+        for go in goes
+        for before in paired(go, shorter)
+        for after in paired(go, longer)
+        if before.cold.round == after.cold.round and all(each.memory.measured for each in (*before, *after))
+    ]
+    if not steps:
+        print(f"memory, {shorter} to {longer}: no round has read both")
+        return False
+    apart = {}
+    for name, column in MEMORY.items():
+        ways = [_memory(pairs, column) for pairs in zip(*steps, strict=True)]
+        cold, warm = (
+            statistics.median(b - a for a, b in zip(ways[0][way], ways[1][way], strict=True)) for way in range(2)
+        )
+        apart[name] = warm - cold
+        print(
+            f"memory, {name}, {shorter} to {longer}: {cold / MIB:+.1f} MiB cold, {warm / MIB:+.1f} MiB warm (medians "
+            f"of {len(steps)}), warm minus cold {apart[name] / MIB:+.1f} MiB"
+        )
+    return abs(apart["ready"]) <= within_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Warm over cold at one level, in natural logarithms of servers' means."""
+
+    apart: float
+    margin: float
+    """By which chance alone exceeds `apart`, either way, with probability `TAIL`."""
+    df: int
+    """Servers less groups; a group is what one go started one way."""
+    variances: float
+    """Of warm servers / of cold ones."""
+    chance: float
+    """Equal variances have a ratio above this, or below its inverse, with probability `TAIL`, all ratios together."""
+
+    @property
+    def scatters_alike(self) -> bool:
+        """Whether the two ways' variances are not shown to differ."""
+        return 1 / self.chance <= self.variances <= self.chance
+
+    def is_within(self, bound: float) -> bool:
+        """Whether two one-sided t-tests (TOST, Schuirmann 1987) show that the two ways differ by less than `bound`."""
+        return abs(self.apart) + self.margin <= bound
+
+
+def ratio(cells: Sequence[tuple[Sequence[float], Sequence[float]]], ratios: int = 1) -> Ratio | None:
+    """Return warm over cold from `cells`: of each go the cold servers' means and the warm ones', one each a round.
+
+    The noise is that of servers about their group's mean: what the machines of two goes differ by is in none. None
+    where no go has two rounds. `ratios`: how many are looked at together.
+    """
+    noise = pooled_noise(way for cell in cells for way in cell)
+    cold, warm = (pooled_noise(cell[way] for cell in cells) for way in range(2))
+    if noise is None or cold is None or warm is None:
+        return None
+    logs = [math.log(b / a) for cell in cells for a, b in zip(*cell, strict=True)]
+    variances = (warm.sd / cold.sd) ** 2 if cold.sd else math.inf if warm.sd else 1.0
+    return Ratio(
+        math.fsum(logs) / len(logs), noise.margin(2 / len(logs), TAIL), noise.df, variances,
+        variance_ratio_limit(cold.df, TAIL / 2 / ratios),
+    )  # fmt: skip
+
+
+def variance_ratio_limit(df: int, tail: float) -> float:
+    """Return what the ratio of two estimates of one variance, each with `df`, exceeds with probability `tail`.
+
+    With equal degrees of freedom F is a function of Student's t: t = sqrt(df) / 2 * (sqrt(F) - 1 / sqrt(F)) (Cacoullos,
+    Journal of the American Statistical Association 60, 1965).
+    """
+    half = t_quantile(1 - tail, df) / math.sqrt(df)
+    return (half + math.sqrt(1 + half**2)) ** 2
+
+
+def repeat_sd(own: Spread, every: Sequence[Spread]) -> float | None:
+    """Return what one repeat scatters by at the level that `own`, one of `every`, is the spread of (of logarithms).
+
+    Of all levels together where they scatter alike; else its own, so that a noisy level lends a quiet one nothing.
+    """
+    noise = pooled(every if scatter_alike(every) else [own])
+    return noise.sd if noise else None
+
+
+def _compare_levels(levels: Sequence[int], goes: Sequence[Sequence[Pair]], within: float) -> bool:
+    """Each level and metric must be equivalent within one cold repeat's scatter, and the two ways scatter alike."""
+    known = [level for level in levels if _all_measured(level, goes)]
+    equivalent = [len(known) == len(levels)]
+    for metric, column in METRICS.items():
+        print(f"{metric}: warm / cold with 90 % interval, from {sum(map(len, goes))} rounds in {len(goes)} goes")
+        spreads = [_spread_on_one_server(level, column, goes) for level in known]
+        for level, own in zip(known, spreads, strict=True):
+            cells = [_means(level, column, pairs) for pairs in goes]
+            found, bound = ratio(cells, len(known) * len(METRICS)), repeat_sd(own, spreads)
+            if found is None or bound is None:
+                print(f"  {level:3}: one round, or one repeat a server, tells nothing of noise")
+                equivalent.append(False)
+                continue
+            equivalent.append(found.is_within(bound) and found.scatters_alike)
+            print(f"  {level:3}: {_words(found, bound, within)}")
+    return all(equivalent)
+
+
+def _all_measured(level: int, goes: Sequence[Sequence[Pair]]) -> bool:
+    rows = [row for pairs in goes for pair in pairs for each in pair for row in each.levels if row.concurrency == level]
+    missing = Counter(row.status for row in rows if not row.measured)
+    if missing:
+        print(f"concurrency {level}: NOT compared, {_counted(missing)} of {len(rows)} repeats are no measurement")
+    return not missing
+
+
+def _spread_on_one_server(level: int, column: str, goes: Sequence[Sequence[Pair]]) -> Spread:
+    """Of a level's repeats on a cold server about its mean, over all cold servers."""
+    found = [spread(_repeats(level, column, pair.cold)) for pairs in goes for pair in pairs]
+    return Spread(math.fsum(each.squares for each in found), sum(each.df for each in found))
+
+
+def _means(level: int, column: str, pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
+    """Geometric, of each server's repeats: what servers differ by is told by servers, however often each is asked."""
+    cold, warm = (
+        [math.exp(mean_log(_repeats(level, column, each))) for each in way] for way in zip(*pairs, strict=True)
+    )
+    return cold, warm
+
+
+def _repeats(level: int, column: str, server: Server) -> list[float]:
+    return [getattr(row, column) for row in server.levels if row.concurrency == level]
+
+
+def _words(found: Ratio, bound: float, within: float) -> str:
+    low, high = math.exp(found.apart - found.margin), math.exp(found.apart + found.margin)
+    alike = "" if found.scatters_alike else ", which is more: NOT alike"
+    return (
+        f"{math.exp(found.apart):.3f}, {low:.3f} to {high:.3f} ({found.df} degrees of freedom); "
+        f"one cold repeat scatters by {bound:.1%}: {_shown(found.is_within(bound))} within that; "
+        f"within {within:.1%}: {_shown(found.is_within(math.log1p(within)))}; "
+        f"variance warm / cold {found.variances:.2f}, by chance {1 / found.chance:.2f} to {found.chance:.2f}{alike}"
+    )
+
+
+def _shown(equivalent: bool) -> str:
+    return "equivalent" if equivalent else "NOT shown to be equivalent"
+
+
+def _counted(statuses: Iterable[str] | Counter[str]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(Counter(statuses).items()))
