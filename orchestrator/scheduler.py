@@ -52,7 +52,7 @@ class Queue:
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[asyncio.Task[Again], _Running] = field(default_factory=dict)
     _kept_back: dict[str, int] = field(default_factory=dict)
-    """Slots whose card failed a job: Ray would give the same card to the next, until another of the node is free, too."""
+    """Slots whose card failed a job: Ray would give the same card to the next, until another of the node is free."""
     _woken: asyncio.Future[None] | None = None
     """Done when a server has become ready: a job may have waited for it."""
 

@@ -152,7 +152,7 @@ async def test_a_job_whose_last_other_node_is_lost_goes_back_to_where_it_failed(
 
 
 async def test_a_card_that_fails_its_jobs_waits_for_another_to_be_free_and_does_not_eat_the_queue() -> None:
-    """Two cards of a node, of which somebody has filled one: a free card is the filled one while the other is in use."""
+    """Two cards of a node, one of which somebody has filled: that is the free one while the other is in use."""
     runs: list[str] = []
     good: asyncio.Lock = asyncio.Lock()
 
