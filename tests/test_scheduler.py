@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.causes import Again
+from contract.causes import SESSION_STARTS, Again
 from orchestrator.scheduler import Job, Queue, makespan_s, ordered, place
 
 
@@ -171,7 +171,8 @@ async def test_a_card_that_fails_its_jobs_waits_for_another_to_be_free_and_does_
     left = await Queue({"a": 2}).run([Job(name, 1, 10) for name in names], execute)
     assert left == []
     assert sorted(name for name in runs if "failed" not in name) == names
-    assert max(runs.count(f"{name} failed") for name in names) <= 2
+    assert sum("failed" in run for run in runs) < len(names)  # one for each job that ended beside it
+    assert max(runs.count(f"{name} failed") for name in names) <= SESSION_STARTS
 
 
 async def test_a_card_that_failed_the_only_job_of_its_node_is_tried_again() -> None:
