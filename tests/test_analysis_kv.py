@@ -407,8 +407,10 @@ def test_hybrid_model_is_not_given_one_rate() -> None:
     assert "at the longest length a further token costs 100,000 bytes" in notes(rows)
 
 
-def test_no_memory_rows_no_page() -> None:
-    assert kv_page(synthetic.tables_of(synthetic.rows()[8:]), Targets()) is None
+def test_no_memory_rows_no_numbers() -> None:
+    page = kv_page(synthetic.tables_of(synthetic.rows()[8:]), Targets())
+    assert page.figures == []
+    assert "it holds no readings of memory" in page.text()
 
 
 def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> None:
