@@ -25,6 +25,7 @@ from analysis.load.token_cost import joules_per_output_token, price_per_million
 from analysis.memory.kv_room import KvRoom, kv_room, request_bytes
 from analysis.pages.operating_page import operating_page
 from analysis.rows.targets import Slo, Targets, read_gpu_hour
+from analysis.writing.figures import NOTHING
 from contract.kv import kv_layout
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -181,6 +182,26 @@ def test_without_an_objective_the_knee_s_lowest_level_is_chosen() -> None:
     assert at(choice(rising, Slo())) is None
     assert "Not known from this run: there is no knee up to concurrency 4" in page(rising)
     assert "Not known from this run: where throughput stops scaling is open" in page(sweep(repeats=1))
+
+
+def test_an_answer_of_one_token_cannot_miss_its_tpot() -> None:
+    """As in goodput, and by the rule of the search."""
+    gone = {"mean_tpot_s": None, "p50_tpot_s": None, "p95_tpot_s": None}
+    slo = Slo(p95_e2e_s=0.52, p95_tpot_s=0.05)
+    unknown = synthetic.changed(sweep(), lambda row: True, **gone)
+    assert at(choice(unknown, slo)) is None, "longer answers whose TPOT is missing decide nothing"
+    for columns in ({"output_tokens": 1}, {"output_tokens": 8, "mean_completion_tokens": 1.0}):
+        rows = synthetic.changed(unknown, lambda row: True, **columns)
+        made = choice(rows, slo)
+        assert (made.basis, at(made)) == (Basis.OBJECTIVES, 16)
+        assert [c.reading.at for c in made.having(Standing.MISSES)] == [32]
+        assert "meets: 1, 4, 8, 16; misses: 32." in border_words(made.curves[0], slo).text
+        text = page(rows, slo)
+        assert f"| p95_tpot_s | {NOTHING} | answers of one token have no TPOT to miss |" in text
+        assert re.search(
+            rf"\| concurrency \| 16 \| 2,500 \| 0.4500 \| [^|]* \| {NOTHING} \| {NOTHING} \| meets \|", text
+        )
+        assert at(choice(rows, Slo(p95_tpot_s=1e-9))) == 32
 
 
 def test_a_level_that_failed_ends_the_safe_range_and_is_never_chosen() -> None:
