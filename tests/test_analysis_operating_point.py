@@ -184,6 +184,38 @@ def test_without_an_objective_the_knee_s_lowest_level_is_chosen() -> None:
     assert "Not known from this run: where throughput stops scaling is open" in page(sweep(repeats=1))
 
 
+def plateau(noise: float) -> list[PointRow]:
+    """No more tok/s from 16 on, and twice the p95 with every doubling."""
+    return with_curve(TOK_S | {32: 2510.0, 64: 2520.0}, P95 | {64: 1.80}, 3, noise)
+
+
+def test_that_a_higher_level_could_be_the_knee_is_no_leave_to_go_there() -> None:
+    quiet, noisy = choice(plateau(0.005), Slo()), choice(plateau(0.05), Slo())
+    assert [made.curves[0].knee.could_be for made in (quiet, noisy)] == [(16,), (16, 32, 64)]
+    for made in (quiet, noisy):
+        assert made.point is not None
+        assert made.point.safe_up_to is made.point.reading
+        assert (at(made), alert_above(made, "num_requests_running")) == (16, 16)
+    words = (
+        "Whether more than that is safe is not known from this run, for the knee could be as high as concurrency 64; "
+    )
+    text = page(plateau(0.05))
+    assert words + "`+sweep=concurrency` with more `sweep.repeats` tells." in text
+    assert "concurrency 16, the lowest that could be the knee; whether more pays, up to concurrency 64, noise" in text
+    assert "upper end of the range" not in text
+    text = page(plateau(0.005))
+    assert words not in text
+    assert "| 16 | concurrency 16, the lowest that could be the knee |" in text
+
+
+@settings(deadline=None, max_examples=30)
+@given(noise=st.lists(st.floats(0.001, 0.08), min_size=2, max_size=2).map(sorted))
+def test_more_noise_never_makes_the_alert_looser(noise: list[float]) -> None:
+    less, more = (alert_above(choice(plateau(each), Slo()), "num_requests_running") for each in noise)
+    if isinstance(less, float | int) and isinstance(more, float | int):
+        assert more <= less
+
+
 def test_an_answer_of_one_token_cannot_miss_its_tpot() -> None:
     """As in goodput, and by the rule of the search."""
     gone = {"mean_tpot_s": None, "p50_tpot_s": None, "p95_tpot_s": None}
