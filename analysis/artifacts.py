@@ -71,8 +71,9 @@ OWNED = (
 def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     """Write every artifact that the rows of `run_dir` carry and return the paths, tables first.
 
-    Works on a run that failed or was interrupted: what there is, is shown. `targets` default to the manifest's. Raises
-    `AnalysisError` for a directory that cannot be analysed, and then has written nothing.
+    The notes on KV, the page of load and the operating point are always among them: what the run lacks for one, it
+    names. Works on a run that failed or was interrupted: what there is, is shown. `targets` default to the manifest's.
+    Raises `AnalysisError` for a directory that cannot be analysed, and then has written nothing.
     """
     if (run_dir / "plots").is_symlink():
         raise AnalysisError(f"{run_dir / 'plots'}: is a link; plots are not written through links")

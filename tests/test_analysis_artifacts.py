@@ -8,13 +8,16 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from analysis import answer, reduce
 from analysis.__main__ import main
+from contract.rows import SessionRow, to_table
 from tests import synthetic_run as synthetic
 
 TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "server_samples.parquet", "sessions.parquet"]
+PAGES = {"kv_cache_scaling_notes.md", "batching_benchmark.md", "operating_point.md", "report.html", "figures.csv"}
 MEMORY_PLOTS = ["kv_memory.svg", "kv_capacity.svg", "memory_account.svg", "kv_envelope.svg"]
 PLOTS = [*MEMORY_PLOTS, "concurrency_sweep.svg", "batching_levels.svg", "near_full_context.svg"]
 PLOTS += ["kv_envelope.pool-24-gib.svg"]
@@ -40,27 +43,56 @@ def test_same_rows_give_the_same_bytes(gpu: Path) -> None:
     assert {path: path.read_bytes() for path in reduce(gpu)} == before
 
 
-def test_kv_rows_alone_give_no_load_files(tmp_path: Path) -> None:
+def test_kv_rows_alone_give_a_short_page_of_load(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, synthetic.rows()[:8])
     names = {path.name for path in reduce(run)}
-    assert "kv_cache_scaling_notes.md" in names
-    assert not names & {"concurrency_sweep.csv", "batching_benchmark.md", "concurrency_sweep.svg"}
+    assert names >= PAGES
+    assert not names & {"concurrency_sweep.csv", "concurrency_sweep.svg", "rate_sweep.md", "envelope_sweep.md"}
+    page = (run / "batching_benchmark.md").read_text()
+    assert "Not known from this run: it holds no levels of a closed loop" in page
+    assert "`+sweep=capacity` measures both" in page
+    assert len(page.splitlines()) < 6
 
 
-def test_load_rows_alone_give_no_kv_files(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, [r for r in synthetic.rows() if r.purpose == "concurrency"])
+def test_load_rows_alone_give_short_notes_on_kv(tmp_path: Path) -> None:
+    rows = [r for r in synthetic.rows() if r.purpose == "concurrency"]
+    run = synthetic.write_run(tmp_path, rows)
     names = {path.name for path in reduce(run)}
-    pages = {"batching_benchmark.md", "operating_point.md", "report.html", "figures.csv"}
-    assert names == {*TABLES, *pages, "concurrency_sweep.csv", "concurrency_sweep.svg"}
+    assert names == {*TABLES, *PAGES, "concurrency_sweep.csv", "concurrency_sweep.svg"}
+    page = (run / "kv_cache_scaling_notes.md").read_text()
+    assert "Not known from this run: it holds no readings of memory, so there is no kv_cache_scaling.csv" in page
+    assert "`+sweep=kv` measures both" in page
+    assert len(page.splitlines()) < 8
+    assert "analysis whatif RUN" in page
+    assert main(["whatif", str(run), "max_model_len=8192", "concurrency=16"]) == 0, "as the page says"
+    silent = synthetic.write_run(tmp_path / "silent", [replace(row, engine_kv_bytes=None) for row in rows])
+    reduce(silent)
+    assert "whatif" not in (silent / "kv_cache_scaling_notes.md").read_text()
+    assert main(["whatif", str(silent), "max_model_len=8192", "concurrency=16"]) == 2
+
+
+def test_run_without_a_point_has_its_pages_and_says_why_they_are_empty(tmp_path: Path) -> None:
+    row = synthetic.rows()[0]
+    shards = tmp_path / "shards" / row.session_id
+    shards.mkdir(parents=True)
+    session = replace(synthetic.session_of(row), status="failed")
+    pq.write_table(to_table([session], SessionRow), shards / "session.parquet")
+    assert {path.name for path in reduce(tmp_path)} >= PAGES
+    for name in (name for name in PAGES if name.endswith(".md")):
+        page = (tmp_path / name).read_text()
+        assert "Not known from this run: it holds no " in page, name
+        assert "`+sweep=" in page, name
+        assert "Sessions that failed before any of their points had a row: 1." in page, name
 
 
 def test_artifact_of_an_earlier_state_does_not_stay(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, synthetic.rows()[:8])
-    for stale in ("concurrency_sweep.gone.csv", "batching_benchmark.md", "other.html"):
+    for stale in ("concurrency_sweep.gone.csv", "rate_sweep.md", "batching_benchmark.md", "other.html"):
         (run / stale).write_text("old")
     reduce(run)
     assert not (run / "concurrency_sweep.gone.csv").exists()
-    assert not (run / "batching_benchmark.md").exists()
+    assert not (run / "rate_sweep.md").exists()
+    assert (run / "batching_benchmark.md").read_text() != "old"
     assert (run / "other.html").read_text() == "old"
 
 

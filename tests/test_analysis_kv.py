@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -344,6 +345,54 @@ def test_trade_offs_of_one_repeat_are_not_known() -> None:
     assert "Throughput-focused: where throughput stops scaling is not known from this run" in notes(rows)
 
 
+def other_server(rows: Iterable[PointRow], name: str, **columns: object) -> list[PointRow]:
+    """The same rows of another server."""
+    ids = [replace(r, session_id=f"{name}-{r.session_id}", point_id=f"{name}-{r.point_id}") for r in rows]
+    return synthetic.changed(ids, lambda row: True, **columns)
+
+
+THROUGHPUT = re.compile(r"Throughput-focused: concurrency 32, [^:]*: ([\d,]+) tok/s")
+
+
+@pytest.mark.parametrize(
+    ("columns", "heading"),
+    [
+        ({"tensor_parallel_size": 2, "gpus": 2}, "tp 2"),
+        ({"kv_cache_dtype": "fp8"}, "fp8"),
+        ({"quantization": "fp8"}, "fp8"),
+        ({"model_cut": "4 of 32 layers"}, "4 of 32 layers"),
+    ],
+)
+def test_load_advice_is_that_of_servers_like_the_sections_own(columns: dict[str, object], heading: str) -> None:
+    faster = synthetic.rows(replace(synthetic.GPU, limit_tok_s=18_000.0))
+    text = notes([*synthetic.rows(), *other_server(faster, "other", **columns)])
+    of_one, of_other = sorted(text.split("\n## ")[1:], key=lambda section: heading in section.splitlines()[0])
+    assert [THROUGHPUT.findall(of_one), THROUGHPUT.findall(of_other)] == [["6,481"], ["12,961"]]
+    assert of_one.count("From the levels measured in this run (prompts of 12 tokens") == 1
+    assert of_other.count("From the levels measured in this run (prompts of 12 tokens") == 1
+
+
+def test_load_of_servers_unlike_the_sections_own_is_no_advice_for_it() -> None:
+    loads = [row for row in synthetic.rows() if row.purpose != "kv_scaling"]
+    text = notes([*memory(), *other_server(loads, "other", tensor_parallel_size=2, gpus=2)])
+    assert "fewer than two levels of load were measured of this model served alike" in text
+    assert "Throughput-focused" not in text
+
+
+def test_load_advice_names_the_server_where_there_are_several() -> None:
+    loads = [row for row in synthetic.rows() if row.purpose != "kv_scaling"]
+    text = notes([*synthetic.rows(), *other_server(loads, "few", max_num_seqs=8)])
+    assert "From the levels measured in this run on phi-3-mini-4k, seqs 8 (prompts of 12 tokens" in text
+    assert "From the levels measured in this run on phi-3-mini-4k, seqs default (prompts of 12 tokens" in text
+    assert len(THROUGHPUT.findall(text)) == 2
+
+
+def test_load_advice_stands_where_the_memory_points_never_learned_their_card() -> None:
+    lost = [synthetic.failed(row, "start_failed") for row in memory()]
+    text = notes([*lost, *(row for row in synthetic.rows() if row.purpose != "kv_scaling")])
+    assert THROUGHPUT.findall(text) == ["6,481"]
+
+
 def test_dummy_mixture_of_experts_is_cautioned() -> None:
     assert "mixture of experts" not in notes(memory())
     assert "mixture of experts with dummy weights" in notes(synthetic.changed(memory(), lambda r: True, moe=True))
@@ -407,8 +456,10 @@ def test_hybrid_model_is_not_given_one_rate() -> None:
     assert "at the longest length a further token costs 100,000 bytes" in notes(rows)
 
 
-def test_no_memory_rows_no_page() -> None:
-    assert kv_page(synthetic.tables_of(synthetic.rows()[8:]), Targets()) is None
+def test_no_memory_rows_no_numbers() -> None:
+    page = kv_page(synthetic.tables_of(synthetic.rows()[8:]), Targets())
+    assert page.figures == []
+    assert "it holds no readings of memory" in page.text()
 
 
 def test_targets_come_from_the_manifest_if_they_are_there(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from matplotlib.figure import Figure
 
 from analysis import reduce
 from analysis.advice.rules import rules_of_thumb
+from analysis.memory.envelope_cells import Expected
 from analysis.memory.envelope_plot import draw_envelope
 from analysis.memory.kv_envelope import Envelope, Fit, envelopes
 from analysis.memory.kv_fit import kv_results
 from analysis.memory.kv_pages import pages_of
 from analysis.memory.pages_plot import stairs
+from analysis.pages.envelope_sweep import envelope_grids, summary
 from analysis.pages.kv_notes import kv_page
 from analysis.pages.operating_page import operating_page
 from analysis.rows.manifest import read_configs
@@ -481,3 +483,43 @@ def test_a_cell_that_was_pruned_measured_nothing(tmp_path: Path) -> None:
     assert [cells[at]["measured"] for at in ("1", "4", "8")] == ["", "metrics missing", "no preemption"]
     assert cells["8"]["kv_usage_max"] == "0.796935"
     assert "| metrics missing |" in (run / "envelope_sweep.md").read_text()
+
+
+def said_of(rows: list[PointRow], config: dict[str, Any] | None) -> str:
+    (grid,) = envelope_grids(synthetic.tables_of(rows, config))
+    return summary(grid).text
+
+
+def test_cells_that_were_measured_are_counted_whatever_arithmetic_knows() -> None:
+    """As in a run that was sent without its manifest."""
+    shape = synthetic.family("tiny", synthetic.GPU)
+    one, two = synthetic.envelope_row(shape, 512, 8), synthetic.envelope_row(shape, 512, 16)
+    pruned = synthetic.failed(synthetic.envelope_row(shape, 512, 1), "", "fits", "pruned")
+    blind = replace(one, preemptions=None)
+    assert said_of([one, two, pruned], shape.config) == (
+        "Of 3 cells 2 were measured and 1 pruned; expected and measured agree on what fits in 2 of those measured."
+    )
+    assert said_of([one, two, pruned], None).startswith(
+        "Of 3 cells 2 were measured and 1 pruned, but none confirms the expected border: of 2 what KV arithmetic "
+        "expects is not known (no config"
+    )
+    assert said_of([blind, pruned], shape.config).endswith("border: of 1 the server's metrics are missing.")
+    assert said_of([blind, two, pruned], shape.config).endswith(
+        "in 1 of those measured. Of 1 more that were measured the server's metrics are missing."
+    )
+    lost = synthetic.failed(one, "engine_dead")
+    for config in (shape.config, None):
+        assert said_of([lost, pruned], config) == (
+            "Of 2 cells none was measured, so the expected border is not confirmed."
+        )
+
+
+def test_cells_that_arithmetic_leaves_open_confirm_nothing() -> None:
+    rows = [synthetic.envelope_row(SLIDING, 4096, n) for n in range(1, 12)]
+    (grid,) = envelope_grids(synthetic.tables_of(rows, SLIDING.config))
+    between = [n for n, cell in enumerate(grid.cells) if cell.expected is Expected.OPEN]
+    assert between
+    alone = said_of([rows[n] for n in between], SLIDING.config)
+    assert alone.endswith(f"none confirms the expected border: of {len(between)} arithmetic leaves it open.")
+    beside = said_of([rows[0], *(rows[n] for n in between)], SLIDING.config)
+    assert beside.endswith(f"Of {len(between)} more that were measured arithmetic leaves it open.")

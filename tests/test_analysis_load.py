@@ -554,8 +554,10 @@ def test_servers_and_workloads_are_never_mixed(tmp_path: Path, other: dict[str, 
     assert any(curve.series.group.slug == f"phi-3-mini-4k-{suffix}" for curve in curves)
 
 
-def test_no_load_rows_no_page() -> None:
-    assert batching_page(synthetic.tables_of(synthetic.rows()[:8])) is None
+def test_no_load_rows_no_numbers() -> None:
+    made = batching_page(synthetic.tables_of(synthetic.rows()[:8]))
+    assert made.figures == []
+    assert "it holds no levels of a closed loop" in made.text()
 
 
 def test_one_request_at_a_time_is_the_floor_only_where_the_rows_say_so() -> None:

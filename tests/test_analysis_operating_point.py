@@ -25,6 +25,7 @@ from analysis.load.token_cost import joules_per_output_token, price_per_million
 from analysis.memory.kv_room import KvRoom, kv_room, request_bytes
 from analysis.pages.operating_page import operating_page
 from analysis.rows.targets import Slo, Targets, read_gpu_hour
+from analysis.writing.figures import NOTHING
 from contract.kv import kv_layout
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -181,6 +182,58 @@ def test_without_an_objective_the_knee_s_lowest_level_is_chosen() -> None:
     assert at(choice(rising, Slo())) is None
     assert "Not known from this run: there is no knee up to concurrency 4" in page(rising)
     assert "Not known from this run: where throughput stops scaling is open" in page(sweep(repeats=1))
+
+
+def plateau(noise: float) -> list[PointRow]:
+    """No more tok/s from 16 on, and twice the p95 with every doubling."""
+    return with_curve(TOK_S | {32: 2510.0, 64: 2520.0}, P95 | {64: 1.80}, 3, noise)
+
+
+def test_that_a_higher_level_could_be_the_knee_is_no_leave_to_go_there() -> None:
+    quiet, noisy = choice(plateau(0.005), Slo()), choice(plateau(0.05), Slo())
+    assert [made.curves[0].knee.could_be for made in (quiet, noisy)] == [(16,), (16, 32, 64)]
+    for made in (quiet, noisy):
+        assert made.point is not None
+        assert made.point.safe_up_to is made.point.reading
+        assert (at(made), alert_above(made, "num_requests_running")) == (16, 16)
+    words = (
+        "Whether more than that is safe is not known from this run, for the knee could be as high as concurrency 64; "
+    )
+    text = page(plateau(0.05))
+    assert words + "`+sweep=concurrency` with more `sweep.repeats` tells." in text
+    assert "concurrency 16, the lowest that could be the knee; whether more pays, up to concurrency 64, noise" in text
+    assert "upper end of the range" not in text
+    text = page(plateau(0.005))
+    assert words not in text
+    assert "| 16 | concurrency 16, the lowest that could be the knee |" in text
+
+
+@settings(deadline=None, max_examples=30)
+@given(noise=st.lists(st.floats(0.001, 0.08), min_size=2, max_size=2).map(sorted))
+def test_more_noise_never_makes_the_alert_looser(noise: list[float]) -> None:
+    less, more = (alert_above(choice(plateau(each), Slo()), "num_requests_running") for each in noise)
+    if isinstance(less, float | int) and isinstance(more, float | int):
+        assert more <= less
+
+
+def test_an_answer_of_one_token_cannot_miss_its_tpot() -> None:
+    """As in goodput, and by the rule of the search."""
+    gone = {"mean_tpot_s": None, "p50_tpot_s": None, "p95_tpot_s": None}
+    slo = Slo(p95_e2e_s=0.52, p95_tpot_s=0.05)
+    unknown = synthetic.changed(sweep(), lambda row: True, **gone)
+    assert at(choice(unknown, slo)) is None, "longer answers whose TPOT is missing decide nothing"
+    for columns in ({"output_tokens": 1}, {"output_tokens": 8, "mean_completion_tokens": 1.0}):
+        rows = synthetic.changed(unknown, lambda row: True, **columns)
+        made = choice(rows, slo)
+        assert (made.basis, at(made)) == (Basis.OBJECTIVES, 16)
+        assert [c.reading.at for c in made.having(Standing.MISSES)] == [32]
+        assert "meets: 1, 4, 8, 16; misses: 32." in border_words(made.curves[0], slo).text
+        text = page(rows, slo)
+        assert f"| p95_tpot_s | {NOTHING} | answers of one token have no TPOT to miss |" in text
+        assert re.search(
+            rf"\| concurrency \| 16 \| 2,500 \| 0.4500 \| [^|]* \| {NOTHING} \| {NOTHING} \| meets \|", text
+        )
+        assert at(choice(rows, Slo(p95_tpot_s=1e-9))) == 32
 
 
 def test_a_level_that_failed_ends_the_safe_range_and_is_never_chosen() -> None:

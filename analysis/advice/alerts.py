@@ -70,7 +70,7 @@ def _in_flight(choice: Choice, point: OperatingPoint | None) -> Alert:
     if above.value is None:
         return Alert(metric, None, phrase("the rows do not hold how many were in flight"))
     if choice.basis is Basis.KNEE:
-        return Alert(metric, above, phrase("the highest level that could be the knee"))
+        return Alert(metric, above, _at_the_knee(point.curve))
     below = [c for c in choice.candidates if c.curve is point.curve and c.measured and c.reading.at <= safe.at]
     hold = all(candidate.standing is Standing.MEETS for candidate in below)
     what = "most in flight at {level}: " if choice.open_loop else "{level}: "
@@ -81,6 +81,15 @@ def _in_flight(choice: Choice, point: OperatingPoint | None) -> Alert:
     if safe is point.curve.series.readings[-1]:
         why = phrase("{why}; no higher one was tried", why=why)
     return Alert(metric, above, why)
+
+
+def _at_the_knee(curve: LoadCurve) -> Phrase:
+    lowest, *higher = curve.knee.could_be
+    why = phrase("{level}, the lowest that could be the knee", level=level_words(curve.at(lowest)))
+    if not higher:
+        return why
+    last = level_words(curve.at(higher[-1]))
+    return phrase("{why}; whether more pays, up to {last}, noise leaves open", why=why, last=last)
 
 
 def _latency(choice: Choice, point: OperatingPoint | None, column: str) -> Alert:
@@ -95,8 +104,10 @@ def _latency(choice: Choice, point: OperatingPoint | None, column: str) -> Alert
         why = phrase(words, level=level, reached=reached, confidence=confidence())
     elif limit is not None:
         value, why = limit, phrase("the objective itself is {limit}", limit=objective_figure(column, limit))
-    else:
+    elif point is None:
         return Alert(metric, None, phrase("no objective, and no operating point"))
+    else:
+        return Alert(metric, None, phrase("no objective, and one repeat does not tell what the next may reach"))
     return _at_a_bound(metric, value, bounds, why)
 
 

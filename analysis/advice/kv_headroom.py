@@ -17,11 +17,12 @@ from analysis.memory.kv_fit import KvResult
 from analysis.memory.kv_pages import Pages
 from analysis.memory.kv_room import kv_room
 from analysis.memory.kv_too_long import too_long
+from analysis.rows.groups import BASE, grouped
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.rows.tables import RunPoint, Tables
 from analysis.rows.targets import Targets
 from analysis.writing.document import Document, Part, Phrase, phrase
-from analysis.writing.figures import count, decimal, gib, percent, plain
+from analysis.writing.figures import count, decimal, gib, percent, plain, quote
 
 
 def add_headroom(doc: Document, result: KvResult, tables: Tables, targets: Targets) -> None:
@@ -169,24 +170,36 @@ def _target_sentence(doc: Document, envelope: Envelope | None, n: int, tokens: i
 
 
 def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> None:
-    ids = {id(point) for point in result.group.points}
-    own = {(p.simulated, p.model, p.device_name, p.engine) for p in points if id(p) in ids}
-    curves = [c for c in knee_curves(points) if _who(c.series.sample) in own and len(c.levels) > 1]
+    served_alike = _served_alike(result, points)
+    ids = {id(point) for point in served_alike}
+    curves = [c for c in knee_curves(points) if id(c.series.group.points[0]) in ids and len(c.levels) > 1]
     if not curves:
         doc.say(
-            "Not known from this run: fewer than two levels of load were measured for this model; `+sweep=knee` "
-            "measures them."
+            "Not known from this run: fewer than two levels of load were measured of this model served alike (cards, "
+            "parallelism, dtype, quantization); `+sweep=knee` measures them."
         )
         return
     for curve in curves:
-        items = [for_latency(curve), for_throughput(curve)]
-        doc.say("From the levels measured in this run ({load}):", load=workload(curve))
-        doc.bullets(items)
-    doc.bullets(neighbour_sentences([point for point in points if _who(point) in own]))
+        whose: dict[str, Part] = {}
+        if len(curves) > 1:
+            whose["label"] = quote(f"{curve.name}.label", curve.series.group.label)
+        doc.say(
+            "From the levels measured in this run" + (" on {label}" if whose else "") + " ({load}):",
+            load=workload(curve),
+            **whose,
+        )
+        doc.bullets([for_latency(curve), for_throughput(curve)])
+    doc.bullets(neighbour_sentences(served_alike))
     doc.say(
         "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
         "the envelope lets fit."
     )
+
+
+def _served_alike(result: KvResult, points: Sequence[RunPoint]) -> tuple[RunPoint, ...]:
+    """All points of the run, of load too, that agree with those of the result in `BASE`."""
+    known = result.group.points[0]  # grouped() puts those first that learned most of their server
+    return next(group.points for group in grouped(points, BASE) if any(point is known for point in group.points))
 
 
 BY_OBJECTIVE = "choose by an objective (`slo.p95_e2e_s`, `slo.p95_ttft_s`, `slo.p95_tpot_s`)"
@@ -242,7 +255,3 @@ def for_throughput(curve: LoadCurve) -> Phrase:
         p95=cell(full, "p95_e2e_s"),
         tok_s=cell(full, "tok_s"),
     )
-
-
-def _who(point: RunPoint) -> tuple[bool, str, str | None, str]:
-    return point.simulated, point.model, point.device_name, point.engine

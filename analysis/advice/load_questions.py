@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from analysis.advice.kv_headroom import BY_OBJECTIVE
-from analysis.advice.operating_point import Basis, Choice, latency_level, throughput_level
+from analysis.advice.operating_point import Basis, Choice, OperatingPoint, latency_level, throughput_level
 from analysis.advice.operating_sentences import gives, objectives, pressed
 from analysis.advice.subject import UNKNOWN, Subject
 from analysis.advice.under_use import HALF, lowest_level, observed
@@ -104,7 +104,17 @@ def safe_point(subject: Subject) -> Phrase:
         words += "; {safe} is the upper end of the range"
         parts["safe"] = level_words(point.safe_up_to)
     thin = " Its margin is thin: another start of the server may miss an objective." if main.thin else ""
-    return phrase(words + "." + thin, **parts)
+    return join([phrase(words + "." + thin, **parts), *_open_above(main, point)], " ")
+
+
+def _open_above(choice: Choice, point: OperatingPoint) -> list[Phrase]:
+    """Needs a knee that noise allows to lie higher than the chosen level, which is the lowest that could be it."""
+    could_be = point.curve.knee.could_be
+    if choice.basis is not Basis.KNEE or len(could_be) < 2:
+        return []
+    last = level_words(point.curve.at(could_be[-1]))
+    words = "Whether more than that is safe is not known from this run, for the knee could be as high as {last}; "
+    return [phrase(words + repeats_tell(point.curve) + ".", last=last)]
 
 
 def not_free(subject: Subject) -> Phrase:

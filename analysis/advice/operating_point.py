@@ -90,7 +90,8 @@ class OperatingPoint:
     curve: LoadCurve
     reading: Reading
     safe_up_to: Reading | None
-    """The highest level of the run of neighbours around it that hold alike; None where noise is not known."""
+    """The highest level of the run of neighbours from it upwards that are known to hold; None where noise is not
+    known."""
     tok_s: float
     p95_e2e_s: float
     pages: Pages | None
@@ -245,10 +246,12 @@ def requests_in_flight(reading: Reading) -> float:
 
 
 def _safe_up_to(chosen: Candidate, candidates: Sequence[Candidate], basis: Basis) -> Reading | None:
-    """The last of the unbroken run of levels from the chosen one upwards that meet; at a knee the last that could be
-    it."""
+    """The last of the unbroken run of levels from the chosen one upwards that meet; at a knee the chosen one itself.
+
+    That a higher level could be the knee, too, is what noise leaves open, and more noise would allow a higher one.
+    """
     if basis is Basis.KNEE:
-        return chosen.curve.at(chosen.curve.knee.could_be[-1])
+        return chosen.reading
     if basis is not Basis.OBJECTIVES:
         return None
     last = chosen.reading

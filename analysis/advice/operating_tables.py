@@ -8,6 +8,7 @@ from analysis.advice.operating_point import (
     OperatingPoint,
 )
 from analysis.advice.under_use import joules_figure
+from analysis.load.checks import of_one_token
 from analysis.load.ladder import kv_usage
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import NO_REQUESTS, cell, confidence, interval_words
@@ -38,6 +39,8 @@ def _goodput_row(choice: Choice, point: OperatingPoint) -> list[list[str | Part]
 
 
 def _interval(curve: LoadCurve, reading: Reading, column: str) -> Phrase:
+    if column == "p95_tpot_s" and of_one_token(reading):
+        return phrase("answers of one token have no TPOT to miss")
     if curve.interval(reading, column) is None:
         return phrase("no interval: one repeat")
     interval = interval_words(curve, reading, column)

@@ -39,10 +39,14 @@ class Check:
     """The median of the repeats."""
     interval: Interval | None
     """Of the repeats' geometric mean; None where no noise is known."""
+    nothing_to_miss: bool = False
+    """Whether it is TPOT and every answer has one token: then no repeat can miss it, and none has a value."""
 
     @property
     def standing(self) -> Standing:
         """The whole interval below the limit, above it, or across it; without an interval nothing is decided."""
+        if self.nothing_to_miss:
+            return Standing.MEETS
         if self.interval is None:
             return Standing.UNDECIDED
         if self.interval.high <= self.limit_s:
@@ -65,9 +69,21 @@ class Check:
 def checks_of(curve: LoadCurve, reading: Reading, slo: Slo) -> tuple[Check, ...]:
     """Return every objective held against a level."""
     return tuple(
-        Check(column, limit, reading.median(column), curve.interval(reading, column))
+        Check(
+            column,
+            limit,
+            reading.median(column),
+            curve.interval(reading, column),
+            nothing_to_miss=column == "p95_tpot_s" and of_one_token(reading),
+        )
         for column, limit in slo.percentiles().items()
     )
+
+
+def of_one_token(reading: Reading) -> bool:
+    """Return whether every answer of a level has one token, and so none a TPOT: (E2EL - TTFT) / (tokens - 1)."""
+    tokens = {point.mean_completion_tokens or point.output_tokens for point in reading.measured}
+    return tokens == {1} and not reading.values("p95_tpot_s")
 
 
 def standing_of(checks: Sequence[Check], keeps_up: bool | None) -> Standing:

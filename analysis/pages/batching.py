@@ -26,6 +26,7 @@ from analysis.load.objective_sentences import add_objectives
 from analysis.load.request_notes import P99_NEEDS, few_for_p99
 from analysis.load.server_table import add_server_table
 from analysis.load.steady_table import add_steady_table
+from analysis.pages.without_rows import page_without_rows
 from analysis.rows.caveats import add_caveats, add_failures, identity
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.rows.tables import Tables
@@ -34,6 +35,11 @@ from analysis.writing.document import Document, Part, phrase
 from analysis.writing.figures import NOTHING, Figure, count, times
 
 FILE = "batching_benchmark.md"
+TITLE = "Micro-batching under load"
+NO_ROWS = (
+    "it holds no levels of a closed loop, so no concurrency_sweep.csv, and neither what concurrency buys over one "
+    "request at a time nor where throughput stops scaling; `+sweep=capacity` measures both, `+sweep=knee` the second."
+)
 PURPOSES = ("comparison", "batching", "concurrency", "near_full_context", "anchor", "control")
 MORE_COLUMNS = ("tok_s", "total_tok_s", "p50_ttft_s", "p95_ttft_s", "p50_tpot_s", "p99_e2e_s")
 PAIR_ROWS = (
@@ -46,13 +52,13 @@ PAIR_ROWS = (
 )
 
 
-def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document | None:
-    """Return the page, or None for a run without a single load row."""
+def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document:
+    """Return the page; of a run without a row of a closed loop one that says so."""
     rows = [point for point in tables.points if point.purpose in PURPOSES]
     if not rows:
-        return None
+        return page_without_rows(FILE, TITLE, tables, NO_ROWS)
     doc = Document(FILE)
-    doc.heading(1, "Micro-batching under load")
+    doc.heading(1, TITLE)
     add_caveats(doc, rows, tables)
     doc.say(
         "Closed loop: that many requests are in flight all the time. tok_s counts completion tokens of successful "
@@ -176,7 +182,7 @@ def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Seque
     """Write the sweep and its knee; without a sweep, the knee as far as the few levels of the other table tell it."""
     doc.heading(2, "Concurrency sweep: the knee")
     if not curves:
-        _absent(doc, "The shape of the curve from low to too high concurrency", "concurrency")
+        _absent(doc, "The shape of the curve from low to too high concurrency (concurrency_sweep.csv)", "concurrency")
     if not curves and not few_levels:
         return
     add_rule(doc)

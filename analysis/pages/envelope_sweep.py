@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,13 @@ CSV_COLUMNS = (
     "context_tokens", "concurrency", "need_blocks", "prompts_blocks", "pool_blocks", "expected", "measured",
     "preemptions", "running_max", "waiting_max", "kv_usage_max", "notes",
 )  # fmt: skip
+UNDECIDED = {
+    "unknown": "what KV arithmetic expects is not known (no config of the model that gives the rows' figures, or no "
+    "count of blocks by the engine)",
+    "blind": "the server's metrics are missing",
+    "open": "arithmetic leaves it open",
+}
+"""Why a cell that was measured neither confirms nor refutes what was expected of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,26 +175,45 @@ def envelope_page(tables: Tables) -> Document | None:
 
 
 def summary(grid: EnvelopeGrid) -> Phrase:
-    """Return in how many measured cells expectation and measurement agree."""
-    measured = [cell for cell in grid.cells if cell.measured is not Outcome.UNKNOWN]
+    """Return in how many measured cells expectation and measurement agree, and why the other measured ones do not
+    tell."""
+    measured = [cell for cell in grid.cells if cell.point.status == MEASURED]
     judged = [cell for cell in measured if cell.agrees is not None]
-    pruned = [cell for cell in grid.cells if cell.point.status == PRUNED]
     cells = count(f"{grid.name}.cells", len(grid.cells))
-    if not judged:
+    pruned = count(f"{grid.name}.pruned", sum(cell.point.status == PRUNED for cell in grid.cells))
+    if not measured:
         return phrase("Of {cells} cells none was measured, so the expected border is not confirmed.", cells=cells)
-    left_open: dict[str, Part] = {}
-    if len(measured) > len(judged):
-        left_open["open"] = count(f"{grid.name}.open", len(measured) - len(judged))
-    return phrase(
+    if not judged:
+        return phrase(
+            "Of {cells} cells {measured} were measured and {pruned} pruned, but none confirms the expected border: "
+            "{why}.",
+            cells=cells,
+            measured=count(f"{grid.name}.measured", len(measured)),
+            pruned=pruned,
+            why=join(_undecided(grid, measured, "of {n} ")),
+        )
+    agree = phrase(
         "Of {cells} cells {judged} were measured and {pruned} pruned; expected and measured agree on what fits in "
-        "{agree} of those measured."
-        + (" Of {open} more that were measured arithmetic leaves it open." if left_open else ""),
-        **left_open,
+        "{agree} of those measured.",
         cells=cells,
         judged=count(f"{grid.name}.judged", len(judged)),
-        pruned=count(f"{grid.name}.pruned", len(pruned)),
+        pruned=pruned,
         agree=count(f"{grid.name}.agree", sum(bool(cell.agrees) for cell in judged)),
     )
+    more = (phrase("{why}.", why=why) for why in _undecided(grid, measured, "Of {n} more that were measured "))
+    return join([agree, *more], " ")
+
+
+def _undecided(grid: EnvelopeGrid, measured: Sequence[Cell], head: str) -> Iterator[Phrase]:
+    """Say why measured cells neither confirm nor refute what was expected of them; `head` holds how many, `{n}`."""
+    for reason, cells in Counter(_reason(cell) for cell in measured if cell.agrees is None).items():
+        yield phrase(head + UNDECIDED[reason], n=count(f"{grid.name}.{reason}", cells))
+
+
+def _reason(cell: Cell) -> str:
+    if cell.expected is Expected.UNKNOWN:
+        return "unknown"
+    return "blind" if cell.measured is Outcome.UNKNOWN else "open"
 
 
 def _pool(doc: Document, grid: EnvelopeGrid) -> None:

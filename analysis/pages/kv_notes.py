@@ -23,6 +23,7 @@ from analysis.memory.kv_pages_table import add_pages
 from analysis.memory.kv_scaling import digits, interval_to, scaling_notes, series_notes
 from analysis.memory.kv_steps import add_steps
 from analysis.numbers.statistics import linear_fit
+from analysis.pages.without_rows import page_without_rows
 from analysis.rows.caveats import add_caveats, add_failures, identity
 from analysis.rows.series import Reading, Series
 from analysis.rows.tables import RunPoint, Tables
@@ -30,8 +31,18 @@ from analysis.rows.targets import Targets
 from analysis.rows.watching import add_watching
 from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, decimal, gib, mib, percent, plain, quote
+from contract.rows import MEASURED
 
 FILE = "kv_cache_scaling_notes.md"
+TITLE = "KV cache and max_model_len"
+NO_ROWS = (
+    "it holds no readings of memory, so there is no kv_cache_scaling.csv (memory against max_model_len) and no "
+    "kv_capacity.csv (what the device's pool holds at each length); `+sweep=kv` measures both."
+)
+POOLS_KNOWN = (
+    " Its servers told the size of their pools: `python -m analysis whatif RUN max_model_len=NUMBER "
+    "concurrency=NUMBER` says what would fit into one."
+)
 NO_CURVE = (
     "not known. The servers of this series were started in different ways, or forks of one import ran at once. The CPU "
     "backend's memory is a sum of PSS, to which a page adds its part in each process that has it, so these readings "
@@ -39,13 +50,13 @@ NO_CURVE = (
 )
 
 
-def kv_page(tables: Tables, targets: Targets) -> Document | None:
-    """Return the page, or None for a run without memory rows."""
+def kv_page(tables: Tables, targets: Targets) -> Document:
+    """Return the page; of a run without memory rows one that says so."""
     rows = [point for point in tables.points if point.purpose == "kv_scaling"]
     if not rows:
-        return None
+        return page_without_rows(FILE, TITLE, tables, NO_ROWS + (POOLS_KNOWN if _pools_known(tables.points) else ""))
     doc = Document(FILE)
-    doc.heading(1, "KV cache and max_model_len")
+    doc.heading(1, TITLE)
     add_caveats(doc, rows, tables)
     doc.say(
         "MB in the column names of the CSV files is MiB, {unit} bytes, as nvidia-smi prints it. Memory is that of "
@@ -77,6 +88,11 @@ def kv_page(tables: Tables, targets: Targets) -> Document | None:
     return doc
 
 
+def _pools_known(points: Sequence[RunPoint]) -> bool:
+    """Whether `whatif` has a pool and a formula to go by."""
+    return any(p.status == MEASURED and p.engine_kv_bytes and p.formula_bytes_per_sequence for p in points)
+
+
 def _never_loaded(rows: Sequence[RunPoint]) -> bool:
     """Whether every reading by process is nearer to *ready* than to *loaded*."""
     known = [(p.mem_tree_bytes, p.mem_ready_bytes, p.mem_loaded_bytes) for p in rows]
@@ -86,7 +102,10 @@ def _never_loaded(rows: Sequence[RunPoint]) -> bool:
 def _committed_section(doc: Document, result: KvResult, accounts: Accounts, tables: Tables) -> None:
     doc.heading(3, "Pool sized to the length: is memory roughly linear, and are there steps?")
     if not result.committed:
-        doc.say("Not known from this run: it holds no committed pools; `+sweep=kv` measures them.")
+        doc.say(
+            "Not known from this run: it holds no committed pools, of which kv_cache_scaling.csv is made; `+sweep=kv` "
+            "measures them."
+        )
     for committed in result.committed:
         if len(result.committed) > 1:
             name = committed.series.name
@@ -214,7 +233,10 @@ def _besides(committed: Committed, name: str, intercept: float) -> Phrase:
 def _flat_section(doc: Document, result: KvResult, accounts: Accounts) -> None:
     doc.heading(3, "Fixed gpu_memory_utilization: what max_model_len changes there")
     if not result.capacity:
-        doc.say("Not known from this run: it holds no utilization rows; `+sweep=kv` measures them (modes utilization).")
+        doc.say(
+            "Not known from this run: it holds no utilization rows, of which kv_capacity.csv is made; `+sweep=kv` "
+            "measures them (modes utilization)."
+        )
     for series in result.capacity:
         _capacity_table(doc, series)
         _kv_tokens(doc, series)

@@ -21,16 +21,17 @@ from contract.rows import MEASURED
 FILE = "operating_point.md"
 
 
-def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None) -> Document | None:
-    """Return the page, or None for a run without a row. `tables` with goodput, where there are objectives."""
-    if not tables.points:
-        return None
+def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None) -> Document:
+    """Return the page; of a run without a row one that says so. `tables` with goodput, where there are objectives."""
     doc = Document(FILE)
     doc.heading(1, "Operating point")
     add_caveats(doc, tables.points, tables)
     _add_rule(doc, slo)
     doc.bullets(neighbour_sentences(tables.points))
-    for subject in subjects(tables, slo, targets, gpu_hour):
+    found = subjects(tables, slo, targets, gpu_hour)
+    if not found:
+        _say_no_levels(doc, ())
+    for subject in found:
         points = subject.group.points
         sample = next((point for point in points if point.status == MEASURED), points[0])
         doc.heading(2, "{who}", who=identity(sample, subject.name, subject.group.label))
