@@ -276,11 +276,19 @@ class Cluster:
         return int(every.get("GPU", 0) - free.get("GPU", 0))
 
     def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
-        """Have every node import what servers like `spec` are forked from; who needs it waits for it."""
+        """Have every node import what servers like `spec` are forked from; who needs it waits for it.
+
+        Not a node whose cards are of several kinds: vLLM asks, as it is imported, what the first one can do
+        (`get_device_capability`, which is cached) and chooses data types and kernels by it. Which cards a server will
+        have, the parent cannot know.
+        """
         import ray
 
         actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
+            if len(node.all_kinds) > 1:
+                self._not_warm[node.id] = f"this node has no warm parent: {_of_several_kinds(node.all_kinds)}"
+                continue
             self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, users_omp_num_threads())
         self._keeps_warm = threading.Thread(target=self._keep_warm, name="keeps warm", daemon=True)
         self._keeps_warm.start()
@@ -422,6 +430,10 @@ async def _result(reference: Any) -> Any:
         if any(word in why for word in OF_THE_NODE):
             raise ActorLost(f"it could not be made: {why}") from None
         raise ActorFailed(why) from None
+
+
+def _of_several_kinds(kinds: tuple[str, ...]) -> str:
+    return f"its cards are of several kinds ({', '.join(kinds)}), and an import would know the first one only"
 
 
 def _actor_class() -> Any:
@@ -580,7 +592,13 @@ def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int
 
 def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
     made = _node(node, _gpus(node), kind_of(seen.gpu_names), seen.gpu_memory_bytes)
-    return replace(made, driver_version=seen.driver_version, slices=seen.slices, environment=seen.environment)
+    return replace(
+        made,
+        driver_version=seen.driver_version,
+        slices=seen.slices,
+        environment=seen.environment,
+        all_kinds=seen.all_kinds,
+    )
 
 
 def _gpus(node: dict[str, Any]) -> int:

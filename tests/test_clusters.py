@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,9 @@ from contract.specs import Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
 from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
-from orchestrator.fleet import local_fleet
+from orchestrator.fleet import Fleet, local_fleet
 from tests.command_line import ROOT
-from tests.configs import experiment, sim_fleet
+from tests.configs import experiment, gpu_fleet, sim_fleet
 from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
 from workers.temporary import own
@@ -151,6 +152,44 @@ def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch
         assert all(pinged.acquire(timeout=20) for _ in range(3))
     finally:
         cluster._left.set()
+
+
+def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported once has looked at its first card, whichever a server then has."""
+    made: list[str] = []
+    sessions: list[tuple[Any, ...]] = []
+
+    async def ping() -> None: ...
+
+    async def socket() -> str:
+        return "/one"
+
+    def remote(*arguments: Any) -> Any:
+        sessions.append(arguments)
+        return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=socket))
+
+    options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: options)
+    monkeypatch.setattr(clusters, "_actor_class", lambda: options)
+    monkeypatch.setattr(clusters, "_on", made.append)
+    cluster = Cluster(experiment("kv").cluster, None)
+    of_one, of_two = gpu_fleet(1, 1).nodes
+    of_two = replace(of_two, all_kinds=("NVIDIA A100", "NVIDIA H100"))
+    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    cluster.warm_up(Fleet("cuda", (replace(of_one, all_kinds=("NVIDIA H100",)), of_two)), warm)
+    assert made == [of_one.id]
+
+    async def start() -> None:
+        for node in (of_one, of_two):
+            await cluster.session(warm, node.id, "run", 1)
+
+    asyncio.run(start())
+    cluster._left.set()
+    why = (
+        "this node has no warm parent: its cards are of several kinds (NVIDIA A100, NVIDIA H100), and an import would "
+        "know the first one only"
+    )
+    assert [arguments[-3:-1] for arguments in sessions[1:]] == [("/one", None), (None, why)]
 
 
 async def never() -> str:

@@ -120,8 +120,8 @@ def test_a_fork_may_be_silent_for_long_only_where_it_may_compile_or_capture() ->
 @pytest.mark.parametrize(
     "line",
     [
-        "(EngineCore pid=2) INFO 11-24 10:01:02 [shm_broadcast.py:681] No available shared memory broadcast block found "
-        "in 60 seconds. This typically happens when some processes are hanging or doing some time-consuming work",
+        "(EngineCore pid=2) INFO 11-24 [shm_broadcast.py:681] No available shared memory broadcast block found "
+        "in 60 seconds. This typically happens when some processes are hanging",
         "(APIServer pid=1) DEBUG 11-24 10:00:12 [utils.py:1263] Waiting for 1 local, 0 remote core engine proc(s) to "
         "start.",
     ],

@@ -360,7 +360,7 @@ class Session:
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
         plan = self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1)
-        limit_s = FIRST_COMPLETION_LIMIT_S[Start(self.row.start)]
+        limit_s = FIRST_COMPLETION_LIMIT_S[Start(self.row.start or Start.COLD)]
         result = self._run(replace(plan, timeout_s=limit_s))
         failed = [request for request in result.requests if not request.ok]
         if failed:

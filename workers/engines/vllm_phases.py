@@ -41,8 +41,8 @@ FORKED_LIMIT_S = {
 interpreter then."""
 FORKED_LATER_LIMIT_S = 120.0
 """The same of each later phase where nothing is compiled and no graph is captured: CUDA, NCCL and OpenMP are first
-used there, and what forking has damaged may hang then. Six times the most that was seen of 74 eager servers forked on GPUs
-(vLLM 0.25.1): 20 s of warm-up where the caches are new, else 9 s or less."""
+used there, and what forking has damaged may hang then. Six times the most that was seen of 74 eager servers
+forked on GPUs (vLLM 0.25.1): 20 s of warm-up where the caches are new, else 9 s or less."""
 COLD_LIMIT_S = 300.0
 """The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
 that they were seen to take."""
