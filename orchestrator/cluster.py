@@ -39,7 +39,7 @@ from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
-from workers.temporary import PREFIX, Owned, remove_ownerless
+from workers.temporary import OWNER, PREFIX, Owned, end_what_works_in, remove_ownerless
 
 OBJECT_STORE_BYTES = 256 * 2**20
 PRIVATE_PREFIX = f"{PREFIX}ray-"
@@ -50,6 +50,7 @@ ACTOR_LIMIT_S = 180.0
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
 WARM_CLOSE_LIMIT_S = 1.0
+"""For owners to end their warm parents: those that heed nothing are killed after half of it (`workers.launch.warm`)."""
 SWEEP_LIMIT_S = 10.0
 """For nodes to remove, when a run ends, what its actors have left where they were killed."""
 DYING_S = 2.0
@@ -181,7 +182,7 @@ class Cluster:
             self._left.set()
             if self._keeps_warm is not None:
                 self._keeps_warm.join(WARM_CLOSE_LIMIT_S)
-            if self._warm and self._local is None:  # a private Ray's temporary files go with it
+            if self._warm:
                 with contextlib.suppress(Exception):
                     ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
             if self._nodes and not self.hurried:
@@ -190,6 +191,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 ray.shutdown()
             if self._private is not None:
+                if self._warm:  # a parent that hangs in a library hears of nothing, and its owner may have been killed
+                    _end_what_works_in(self._private.path)
                 self._private.remove()
             if self._caretaker is not None:
                 self._caretaker.close()
@@ -527,6 +530,12 @@ class SessionActor:
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""
         return self._session.stop()
+
+
+def _end_what_works_in(directory: Path) -> None:
+    """End what is left there, after the time that guards have to end their servers."""
+    with contextlib.suppress(OSError):
+        end_what_works_in(directory, (directory / OWNER).stat().st_mtime, DYING_S)
 
 
 def _removed_there(patience_s: float) -> list[str]:
