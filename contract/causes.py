@@ -76,11 +76,14 @@ CAUSES: dict[F, Cause] = {
     F.KV_TOO_SMALL: Cause(Reach.START, Again.NEVER, "the engine's own estimate is the measured limit", is_result=True),
     F.FREE_MEMORY_LOW: Cause(Reach.START, Again.OTHER_CARD, "somebody else uses this card"),
     F.MEMORY_PROFILE: Cause(Reach.START, Again.FRESH_SERVER, "somebody else's memory moved; it may be over"),
-    F.OUT_OF_MEMORY: _fixed("the same weights and pool would not fit again"),
-    F.GRAPH_MEMORY: _fixed("the same graphs would not fit again"),
+    F.OUT_OF_MEMORY: _fixed("the same weights and pool would not fit again; a forked server is started cold first"),
+    F.GRAPH_MEMORY: _fixed("the same graphs would not fit again; a forked server is started cold first"),
     F.PORT_TAKEN: Cause(Reach.START, Again.FRESH_SERVER, "another port is drawn"),
     F.WRONG_SERVER: Cause(Reach.START, Again.FRESH_SERVER, "another port is drawn"),
-    F.READY_TIMEOUT: _fixed("the cap is long, and the start went on all the time: raise engine.ready_timeout_s"),
+    F.READY_TIMEOUT: _fixed(
+        "the cap is long, and the start went on all the time: raise engine.ready_timeout_s; a forked server is started "
+        "cold first"
+    ),
     F.NO_PROGRESS: Cause(
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"
     ),

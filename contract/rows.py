@@ -277,7 +277,8 @@ class PointRow:
     """What successes really had, by `usage`."""
     mean_completion_tokens: float | None = None
     prefix_reset: bool | None = None
-    """Whether the server said, before the level, that its prefix cache was emptied; None where it cannot be asked."""
+    """Whether the server said, before the level, that its prefix cache was emptied; None where it cannot be asked (over
+    TCP), and of older rows where it did not say."""
     text_cost_assumed: bool | None = None
     """Of a chat: the server did not say what words and template cost, so a word was taken for a token."""
     repeat: int | None = None

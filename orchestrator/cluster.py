@@ -39,7 +39,7 @@ from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
-from workers.temporary import PREFIX, Owned, remove_ownerless
+from workers.temporary import OWNER, PREFIX, Owned, end_what_works_in, remove_ownerless
 
 OBJECT_STORE_BYTES = 256 * 2**20
 PRIVATE_PREFIX = f"{PREFIX}ray-"
@@ -50,6 +50,7 @@ ACTOR_LIMIT_S = 180.0
 PROBE_LIMIT_S = 120.0
 CANCEL_LIMIT_S = 10.0
 WARM_CLOSE_LIMIT_S = 1.0
+"""For owners to end their warm parents: those that heed nothing are killed after half of it (`workers.launch.warm`)."""
 SWEEP_LIMIT_S = 10.0
 """For nodes to remove, when a run ends, what its actors have left where they were killed."""
 DYING_S = 2.0
@@ -181,7 +182,7 @@ class Cluster:
             self._left.set()
             if self._keeps_warm is not None:
                 self._keeps_warm.join(WARM_CLOSE_LIMIT_S)
-            if self._warm and self._local is None:  # a private Ray's temporary files go with it
+            if self._warm:
                 with contextlib.suppress(Exception):
                     ray.get([actor.close.remote() for actor in self._warm.values()], timeout=WARM_CLOSE_LIMIT_S)
             if self._nodes and not self.hurried:
@@ -190,6 +191,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 ray.shutdown()
             if self._private is not None:
+                if self._warm:  # a parent that hangs in a library hears of nothing, and its owner may have been killed
+                    _end_what_works_in(self._private.path)
                 self._private.remove()
             if self._caretaker is not None:
                 self._caretaker.close()
@@ -276,11 +279,19 @@ class Cluster:
         return int(every.get("GPU", 0) - free.get("GPU", 0))
 
     def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
-        """Have every node import what servers like `spec` are forked from; who needs it waits for it."""
+        """Have every node import what servers like `spec` are forked from; who needs it waits for it.
+
+        Not a node whose cards are of several kinds: vLLM asks, as it is imported, what the first one can do
+        (`get_device_capability`, which is cached) and chooses data types and kernels by it. Which cards a server will
+        have, the parent cannot know.
+        """
         import ray
 
         actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
+            if len(node.all_kinds) > 1:
+                self._not_warm[node.id] = f"this node has no warm parent: {_of_several_kinds(node.all_kinds)}"
+                continue
             self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, users_omp_num_threads())
         self._keeps_warm = threading.Thread(target=self._keep_warm, name="keeps warm", daemon=True)
         self._keeps_warm.start()
@@ -424,6 +435,10 @@ async def _result(reference: Any) -> Any:
         raise ActorFailed(why) from None
 
 
+def _of_several_kinds(kinds: tuple[str, ...]) -> str:
+    return f"its cards are of several kinds ({', '.join(kinds)}), and an import would know the first one only"
+
+
 def _actor_class() -> Any:
     import ray
 
@@ -517,6 +532,12 @@ class SessionActor:
         return self._session.stop()
 
 
+def _end_what_works_in(directory: Path) -> None:
+    """End what is left there, after the time that guards have to end their servers."""
+    with contextlib.suppress(OSError):
+        end_what_works_in(directory, (directory / OWNER).stat().st_mtime, DYING_S)
+
+
 def _removed_there(patience_s: float) -> list[str]:
     return [f"{path} on {socket.gethostname()}" for path in remove_ownerless(patience_s=patience_s)]
 
@@ -580,7 +601,13 @@ def _node(node: dict[str, Any], slots: int, name: str | None = None, memory: int
 
 def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
     made = _node(node, _gpus(node), kind_of(seen.gpu_names), seen.gpu_memory_bytes)
-    return replace(made, driver_version=seen.driver_version, slices=seen.slices, environment=seen.environment)
+    return replace(
+        made,
+        driver_version=seen.driver_version,
+        slices=seen.slices,
+        environment=seen.environment,
+        all_kinds=seen.all_kinds,
+    )
 
 
 def _gpus(node: dict[str, Any]) -> int:

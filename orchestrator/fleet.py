@@ -40,6 +40,8 @@ class Node:
     """Whether any of its GPUs is a slice of a card (MIG)."""
     environment: tuple[str, ...] | None = None
     """`NAME=value` of what its servers inherit and numbers may hang on; None where nobody looked."""
+    all_kinds: tuple[str, ...] = ()
+    """Names of all cards of the host, those too that this run may not use, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     if engine.name == "sim":
         gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
-    from workers.devices.nvml import NoSuchCard, driver_version, visible_cards
+    from workers.devices.nvml import NoSuchCard, driver_version, kinds_of_cards, visible_cards
     from workers.engines import vllm
     from workers.engines.base import environment_of_numbers
 
@@ -150,5 +152,6 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     name = kind_of(card.name for card in cards[:wanted])
     slices = any(card.is_slice for card in cards[:wanted])
     host = socket.gethostname()
-    node = Node("local", wanted, memory, name, ram, cores, driver_version(), host, slices, inherited)
+    kinds = kinds_of_cards()
+    node = Node("local", wanted, memory, name, ram, cores, driver_version(), host, slices, inherited, kinds)
     return Fleet("cuda", of_one_kind([node], cluster.gpu), version)

@@ -1,10 +1,12 @@
 """The simulator as a module that can be forked. Forked with STUCK set it says one word and hangs (`hang`), or ends
-(`end`), or forks beside a thread at once (`thread`) or at its first completion (`late`), or is ready and answers no
-completion (`gate`).
+(`end`), or repeats for ever that it waits (`waits`) or other words (`talks`), or forks beside a thread at once
+(`thread`) or at its first completion (`late`), or is ready and answers completions with an error (`gate`) or never
+(`mute`).
 
 With STARTS_AS `silent` it says nothing and never listens, with `slow` it says a word ten times a second for three
 seconds before it listens, with `stubborn` it does not heed SIGTERM and never listens."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -15,10 +17,21 @@ from aiohttp import web
 
 from workers.engines import sim_server
 
+REPEATED = {
+    "waits": "(EngineCore pid=2) INFO [shm_broadcast.py:704] No available shared memory broadcast block found in 60 s.",
+    "talks": "loading",
+}
+
 
 async def no_completion(_server: object, _request: object) -> web.Response:
     """Answer as an engine that has been damaged."""
     return web.json_response({"error": {"message": "the engine is dead"}}, status=500)
+
+
+async def no_answer(_server: object, _request: object) -> web.Response:
+    """Never answer, as an engine whose worker hangs."""
+    await asyncio.sleep(600)
+    return web.Response()
 
 
 plain_completions = sim_server.Server.completions
@@ -59,4 +72,10 @@ if __name__ == "__main__":
             sim_server.Server.completions = late_fork  # type: ignore[method-assign]
         if os.environ.get("STUCK") == "gate":
             sim_server.Server.completions = no_completion  # type: ignore[assignment]
+        if os.environ.get("STUCK") == "mute":
+            sim_server.Server.completions = no_answer  # type: ignore[assignment]
+        repeated = REPEATED.get(os.environ.get("STUCK", ""))
+        while repeated is not None:
+            print(repeated, flush=True)
+            time.sleep(0.1)
     sim_server.main()

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,13 @@ from contract.specs import Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
 from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
-from orchestrator.fleet import local_fleet
+from orchestrator.fleet import Fleet, local_fleet
 from tests.command_line import ROOT
-from tests.configs import experiment, sim_fleet
+from tests.configs import experiment, gpu_fleet, sim_fleet
 from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
+from workers import processes
+from workers.launch import warm
 from workers.temporary import own
 
 pytestmark = pytest.mark.ray
@@ -85,6 +88,57 @@ def test_a_tmpdir_that_cannot_be_locked_is_said_with_what_to_export(monkeypatch:
     asked = experiment("kv", engine="sim", cluster__num_gpus=1)
     with pytest.raises(ClusterError, match=r"TMPDIR=\S+ cannot be locked \(No locks available\): export TMPDIR=/tmp"):
         Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)).__enter__()
+
+
+DEAF = """
+import signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+print("deaf", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("owner", ["closes it", "was killed"])
+def test_a_warm_parent_that_hangs_in_a_library_ends_with_a_private_ray(
+    owner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python hears nothing there; whoever removes its directory hides it from all who would look for it later."""
+    (tmp_path / "deaf.py").write_text(DEAF)
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+
+    class Owner:
+        def __init__(self) -> None:
+            from workers.launch.warm import WarmParent
+
+            self._parent = WarmParent(("deaf",), {**os.environ, "PYTHONPATH": path})
+
+        def parent(self) -> int:
+            log = self._parent.socket.with_name("log")
+            while "deaf" not in log.read_text():
+                time.sleep(0.02)
+            return self._parent.pid
+
+        def close(self) -> None:
+            self._parent.close()
+
+    asked = experiment("kv", engine="sim", cluster__num_gpus=1)
+    with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
+        actor = ray.remote(num_cpus=0)(Owner).remote()
+        pid = ray.get(actor.parent.remote(), timeout=60)
+        cluster._warm = {"node": actor}
+        if owner == "was killed":
+            ray.kill(actor)
+        else:
+            monkeypatch.setattr(clusters, "end_what_works_in", lambda *_: None)
+    deadline = time.monotonic() + 20
+    while processes.is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_warm_parent_that_heeds_nothing_is_killed_before_the_driver_no_longer_waits_for_its_owner() -> None:
+    """An interrupted run leaves a cluster at once, and looks for nothing there afterwards."""
+    assert warm.CLOSE_LIMIT_S < clusters.WARM_CLOSE_LIMIT_S
 
 
 def test_an_actor_that_cannot_be_made_is_a_defect_and_what_is_left_on_nodes_is_removed_when_a_run_leaves(
@@ -151,6 +205,44 @@ def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch
         assert all(pinged.acquire(timeout=20) for _ in range(3))
     finally:
         cluster._left.set()
+
+
+def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported once has looked at its first card, whichever a server then has."""
+    made: list[str] = []
+    sessions: list[tuple[Any, ...]] = []
+
+    async def ping() -> None: ...
+
+    async def socket() -> str:
+        return "/one"
+
+    def remote(*arguments: Any) -> Any:
+        sessions.append(arguments)
+        return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=socket))
+
+    options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: options)
+    monkeypatch.setattr(clusters, "_actor_class", lambda: options)
+    monkeypatch.setattr(clusters, "_on", made.append)
+    cluster = Cluster(experiment("kv").cluster, None)
+    of_one, of_two = gpu_fleet(1, 1).nodes
+    of_two = replace(of_two, all_kinds=("NVIDIA A100", "NVIDIA H100"))
+    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    cluster.warm_up(Fleet("cuda", (replace(of_one, all_kinds=("NVIDIA H100",)), of_two)), warm)
+    assert made == [of_one.id]
+
+    async def start() -> None:
+        for node in (of_one, of_two):
+            await cluster.session(warm, node.id, "run", 1)
+
+    asyncio.run(start())
+    cluster._left.set()
+    why = (
+        "this node has no warm parent: its cards are of several kinds (NVIDIA A100, NVIDIA H100), and an import would "
+        "know the first one only"
+    )
+    assert [arguments[-3:-1] for arguments in sessions[1:]] == [("/one", None), (None, why)]
 
 
 async def never() -> str:

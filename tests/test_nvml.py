@@ -17,7 +17,7 @@ from orchestrator.plan import make_plan
 from tests.configs import experiment, resolved
 from workers import node_report, processes
 from workers.devices.base import CardLost
-from workers.devices.nvml import NoSuchCard, NvmlDevice, throttle_reasons, visible_cards
+from workers.devices.nvml import NoSuchCard, NvmlDevice, kinds_of_cards, throttle_reasons, visible_cards
 
 GIB = 2**30
 PID = os.getpid()
@@ -447,6 +447,27 @@ def test_cuda_visible_devices_decides_what_this_process_may_use(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert [card.id for card in visible_cards()] == cards
     assert three.opened == 0
+
+
+def test_a_node_knows_of_cards_of_another_kind_that_this_run_may_not_use(
+    three: PretendedNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(node_report, "CLEAN_LIMIT_S", 0.0)
+    asked = experiment("kv")
+    (here,) = local_fleet(asked.cluster, asked.engine).nodes
+    there = _node_of_cards({"NodeID": "n", "Resources": {"GPU": 2}}, node_report.look())
+    assert (here.gpu_name, here.all_kinds) == (there.gpu_name, there.all_kinds) == (kinds[1], kinds)
+    assert three.opened == 0
+
+
+def test_a_lost_card_is_of_no_kind_and_a_host_without_a_driver_has_none(nvml: Made) -> None:
+    made = nvml(Chip(FIRST, "NVIDIA A100", refused=("Name",)), Chip(SECOND))
+    assert kinds_of_cards() == ("NVIDIA H100 80GB HBM3",)
+    assert made.opened == 0
+    nvml(driver=False)
+    assert kinds_of_cards() == ()
 
 
 def test_an_unknown_card_in_cuda_visible_devices_is_an_error_in_words(

@@ -92,6 +92,7 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert memory.engine_bytes_per_token == memory.formula_bytes_per_token == 4096
     assert (load_row.completed, load_row.failed, load_row.server_generation_tokens) == (16, 0, 16 * 8)
     assert (load_row.prefix_hit_ratio, load_row.token_count_difference) == (0, 0)
+    assert load_row.prefix_reset is (True if transport == "uds" else None)
     assert load_row.server_steps
     assert load_row.server_step_mean_tokens
     assert (load_row.server_steps or 0) <= (load_row.server_generation_tokens or 0)  # each gave at least one
@@ -290,7 +291,7 @@ def test_a_level_keeps_what_its_server_said_all_along(session: Made) -> None:
 
 def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(session: Made) -> None:
     point = replace(LEVEL, prompt_tokens=40, warmup_requests=0)  # rounds of which there may be more or fewer
-    one = session(replace(spec(), prefix_hit_limit=0.02))
+    one = session(replace(spec("tcp"), prefix_hit_limit=0.02))  # there nobody can empty the cache between
     one.start()
     assert one.measure(point).status == MEASURED
     one.row.requests_sent = 1  # the same prompts again

@@ -13,14 +13,16 @@ import pytest
 
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SessionRow
-from contract.specs import SessionSpec, Start
+from contract.specs import SessionSpec, Start, Timeouts
 from tests.test_session import MEMORY, MIB, spec, together
 from workers import processes
 from workers.devices.sim import SimDevice
 from workers.engines.base import Address
 from workers.engines.sim import SimEngine
+from workers.engines.vllm import VllmEngine
 from workers.launch.warm import WarmParent, parent_for
-from workers.session import Session
+from workers.load.plan import LoadPlan
+from workers.session import FIRST_COMPLETION_LIMIT_S, Session
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 MODULE = "tests.standin_stuck"
@@ -39,6 +41,9 @@ class ForkableSim(SimEngine):
 
     def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         return 1.0 if forked else 60.0
+
+    def is_waiting(self, line: str) -> bool:
+        return VllmEngine().is_waiting(line)
 
 
 @pytest.fixture
@@ -61,10 +66,12 @@ def started(
     monkeypatch: pytest.MonkeyPatch,
     again: bool = False,
     cards: tuple[str, ...] = ("3",),
+    timeouts: Timeouts | None = None,
     **extra_args: object,
 ) -> tuple[SessionRow, str]:
     monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
-    asked = replace(spec(**extra_args), start=Start.WARM, gpus=len(cards))
+    plain = spec(**extra_args)
+    asked = replace(plain, start=Start.WARM, gpus=len(cards), timeouts=timeouts or plain.timeouts)
     socket = parent.socket if parent else None
     session = Session(asked, "run", 2, list(cards), together, warm_parent=socket, again=again)
     row = session.start()
@@ -137,6 +144,7 @@ def test_a_server_that_is_still_starting_is_not_given_its_grace(hurried: bool, m
     ("stuck", "words"),
     [
         ("hang", "no word from it for 1 s"),
+        ("waits", "no word from it for 1 s"),
         ("end", "a lock that another thread held"),
         ("thread", "forked beside Python threads: of a plugin"),
         ("late", "forked beside Python threads: of a plugin"),
@@ -154,6 +162,36 @@ def test_a_fork_that_comes_to_nothing_is_started_cold_once_and_says_why(
     assert log.count("warm start: forked from") == 1
     assert {account.moment for account in row.account} == {"ready"}
     assert len(row.account) == 1  # the cold server's
+
+
+def test_a_fork_that_goes_on_for_ever_is_started_cold_at_the_cap(
+    parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUCK", "talks")
+    row, _ = started(parent(), monkeypatch, timeouts=Timeouts(5.0, 2.0, 2.0, 10.0))
+    assert (row.status, row.start) == (MEASURED, "cold")
+    assert row.start_reason == "forked, it came to nothing: not ready after 5 s"
+
+
+def test_the_first_completion_has_a_limit_of_its_own_and_a_fork_one_that_is_shorter(
+    parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUCK", "mute")
+    assert FIRST_COMPLETION_LIMIT_S[Start.WARM] < FIRST_COMPLETION_LIMIT_S[Start.COLD]
+    monkeypatch.setitem(FIRST_COMPLETION_LIMIT_S, Start.WARM, 0.5)
+    row, _ = started(parent(), monkeypatch)
+    assert (row.status, row.start) == (MEASURED, "cold")
+    assert "the first completion failed: no end within 0.5 s" in (row.start_reason or "")
+
+
+def test_the_first_completion_of_a_cold_server_waits_longer_than_requests_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels may be compiled for it, once; the limit of a request is the user's, for what is measured."""
+    plans: list[LoadPlan] = []
+    monkeypatch.setattr(Session, "_run", lambda _self, plan, processes=1: plans.append(plan) or together([plan])[0])
+    session = Session(spec(), "run", 1, ["3"], together)
+    assert session.start().status == MEASURED
+    session.stop()
+    assert [plan.timeout_s for plan in plans] == [FIRST_COMPLETION_LIMIT_S[Start.COLD]]
 
 
 def test_another_start_of_a_session_that_came_to_nothing_is_cold(
@@ -176,6 +214,8 @@ def test_a_failure_of_the_configuration_is_not_tried_again(
     [
         ("Free memory on device cuda:0 (1/80 GiB) is less than desired GPU memory utilization", "free_memory_low"),
         ("Error in memory profiling. Initial free memory 1, current free memory 2.", "memory_profile"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", "out_of_memory"),
+        ("File gpu_model_runner.py, in capture_model\nCUDA out of memory. Tried", "graph_memory"),
     ],
 )
 def test_a_card_that_seems_to_be_anothers_is_looked_at_once_more_by_a_cold_server(
@@ -184,7 +224,7 @@ def test_a_card_that_seems_to_be_anothers_is_looked_at_once_more_by_a_cold_serve
     """The fork may have been on another card than its own."""
     row, _ = started(parent(), monkeypatch, fail=words)
     assert (row.failure_class, row.start) == (failure_class, "cold")
-    assert words in (row.start_reason or "")
+    assert words.splitlines()[-1].removeprefix("torch.") in (row.start_reason or "")
 
 
 class OtherCards(SimDevice):

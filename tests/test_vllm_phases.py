@@ -1,13 +1,16 @@
 """Where a start went, from the log of real servers: vLLM 0.32 on CPUs, and the lines of 0.25 on GPUs."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.engines.vllm_phases import (
     COLD_LIMIT_S,
     ENDS,
+    FORKED_LATER_LIMIT_S,
     LATER_LIMIT_S,
     LISTENING,
+    WAITING,
     phases,
     reached,
     silence_limit_s,
@@ -98,16 +101,39 @@ def test_where_a_start_is_follows_its_log() -> None:
 
 def test_a_start_may_be_silent_for_a_few_times_what_is_usual_where_it_is() -> None:
     def limits(device: str) -> list[float]:
-        return [silence_limit_s(GPU_FORKED[:seen], True, True, device) for seen in (0, 2, 3, 4, 5, 12)]
+        return [silence_limit_s(GPU_FORKED[:seen], True, True, device, False) for seen in (0, 2, 3, 4, 5, 6, 8, 12)]
 
-    assert limits("cuda") == [20.0, 150.0, 30.0, 30.0, LATER_LIMIT_S, LATER_LIMIT_S]
-    assert limits("cpu") == [20.0, 150.0, 90.0, 90.0, LATER_LIMIT_S, LATER_LIMIT_S]
-    assert silence_limit_s(CPU_COLD[:2], False, True, "cpu") == COLD_LIMIT_S
+    later = [FORKED_LATER_LIMIT_S] * 4
+    assert limits("cuda") == [20.0, 150.0, 30.0, 30.0, *later]
+    assert limits("cpu") == [20.0, 150.0, 90.0, 90.0, *later]
+    assert silence_limit_s(CPU_COLD[:2], False, True, "cpu", False) == COLD_LIMIT_S
+    assert silence_limit_s(CPU_COLD[:9], False, True, "cpu", False) == LATER_LIMIT_S
+
+
+def test_a_fork_may_be_silent_for_long_only_where_it_may_compile_or_capture() -> None:
+    """One line of a compilation is there while it goes on, so the phase behind it may be silent, too."""
+    seen = {reached(GPU_FORKED[:n]): silence_limit_s(GPU_FORKED[:n], True, True, "cuda", True) for n in range(5, 13)}
+    assert {phase for phase, limit_s in seen.items() if limit_s == LATER_LIMIT_S} == {"compile", "profile", "graphs"}
+    assert {seen[phase] for phase in ("weights", "kv", "warm-up", LISTENING)} == {FORKED_LATER_LIMIT_S}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(EngineCore pid=2) INFO 11-24 [shm_broadcast.py:681] No available shared memory broadcast block found "
+        "in 60 seconds. This typically happens when some processes are hanging",
+        "(APIServer pid=1) DEBUG 11-24 10:00:12 [utils.py:1263] Waiting for 1 local, 0 remote core engine proc(s) to "
+        "start.",
+    ],
+)
+def test_a_server_that_says_only_that_it_waits_does_not_go_on(line: str) -> None:
+    assert WAITING.search(line)
+    assert not any(WAITING.search(said) for _, said in CPU_COLD + GPU_FORKED)
 
 
 def test_weights_that_are_downloaded_may_be_silent_until_the_cap() -> None:
-    assert silence_limit_s(CPU_COLD[:8], False, False, "cpu") == float("inf")
-    assert silence_limit_s(CPU_COLD[:9], False, False, "cpu") < float("inf")
+    assert silence_limit_s(CPU_COLD[:8], True, False, "cpu", False) == float("inf")
+    assert silence_limit_s(CPU_COLD[:9], True, False, "cpu", False) < float("inf")
 
 
 @given(st.lists(st.sampled_from([line for _, line in CPU_COLD + GPU_FORKED]), max_size=30))

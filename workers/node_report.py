@@ -45,6 +45,8 @@ class NodeReport:
     """Whether any of the cards is a slice of one (MIG)."""
     environment: tuple[str, ...] = ()
     """See `environment_of_numbers`."""
+    all_kinds: tuple[str, ...] = ()
+    """See `kinds_of_cards`."""
 
 
 def look(
@@ -56,7 +58,7 @@ def look(
 
     Raises `NoSuchCard` where CUDA_VISIBLE_DEVICES names a card that is not there.
     """
-    from workers.devices.nvml import driver_version, visible_cards
+    from workers.devices.nvml import driver_version, kinds_of_cards, visible_cards
     from workers.engines.base import environment_of_numbers
     from workers.engines.vllm import installed_version
 
@@ -74,6 +76,7 @@ def look(
         free_bytes=shutil.disk_usage(temporary).free,
         temporary=temporary,
         environment=environment_of_numbers(omp_num_threads),
+        all_kinds=kinds_of_cards(),
         missing_models=tuple(missing for model in models if (missing := _missing(model))),
     )
 

@@ -17,20 +17,19 @@ PAUSE_S = 0.05
 
 
 def reset(endpoint: Endpoint) -> bool | None:
-    """Return whether the cache is empty now; None where this server cannot be asked. Raises `probe.NoAnswer`.
+    """Return whether the server says that the cache is empty now; None over TCP, where it cannot be asked.
 
-    The status says nothing: vLLM answers 200 and `{"success": false}` while requests hold blocks.
+    The status says nothing: vLLM 0.32 answers 200 and `{"success": false}` while requests hold blocks, 0.25.1 an empty
+    200 whatever came of it. That, or no such endpoint, confirms nothing. Raises `probe.NoAnswer`.
     """
     if endpoint.uds is None:
         return None
     deadline = time.monotonic() + LIMIT_S
     while True:
         status, text = probe.post(endpoint, "/reset_prefix_cache", {}, LIMIT_S)
-        if status != 200:
-            return None
-        done = _success(text)
+        done = _success(text) if status == 200 else None
         if done is not False or time.monotonic() > deadline:
-            return done
+            return done is True
         time.sleep(PAUSE_S)
 
 

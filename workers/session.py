@@ -79,13 +79,20 @@ WARMUP_ROUNDS = 4
 DEFAULT_BATCHED_TOKENS = 2048
 FORKING_CAN_CAUSE = (
     FailureClass.NO_PROGRESS,
+    FailureClass.READY_TIMEOUT,
     FailureClass.START_FAILED,
     FailureClass.ENGINE_DEAD,
     FailureClass.WRONG_SERVER,
     FailureClass.FREE_MEMORY_LOW,
     FailureClass.MEMORY_PROFILE,
+    FailureClass.OUT_OF_MEMORY,
+    FailureClass.GRAPH_MEMORY,
 )
-"""The last three are what a fork on the cards of others meets: its driver may have read which are visible before."""
+"""The last five are what a fork on the cards of others meets: its driver may have read which are visible before. A
+small utilization passes the look at free memory there, and weights, pool or graphs do not fit."""
+FIRST_COMPLETION_LIMIT_S = {Start.WARM: 120.0, Start.COLD: 600.0}
+"""Of one token, by how the server was started. Kernels may be compiled for it, in minutes; a fork that is at it for
+longer is only started cold."""
 POOL_SHARE = 0.5
 """Of its KV pool, by which each card of a forked server must have grown: the pool is there in one piece, and there are
 weights and a context beside it."""
@@ -242,7 +249,7 @@ class Session:
             process = self._process = self._make_process(offered)
         self.row.server_pid = process.pid
         assert self._endpoint is not None
-        log = StartLog(launched)
+        log = StartLog(launched, self._engine.is_waiting)
 
         def read() -> None:
             text = process.log_text()
@@ -352,7 +359,9 @@ class Session:
 
     def _gate(self) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
-        result = self._run(self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1))
+        plan = self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1)
+        limit_s = FIRST_COMPLETION_LIMIT_S[Start(self.row.start or Start.COLD)]
+        result = self._run(replace(plan, timeout_s=limit_s))
         failed = [request for request in result.requests if not request.ok]
         if failed:
             log = self._process.log_text() if self._process else ""

@@ -114,6 +114,26 @@ def visible_cards() -> list[Card]:
         pynvml.nvmlShutdown()
 
 
+def kinds_of_cards() -> tuple[str, ...]:
+    """Return the names of all cards of this node, each once, whether this process may use them or not; none where there
+    is no NVML. A card that is lost has none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        names = {_offered(partial(_name_at, pynvml, index)) for index in range(pynvml.nvmlDeviceGetCount())}
+        return tuple(sorted(name for name in names if name is not None))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _name_at(nvml: Any, index: int) -> str:
+    return _text(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(index)))
+
+
 def _named() -> list[str] | None:
     """Return what CUDA_VISIBLE_DEVICES names; None where it is not set."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -56,6 +56,9 @@ class Engine(Protocol):
     def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         """Return how long a start may be silent where its log is now: a few times what is usual there."""
 
+    def is_waiting(self, line: str) -> bool:
+        """Return whether a line of its log says only that it waits: a start that repeats it does not go on."""
+
     def parent_environment(self) -> dict[str, str]:
         """Return what a warm parent alone has beside `environment`."""
 

@@ -69,6 +69,10 @@ class SimEngine:
         """Return a limit that a stand-in does not come near."""
         return 60.0
 
+    def is_waiting(self, line: str) -> bool:
+        """Return False: it waits without a word."""
+        return False
+
     def parent_environment(self) -> dict[str, str]:
         """Return nothing."""
         return {}

@@ -259,6 +259,12 @@ class Server:
             answer |= {"outside": self.options.runtime_bytes, "outside_at_init": 0}
         return web.json_response({"results": [answer] * self.options.ranks})
 
+    async def reset_prefix_cache(self, request: web.Request) -> web.Response:
+        """Empty the prefix cache, and answer as vLLM 0.32 does: it cannot while requests hold blocks."""
+        if not self.pool.used:
+            self._cached.clear()
+        return web.json_response({"success": not self.pool.used})
+
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Stream as many tokens as were asked for; of a chat, as vLLM does, behind a chunk that names the role."""
         body: dict[str, Any] = await request.json()
@@ -360,6 +366,7 @@ async def serve(options: argparse.Namespace) -> None:
     )
     if options.uds:
         app.router.add_post("/collective_rpc", server.worker_call)
+        app.router.add_post("/reset_prefix_cache", server.reset_prefix_cache)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.UnixSite(runner, options.uds) if options.uds else web.TCPSite(runner, "127.0.0.1", options.port)

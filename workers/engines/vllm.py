@@ -115,7 +115,12 @@ class VllmEngine:
 
     def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         """Return how long a start may be silent where its log is now."""
-        return vllm_phases.silence_limit_s(lines, forked, spec.model.dummy_weights, spec.device)
+        compiles = not spec.server.enforce_eager
+        return vllm_phases.silence_limit_s(lines, forked, spec.model.dummy_weights, spec.device, compiles)
+
+    def is_waiting(self, line: str) -> bool:
+        """Return whether a line of its log says only that it waits for its workers, as it does once a minute."""
+        return vllm_phases.WAITING.search(line) is not None
 
     def parent_environment(self) -> dict[str, str]:
         """Return what has the CPU build's platform let the engine be forked too."""

@@ -39,11 +39,21 @@ FORKED_LIMIT_S = {
 0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 0.7 s for these on GPUs, where all is forked).
 `arguments` is once silent for 20 s and more where the cache is new: vLLM looks at the model's class in another
 interpreter then."""
+FORKED_LATER_LIMIT_S = 120.0
+"""The same of each later phase where nothing is compiled and no graph is captured: CUDA, NCCL and OpenMP are first
+used there, and what forking has damaged may hang then. Six times the most that was seen of 74 eager servers
+forked on GPUs (vLLM 0.25.1): 20 s of warm-up where the caches are new, else 9 s or less."""
 COLD_LIMIT_S = 300.0
 """The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
 that they were seen to take."""
 LATER_LIMIT_S = 900.0
-"""Compilation and graphs can be silent for minutes, and a hang that forking causes comes before them."""
+"""Of the later phases of a cold start, and of a forked one where it may compile or capture: that can be silent for
+minutes."""
+COMPILING = ("compile", "profile", "graphs")
+"""Where that may be: lines of a compilation come while it goes on, so that it may last into `profile`."""
+WAITING = re.compile(r"No available shared memory broadcast block found|Waiting for \d+ local, \d+ remote core engine")
+"""What an engine says each minute that its workers do not answer, and a front end (where all is logged) while its
+engine starts."""
 
 
 def phases(lines: Sequence[tuple[float, str]], ready_s: float) -> list[StartPhase]:
@@ -73,16 +83,18 @@ def reached(lines: Sequence[tuple[float, str]]) -> str:
     )
 
 
-def silence_limit_s(lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str) -> float:
-    """Return how long a start may say nothing where it is. vLLM downloads weights without a word: only the cap on the
-    whole start holds there."""
+def silence_limit_s(
+    lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str, compiles: bool
+) -> float:
+    """Return how long a start may say nothing where it is; `compiles`: not eager. vLLM downloads weights without a
+    word: only the cap on the whole start holds there."""
     phase = reached(lines)
     if phase == "weights" and not dummy_weights:
         return math.inf
     limits = FORKED_LIMIT_S[device]
-    if phase not in limits:
-        return LATER_LIMIT_S
-    return limits[phase] if forked else COLD_LIMIT_S
+    if phase in limits:
+        return limits[phase] if forked else COLD_LIMIT_S
+    return FORKED_LATER_LIMIT_S if forked and not (compiles and phase in COMPILING) else LATER_LIMIT_S
 
 
 def _with_later() -> list[tuple[str, list[str]]]:

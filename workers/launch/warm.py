@@ -37,8 +37,9 @@ FORK_LIMIT_S = 30.0
 PID_FILE, DEADLINE_FILE, FORKED_BESIDE = "pid", "deadline", "warm start: forked beside Python threads"
 """As `warm_parent` has them, which must not be imported."""
 POLL_S = 0.2
-CLOSE_LIMIT_S = 5.0
-"""For a warm parent to end: it is told by the kernel, in the middle of whatever it does in Python."""
+CLOSE_LIMIT_S = 0.5
+"""For a warm parent to end: it is told by the kernel, in the middle of whatever it does in Python. Less than the driver
+waits for its owner at the end of a run (`orchestrator.cluster`): one that does not heed it is killed before that."""
 
 
 class NotWarm(Exception):
