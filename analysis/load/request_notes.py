@@ -84,7 +84,7 @@ def _prompts(reading: Reading) -> list[Part]:
             notes.append(phrase("prompts are {share} off the asked length", share=share))
     if any(point.text_cost_assumed for point in chats):
         notes.append(phrase("the server does not say what text costs: a word was taken for a token"))
-    if any(point.prefix_reset is False for point in reading.measured):
+    if any(point.prefix_reset is False and point.prefix_hit_ratio is None for point in reading.measured):
         notes.append(phrase("the server did not confirm that its prefix cache was empty before the level"))
     hits, shared = reading.highest("prefix_hit_ratio"), reading.highest("prefix_shared_ratio")
     if hits or shared:
