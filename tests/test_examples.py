@@ -83,5 +83,5 @@ def test_what_rests_on_a_file_that_was_not_sent_is_named_and_nothing_else_falls_
     for page in ("kv_cache_scaling_notes.md", "batching_benchmark.md", "operating_point.md"):
         if not page.endswith(RESTS_ON_ALL.get(file, "none")):
             assert parts((kept / page).read_text()) <= parts((run / page).read_text()), page
-    assert file not in analysis.pages.answer(kept)
-    assert ("that can be read in this run" in analysis.pages.answer(run)) == (file in RESTS_ON_ALL)
+    assert file not in analysis.answer(kept)
+    assert ("that can be read in this run" in analysis.answer(run)) == (file in RESTS_ON_ALL)
