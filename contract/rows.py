@@ -428,13 +428,14 @@ class PointRow:
 class MemoryAccount:
     """One card's memory at one moment of a server's life, in parts that were each measured; bytes.
 
-    `used_bytes` is what the card held for the server; what the parts do not explain of it is the residual. Parts of
-    torch's allocator are told apart by the address of every block it holds.
+    `used_bytes` is what the card held for the server. Of it the residual is what neither the allocator nor a probe
+    tells. `outside_bytes` and the last two columns are no parts: they are read from the counters that they would
+    explain. Parts of torch's allocator are told apart by the address of every block it holds.
     """
 
     moment: str
-    """`ready`: idle, before any request. `peak`: the moment at which all cards together held
-    most; the allocator is read after the last point."""
+    """`ready`: idle, before any request. `loaded`: idle again after the load of the memory point; older runs have none.
+    `peak`: the moment at which all cards together held most; the allocator is read after the last point."""
     device_id: str
     used_bytes: int | None = None
     """NVML, less what was there before the server; None for the CPU backend, where only the two next columns exist."""
@@ -452,8 +453,8 @@ class MemoryAccount:
     """What the card still held at the server's end, when torch had freed all: CUDA context, kernels, libraries, and
     what the driver keeps of CUDA graphs."""
     context_bytes: int | None = None
-    """Of that, what a bare CUDA context takes: a probe process that makes one and does nothing else. None where another
-    process came or went meanwhile."""
+    """What a bare CUDA context takes: a probe process that makes one, before the server, and does nothing else. None
+    where another process came or went meanwhile."""
     outside_now_bytes: int | None = None
     """What of the whole card was in use and not held by the worker's allocator, by cudaMemGetInfo in the worker at this
     moment: processes of others are in it."""

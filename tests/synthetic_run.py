@@ -475,9 +475,10 @@ LIBRARY_BYTES = 158 * MIB
 
 
 def account_of(row: PointRow) -> list[MemoryAccount]:
-    """Return the account of a memory row's server: the cache takes up what the other parts leave of it, but three MiB.
+    """Return the account of a memory row's server, whose cards hold what `parts` and `outside` say.
 
-    Two of them are seen at the server's end.
+    The cache is what these leave of the memory, but one MiB that nobody has told of. A later load raises the peak by
+    `LATER_BYTES`, of several cards the first holds `APART_BYTES` more than the last.
     """
     if row.kind != "memory" or row.device == "cpu" or row.mem_ready_bytes is None or row.mem_loaded_bytes is None:
         return []
@@ -486,14 +487,20 @@ def account_of(row: PointRow) -> list[MemoryAccount]:
     beyond = (230 if row.enforce_eager else 518) * MIB
     outside = {"outside_bytes": 527 * MIB + beyond, "context_bytes": 527 * MIB}
     outside |= {"outside_at_init_bytes": 530 * MIB, "outside_now_bytes": 528 * MIB + beyond}
-    kv, explained = row.engine_kv_bytes or 0, sum(parts.values()) + outside["outside_bytes"] + MIB
-    made = []
-    for moment, memory in (("ready", row.mem_ready_bytes), ("peak", row.mem_loaded_bytes)):
-        for device in row.device_ids:
-            used = memory // len(row.device_ids)
-            cached = used - kv - explained
+    kv, told = row.engine_kv_bytes or 0, sum(parts.values()) + outside["outside_bytes"] + MIB
+    cards, made = len(row.device_ids), []
+    memory = {"ready": row.mem_ready_bytes, "loaded": row.mem_loaded_bytes, "peak": row.mem_loaded_bytes + LATER_BYTES}
+    for moment, held in memory.items():
+        for place, device in enumerate(row.device_ids):
+            used = (held - (row.mem_baseline_bytes or 0)) // cards
+            used += APART_BYTES // 2 * ((place == 0) - (place == cards - 1))
+            cached = used - kv - told
             made.append(MemoryAccount(moment, device, used, kv_bytes=kv, cached_bytes=cached, **parts, **outside))
     return made
+
+
+LATER_BYTES = 6 * MIB
+APART_BYTES = 8 * MIB
 
 
 NOT_READ_INSIDE = {"outside_at_init_bytes": None, "outside_now_bytes": None}

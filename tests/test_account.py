@@ -93,7 +93,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
 
 def test_ready_and_peak_hold_the_parts_and_what_each_card_held(opened: Open) -> None:
     one, device, _ = opened(FIRST)
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     one.saw({"GPU-aa": 30 * GIB})
     one.saw({"GPU-aa": 25 * GIB})
     one.settle(1)
@@ -108,7 +108,7 @@ def test_ready_and_peak_hold_the_parts_and_what_each_card_held(opened: Open) -> 
 
 def test_the_peak_is_the_moment_at_which_all_cards_together_held_most(opened: Open) -> None:
     one, device, _ = opened(FIRST, SECOND)
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     one.saw({"GPU-aa": 30 * GIB, "GPU-bb": 25 * GIB})
     one.saw({"GPU-aa": 22 * GIB, "GPU-bb": 35 * GIB})
     one.saw({})
@@ -120,7 +120,7 @@ def test_the_peak_is_the_moment_at_which_all_cards_together_held_most(opened: Op
 def test_an_engine_that_keeps_no_first_look_has_none(opened: Open, outside: dict[str, int | None]) -> None:
     one, device, workers = opened(FIRST)
     workers.outside = outside
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     (ready,) = one.rows
     assert (ready.outside_now_bytes, ready.outside_at_init_bytes) == (outside.get("outside"), None)
     assert ready.weights_bytes == 8 * GIB
@@ -129,26 +129,42 @@ def test_an_engine_that_keeps_no_first_look_has_none(opened: Open, outside: dict
 def test_what_is_outside_the_allocator_is_read_when_all_is_given_back(opened: Open) -> None:
     one, device, workers = opened(FIRST)
     workers.keeps = 3 * 2**20
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     one.settle(1)
     for row in one.rows:
         assert (row.outside_bytes, row.context_bytes) == (2 * GIB, GIB // 4)
 
 
+def test_a_server_that_never_comes_to_its_end_has_its_context_all_the_same(opened: Open) -> None:
+    one, device, _ = opened(FIRST)
+    one.at("ready", device.memory_by_card(1))
+    (ready,) = one.rows
+    assert (ready.context_bytes, ready.outside_bytes) == (GIB // 4, None)
+
+
+def test_a_memory_point_that_is_measured_again_has_its_moment_once(opened: Open) -> None:
+    one, device, _ = opened(FIRST, SECOND)
+    one.at("ready", device.memory_by_card(1))
+    one.at("loaded", device.memory_by_card(1))
+    device.torch = [21 * GIB, 21 * GIB]
+    one.at("loaded", device.memory_by_card(1))
+    assert [(row.moment, row.used_bytes) for row in one.rows] == [("ready", 22 * GIB)] * 2 + [("loaded", 23 * GIB)] * 2
+
+
 def test_a_worker_that_keeps_too_much_leaves_what_is_outside_unknown(opened: Open) -> None:
     one, device, workers = opened(FIRST)
     workers.keeps = account.EMPTIED_BYTES + 1
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     one.settle(1)
     assert [row.outside_bytes for row in one.rows] == [None, None]
 
 
 def test_ranks_are_placed_by_the_card_they_name(opened: Open) -> None:
     one, device, _ = opened(FIRST, SECOND, uuids=["bb", "aa"])
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     assert [(row.device_id, row.kv_bytes) for row in one.rows] == [("GPU-bb", 9 * GIB), ("GPU-aa", 10 * GIB)]
     other, device, _ = opened(FIRST, SECOND)
-    other.at_ready(device.memory_by_card(1))
+    other.at("ready", device.memory_by_card(1))
     assert [(row.device_id, row.kv_bytes) for row in other.rows] == [("GPU-aa", 9 * GIB), ("GPU-bb", 10 * GIB)]
 
 
@@ -164,7 +180,7 @@ def test_a_server_that_does_not_know_the_question_has_no_account(
         return answer
 
     monkeypatch.setattr(probe, "post", answered)
-    one.at_ready(device.memory_by_card(1))
+    one.at("ready", device.memory_by_card(1))
     one.settle(1)
     assert one.rows == []
 

@@ -15,7 +15,7 @@ from tests import synthetic_run as synthetic
 GIB = 2**30
 
 
-def test_parts_reach_the_cards_memory_but_the_residual_in_both_panels() -> None:
+def test_parts_and_the_residual_above_them_reach_the_cards_memory_in_both_panels() -> None:
     tables = synthetic.tables_of(row for row in synthetic.rows() if row.kind == "memory")
     (result,) = kv_results(tables.points)
     accounts, figure = Accounts(tables.sessions), Figure()
@@ -27,9 +27,13 @@ def test_parts_reach_the_cards_memory_but_the_residual_in_both_panels() -> None:
         for axes, without in ((above, ()), (below, ("weights", "kv"))):
             left = [account.used - sum(account.parts[part] or 0 for part in without) for account in ready]
             assert axes.lines[0].get_ydata() == pytest.approx([size / GIB for size in left])
-            tops = [max(bar.get_y() + bar.get_height() for bar in bars) for bars in zip(*axes.containers, strict=True)]
-            assert tops == pytest.approx(
-                [(size - account.residual) / GIB for size, account in zip(left, ready, strict=True)]
+            *parts, residual = axes.containers
+            assert residual.get_label() == "residual"
+            assert [bar.get_height() for bar in residual] == pytest.approx([a.residual / GIB for a in ready])
+            tops = [bar.get_y() + bar.get_height() for bar in residual]
+            assert tops == pytest.approx([size / GIB for size in left])
+            assert [bar.get_y() for bar in residual] == pytest.approx(
+                [sum(bar.get_height() for bar in bars) for bars in zip(*parts, strict=True)]
             )
 
 

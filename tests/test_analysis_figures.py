@@ -97,6 +97,8 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 8 on GPU-0: unknown memory"])
         elif row.point_id == "committed-1024":
             row = replace(row, mem_baseline_bytes=2_000 * MIB, warmup_reached_batch=False)
+            row = replace(row, mem_ready_bytes=(row.mem_ready_bytes or 0) + 1_996 * MIB)
+            row = replace(row, mem_loaded_bytes=(row.mem_loaded_bytes or 0) + 1_996 * MIB)
             row = replace(row, mem_tree_bytes=19_000 * MIB)
             row = replace(row, foreign_processes=["pid 7 on GPU-0: 12 MiB", "pid 7 on GPU-0: 14 MiB"])
         made.append(row)
@@ -287,8 +289,8 @@ ALL_PARTS = synthetic.account_of
 
 
 def older(row: synthetic.PointRow) -> list[MemoryAccount]:
-    """Return the account of a server whose workers did not read what is outside torch."""
-    return [replace(part, **synthetic.NOT_READ_INSIDE) for part in ALL_PARTS(row)]
+    """Return an account by workers that did not read what is outside torch, and were not asked when loaded."""
+    return [replace(part, **synthetic.NOT_READ_INSIDE) for part in ALL_PARTS(row) if part.moment != "loaded"]
 
 
 @pytest.fixture(scope="module", params=sorted(RUNS))
@@ -414,7 +416,10 @@ class Auditor:
             (r"(committed|utilization)\.[^.]+\.pages\.len(\d+)\.(\w+)", self.page),
             (r"(committed|utilization)\.[^.]+\.pages\.([\w.]+)", self.pages),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.engine_(sequence_mib|difference_pct)", self.held),
-            (r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|peak)\.(\w+)", self.account),
+            (
+                r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|loaded|peak)\.(?:card(\d+)\.)?(\w+)",
+                self.account,
+            ),
             (r"(committed|utilization)\.[^.]+\.len(\d+)\.(foreign_process\w*)", self.on_the_card),
             (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
             (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
@@ -423,6 +428,7 @@ class Auditor:
             (r"committed\.[^.]+\.(stairs|formula_intervals|formula_mean_bytes_per_token|block_tokens)", self.stairs),
             (r"committed\.[^.]+\.sequences", lambda: self.points.sequences[self.points["mode"] == "committed"].iloc[0]),
             (r"utilization\.[^.]+\.len(\d+)\.(\w+)", self.utilization),
+            (r"(committed|utilization)\.[^.]+\.account\.cards_apart_mib", self.cards_apart),
             (r"utilization\.[^.]+\.mem_(ready|loaded)_range(?:\.(\w+))?_mib", self.range),
             (r"utilization\.[^.]+\.(\w+)", self.flat),
             (r"(\w+)\.[^.]+\.c(\d+)\.change_from_(\d+)\.(tok_s|p95_e2e_s)_(?:(low|high)_)?pct", self.change),
@@ -749,12 +755,19 @@ class Auditor:
             }[what]
         )
 
-    def account(self, mode: str, length: str, moment: str, what: str) -> float:
+    def cards(self, mode: str, length: str, moment: str) -> pd.DataFrame:
         session = self.memory(mode).loc[int(length)].session_id
-        capture = self.sessions.graph_capture_bytes[session]
+        return pd.DataFrame([row for row in self.sessions.account[session] if row["moment"] == moment])
+
+    def account(self, mode: str, length: str, moment: str, card: str | None, what: str) -> float:
+        capture = self.sessions.graph_capture_bytes[self.memory(mode).loc[int(length)].session_id]
         if what == "graph_capture_gib":
             return float(capture / GIB)
-        cards = pd.DataFrame([row for row in self.sessions.account[session] if row["moment"] == moment])
+        if what == "number":
+            return float(card or "nan")
+        cards = every = self.cards(mode, length, moment)
+        if card is not None:
+            cards = every[every.device_id == f"GPU-{card}"]
         sums = cards.drop(columns=["moment", "device_id"]).astype(float).sum()
         parts = {
             "used": sums.used_bytes,
@@ -764,41 +777,50 @@ class Auditor:
             "graphs": sums.graph_pool_bytes,
             "buffers": sums.buffer_bytes,
             "cache": sums.cached_bytes,
-            "outside": sums.outside_bytes - sums.context_bytes,
+            "libraries": float(self.sessions.library_bytes.dropna().iloc[0]) * len(cards),
         }
-        named = ("weights", "kv", "graphs", "buffers", "cache", "context")
-        parts["unnamed"] = parts["used"] - sum(parts[name] for name in named)
-        parts["residual"] = parts["unnamed"] - parts["outside"]
+        parts["residual"] = 2 * parts["used"] - sum(parts.values())
+        in_torch = sum(parts[name] for name in ("weights", "kv", "graphs", "buffers", "cache"))
+        parts["end_difference"] = sums.outside_bytes - parts["used"] + in_torch
         if cards.outside_now_bytes.notna().all():
             came = sums.outside_now_bytes - sums.outside_at_init_bytes
-            kept = capture - sums.graph_pool_bytes if len(cards) == 1 else math.nan
-            parts["driver"] = kept if sums.graph_pool_bytes else 0
-            parts["libraries"] = float(self.sessions.library_bytes.dropna().iloc[0]) * len(cards)
-            parts["kernels"] = came - parts["libraries"] - (0 if np.isnan(parts["driver"]) else parts["driver"])
-            parts["residual"] = parts["unnamed"] - came
-            parts["unnamed"] -= parts["libraries"]
-            parts["end_difference"] = parts["outside"] - came
-        if what in ("residual_pct", "unnamed_pct"):
-            return float(100 * abs(parts[what.removesuffix("_pct")]) / parts["used"])
+            went = capture - sums.graph_pool_bytes if len(every) == 1 else math.nan
+            parts["with_graphs"] = went if sums.graph_pool_bytes else 0
+            known = 0 if np.isnan(parts["with_graphs"]) else parts["with_graphs"]
+            parts["since"] = came - parts["libraries"] - known
+            parts["neither"] = parts["residual"] + parts["libraries"] - came
+        if what == "residual_pct":
+            return float(100 * abs(parts["residual"]) / parts["used"])
         return float(parts[what.removesuffix("_mib")] / MIB)
+
+    def cards_apart(self, mode: str) -> float:
+        used = [
+            self.cards(mode, length, moment).used_bytes
+            for length in self.memory(mode).index
+            for moment in ("ready", "loaded", "peak")
+        ]
+        return float(max(held.max() - held.min() for held in used) / MIB)
 
     def range(self, word: str, what: str | None) -> float:
         column = self.memory("utilization")[f"mem_{word}_bytes"].dropna()
         if what is None:
             return (column.max() - column.min()) / MIB
-        part, moment = "kv" if what == "kv_beyond_formula" else what, {"ready": "ready", "loaded": "peak"}[word]
-        low, high = (
-            self.account("utilization", str(at), moment, f"{part}_mib") for at in (column.idxmin(), column.idxmax())
-        )
-        return high - low
+        return self.part_moved("utilization", column.idxmin(), column.idxmax(), word, what)
+
+    def part_moved(self, mode: str, shorter: int, longer: int, word: str, what: str) -> float:
+        if what == "before":
+            baselines = self.memory(mode).mem_baseline_bytes
+            return float(baselines[longer] - baselines[shorter]) / MIB
+        part = what if what != "kv_beyond_formula" else "kv"
+        moment = word if len(self.cards(mode, str(shorter), word)) else "peak"
+        before, after = (self.account(mode, str(at), moment, None, f"{part}_mib") for at in (shorter, longer))
+        return after - before
 
     def moved(self, shorter: int, longer: int, word: str, what: str) -> float:
-        moment = {"ready": "ready", "loaded": "peak"}[word]
-        part = what if what != "kv_beyond_formula" else "kv"
-        before, after = (self.account("committed", str(at), moment, f"{part}_mib") for at in (shorter, longer))
         rows = self.memory("committed")
         formula = rows.formula_bytes_per_sequence * rows.sequences / MIB
-        return after - before - (formula[longer] - formula[shorter] if part != what else 0)
+        beyond = formula[longer] - formula[shorter] if what == "kv_beyond_formula" else 0
+        return self.part_moved("committed", shorter, longer, word, what) - beyond
 
     def moved_to(self, length: str, word: str, what: str) -> float:
         lengths = list(self.memory("committed").index)

@@ -480,7 +480,7 @@ def test_a_step_is_explained_by_the_part_of_the_account_that_moved() -> None:
         "- 512 to 1024: 6,240.0 MiB where the formula has 6,144.0 (+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB"
         in page
     )
-    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 | +0.0 |" in page
+    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | +0.0 | +0.0 | +0.0 |" in page
 
 
 def test_a_departure_that_is_no_step_is_explained_where_memory_tells_it_apart() -> None:
@@ -536,52 +536,79 @@ def row_of(page: str, start: str) -> str:
     return next(row for row in page.splitlines() if row.startswith(start))
 
 
-def test_what_is_outside_torch_is_told_apart_as_the_workers_have_read_it() -> None:
+def test_the_residual_is_what_no_probe_and_not_torchs_allocator_tells() -> None:
     page = notes(memory())
-    assert page.count("| moment | memory | weights | KV pool | graph pools |") == 2
+    assert page.count("| moment | memory | weights | KV pool | graph pools | buffers | cache | CUDA context |") == 2
+    assert page.count(" | CUDA context | torch and cuBLAS | residual | share |") == 2
+    assert row_of(page, "| 512 | ready | 15,246.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.48 % |")
+    assert page.count(" | 527.0 | 158.0 | +361.0 | 0.49 % |") == 3 * 4
     assert (
-        " | cache | CUDA context | torch and cuBLAS | came with graph capture | kernels and libraries | residual |"
-        in page
+        "**Residual**, what no probe and not torch's allocator tells: at most +361.0 MiB, and at most 0.49 % of the "
+        "memory at a moment." in page
     )
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 158.0 | 0.0 | 70.0 | +3.0 |")
-    captured = [row for row in page.splitlines() if row.endswith(" | 527.0 | 158.0 | 339.8 | 18.2 | +3.0 |")]
-    assert len(captured) == 2 * 4
-    assert "Against everything that was read the largest residual is +3.0 MiB, 0.02 % of the memory" in page
-    assert (
-        "tells of what lies outside torch (*came with graph capture* and *kernels and libraries*) is read from the same"
-        in page
-    )
-    assert "| 512 | ready | 15,250.0 | +3.0 | 0.02 % | +73.0 | 0.48 % |" in page
-    assert "NVML still had all that is outside torch (the driver" in page
-    assert "where the two differ most, +2.0 MiB." in page
-    assert "utside torch beyond context" not in page
+    assert "came or went unseen" not in page
+
+
+def test_the_workers_own_readings_divide_the_residual_and_explain_none_of_it() -> None:
+    page = notes(memory())
+    assert page.count("| moment | residual | with graph capture | otherwise since | neither |") == 2
+    assert row_of(page, "| 512 | ready | +73.0 |") == "| 512 | ready | +73.0 | +0.0 | +70.0 | +3.0 |"
+    assert page.count(" | +361.0 | +339.8 | +18.2 | +3.0 |") == 3 * 4
+    assert "they divide the residual and explain none of it" in page
+    assert "bare context (+3.0 MiB where it is furthest from that)" in page
+    assert "NVML still had what lay outside torch's allocator (the driver" in page
+    assert "where the two differ most, -1.0 MiB." in page
     assert "is missing" not in page
+    assert "No probe told what torch and cuBLAS take" not in page
 
 
-def test_a_server_of_several_workers_has_graphs_with_kernels_for_its_log_has_one_figure() -> None:
+def test_a_server_of_several_cards_has_its_account_card_by_card() -> None:
     page = notes(memory(replace(synthetic.GPU, gpus=2)))
-    assert page.count(" | 1,054.0 | 316.0 | – | 716.0 | +6.0 |") == 2 * 4
-    assert page.count(" | 1,054.0 | 316.0 | 0.0 | 140.0 | +6.0 |") == 2 * 4
-    assert "Where *came with graph capture* is missing the log does not tell it" in page
+    assert page.count(" | 1,054.0 | 316.0 | +722.0 |") == page.count(" | 1,054.0 | 316.0 | +146.0 |") == 3 * 4
+    assert page.count("| max_model_len | moment | card | memory | weights |") == 2
+    assert row_of(page, "| 512 | ready | 0 | 7,627.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
+    assert row_of(page, "| 512 | ready | 1 | 7,619.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
+    assert page.count("Two cards of one server are never further apart than 8.0 MiB of memory.") == 2
+    assert "| card |" not in notes(memory())
 
 
-def test_graphs_that_the_log_does_not_tell_of_are_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_workers_the_log_does_not_tell_what_came_with_graphs() -> None:
+    page = notes(memory(replace(synthetic.GPU, gpus=2)))
+    assert page.count(" | +722.0 | – | +716.0 | +6.0 |") == 3 * 4
+    assert page.count(" | +146.0 | +0.0 | +140.0 | +6.0 |") == 3 * 4
+    assert "Where *with graph capture* is missing the log does not tell it" in page
+
+
+def test_graphs_that_the_log_does_not_tell_of_came_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     known = synthetic.session_of
     monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), graph_capture_bytes=None))
-    page = notes(memory())
-    assert page.count(" | 527.0 | 158.0 | – | 358.0 | +3.0 |") == 2 * 4
+    assert notes(memory()).count(" | +361.0 | – | +358.0 | +3.0 |") == 3 * 4
 
 
 def test_without_a_probe_the_context_is_in_the_residual(accounts_with: Callable[..., None]) -> None:
     accounts_with(context_bytes=None)
     page = notes(memory())
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | – | 158.0 | 0.0 | 70.0 | +530.0 |")
-    assert "| 512 | ready | 15,250.0 | +530.0 | 3.48 % | – | – |" in page
+    assert row_of(page, "| 512 | ready | 15,246.0 |").endswith(" | – | 158.0 | +600.0 | 3.94 % |")
+    assert row_of(page, "| 512 | ready | +600.0 |").endswith(" | +0.0 | +70.0 | +530.0 |")
     assert "Where no probe told the CUDA context it is in the residual." in page
-    assert "A cross-check" not in page
+    assert "checks one thing only" not in page, "without a context there is nothing to check it by"
 
 
-def test_a_step_outside_torch_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_that_one_probe_did_not_tell_is_no_step_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(row: PointRow) -> list[MemoryAccount]:
+        changes = {"context_bytes": None} if row.max_model_len == 1024 else {}
+        return [replace(part, **changes) for part in known(row)]
+
+    known = synthetic.account_of
+    monkeypatch.setattr(synthetic, "account_of", told)
+    page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
+    assert "(+96.0 MiB, +1.6 %); by the account: cache +96.0 MiB" in page
+    assert "CUDA context +" not in page
+    assert "CUDA context -" not in page
+    assert "| 1024 | +6,240.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +96.0 | – | +0.0 | +0.0 |" in page
+
+
+def test_a_step_outside_torch_is_told_as_one_and_not_as_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def grown(row: PointRow) -> list[MemoryAccount]:
         more = 96 * MIB if row.max_model_len > 512 else 0
         return [
@@ -596,17 +623,81 @@ def test_a_step_outside_torch_is_told_as_one(monkeypatch: pytest.MonkeyPatch) ->
     known = synthetic.account_of
     monkeypatch.setattr(synthetic, "account_of", grown)
     page = notes(memory(replace(synthetic.GPU, extra_ready_bytes=dict.fromkeys((1024, 2048, 4096), 96 * MIB))))
-    assert "by the account: kernels and libraries +96.0 MiB; the driver or a library took it, not torch" in page
-    assert "it is at most +457.0 MiB" in page, "what grows outside torch is not explained by that it did"
+    assert (
+        "by the account: residual +96.0 MiB; it lies outside torch's allocator: the driver, a library or a process of "
+        "others took it" in page
+    )
+    assert "at most +457.0 MiB" in page
 
 
-def test_without_a_probe_of_the_libraries_they_are_among_what_nobody_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_on_the_card_before_one_of_two_servers_is_named_as_what_moved() -> None:
+    rows = synthetic.changed(
+        memory(),
+        lambda row: row.point_id == "committed-1024",
+        mem_baseline_bytes=204 * MIB,
+        mem_ready_bytes=(15_250 + 6_144 + 200) * MIB,
+        mem_loaded_bytes=(15_252 + 6_144 + 200) * MIB,
+    )
+    page = notes(rows)
+    assert "(+200.0 MiB, +3.3 %); by the account: what was there before the server +200.0 MiB" in page
+    assert "| 1024 | +6,144.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 |" in page
+
+
+LADDER_BYTES = 600 * MIB
+"""What a later load takes of a card."""
+
+
+def with_a_later_load(row: PointRow, moments: tuple[str, ...]) -> list[MemoryAccount]:
+    """Return an account of these moments, whose peak at the longest length a later load has raised."""
+    more = {"peak": LADDER_BYTES if row.max_model_len == 4096 else 0}
+    known = [part for part in synthetic.account_of(row) if part.moment in moments]
+    return [
+        replace(
+            part,
+            used_bytes=(part.used_bytes or 0) + more.get(part.moment, 0),
+            cached_bytes=(part.cached_bytes or 0) + more.get(part.moment, 0),
+        )
+        for part in known
+    ]
+
+
+def loaded_range(moments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, **loaded: int) -> str:
+    """Return what a page says of the loaded memory's range, 4,096 tokens the highest."""
+    rows = synthetic.changed(memory(), lambda row: row.point_id == "utilization-4096", **loaded)
+    accounts = {f"session-{row.point_id[0]}{row.max_model_len}": with_a_later_load(row, moments) for row in rows}
+    monkeypatch.setattr(synthetic, "account_of", lambda row: accounts[row.session_id])
+    return next((line for line in notes(rows).splitlines() if line.startswith("Loaded, the ")), "")
+
+
+def test_what_loaded_memory_is_made_of_is_told_by_the_account_of_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    highest = (synthetic.utilization_row(synthetic.GPU, 4096).mem_loaded_bytes or 0) + 3 * MIB
+    said = "Loaded, the 5.0 MiB between 512 and 4096 tokens are, by the account: cache +5.0 MiB."
+    assert loaded_range(("ready", "loaded", "peak"), monkeypatch, mem_loaded_bytes=highest) == said
+
+
+def test_a_peak_that_another_load_has_raised_tells_nothing_of_loaded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    highest = (synthetic.utilization_row(synthetic.GPU, 4096).mem_loaded_bytes or 0) + 3 * MIB
+    assert loaded_range(("ready", "peak"), monkeypatch, mem_loaded_bytes=highest) == ""
+
+
+def test_a_peak_that_rose_as_loaded_memory_did_tells_of_it_where_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = synthetic.account_of
+    monkeypatch.setattr(synthetic, "account_of", lambda row: [p for p in known(row) if p.moment != "loaded"])
+    assert "Loaded, the 2.0 MiB between 512 and 2048 tokens are, by the account: cache +2.0 MiB." in notes(memory())
+
+
+def test_without_a_probe_of_the_libraries_they_are_in_the_residual_and_the_page_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     known = synthetic.session_of
     monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), library_bytes=None))
     page = notes(memory())
-    assert "torch and cuBLAS" not in page
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 0.0 | 228.0 | +3.0 |")
-    assert "| 512 | ready | 15,250.0 | +3.0 | 0.02 % | +231.0 | 1.51 % |" in page
+    assert "| torch and cuBLAS |" not in page
+    assert row_of(page, "| 512 | ready | 15,246.0 |").endswith(" | 527.0 | +231.0 | 1.52 % |")
+    assert row_of(page, "| 512 | ready | +231.0 |").endswith(" | +0.0 | +228.0 | +3.0 |")
+    assert "No probe told what torch and cuBLAS take of a card, so that is in the residual, too" in page
 
 
 def test_one_probe_of_a_run_tells_for_all_servers_on_such_cards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -617,46 +708,37 @@ def test_one_probe_of_a_run_tells_for_all_servers_on_such_cards(monkeypatch: pyt
         return replace(known(row), library_bytes=synthetic.LIBRARY_BYTES if told else None)
 
     monkeypatch.setattr(synthetic, "session_of", of_the_first)
-    assert notes(memory()).count(" | 527.0 | 158.0 | ") == 2 * 8
+    assert notes(memory()).count(" | 527.0 | 158.0 | ") == 3 * 8
 
 
-def test_more_than_came_since_the_first_look_shows_in_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_that_take_more_than_came_since_the_first_look_were_there_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     known = synthetic.session_of
     monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), library_bytes=300 * MIB))
     page = notes(memory())
-    assert row_of(page, "| 512 | ready | 15,250.0 |").endswith(" | 527.0 | 300.0 | 0.0 | 0.0 | -69.0 |")
+    assert row_of(page, "| 512 | ready | 15,246.0 |").endswith(" | 527.0 | 300.0 | -69.0 | 0.45 % |")
+    assert row_of(page, "| 512 | ready | -69.0 |").endswith(" | +0.0 | -72.0 | +3.0 |")
 
 
-def test_rows_of_before_version_7_have_both_residuals(accounts_with: Callable[..., None]) -> None:
+def test_of_rows_before_version_7_when_the_residual_came_is_not_known(accounts_with: Callable[..., None]) -> None:
     accounts_with(**synthetic.NOT_READ_INSIDE)
     page = notes(memory())
-    assert "Against everything that was read the largest residual is +1.0 MiB" in page
-    assert (
-        "so that what nobody counts one by one is seen, it is at most +519.0 MiB, and at most 1.51 % of the memory"
-        in page
-    )
-    assert row_of(page, "| 512 | ready | 15,250.0 | 7,289.0 | ").endswith(" | 527.0 | 230.0 | +1.0 |")
-    assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | +231.0 | 1.51 % |" in page
-    assert "kernels and libraries |" not in page
+    assert row_of(page, "| 512 | ready | 15,246.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.48 % |")
+    assert "When the residual came is not known from this run" in page
+    assert "the engine saw 0.66 GiB go (its log)" in page
+    assert "where the two differ most, -1.0 MiB." in page
+    assert "otherwise since" not in page
 
 
-def test_of_them_without_a_probe_what_nobody_names_is_not_known(accounts_with: Callable[..., None]) -> None:
-    accounts_with(context_bytes=None, **synthetic.NOT_READ_INSIDE)
+def test_a_server_that_did_not_give_its_memory_back_has_no_cross_check(accounts_with: Callable[..., None]) -> None:
+    accounts_with(outside_bytes=None)
     page = notes(memory())
-    assert "so how much of what is outside torch is more is not known" in page
-    assert "| 512 | ready | 15,250.0 | +1.0 | 0.01 % | – | – |" in page
-    assert " | – | 757.0 | +1.0 |" in page
+    assert "A cross-check" not in page
+    assert row_of(page, "| 512 | ready | 15,246.0 |").endswith(" | +73.0 | 0.48 % |")
 
 
-def test_of_them_what_was_not_measured_is_a_dash_and_falls_to_the_residual(accounts_with: Callable[..., None]) -> None:
-    accounts_with(outside_bytes=None, **synthetic.NOT_READ_INSIDE)
-    page = notes(memory())
-    assert "Where *outside torch* is missing the server did not give its memory back" in page
-    assert "| 527.0 | – | +231.0 |" in page
-    assert "| +231.0 | 1.51 % | +231.0 | 1.51 % |" in page
-
-
-def test_a_run_of_both_has_its_accounts_in_the_same_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_workers_have_read_in_part_has_dashes_where_they_have_not(monkeypatch: pytest.MonkeyPatch) -> None:
     known = synthetic.account_of
 
     def mixed(row: PointRow) -> list[MemoryAccount]:
@@ -665,8 +747,9 @@ def test_a_run_of_both_has_its_accounts_in_the_same_parts(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(synthetic, "account_of", mixed)
     page = notes(memory())
+    assert row_of(page, "| 512 | ready | +73.0 |").endswith(" | +0.0 | – | – |")
+    assert row_of(page, "| 1024 | ready | +73.0 |").endswith(" | +0.0 | +70.0 | +3.0 |")
     assert "| 1024 | +6,144.0 | 6,144.0 | +0.0 | +6,144.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 |" in page
-    assert "kernels and libraries |" not in page
 
 
 def test_a_run_without_accounts_says_that_none_was_made() -> None:

@@ -55,8 +55,8 @@ OF_BOTH_CARDS = [
 CLAIMS = {
     "README.md": [
         ("{} bytes per KV token by the formula", ["kv.phi-3-mini-4k.formula_bytes_per_token"]),
-        ("for all but {} MiB, {} with CUDA graphs",
-         [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(FULL, "driver", "kernels")]),
+        ("for all but {} MiB, with CUDA graphs all but {}, at most {} %",
+         ["committed.residual_mib", "utilization.residual_mib", "residual_pct"]),
         ("flat: {} sequences of {} tokens by the engine's count",
          ["<" + FULL + ".len4096.engine_max_concurrency", "4096"]),
         ("{} held at once by arithmetic", [FULL + ".len4096.held_at_once"]),
@@ -68,12 +68,12 @@ CLAIMS = {
     ],
     "outputs/example-h100/README.md": [
         *OF_BOTH_CARDS,
-        ("weights, {} outside torch", [both(COMMITTED, "outside", "context")]),
-        ("({} of it a bare CUDA context)", [COMMITTED + f".len512.{ACCOUNT}.context_mib"]),
+        ("a bare CUDA context of {}", [COMMITTED + f".len512.{ACCOUNT}.context_mib"]),
         ("the pool, {} of buffers and cache", [both(COMMITTED, "buffers", "cache")]),
-        ("with CUDA graphs: {} outside torch", [both(FULL, "outside", "context")]),
         ("{} of graph pools", [FULL + f".len512.{ACCOUNT}.graphs_mib"]),
         ("graph pools, {} of buffers and cache", [both(FULL, "buffers", "cache")]),
+        ("at peak too: {} MiB (at most {} %), with CUDA graphs at most {} ({} %)",
+         [f"{mode}.residual_{unit}" for mode in ("committed", "utilization") for unit in ("mib", "pct")]),
         ("and {} requests of {} ran", ["near_full_context.phi-3-mini-4k.c64.running_max_highest", "4088"]),
         ("no knee yet at {}: {} tok/s", [BEST + ".concurrency", BEST + ".tok_s"]),
         ("{} to {}) at p95", [BEST + ".tok_s_low", BEST + ".tok_s_high"]),
@@ -88,15 +88,15 @@ CLAIMS = {
     "outputs/example-h200/README.md": [
         *OF_BOTH_CARDS,
         ("bare CUDA context of {}", [COMMITTED + f".len512.{ACCOUNT}.context_mib"]),
-        (", {} of kernels and libraries, {} of buffers and cache. Utilization",
-         [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(COMMITTED, "buffers", "cache")]),
-        ("with CUDA graphs: {} of kernels and libraries", [FULL + f".len512.{ACCOUNT}.kernels_mib"]),
-        ("{} that came with the capture beside {} of its pools, {} of buffers and cache",
-         [*(FULL + f".len512.{ACCOUNT}.{part}_mib" for part in ("driver", "graphs")),
-          both(FULL, "buffers", "cache")]),
-        ("Residual {} MiB", ["residual"]),
-        ("({} and {} MiB) is counted",
-         [COMMITTED + f".len512.{ACCOUNT}.kernels_mib", both(FULL, "driver", "kernels")]),
+        (", {} of buffers and cache. Utilization", [both(COMMITTED, "buffers", "cache")]),
+        ("with CUDA graphs: {} of their pools, {} of buffers and cache",
+         [FULL + f".len512.{ACCOUNT}.graphs_mib", both(FULL, "buffers", "cache")]),
+        ("at peak too: {} MiB ({} and {} % of memory at {} and {} tokens, {} and {} at the longer two)",
+         ["committed.residual_mib",
+          *(COMMITTED + f".len{length}.{ACCOUNT}.residual_pct" for length in (512, 1024)), "512", "1024",
+          *(COMMITTED + f".len{length}.{ACCOUNT}.residual_pct" for length in (2048, 4096))]),
+        ("with CUDA graphs at most {} ({} %), of which {} came with the capture",
+         ["utilization.residual_mib", "utilization.residual_pct", FULL + f".len512.{ACCOUNT}.with_graphs_mib"]),
         ("with p95 below {} s", ["slo.p95_e2e_s"]),
         ("{} requests of {} + {} tokens: {} tok/s",
          ["concurrency.phi-3-mini-4k.slo_held", "concurrency.prompt_tokens", "concurrency.output_tokens",
@@ -129,9 +129,12 @@ def figures(run: Path) -> dict[str, float]:
     took = round((ended.max() - started.min()).total_seconds())
     facts: dict[str, object] = {
         "servers": len(sessions), "points": len(points), "minutes": took // 60, "seconds": took % 60,
-        "residual": max(abs(float(value)) for name, value in found.items() if name.endswith(".residual_mib")),
         "memory_left": (sessions.mem_after_stop_bytes - sessions.mem_baseline_bytes).abs().max() / 2**20,
     }  # fmt: skip
+    for mode in ("committed", "utilization"):
+        for unit in ("mib", "pct"):
+            facts[f"{mode}.residual_{unit}"] = largest(found, mode, unit)
+    facts["residual_pct"] = max(float(str(facts[f"{mode}.residual_pct"])) for mode in ("committed", "utilization"))
     for purpose in ("concurrency", "near_full_context"):
         row = points[points.purpose == purpose].iloc[0]
         facts |= {f"{purpose}.{of}_tokens": row[f"{of}_tokens"] for of in ("prompt", "output")}
@@ -140,6 +143,12 @@ def figures(run: Path) -> dict[str, float]:
         for name, value in (found | facts).items()
         if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", str(value))
     }
+
+
+def largest(found: dict[str, str], mode: str, unit: str) -> float:
+    """Return the residual that is largest of all lengths and moments."""
+    pattern = re.compile(rf"{mode}\..*\.account\.\w+\.residual_{unit}")
+    return max(abs(float(value)) for name, value in found.items() if pattern.fullmatch(name))
 
 
 def text_of(file: str) -> str:

@@ -110,7 +110,7 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert end.memory_back_s is not None
     accounts = [(row.moment, row.device_id, row.used_bytes, row.kv_bytes, row.outside_bytes) for row in end.account]
     used = memory.mem_ready_bytes
-    by_socket = [(moment, "SIM-3", used, POOL, RUNTIME_BYTES) for moment in ("ready", "peak")]
+    by_socket = [(moment, "SIM-3", used, POOL, RUNTIME_BYTES) for moment in ("ready", "loaded", "peak")]
     read_inside = {(row.outside_at_init_bytes, row.outside_now_bytes) for row in end.account}
     assert read_inside == ({(0, RUNTIME_BYTES)} if transport == "uds" else set())
     assert accounts == (by_socket if transport == "uds" else [])

@@ -30,10 +30,10 @@ class ServerAccount:
         self._baseline, self._contexts = baseline, contexts
         self._highest = list(baseline)
 
-    def at_ready(self, used: list[int]) -> None:
-        """Enter the allocators' parts beside `used`, the cards' memory at that moment."""
+    def at(self, moment: str, used: list[int]) -> None:
+        """Enter the allocators' parts beside `used`, the cards' memory at that moment (`ready` or `loaded`)."""
         self._saw(used)
-        self._enter("ready", used)
+        self._enter(moment, used)
 
     def saw(self, peak: dict[str, int]) -> None:
         """Remember what each card held at the highest moment of a point, if it is the highest so far."""
@@ -52,7 +52,6 @@ class ServerAccount:
         for row in self.rows:
             at = places.index(row.device_id)
             left = held.get(at)
-            row.context_bytes = self._contexts[at]
             if left is not None and left <= EMPTIED_BYTES:
                 row.outside_bytes = used[at] - left - self._baseline[at]
 
@@ -60,7 +59,10 @@ class ServerAccount:
         self._highest = max(self._highest, used, key=sum)
 
     def _enter(self, moment: str, used: list[int]) -> None:
-        for at, parts in self._asked("account_memory").items():
+        answers = self._asked("account_memory")
+        if answers:  # a point that is measured again has its moment again
+            self.rows[:] = [row for row in self.rows if row.moment != moment]
+        for at, parts in answers.items():
             on_card = "reserved" in parts
             self.rows.append(
                 MemoryAccount(
@@ -72,6 +74,7 @@ class ServerAccount:
                     graph_pool_bytes=parts.get("graphs"),
                     buffer_bytes=parts.get("buffers"),
                     cached_bytes=parts.get("cached"),
+                    context_bytes=self._contexts[at] if on_card else None,
                     outside_now_bytes=parts.get("outside"),
                     outside_at_init_bytes=parts.get("outside_at_init"),
                 )

@@ -339,7 +339,7 @@ class Session:
         self._account = ServerAccount(self._device, self._endpoint, self._baseline, contexts)
         self.row.account = self._account.rows
         if self._endpoint.uds is not None:
-            self._account.at_ready(used)
+            self._account.at("ready", used)
         self._plans = LoadPlans(self.spec, self.row, self._endpoint, processes.free_cores(process.pid))
         self._gate()
         self._log_figures = vllm_log.parse(process.log_text())
@@ -404,8 +404,11 @@ class Session:
             result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
         largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
         lasted_s = time.monotonic() - started_s
-        loaded = sum(self._settled_memory())
+        used = self._settled_memory()
+        loaded = sum(used)
         sampler.look_at_processes()
+        if self._account is not None and self._is_accounted:
+            self._account.at("loaded", used)
         row = point_rows.blank(self._origin(), point, started_wall_s)
         self._fill_window(row, sampler.observed, started_s, lasted_s)
         row.mem_ready_bytes, row.mem_loaded_bytes = self._ready_bytes, loaded
@@ -521,6 +524,11 @@ class Session:
         assert self._plans is not None
         return self._plans
 
+    @property
+    def _is_accounted(self) -> bool:
+        """Whether the server has answered for its memory of cards, so that it can be asked again."""
+        return bool(self.row.account) and self.spec.device != "cpu"
+
     def _run(self, plan: LoadPlan, processes: int = 1) -> LoadResult:
         with self._workspace.fresh_directory() as meeting:
             parts = tasks.split(plan, min(processes, plan.concurrency, plan.num_requests), meeting)
@@ -614,9 +622,8 @@ class Session:
         if process is None or not process.running or self._settled or self.row.status != MEASURED:
             return
         self._look_for_others(process)
-        if self.row.account and self.spec.device != "cpu":
+        if self._account is not None and self._is_accounted:
             self._settled = True
-            assert self._account is not None
             try:
                 self._account.settle(process.pid)
             except CardLost as error:

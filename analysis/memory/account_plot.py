@@ -1,6 +1,7 @@
 """plots/memory_account.svg: what a server's memory is for at each length, stacked, against what its cards said.
 
-Weights and pool dwarf the rest, which is drawn below once more without them.
+What no probe and not torch's allocator tells is drawn as the residual. Weights and pool dwarf the rest, which is drawn
+below once more without them.
 """
 
 from __future__ import annotations
@@ -22,18 +23,16 @@ COLOURS = {
     "cache": "#56B4E9",
     "context": "#009E73",
     "libraries": "#B7E1CD",
-    "driver": "#D55E00",
-    "kernels": "#E69F00",
-    "outside": "#E69F00",
+    "residual": "#E69F00",
 }
 """Okabe and Ito's, which stay apart for colour-blind readers."""
 HATCHES = {
-    "weights": "", "kv": "", "context": "--", "libraries": "++", "driver": "\\", "kernels": "//", "outside": "//",
+    "weights": "", "kv": "", "context": "--", "libraries": "++", "residual": "//",
     "graphs": "\\\\", "buffers": "..", "cache": "xx",
 }  # fmt: skip
-DWARFED = ("context", "libraries", "kernels", "outside", "driver", "graphs", "buffers", "cache")
+DWARFED = ("context", "libraries", "graphs", "buffers", "cache")
 ORDER = ("weights", *DWARFED, "kv")
-"""What does not grow stands below what does."""
+"""What does not grow stands below what does; the residual, which is what is left, above all."""
 
 
 def has_account(result: KvResult, accounts: Accounts) -> bool:
@@ -70,8 +69,8 @@ def _bars(series: Series, accounts: Accounts) -> list[tuple[float, Account, Acco
 def _panel(axes: Any, bars: Sequence[tuple[float, Account, Account | None]], parts: Sequence[str]) -> None:
     places = list(range(len(bars)))
     bottom = [0.0] * len(bars)
-    for part in parts:
-        heights = [(ready.parts.get(part) or 0) / GIB for _, ready, _ in bars]
+    for part in (*parts, "residual"):
+        heights = [_size(ready, part) / GIB for _, ready, _ in bars]
         if any(heights):
             axes.bar(
                 places, heights, 0.62, bottom=bottom, label=HEADS[part], color=COLOURS[part], hatch=HATCHES[part],
@@ -83,6 +82,10 @@ def _panel(axes: Any, bars: Sequence[tuple[float, Account, Account | None]], par
     _marks(axes, peaks, parts, "^", "at peak")
     axes.set_xticks(places, [str(at) for at, _, _ in bars])
     axes.grid(axis="x", visible=False)
+
+
+def _size(account: Account, part: str) -> int:
+    return account.residual if part == "residual" else account.parts.get(part) or 0
 
 
 def _marks(axes: Any, accounts: Sequence[tuple[int, Account]], parts: Sequence[str], marker: str, words: str) -> None:

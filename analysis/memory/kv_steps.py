@@ -129,7 +129,7 @@ def _step(interval: Interval, word: str, accounts: Accounts) -> Phrase:
 def _no_account(interval: Interval) -> str:
     if interval.longer.measured[0].device == "cpu":
         return "the CPU backend's memory is not accounted for, and the host gives a page only when it is first written"
-    return "no part of the account moved, or none was made (`server.transport=uds` makes one)"
+    return "no part of the account moved, or none of this memory was made (`server.transport=uds` makes one)"
 
 
 def _cause(moved: dict[str, int], departure: float) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _cause(moved: dict[str, int], departure: float) -> Iterator[str]:
             else "more of what activations freed, or of what rounding to whole segments adds, stays in torch's cache"
         )
     elif sum(moved.get(part, 0) for part in OUTSIDE_TORCH) / departure >= MOST_OF_IT:
-        yield "the driver or a library took it, not torch"
+        yield "it lies outside torch's allocator: the driver, a library or a process of others took it"
 
 
 def _granularity(doc: Document, committed: Committed) -> None:

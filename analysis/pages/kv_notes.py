@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.advice.kv_headroom import add_decision, add_headroom
-from analysis.memory.kv_account import MOMENTS, MOVED_BYTES, Accounts, add_account
+from analysis.memory.kv_account import BESIDE, MOVED_BYTES, Accounts
+from analysis.memory.kv_account_table import add_account
 from analysis.memory.kv_estimates import add_estimates
 from analysis.memory.kv_fit import (
     LINEAR_R_SQUARED,
@@ -242,7 +243,7 @@ def _flat_section(doc: Document, result: KvResult, accounts: Accounts) -> None:
         _kv_tokens(doc, series)
         if is_one_curve(series):
             _flat(doc, series)
-            for column in MOMENTS:
+            for column in BESIDE:
                 _range(doc, series, accounts, column)
         else:
             doc.say("Whether memory is flat is " + NO_CURVE)
@@ -331,7 +332,7 @@ def _range(doc: Document, series: Series, accounts: Accounts, column: str) -> No
     causes = accounts.causes(Interval(low, high, None, column), name)
     if span >= MOVED_BYTES and causes is not None:
         doc.say(
-            ("Ready" if MOMENTS[column] == "ready" else "Loaded")
+            ("Ready" if column == "mem_ready_bytes" else "Loaded")
             + ", the {span} MiB between {low} and {high} tokens are, by the account: {causes}.",
             span=mib(f"{name}_mib", span, 1),
             low=plain(f"{low.name}.max_model_len", low.at),
