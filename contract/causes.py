@@ -69,6 +69,7 @@ CAUSES: dict[F, Cause] = {
     F.UNEXPECTED_FINISH_REASON: _request("as above"),
     F.NO_USAGE: _request("as above"),
     F.WRONG_TOKEN_COUNT: _request("as above"),
+    F.CLIENT_SOCKETS: _request("as above; its level is limited by its client"),
     F.BAD_ARGUMENT: _fixed("vLLM would refuse the same command line again"),
     F.LENGTH_ABOVE_MODEL: _fixed("the model stays what it is"),
     F.MODEL_MISSING: _fixed("the name, the token or the network has to be mended first"),

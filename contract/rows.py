@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -71,6 +71,10 @@ class RequestRow:
     due_s: float | None = None
     """Of an open loop: when it should have been sent. What lies between, queueing in the client and connecting, is in
     no latency."""
+    connect_s: float | None = None
+    """Of an open loop: how long it waited for its connection before the send, less what the client's event loop stood
+    meanwhile; next to nothing on one that was there. None where it got none: such a request was never in flight, and
+    its `sent_s` is when it was taken up. None, too, in a closed loop and in rows before schema version 9."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     chunks: int = 0
@@ -105,7 +109,9 @@ class ClientRow:
     late_share: float | None = None
     """Share of the window in which such a timer was due and had not been woken."""
     slip_p99_s: float | None = None
-    """From the end of a stream's answer, or from when a request of an open loop was due, to the send."""
+    """From the end of a stream's answer, or from when a request of an open loop was due, to the send, connecting
+    (`connect_s`) left out. Up to schema version 8 it was in it, and a stream's answer that broke off ended with its
+    last read."""
     slip_max_s: float | None = None
     gap_p99_raised_s: float | None = None
     """By how much stalls of its event loop raised the p99 of its gaps between chunks (`workers.load.stalls`)."""
@@ -333,7 +339,10 @@ class PointRow:
     keeps_up: bool | None = None
     """Whether that is at least `KEEPS_UP` of what was sent; None with too few requests, or within noise."""
     p99_send_delay_s: float | None = None
-    """Of an open loop: from due to sent. It is in no latency."""
+    """Of an open loop: from due to sent, connecting left out (up to schema version 8 it was in it). It is in no
+    latency."""
+    p99_connect_s: float | None = None
+    """Of an open loop: what requests waited for their connections. It is in no latency, and not the client's delay."""
     # --- the steady part of a load point: ramp and drain left out ---
     steady_from_s: float | None = None
     """Since the window's opening."""

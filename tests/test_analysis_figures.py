@@ -88,6 +88,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, client_lag_s=0.013 + (row.repeat or 0) / 1000, server_hz=1.6 - (row.repeat or 0) / 10)
             late = ClientRow(2, 0.2, gap_p99_raised_s=0.009, ttft_p95_raised_s=0.003, slip_p99_s=0.0025)
             row = replace(row, clients=[ClientRow(2, 0.1), replace(late, slip_p99_s=0.0025 + (row.repeat or 0) / 1000)])
+            row = replace(row, p99_connect_s=0.04 + (row.repeat or 0) / 100)
             row = replace(row, warmup_stable=False, warmup_tok_s=[1.0, 2.0, 4.0, 8.0][: 4 - (row.repeat or 0)])
             row = replace(row, asked_s=30.0, stopped_by="requests", steady_completed=17 + (row.repeat or 0))
         elif row.purpose == "concurrency" and row.concurrency == 16:
@@ -899,6 +900,7 @@ class Auditor:
             "failed_requests": lambda: own.failed.sum(),
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
             "client_lag_ms": lambda: 1000 * own.client_lag_s.max(),
+            "connect_p99_ms": lambda: 1000 * own.p99_connect_s.max(),
             "client_gap_p99_raised_ms": lambda: _worst_client_ms(own, "gap_p99_raised_s"),
             "client_ttft_p95_raised_ms": lambda: _worst_client_ms(own, "ttft_p95_raised_s"),
             "client_slip_p99_ms": lambda: _worst_client_ms(own, "slip_p99_s"),

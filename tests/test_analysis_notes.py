@@ -38,6 +38,7 @@ def notes(**columns: object) -> str:
         ({"clients": [CALM, replace(CALM, gap_p99_raised_s=0.009)]}, "raised its p99 gap between chunks by 9.00 ms"),
         ({"clients": [CALM, replace(CALM, ttft_p95_raised_s=0.0031)]}, "raised its p95 of TTFT by 3.10 ms"),
         ({"clients": [CALM, replace(CALM, slip_p99_s=0.0025)]}, "a load process sent up to 2.50 ms late (p99)"),
+        ({"p99_connect_s": 0.15}, "requests waited up to 150 ms for their connections (p99), which is in no latency"),
         ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),
         ({"warmup_stable": False, "warmup_tok_s": [1.0, 2.0, 4.0]}, "had not settled after 3 rounds"),
         ({"asked_s": 30.0, "duration_s": 20.5, "stopped_by": "requests"}, "ran out of requests after 20.5 of 30.0 s"),
@@ -61,6 +62,7 @@ def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
         {},
         {
             "client_lag_s": 0.0019,
+            "p99_connect_s": 0.0019,
             "clients": [CALM],
             "duration_s": 0.51,
             "warmup_stable": None,

@@ -55,6 +55,7 @@ def rows(
                     requests=requests,
                     most_in_flight=round(rate) + repeat,
                     p99_send_delay_s=0.001,
+                    p99_connect_s=0.0005 * (1 + repeat),
                 )
             )
     return made
@@ -91,6 +92,7 @@ def test_every_figure_is_what_the_rows_say(tmp_path: Path) -> None:
     table = pd.read_csv(run_dir / "rate_sweep.csv")
     assert list(table.request_rate) == [1, 4, 16, 64]
     assert list(table.p95_e2e_s) == pytest.approx(list(medians.p95_e2e_s), rel=1e-4)
+    assert list(table.p99_connect_s) == pytest.approx([0.00075] * 4)
 
 
 def test_it_says_up_to_which_rate_the_server_keeps_up(tmp_path: Path) -> None:

@@ -253,6 +253,22 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
 
 
+def test_requests_of_before_version_9_have_no_time_of_connecting(tmp_path: Path) -> None:
+    row = replace(synthetic.rows()[-1], schema_version=8)
+    shard = tmp_path / "shards" / row.session_id / f"{row.point_id}.parquet"
+    shard.parent.mkdir(parents=True)
+    content = to_table([row], PointRow).to_pylist()[0]
+    for request in content["requests"]:
+        del request["connect_s"]
+    del content["p99_connect_s"]
+    pq.write_table(pa.Table.from_pylist([content]), shard)
+    build_tables(tmp_path)
+    (point,) = read_tables(tmp_path).points
+    assert (point.p99_connect_s, point.tok_s) == (None, row.tok_s)
+    assert frame(tmp_path, "requests").connect_s.isna().all()
+    assert len(frame(tmp_path, "requests")) == row.num_requests
+
+
 def test_an_account_of_before_version_7_is_read_without_what_the_workers_read_since(tmp_path: Path) -> None:
     synthetic.write_run(tmp_path, synthetic.rows()[:1])
     (shard,) = tmp_path.glob("shards/*/session.parquet")

@@ -18,7 +18,8 @@ from contract.rows import ClientRow, RequestRow
 from workers.load import __main__ as command
 from workers.load import progress
 from workers.load.__main__ import main
-from workers.load.plan import LoadResult
+from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan, LoadResult
 
 TUTORIAL_KEYS = [
     "n",
@@ -275,11 +276,11 @@ def limited(clients: list[ClientRow], requests: object, least_share: float | Non
 def test_a_part_that_measured_the_client_is_called_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "client_limits", limited)
     with serving(MockOpenAI()) as server:
         _, report, complaint = run(capsys, "--url", server.url, *SMALL)
         assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == (None, None)  # too short
         assert complaint == ""
+        monkeypatch.setattr(command, "client_limits", limited)
         monkeypatch.setattr(command, "JUDGED_FROM_S", 0.0)
         _, report, complaint = run(capsys, "--url", server.url, *SMALL)
     assert (report["sequential_client_limited"], report["concurrent_client_limited"]) == ([], LATE)
@@ -400,6 +401,7 @@ def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(caps
     assert report["open_loop_qps"] > 0
     assert report["open_loop_p99_ttft_s"] > 0
     assert report["open_loop_p99_send_delay_s"] >= 0
+    assert report["open_loop_p99_connect_s"] >= 0
     assert 20 < report["open_loop_offered_qps"] < 2000  # of four arrivals
     assert len({json.dumps(body["prompt"]) for body in server.bodies}) == 12
 
@@ -412,3 +414,48 @@ def test_a_rate_that_sends_nothing_is_refused_before_anything_is_sent(
         code, report, err = run(capsys, "--url", server.url, "--rate", rate)
     assert (code, report, server.bodies) == (2, {}, [])
     assert f"must be a number of requests a second above 0, not {rate!r}" in err
+
+
+@pytest.mark.parametrize(
+    ("rate", "e2e_s", "lines"), [(2.0, 2.2, 5), (100.0, 2.2, 8), (0.1, 0.2, 1), (1e9, 0.2, 8), (100.0, None, 1)]
+)
+def test_an_open_loop_has_lines_for_what_its_rate_is_expected_to_bring(
+    rate: float, e2e_s: float | None, lines: int
+) -> None:
+    """Rate times the time in the server, as far as there are files and requests for them."""
+    plan = LoadPlan(Endpoint("http://h", "m"), 1, 32, 8, 3, 0, 256, 0, 0.5, due_s=(0.0,) * 32)
+    rows = [RequestRow(n, 0.0, ok=e2e_s is not None, e2e_s=e2e_s) for n in range(32)]
+    assert command._lines(plan, rate, 8, LoadResult(rows, 3.0, 0.0, 0.0, [])) == lines
+
+
+def test_an_open_loops_lines_are_connected_before_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[LoadPlan] = []
+
+    async def kept(name: str, plan: LoadPlan) -> LoadResult:
+        plans.append(plan)
+        return await progress.run_watched(name, plan)
+
+    monkeypatch.setattr(command, "run_watched", kept)
+    monkeypatch.setattr(command, "_lines", lambda *_: 3)
+    with serving(MockOpenAI()) as server:
+        run(capsys, "--url", server.url, *SMALL, "--rate", "200")
+    assert [(plan.concurrency, bool(plan.due_s)) for plan in plans] == [(1, False), (2, False), (3, True)]
+
+
+def test_an_open_loop_that_runs_out_of_files_is_limited_by_its_client() -> None:
+    """All but its first requests stay in flight: more than this process may have connections."""
+    n = 80
+    with serving(MockOpenAI(faults=[Fault.NONE] * (2 * n + 2), fault=Fault.HANG)) as server:
+        arguments = f"--url {server.url} --n {n} --concurrency 2 --max-tokens 2 --rate 1000 --timeout 2"
+        done = subprocess.run(
+            ["bash", "-c", f"ulimit -n 60; exec {' '.join(COMMAND)} {arguments}"],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    (words,) = [words for words in report["open_loop_client_limited"] if "requests got no connection" in words]
+    assert int(words.split()[0]) > n - 60
+    assert "this client was the limit" in done.stderr
+    assert not [words for words in report["concurrent_client_limited"] or () if "got no connection" in words]

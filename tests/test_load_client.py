@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
+import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 import trustme
+from aiohttp.client_reqrep import ConnectionKey
 from mock_openai import Fault, MockOpenAI, serving
 
 from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
+from contract.rows import ClientRow
 from contract.specs import Api, SharedPrefix
 from workers.load import bodies as bodies_module
 from workers.load.bodies import FEWEST_AHEAD, Bodies, Prepared, prepare
 from workers.load.client import TooFewFiles, allow_connections, generate, run_load
 from workers.load.ending import Ending, Stop
-from workers.load.endpoint import Endpoint
+from workers.load.endpoint import NO_SOCKET, Endpoint
+from workers.load.limits import client_limits, connecting_s, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import PromptFactory, TextCost, WordPrompts
+from workers.load.sent import Sent, row_of
+from workers.load.stalls import Stall
+from workers.load.start_line import StartLine
+from workers.load.stream import Asked
+from workers.load.summary import summarize
 from workers.load.tasks import split
-from workers.load.wire import Answer
+from workers.load.watch import Watch
+from workers.load.wire import Answer, Wire
 
 
 def plan_for(server: MockOpenAI, **changes: object) -> LoadPlan:
@@ -362,6 +375,123 @@ def test_an_open_loop_sends_when_requests_are_due_however_many_are_in_flight() -
     assert all(row.sent_s - (row.due_s or 0.0) >= 0 for row in result.requests)
     assert result.requests[4].sent_s >= 0.2
     assert (result.stopped_by, result.clients[0].streams) == ("requests", 4)
+
+
+def slow_to_connect(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every connection from now on takes so long, as to a far server behind TLS."""
+    connect = Wire.connect
+
+    async def slowly(wire: Wire) -> aiohttp.connector.Connection:
+        await asyncio.sleep(seconds)
+        return await connect(wire)
+
+    monkeypatch.setattr(Wire, "connect", slowly)
+
+
+def test_connecting_in_an_open_loop_is_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_to_connect(monkeypatch, 0.2)
+    with serving(MockOpenAI(gate=3)) as server:  # nobody is answered until three are in flight
+        result = load(server, concurrency=1, num_requests=3, due_s=(0.0, 0.01, 0.02))
+    rows = result.requests
+    assert all(row.ok and row.connect_s is not None and row.due_s is not None for row in rows)
+    connected, *others = [row.connect_s or 0.0 for row in rows]
+    assert connected < min(others)  # one line is connected before the window
+    assert min(others) > 0.15
+    assert all(row.sent_s - (row.connect_s or 0.0) >= (row.due_s or 0.0) for row in rows)
+    late = [row.sent_s - (row.due_s or 0.0) - (row.connect_s or 0.0) for row in rows]
+    assert (send_delay_s(rows) or 0.0) <= max(late)
+    assert result.clients[0].slip_max_s == pytest.approx(max(late))
+    assert connecting_s(rows) == pytest.approx(max(others), rel=0.1)
+
+
+async def test_what_the_event_loop_stood_while_connecting_is_the_clients_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the loop had stood for the last 0.1 of the 0.2 s that a connection took."""
+    slow_to_connect(monkeypatch, 0.2)
+    made: list[Watch] = []
+
+    class Stalled(Watch):
+        def stop(self, streams: int, duration_s: float) -> ClientRow:
+            made.append(self)
+            self.stalls = [Stall(duration_s, duration_s)]  # all the time
+            return super().stop(streams, duration_s)
+
+    monkeypatch.setattr("workers.load.client.Watch", Stalled)
+    with serving(MockOpenAI(gate=2)) as server:
+        result = await run_load(plan_for(server, concurrency=1, num_requests=2, due_s=(0.0, 0.01)))
+    assert made
+    assert [row.connect_s for row in result.requests] == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert (result.clients[0].slip_max_s or 0.0) > 0.15
+
+
+def test_a_request_that_got_no_connection_was_not_in_flight() -> None:
+    """Neither by counting nor by its stamps, so Little's law holds: that nobody accepts is the server's doing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        taken = [socket.socket() for _ in range(3)]
+        for each in taken:  # until the backlog is full: from then on nobody gets an answer to a connect
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        plan = LoadPlan(Endpoint(f"http://127.0.0.1:{port}", "m"), 1, 3, 20, 3, 0, 256, 0, 0.7, due_s=(0.0, 0.01, 0.02))
+        result = generate(plan)
+        for each in taken:
+            each.close()
+    rows = result.requests
+    assert {(row.failure_class, row.connect_s) for row in rows} == {(FailureClass.TIMEOUT, None)}
+    assert all((row.e2e_s or 0.0) > 0.6 for row in rows)
+    summary = summarize(rows, result.duration_s)
+    assert (result.clients[0].held_s, summary.achieved_concurrency, summary.most_in_flight) == (0.0, 0.0, 0)
+    assert not [words for words in client_limits(result.clients, rows, None) if "by their stamps" in words]
+
+
+def late_by(directory: Path, seconds: float) -> StartLine:
+    """A start that is so long past when this process comes to it."""
+    (directory / "start").write_text(repr(time.monotonic() - seconds))
+    return StartLine(str(directory), 1, 0)
+
+
+def test_a_process_that_wakes_up_late_sends_an_open_loop_late(tmp_path: Path) -> None:
+    due_s = (*(n / 100 for n in range(40)), 0.8)
+    with serving(MockOpenAI()) as server:
+        result = load(server, num_requests=41, due_s=due_s, start=late_by(tmp_path, 0.5))
+    assert result.started_monotonic_s == float((tmp_path / "start").read_text())
+    assert [row.due_s for row in result.requests] == pytest.approx(list(due_s))
+    assert min(row.sent_s for row in result.requests) >= 0.5
+    assert (result.clients[0].slip_max_s or 0.0) >= 0.49
+    assert [words for words in client_limits(result.clients, result.requests, None) if "after they were due" in words]
+    assert (result.clients[0].held_s or 0.0) <= (result.duration_s - 0.5) * result.clients[0].streams
+
+
+def test_a_process_that_wakes_up_late_has_lost_a_closed_loops_concurrency(tmp_path: Path) -> None:
+    with serving(MockOpenAI()) as server:
+        result = load(server, num_requests=40, start=late_by(tmp_path, 5.0))
+    assert all(row.ok for row in result.requests)
+    assert result.duration_s >= 5.0
+    assert (result.achieved_share or 1.0) < 0.95
+    limits = client_limits(result.clients, result.requests, result.achieved_share)
+    assert [words for words in limits if "of a load process's streams were in flight" in words]
+    assert (result.clients[0].held_s or 0.0) <= (result.duration_s - 5.0) * 2
+
+
+def test_a_stream_whose_answer_broke_off_is_free_when_it_was_given_up() -> None:
+    """The silence before is the server's, and no lateness of the client."""
+    with serving(MockOpenAI(faults=[Fault.HANG, Fault.RESET])) as server:
+        result = load(server, concurrency=1, num_requests=3, timeout_s=0.5)
+    hung, reset, good = result.requests
+    assert [row.ok for row in result.requests] == [False, False, True]
+    slips = [later.sent_s - before.sent_s - (before.e2e_s or 0.0) for before, later in ((hung, reset), (reset, good))]
+    assert result.clients[0].slip_max_s == pytest.approx(max(slips))
+
+
+@pytest.mark.parametrize("number", NO_SOCKET)
+def test_a_connection_that_the_clients_host_has_no_socket_for_is_not_the_servers_failure(number: int) -> None:
+    key = ConnectionKey("127.0.0.1", 80, False, True, None, None, None)
+    error = aiohttp.ClientConnectorError(key, OSError(number, os.strerror(number)))
+    row = row_of(Sent(0, Asked(20, 8, True), Answer(0.0), error=error), 5.0, 0.0)
+    assert row.failure_class == FailureClass.CLIENT_SOCKETS
+    assert (row.failure_message or "").endswith("the client's limit, not the server's")
+    refused = aiohttp.ClientConnectorError(key, OSError(errno.ECONNREFUSED, "refused"))
+    row = row_of(Sent(0, Asked(20, 8, True), Answer(0.0), error=refused), 5.0, 0.0)
+    assert row.failure_class == FailureClass.CONNECTION_FAILED
 
 
 @pytest.mark.parametrize("due", [False, True])

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.failures import FailureClass
 from contract.rows import ClientRow, RequestRow
-from workers.load.limits import achieved_share, client_limits
+from workers.load.limits import achieved_share, client_limits, send_delay_s
 
 
 def closed_loop(streams: int, requests: int, e2e_s: float, slip_s: float) -> list[RequestRow]:
@@ -93,3 +94,31 @@ def test_an_open_loop_has_to_send_when_requests_are_due(delay_s: float, limited:
     limits = client_limits([CALM], rows, None)
     assert bool(limits) == limited
     assert not limited or limits == ["requests were sent 30 ms after they were due (p99)"]
+
+
+@pytest.mark.parametrize(("late_s", "limited"), [(0.001, False), (0.03, True)])
+def test_what_connecting_takes_is_not_how_late_a_request_was_sent(late_s: float, limited: bool) -> None:
+    """A server 50 ms away behind TLS takes three round trips to connect to, whatever its client does."""
+    rows = [
+        RequestRow(n, n + late_s + 0.15, ok=True, due_s=float(n), connect_s=0.15, ttft_s=0.2, e2e_s=0.9)
+        for n in range(50)
+    ]
+    assert send_delay_s(rows) == pytest.approx(late_s)
+    assert client_limits([CALM], rows, None) == (["requests were sent 30 ms after they were due (p99)"] * limited)
+
+
+def test_a_closed_loop_that_came_late_to_its_window_did_not_offer_its_part() -> None:
+    rows = closed_loop(8, 80, 0.3, 0.0)
+    for row in rows:
+        row.sent_s += 0.3
+    (words,) = not_offered(rows)
+    assert "90.0% of a load process's streams were in flight" in words
+
+
+def test_requests_that_the_clients_host_had_no_socket_for_are_its_limit_in_the_shortest_window() -> None:
+    rows = closed_loop(8, 80, 0.3, 0.0001)
+    rows[7].ok, rows[7].failure_class = False, FailureClass.CLIENT_SOCKETS
+    for judged in (rows, rows[:8]):
+        assert client_limits([CALM], judged, 1.0) == [
+            "1 requests got no connection: their host had no file or port left for one"
+        ]

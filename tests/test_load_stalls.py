@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.rows import RequestRow
-from workers.load.stalls import TICK_S, Stall, made_later_s
+from workers.load.stalls import TICK_S, Stall, made_later_s, stood_s
 from workers.load.summary import percentile
 
 
@@ -92,3 +92,26 @@ def test_a_gap_of_the_servers_own_is_not_the_clients() -> None:
     assert made_later_s(rows, [Stall(0.1, 0.006), Stall(0.55, 0.006)])[0] == pytest.approx(0, abs=1e-4)
     assert made_later_s(rows, [Stall(0.412, 0.006)])[0] <= 0.011  # a short stall does not make a long gap its own
     assert made_later_s(rows, [Stall(0.412, 0.19)])[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("from_s", "to_s", "stood"),
+    [(0.0, 0.1, 0.0), (0.1, 0.45, 0.05), (0.42, 0.48, 0.06), (0.45, 0.7, 0.05), (0.5, 0.9, 0.0), (0.0, 2.0, 0.12)],
+)
+def test_how_long_the_loop_stood_in_a_time_is_what_its_stalls_share_with_it(
+    from_s: float, to_s: float, stood: float
+) -> None:
+    stalls = [Stall(0.5, 0.1 - TICK_S / 2), Stall(1.0, 0.02 - TICK_S / 2)]  # from 0.4 to 0.5, and 0.98 to 1.0
+    assert stood_s(from_s, to_s, stalls) == pytest.approx(stood)
+
+
+@given(STALLS, st.floats(0, 3), st.floats(0, 3))
+def test_it_never_stood_longer_than_the_time_was(
+    blocked: list[tuple[float, float]], from_s: float, length_s: float
+) -> None:
+    at_s, spans = 0.0, []
+    for rest_s, stalled_s in blocked:
+        spans.append((at_s + rest_s, at_s + rest_s + stalled_s))
+        at_s = spans[-1][1]
+    stood = stood_s(from_s, from_s + length_s, seen(spans, 6.0))
+    assert -1e-9 <= stood <= length_s + 1e-9

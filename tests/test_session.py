@@ -567,6 +567,36 @@ def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers
     assert len(row.requests) == 16
 
 
+class ClientsWithoutFiles(SlowClients):
+    """One process has no socket for half of its requests; several have."""
+
+    def __init__(self, failed_otherwise: int) -> None:
+        super().__init__({})
+        self.failed_otherwise = failed_otherwise
+
+    def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
+        results = super().__call__(plans)
+        if len(plans) == 1 and plans[0].num_requests == LEVEL.num_requests:
+            rows = results[0].requests
+            for row in rows[:8]:
+                row.ok, row.failure_class, row.failure_message = False, FailureClass.CLIENT_SOCKETS, "no file"
+            for row in rows[8 : 8 + self.failed_otherwise]:
+                row.ok, row.failure_class, row.failure_message = False, FailureClass.TIMEOUT, "no end"
+        return results
+
+
+def test_requests_that_the_clients_host_had_no_socket_for_are_not_the_servers_failures(session: Made) -> None:
+    row = limited(session, ClientsWithoutFiles(0)).measure(LEVEL)
+    assert (row.status, len(row.clients), row.failed) == (MEASURED, 4, 0)
+    (words,) = row.limited_before
+    assert "8 requests got no connection: their host had no file or port left for one" in words
+
+
+def test_a_level_that_failed_by_other_requests_too_has_failed(session: Made) -> None:
+    row = limited(session, ClientsWithoutFiles(4)).measure(LEVEL)
+    assert (row.status, row.failure_class, row.failed) == (FAILED, FailureClass.LOAD_ERROR_RATE, 12)
+
+
 class WorseClients(SlowClients):
     """Its first try is limited; of the second some process is lost, or all requests fail."""
 
@@ -610,6 +640,8 @@ def test_an_open_loop_without_a_warm_up_is_measured_again_with_more_processes(se
     assert (row.status, clients.processes) == (MEASURED, [1, 4])
     assert row.completed == 40
     assert row.limited_before
+    assert row.p99_send_delay_s is not None
+    assert row.p99_connect_s is not None
 
 
 @pytest.mark.parametrize(("rate", "processes"), [(10.0, 1), (400.0, 2), (1600.0, 4)])

@@ -19,7 +19,7 @@ from workers.devices.base import Card
 from workers.devices.nvml import throttle_reasons
 from workers.kv_figures import KvFigures
 from workers.load.keeping_up import KeepingUp, keeping_up
-from workers.load.limits import send_delay_s
+from workers.load.limits import connecting_s, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import Steady, steady
 from workers.load.summary import LoadSummary, mean, summarize
@@ -139,6 +139,7 @@ def fill_load(row: PointRow, point: Point, plan: LoadPlan, result: LoadResult) -
     if point.arrivals:
         row.offered_qps = offered_qps(point.arrivals, plan.due_s)
         row.p99_send_delay_s = send_delay_s(result.requests)
+        row.p99_connect_s = connecting_s(result.requests)
 
 
 def offered_qps(arrivals: Arrivals, due_s: Sequence[float]) -> float | None:

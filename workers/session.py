@@ -434,8 +434,9 @@ class Session:
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
             row.prefix_reset = emptied
             limits = limits_of(result.clients, result.requests, result.achieved_share)
-            if limits and row.status == MEASURED and not row.simulated:  # a stand-in's speed says nothing anyway
-                row.status = CLIENT_LIMITED
+            judged = row.status == MEASURED or _failed_for_want_of_sockets(row)
+            if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
+                row.status, row.log_tail = CLIENT_LIMITED, None
                 row.failure_class, more_or_not = self.plans.limited(point, processes)
                 many = f"{processes} processes ({more_or_not})"
                 row.failure_message = f"the load client was the limit with {many}: {'; '.join(limits)}"
@@ -674,6 +675,12 @@ class Session:
             if time.monotonic() > deadline or self._hurried.is_set():
                 break
             time.sleep(0.1)
+
+
+def _failed_for_want_of_sockets(row: PointRow) -> bool:
+    """Whether a level had too many failures only by requests for which the client's host had no socket."""
+    theirs = sum(not each.ok and each.failure_class != FailureClass.CLIENT_SOCKETS for each in row.requests)
+    return row.failure_class == FailureClass.LOAD_ERROR_RATE and theirs <= FAILED_SHARE_LIMIT * len(row.requests)
 
 
 def _refuse_damage(process: ServerProcess, log: str) -> None:

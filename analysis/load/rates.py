@@ -36,7 +36,7 @@ from contract.rows import KEEPS_UP
 FILE = "rate_sweep.md"
 COLUMNS = (
     "offered_qps", "sent_qps", "ended_qps", "qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p50_ttft_s", "p95_ttft_s",
-    "p95_tpot_s", "achieved_concurrency", "most_in_flight", "p99_send_delay_s", "goodput_qps",
+    "p95_tpot_s", "achieved_concurrency", "most_in_flight", "p99_send_delay_s", "p99_connect_s", "goodput_qps",
 )  # fmt: skip
 SHOWN = (
     "offered_qps", "sent_qps", "ended_qps", "tok_s", "mean_e2e_s", "p95_e2e_s", "p95_ttft_s", "p95_tpot_s",
@@ -74,8 +74,9 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         "Open loop: requests are sent when they are due, however many are in flight, as users do who know nothing of "
         "each other. request_rate is what was asked for, offered_qps what the drawn arrivals came to. sent_qps and "
         "ended_qps are of the same requests, from the first quarter of the level to the last: how many were sent a "
-        "second, and how many ended. Latencies run from the send; what a request waited in the client is kept apart "
-        "(p99_send_delay_s in the CSV). A level is the median of its repeats."
+        "second, and how many ended. Latencies run from the send; what a request waited in the client and for a "
+        "connection is kept apart (p99_send_delay_s and p99_connect_s in the CSV; older runs have both in the first). "
+        "A level is the median of its repeats."
     )
     for curve in rate_curves(rows):
         sample, name = curve.series.sample, curve.name

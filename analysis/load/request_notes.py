@@ -102,6 +102,10 @@ def _prompts(reading: Reading) -> list[Part]:
 
 def _server(reading: Reading) -> list[Part]:
     notes: list[Part] = []
+    connecting = reading.highest("p99_connect_s")
+    if connecting is not None and connecting > NAMED_FROM_S:
+        n = _ms(reading, "connect_p99", connecting)
+        notes.append(phrase("requests waited up to {n} ms for their connections (p99), which is in no latency", n=n))
     apart = max(reading.values("token_count_difference"), key=abs, default=0)
     if apart:
         n = count(f"{reading.name}.token_count_difference", abs(apart))

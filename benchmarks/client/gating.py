@@ -8,7 +8,9 @@ length of the answers and one of five situations: nothing wrong; a slow server (
 stops writing for a while), where the client is innocent; a client of which one process's event loop is stalled again
 and again; and one whose first core is shared with busy processes. The truth is known from the server's log: the client
 was the limit where the gaps or the first tokens it reports, or the concurrency it reached, are not the server's own, or
-where its open loop's requests came late. Of a client that was the limit and not called so is printed what the notes
+where its open loop's requests came late to a server that was in order: what connecting to a slow one takes, or to one
+that stands still, is not the client's doing (`connect_s`). Its processes' requests are due from the moment they share,
+however late one of them wakes up. Of a client that was the limit and not called so is printed what the notes
 beside such a level in a run's artifacts say all the same.
 """
 
@@ -43,7 +45,7 @@ from analysis.load.request_notes import ADDED, CLIENT_WAIT_SHARE, NAMED_FROM_S
 from contract.rows import ClientRow
 from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
-from workers.load.limits import client_limits, send_delay_s
+from workers.load.limits import client_limits, connecting_s, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.tasks import merge, split
 
@@ -157,7 +159,8 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
     if run.poisson:
         delays = np.array(sorted(read for read, _ in requests)) - due_s
         seen["true_delay_ms"] = float(np.percentile(delays, 99)) * 1000
-        own = run.situation not in ("slow server", "server pauses")  # a server that stands still also reads late
+        # one that stands still also accepts and reads late; of one in order the kernel connects at once
+        own = run.situation not in ("slow server", "server pauses")
         blame |= own and seen["true_delay_ms"] > _late_ms(true_ttft_ms)
     else:
         seen["true_share"] = _in_flight(requests, run.streams)
@@ -211,6 +214,7 @@ def client(run: Run, port: int, cores: list[int]) -> dict[str, Any]:
         "due_s": [result.started_monotonic_s + due for due in due_s],
         "firsts": [(result.started_monotonic_s + r.sent_s + (r.ttft_s or 0), r.ttft_s or 0) for r in result.requests],
         "delay_p99_ms": (send_delay_s(result.requests) or 0) * 1000,
+        "connect_p99_ms": (connecting_s(result.requests) or 0) * 1000,
         "gap_p99_ms": float(np.percentile(gaps, 99)),
         "share": result.achieved_share,
         "lag_p99_ms": max(each.lag_p99_s or 0 for each in result.clients) * 1000,

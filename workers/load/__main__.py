@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
 import sys
@@ -24,7 +25,7 @@ from contract.specs import Api
 from workers.load.bodies import prepare
 from workers.load.client import TooFewFiles, allow_connections
 from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
-from workers.load.limits import client_limits, send_delay_s
+from workers.load.limits import client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.progress import Hopeless, run_watched
@@ -210,17 +211,30 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, d
         text=args.prompt,
         api=Api.CHAT if args.chat or endpoint.names_chat else Api.COMPLETIONS,
     )
-    plans = [sequential, replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)]
-    if args.rate is not None:
-        due_s = Arrivals(ArrivalProcess.POISSON, args.rate, (Stage(args.n / args.rate),)).times(
-            args.n, str(sequential.seed)
-        )
-        plans.append(replace(sequential, first_ordinal=2 * args.n, due_s=tuple(due_s)))
+    concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
+    open_loop = None if args.rate is None else _open_loop(sequential, args.rate)
     if models is None:
         await _try_one(replace(sequential, first_ordinal=3 * args.n))
     else:
-        await _check_lengths(plans[-1], args.max_tokens, models[model])
-    return model, {name: await run_watched(name, plan) for name, plan in zip(PARTS, plans, strict=False)}
+        await _check_lengths(open_loop or concurrent, args.max_tokens, models[model])
+    parts = {name: await run_watched(name, plan) for name, plan in zip(PARTS, (sequential, concurrent), strict=False)}
+    if open_loop is not None:
+        lines = _lines(open_loop, args.rate, args.concurrency, parts["concurrent"])
+        parts["open_loop"] = await run_watched("open_loop", replace(open_loop, concurrency=lines))
+    return model, parts
+
+
+def _open_loop(sequential: LoadPlan, rate: float) -> LoadPlan:
+    n = sequential.num_requests
+    due_s = Arrivals(ArrivalProcess.POISSON, rate, (Stage(n / rate),)).times(n, str(sequential.seed))
+    return replace(sequential, first_ordinal=2 * n, due_s=tuple(due_s))
+
+
+def _lines(plan: LoadPlan, rate: float, most: int, before: LoadResult) -> int:
+    """Lines to connect before the open loop `plan`: as many as by Little's law its rate brings into flight, if requests
+    last as long as they did in the part before; no more than `most`, which this process was found to have files for."""
+    expected = rate * (summarize(before.requests, before.duration_s).mean_e2e_s or 0.0)
+    return max(1, min(plan.num_requests, most, math.ceil(expected)))
 
 
 def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) -> dict[str, Any]:
@@ -239,6 +253,7 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
         report |= {f"open_loop_{key}": value for key, value in rates["open_loop"].items()}
         report["open_loop_offered_qps"] = len(requests) / max(row.due_s or 0.0 for row in requests)
         report["open_loop_p99_send_delay_s"] = send_delay_s(requests)
+        report["open_loop_p99_connect_s"] = connecting_s(requests)
         report["open_loop_most_in_flight"] = sums["open_loop"].most_in_flight
     for part, total in sums.items():
         report |= _part(part, total, parts[part].requests)
@@ -249,9 +264,10 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
 
 
 def _limits(result: LoadResult) -> list[str] | None:
-    if result.duration_s < JUDGED_FROM_S:
+    limits = client_limits(result.clients, result.requests, result.achieved_share)
+    if not limits and result.duration_s < JUDGED_FROM_S:
         return None
-    return client_limits(result.clients, result.requests, result.achieved_share)
+    return limits
 
 
 def _tail_note(part: str, completed: int) -> str | None:

@@ -25,7 +25,8 @@ from workers.load.endpoint import KEEPALIVE_S, open_session
 from workers.load.limits import achieved_share
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
-from workers.load.stalls import made_later_s
+from workers.load.stalls import made_later_s, stood_s
+from workers.load.summary import percentile
 from workers.load.watch import Watch, undisturbed
 from workers.load.wire import Answer, Line, Wire
 
@@ -71,8 +72,9 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     inside the latency, counts a stream that breaks off as a success and puts TPOT at 0 for answers of one token.
     Percentiles and throughput: see `workers.load.summary`.
 
-    With `plan.start` the window opens when all processes of the level are connected. Cancelling it closes its
-    connections, on which vLLM aborts the requests.
+    With `plan.start` the window opens when all processes of the level are connected, at one moment for all of them: one
+    that wakes up later is late by that, as its requests of an open loop are; of a closed loop its streams were idle.
+    Cancelling it closes its connections, on which vLLM aborts the requests.
     """
     sent: list[Sent] = []
 
@@ -83,19 +85,21 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
 
     with contextlib.closing(Bodies(plan)) as bodies:
         async with _lines(plan) as lines:
-            if plan.start is not None:
-                await plan.start.wait()
+            start_s = None if plan.start is None else await plan.start.wait()
             with undisturbed():
-                watch = Watch(lambda: sum(line.busy for line in lines))
+                watch = Watch(lambda: sum(line.busy for line in lines), start_s)
                 ending = Ending(plan.stop, watch.started_s, plan.start)
                 if plan.due_s:
                     await _open_loop(lines, bodies, plan, watch.started_s, keep)
                 else:
                     await _closed_loop(lines, bodies, plan, ending, keep)
                 duration_s = time.monotonic() - watch.started_s
-                client = watch.stop(len(lines), duration_s, [each.slip_s for each in sent if each.slip_s is not None])
+                client = watch.stop(len(lines), duration_s)
     judging_s = time.thread_time()
     sent.sort(key=lambda each: each.ordinal)
+    _leave_stalls_out(sent, watch)
+    slips = [each.slip_s for each in sent if each.slip_s is not None]
+    client.slip_p99_s, client.slip_max_s = percentile(slips, 99), max(slips, default=None)
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
     client.gap_p99_raised_s, client.ttft_p95_raised_s = made_later_s(rows, watch.stalls)
     judging_s = time.thread_time() - judging_s
@@ -121,9 +125,9 @@ async def _closed_loop(
         free_s: float | None = None
         for request in waiting:
             done = await _send(line, request, plan.timeout_s)
-            done.slip_s = None if free_s is None else done.answer.sent_s - free_s
+            done.free_s = free_s
             answer, at_s = done.answer, done.answer.reads.at_s
-            free_s = at_s[-1] if at_s else done.ended_s
+            free_s = at_s[-1] if at_s and done.error is None else done.ended_s
             if done.error is None and answer.status == 200 and at_s:
                 ending.note(at_s[0] - answer.sent_s, free_s - answer.sent_s)
             keep(done)
@@ -156,9 +160,7 @@ async def _open_loop(
         else:
             line = lines[0].another()
             lines.append(line)
-        done = await _send(line, request, plan.timeout_s, due_s)
-        done.slip_s = done.answer.sent_s - due_s
-        keep(done)
+        keep(await _send(line, request, plan.timeout_s, due_s))
         free.append(line)
 
     async with asyncio.TaskGroup() as group:
@@ -169,18 +171,29 @@ async def _open_loop(
 
 
 async def _send(line: Line, request: Prepared, timeout_s: float, due_s: float | None = None) -> Sent:
-    """Send one request; one that is due at a moment first gets its connection, which so is in no latency of it."""
+    """Send one request; one that is due at a moment first gets its connection, which so is in no latency of it, nor in
+    how late it was sent."""
     sent = Sent(request.ordinal, request.asked, Answer(time.monotonic()), due_s=due_s)
     try:
         async with asyncio.timeout(timeout_s):
             if due_s is not None:
                 await line.open()
-                sent.answer.sent_s = time.monotonic()
+                taken_up_s, sent.answer.sent_s = sent.answer.sent_s, time.monotonic()
+                sent.connect_s = sent.answer.sent_s - taken_up_s
             await line.post(request.body, sent.answer)
     except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
         sent.error = error
     sent.ended_s = time.monotonic()
     return sent
+
+
+def _leave_stalls_out(sent: Iterable[Sent], watch: Watch) -> None:
+    """Take what the event loop stood out of the times of connecting: that was this process's delay, not the server's or
+    the network's."""
+    for each in sent:
+        if each.connect_s is not None:
+            sent_s = each.answer.sent_s - watch.started_s
+            each.connect_s -= stood_s(sent_s - each.connect_s, sent_s, watch.stalls)
 
 
 @contextlib.asynccontextmanager

@@ -26,6 +26,13 @@ a request sent at that moment would fail)."""
 QUOTED_BYTES = 200
 """Of what a server says when it refuses."""
 
+NO_SOCKET = {
+    errno.EMFILE: "this process may open no more files (ulimit -n)",
+    errno.ENFILE: "this host may open no more files (fs.file-max)",
+    errno.EADDRNOTAVAIL: "this host has no local address or port left for it (net.ipv4.ip_local_port_range)",
+}
+"""Why a connection cannot be made that says nothing of the server: the client's host has no socket for it."""
+
 
 class EndpointError(Exception):
     """A server that cannot be used, in one line. `status` is its HTTP status, None where none came."""
@@ -200,6 +207,6 @@ async def ask(endpoint: Endpoint, url: str, timeout_s: float, body: Any = None) 
 
 def in_words(error: Exception) -> str:
     """Return what an exception of aiohttp or of the system says, without aiohttp's own terms."""
-    if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        return "this process may open no more files (ulimit -n): the client's limit, not the server's"
+    if isinstance(error, OSError) and error.errno in NO_SOCKET:
+        return f"{NO_SOCKET[error.errno]}: the client's limit, not the server's"
     return re.sub(r" ssl:(default|True|False|None|<.*?>) ", " ", str(error)) or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from contract.failures import FailureClass
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
 from workers.load.stalls import TICK_S
 from workers.load.summary import end_s, held_s, percentile
@@ -26,11 +27,12 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
     """Return why the client, not the server, was the limit of a level; empty where it was not.
 
     `least_share` is the lowest `achieved_share` of a closed loop's processes, None for an open one, whose requests have
-    to be sent when due.
+    to be sent when due. Of a window below `JUDGED_FROM_S` only that is told which no window is too short for: requests
+    that this host had no socket for.
     """
+    found = _sockets(requests)
     if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
-        return []
-    found = []
+        return found
     busiest = max((client.cpu_share + (client.wait_share or 0.0) for client in clients), default=0.0)
     if busiest >= BUSY_SHARE:
         found.append(f"a load process was busy or waiting for a core for {busiest:.0%} of the window")
@@ -51,29 +53,41 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
 
 
 def send_delay_s(requests: Sequence[RequestRow]) -> float | None:
-    """Return the 99th percentile of the seconds from due to sent; None for a closed loop."""
-    return percentile([row.sent_s - row.due_s for row in requests if row.due_s is not None], 99)
+    """Return the 99th percentile of the seconds from due to sent, connecting left out; None for a closed loop."""
+    late = [row.sent_s - (row.connect_s or 0.0) - row.due_s for row in requests if row.due_s is not None]
+    return percentile(late, 99)
+
+
+def connecting_s(requests: Sequence[RequestRow]) -> float | None:
+    """Return the 99th percentile of the seconds that an open loop's requests waited for their connections; None for a
+    closed loop, and where none got one."""
+    return percentile([row.connect_s for row in requests if row.connect_s is not None], 99)
 
 
 def achieved_share(requests: Sequence[RequestRow], streams: int) -> float | None:
-    """Return the time-weighted mean in flight from the first send to the last, over `streams`: of one process.
+    """Return one process's time-weighted mean in flight from the window's opening to its last send, over `streams`.
 
     None where no request followed another, so that there is no such time. Failed requests count: they were in flight.
-    Not of several processes together: where lengths are drawn, one of them has sent its last before the others, and the
-    client is not at fault that its streams are idle.
+    A process that came late to the window had its streams idle until then. Not of several processes together: where
+    lengths are drawn, one of them has sent its last before the others, and the client is not at fault that its streams
+    are idle.
     """
     if len(requests) <= streams:
         return None
-    sends = [row.sent_s for row in requests]
-    first_s, last_s = min(sends), max(sends)
-    if last_s <= first_s:
+    last_s = max(row.sent_s for row in requests)
+    if last_s <= 0:
         return None
     held = (min(end_s(row), last_s) - row.sent_s for row in requests)
-    return math.fsum(max(each, 0.0) for each in held) / ((last_s - first_s) * streams)
+    return math.fsum(max(each, 0.0) for each in held) / (last_s * streams)
 
 
 def _late_from_s(distorted_s: float) -> float:
     return max(LATE_S, LATE_SHARE * distorted_s)
+
+
+def _sockets(requests: Sequence[RequestRow]) -> list[str]:
+    without = sum(row.failure_class == FailureClass.CLIENT_SOCKETS for row in requests)
+    return [f"{without} requests got no connection: their host had no file or port left for one"] if without else []
 
 
 def _little(clients: Sequence[ClientRow], requests: Sequence[RequestRow]) -> list[str]:

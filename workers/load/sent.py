@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from contract.failures import FailureClass
 from contract.rows import Failure, RequestRow
-from workers.load.endpoint import in_words
+from workers.load.endpoint import NO_SOCKET, in_words
 from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
 from workers.load.wire import MAX_BODY_BYTES, Answer
 
@@ -28,9 +28,17 @@ class Sent:
     ended_s: float = 0.0
     due_s: float | None = None
     """Of an open loop: when it should have been sent."""
-    slip_s: float | None = None
-    """How much later than due, or than its stream had become free, it was sent."""
+    connect_s: float | None = None
+    """Of an open loop: how long it waited for its connection, before it was sent; None where it got none."""
+    free_s: float | None = None
+    """Of a closed loop: when its stream had become free; None for the first of the stream."""
     error: Exception | None = None
+
+    @property
+    def slip_s(self) -> float | None:
+        """How much later than due, or than its stream had become free, it was sent, connecting left out."""
+        could_s = self.free_s if self.due_s is None else self.due_s
+        return None if could_s is None else self.answer.sent_s - (self.connect_s or 0.0) - could_s
 
 
 def row_of(sent: Sent, timeout_s: float, started_s: float) -> RequestRow:
@@ -42,6 +50,7 @@ def row_of(sent: Sent, timeout_s: float, started_s: float) -> RequestRow:
         sent_s=answer.sent_s - started_s,
         ok=failure is None,
         due_s=_after(sent.due_s, started_s),
+        connect_s=sent.connect_s,
         first_byte_s=_after(answer.first_byte_s, answer.sent_s),
         last_byte_s=_after(answer.reads.at_s[-1], answer.sent_s) if answer.reads.at_s else None,
         body_bytes=answer.reads.size,
@@ -91,6 +100,8 @@ def _broken(error: Exception, timeout_s: float, answer: Answer, record: StreamRe
     What had come and is no stream of events is quoted: it may be a server's word on why.
     """
     what = in_words(error)[:MESSAGE_CHARS]
+    if isinstance(error, OSError) and error.errno in NO_SOCKET:
+        return Failure(FailureClass.CLIENT_SOCKETS, what)
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
         return Failure(FailureClass.CONNECTION_FAILED, what)
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):

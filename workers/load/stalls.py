@@ -37,6 +37,17 @@ class Stall:
         return self.lag_s + TICK_S / 2
 
 
+def stood_s(from_s: float, to_s: float, stalls: Sequence[Stall]) -> float:
+    """Return for how long the event loop stood between two moments of its window, by its stalls (ascending)."""
+    stood = 0.0
+    for stall in stalls[bisect_left(stalls, from_s, key=lambda each: each.woken_s) :]:
+        begun_s = stall.woken_s - stall.length_s
+        if begun_s >= to_s:
+            break
+        stood += min(stall.woken_s, to_s) - max(begun_s, from_s)
+    return stood
+
+
 def made_later_s(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> tuple[float, float]:
     """Return by how much stalls (ascending) raised two figures of their process: p99 of the gaps, p95 of TTFT.
 

@@ -21,14 +21,21 @@ class StartLine:
     parties: int
     index: int
 
-    async def wait(self) -> None:
-        """Return at the moment that all parties share. Raises `TimeoutError` where one does not come."""
+    async def wait(self) -> float:
+        """Return the moment that all parties share, on `time.monotonic()`, once it has come.
+
+        A process that wakes up late finds it past: it is the moment from which its window counts all the same.
+
+        Raises:
+            TimeoutError: one of the parties does not come.
+        """
         self.agreed("ready")
         async with asyncio.timeout(GATHER_LIMIT_S):
             while (start_s := self._start_s()) is None:  # noqa: ASYNC110 - the others are other processes
                 await asyncio.sleep(POLL_S)
         while (early_s := start_s - time.monotonic()) > 0:  # noqa: ASYNC110 - timers wake up early
             await asyncio.sleep(early_s)
+        return start_s
 
     def agreed(self, word: str) -> bool:
         """Say `word` for this process, and return whether all have said it."""

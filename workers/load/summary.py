@@ -113,7 +113,7 @@ def mean_in_flight(requests: Iterable[RequestRow], duration_s: float) -> float |
     """
     if duration_s <= 0:
         return None
-    held = (min(end_s(row), duration_s) - max(row.sent_s, 0.0) for row in requests)
+    held = (min(end_s(row), duration_s) - max(row.sent_s, 0.0) for row in requests if was_in_flight(row))
     return math.fsum(max(each, 0.0) for each in held) / duration_s
 
 
@@ -125,19 +125,33 @@ def most_in_flight(requests: Iterable[RequestRow]) -> int:
 def in_flight_from(requests: Iterable[RequestRow]) -> Iterator[tuple[float, int]]:
     """Yield (moment, requests in flight from it on) at every send and end, by time: an event sweep."""
     count = 0
-    for at_s, change in sorted(event for row in requests for event in ((row.sent_s, 1), (end_s(row), -1))):
+    held = (row for row in requests if was_in_flight(row))
+    for at_s, change in sorted(event for row in held for event in ((row.sent_s, 1), (end_s(row), -1))):
         count += change
         yield at_s, count
 
 
+def was_in_flight(row: RequestRow) -> bool:
+    """Return whether a request ever held anything of the server.
+
+    One of an open loop that got no connection did not. In a closed loop connecting anew is a part of a stream's time in
+    flight.
+    """
+    return row.due_s is None or row.connect_s is not None
+
+
 def end_s(row: RequestRow) -> float:
-    """Return when a request's flight ended, in seconds since the window's opening: at its last byte, which comes after
-    its last chunk; a failed one when it was given up."""
-    return row.sent_s + held_s(row)
+    """Return when a request ended, in seconds since the window's opening: at its last byte, which comes after its last
+    chunk; a failed one when it was given up."""
+    return row.sent_s + _lasted_s(row)
 
 
 def held_s(row: RequestRow) -> float:
     """Return how long a request was in flight, and so held its stream."""
+    return _lasted_s(row) if was_in_flight(row) else 0.0
+
+
+def _lasted_s(row: RequestRow) -> float:
     return max(row.e2e_s or 0.0, row.last_byte_s or 0.0)
 
 

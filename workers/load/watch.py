@@ -24,10 +24,11 @@ TICKS_KEPT = 10
 class Watch:
     """What the client itself did in a window, from its making to `stop`.
 
-    `in_flight` counts the requests that are under way at the moment.
+    `in_flight` counts the requests that are under way at the moment. The window opened at `started_s` on
+    `time.monotonic()`, which this process may have come late to; where it is not given, it opens now.
     """
 
-    def __init__(self, in_flight: Callable[[], int]) -> None:
+    def __init__(self, in_flight: Callable[[], int], started_s: float | None = None) -> None:
         self.stalls: list[Stall] = []
         self._count = in_flight
         self._lags: list[float] = []
@@ -36,10 +37,12 @@ class Watch:
         self._ticking = asyncio.ensure_future(self._tick())
         self._waited_s = _cpu_wait_s()
         self._cpu_s = time.thread_time()
-        self.started_wall_s, self.started_s = time.time(), time.monotonic()
+        wall_s, self._from_s = time.time(), time.monotonic()
+        self.started_s = self._from_s if started_s is None else started_s
+        self.started_wall_s = wall_s - (self._from_s - self.started_s)
 
     async def _tick(self) -> None:
-        before_s = self.started_s
+        before_s = self._from_s
         while True:
             due_s = time.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
@@ -53,8 +56,8 @@ class Watch:
             self._held_s += count * (now_s - before_s)
             before_s = now_s
 
-    def stop(self, streams: int, duration_s: float, slips: list[float]) -> ClientRow:
-        """Return the row of this process."""
+    def stop(self, streams: int, duration_s: float) -> ClientRow:
+        """Return the row of this process, but for what is known of its requests alone."""
         self._ticking.cancel()
         cpu_s, waited_s = time.thread_time() - self._cpu_s, _cpu_wait_s()
         waited = None if waited_s is None or self._waited_s is None else waited_s - self._waited_s
@@ -65,8 +68,6 @@ class Watch:
             lag_p99_s=percentile(self._lags, 99),
             lag_max_s=max(self._lags, default=None),
             late_share=sum(self._lags) / duration_s,
-            slip_p99_s=percentile(slips, 99),
-            slip_max_s=max(slips, default=None),
             held_s=self._held_s,
             in_flight=self._in_flight,
         )
