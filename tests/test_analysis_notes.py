@@ -49,7 +49,7 @@ def notes(**columns: object) -> str:
         ({"prefix_hit_ratio": 0.4, "prefix_shared_ratio": 0.5}, "hits up to 40.00 % (shared on purpose: 50.00 %)"),
         ({"prefix_hit_ratio": 0.0, "prefix_shared_ratio": 0.5}, "hits up to 0.00 % (shared on purpose: 50.00 %)"),
         ({"completed": 20}, "p95 of only 20 requests"),
-        ({"prefix_reset": False, "prefix_hit_ratio": None}, "did not confirm that its prefix cache was empty before the level"),
+        ({"prefix_reset": False, "prefix_hit_ratio": None}, "did not confirm that its prefix cache was empty"),
     ],
 )
 def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
