@@ -179,15 +179,23 @@ class EnvelopeAudit:
     def outcome(self, rows: pd.DataFrame, tokens: int, at_once: int) -> str:
         waiting = rows.waiting_capacity_max.max()
         waiting = rows.waiting_max.max() if np.isnan(waiting) else waiting
-        if rows.preemptions.max() > 0:
+        usage, running, preemptions = rows.kv_usage_max.max(), rows.running_max.max(), rows.preemptions.max()
+        if preemptions > 0:
             return "preempted"
-        if np.isnan([rows.preemptions.max(), waiting, rows.running_max.max()]).any():
-            return "unknown"
-        usage = rows.kv_usage_max.max()
-        if waiting and np.isnan(usage):
-            return "unknown"
-        full = usage >= 0.95 or usage + tokens / rows.engine_kv_tokens.median() > 1
-        return "waited" if waiting and full and rows.running_max.max() < at_once else "quiet"
+        full = usage >= 0.95 or usage + self.share(rows.iloc[0], tokens) > 1
+        if waiting > 0 and full and running < at_once:
+            return "waited"
+        known = not np.isnan([preemptions, waiting, running, usage if waiting else 0]).any()
+        return "quiet" if known else "unknown"
+
+    def share(self, row: pd.Series[Any], tokens: int) -> float:
+        """Of the pool, by one of the requests of a level; without a layout from the formula at the server's length."""
+        if self.layout is not None:
+            requests = int(row.concurrency)
+            return self.layout.at_once(requests, tokens) / requests / self.room
+        blocks = [math.ceil(length / row.engine_block_size) for length in (tokens, row.max_model_len)]
+        more = (blocks[0] - blocks[1]) * row.engine_block_size * row.formula_bytes_per_token
+        return float(row.formula_bytes_per_sequence + more) / self.room
 
     def need(self, tokens: int, at_once: int) -> float:
         return at_once * self.sequence(tokens) if self.layout is None else self.layout.at_once(at_once, tokens)

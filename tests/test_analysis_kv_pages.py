@@ -255,7 +255,11 @@ DIFFER = "Arithmetic and measurement differ here:"
             [DIFFER, "Of 1 that need more than the pool, 0 did.", "99.8 %"],
         ),
         ({"c32": {"preemptions": 0}}, ["[waited for KV]", "**Arithmetic and measurement agree**"]),
-        ({"c32": {"preemptions": None}}, ["[metrics missing]", "At 1 of them the server's metrics do not tell."]),
+        ({"c32": {"preemptions": None}}, ["[waited for KV]", "**Arithmetic and measurement agree**"]),
+        (
+            {"c32": {"preemptions": None, "running_max": None}},
+            ["[metrics missing]", "At 1 of them the server's metrics do not tell."],
+        ),
         ({"c32": {"status": "failed"}}, ["None needs more than the pool, so the border itself was not tried"]),
     ],
 )

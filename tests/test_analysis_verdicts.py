@@ -9,11 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from analysis.advice.limits import signs_of
 from analysis.load.anchors import with_drift
 from analysis.load.load_curve import load_curves
 from analysis.load.signs import signs
-from analysis.load.verdicts import Limit, Signs, limit
+from analysis.load.verdicts import NEAR_FULL, Limit, Signs, limit
+from analysis.memory.kv_envelope import Outcome, envelopes, outcome_of
+from analysis.memory.kv_fit import kv_results
 from analysis.pages.batching import batching_page
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -28,13 +33,21 @@ QUIET = Signs(32, preemptions=0, waiting=0, running=32, kv_usage=0.4, request_sh
         ({"flat": True}, Limit.COMPUTE),
         ({"flat": None}, Limit.UNKNOWN),
         ({"preemptions": 1}, Limit.KV),
-        ({"waiting": 3, "kv_usage": 0.96}, Limit.KV),
-        ({"waiting": 3, "kv_usage": 0.8, "request_share": 0.25}, Limit.KV),
-        ({"waiting": 3, "kv_usage": 0.8, "request_share": None}, Limit.NOTHING),
+        ({"waiting": 3, "running": 29, "kv_usage": 0.96}, Limit.KV),
+        ({"waiting": 3, "running": 29, "kv_usage": 0.8, "request_share": 0.25}, Limit.KV),
+        ({"waiting": 3, "running": 29, "kv_usage": 0.8, "request_share": None}, Limit.NOTHING),
+        ({"waiting": 30, "kv_usage": 0.99}, Limit.NOTHING),  # for a step: all 32 then ran
+        ({"waiting": 30, "kv_usage": 0.99, "flat": True}, Limit.COMPUTE),
+        ({"waiting": 16, "running": 16, "kv_usage": 0.99, "max_num_seqs": 16}, Limit.QUEUE),  # all that may ran
+        ({"waiting": 17, "running": 15, "kv_usage": 0.99, "max_num_seqs": 16}, Limit.KV),
+        ({"waiting": 3, "running": None, "kv_usage": 0.99, "flat": True}, Limit.UNKNOWN),
+        ({"waiting": 3, "running": 29, "kv_usage": None, "flat": True}, Limit.UNKNOWN),
         ({"waiting": 0, "kv_usage": 0.99}, Limit.NOTHING),
         ({"waiting": 3, "kv_usage": 0.8, "flat": True}, Limit.COMPUTE),
         ({"waiting": 16, "running": 16, "max_num_seqs": 16}, Limit.QUEUE),
         ({"waiting": 0, "running": 16, "max_num_seqs": 16}, Limit.NOTHING),
+        ({"waiting": 22, "running": 32, "max_num_seqs": 32}, Limit.NOTHING),  # a seat for each: they wait for steps
+        ({"waiting": 22, "running": 32, "max_num_seqs": 32, "flat": True}, Limit.COMPUTE),
         ({"waiting": 16, "running": 16, "flat": True}, Limit.UNKNOWN),
         ({"waiting": 16, "running": 16, "max_num_seqs": 64, "flat": True}, Limit.COMPUTE),
         ({"waiting": 16, "running": 16, "max_num_seqs": 16, "preemptions": 2}, Limit.KV),
@@ -49,6 +62,32 @@ QUIET = Signs(32, preemptions=0, waiting=0, running=32, kv_usage=0.4, request_sh
 )
 def test_verdict_follows_its_signs(seen: dict[str, object], verdict: Limit) -> None:
     assert limit(replace(QUIET, **seen)) is verdict
+
+
+SEEN = st.builds(
+    Signs,
+    concurrency=st.integers(1, 40),
+    preemptions=st.sampled_from([None, 0, 1]),
+    waiting=st.none() | st.integers(0, 40),
+    running=st.none() | st.integers(0, 40),
+    kv_usage=st.sampled_from([None, 0.4, 0.9, 0.96]),
+    request_share=st.sampled_from([None, 0.05, 0.2]),
+    max_num_seqs=st.none() | st.integers(1, 40),
+    flat=st.none() | st.booleans(),
+)
+
+
+@given(SEEN)
+def test_a_level_is_kv_bound_where_the_envelope_says_that_it_did_not_fit(seen: Signs) -> None:
+    overflowed = outcome_of(seen) in (Outcome.PREEMPTED, Outcome.WAITED)
+    assert (limit(seen) is Limit.KV) == overflowed
+
+
+@given(SEEN)
+def test_nobody_lacks_a_seat_where_there_is_one_for_each(seen: Signs) -> None:
+    if limit(seen) is Limit.QUEUE:
+        assert seen.max_num_seqs is not None
+        assert seen.max_num_seqs < seen.concurrency
 
 
 def sweep(flat_from: int = 64, repeats: int = 3) -> list[PointRow]:
@@ -98,7 +137,7 @@ def test_a_power_cap_stands_beside_the_verdict() -> None:
     rows = at(32, throttle_reasons=["power cap"], **drawn)(sweep(flat_from=8))
     text = section(rows)
     capped = "clock held down at times: power cap"
-    assert line(text, 32).endswith(f"no full pool, no full queue; {capped}; 99.0 % of the power limit drawn |")
+    assert line(text, 32).endswith(f"no wait for KV, no full queue; {capped}; 99.0 % of the power limit drawn |")
     assert f"from concurrency 8 on. At concurrency 32: {capped}, 99.0 % of the power limit drawn." in text
     assert "power cap" not in line(text, 16)
     once = section([row for row in rows if row.repeat == 0])
@@ -110,16 +149,50 @@ def test_a_power_cap_stands_beside_the_verdict() -> None:
 
 
 def test_full_pool_is_kv_bound_with_its_evidence() -> None:
-    rows = at(32, preemptions=5, waiting_capacity_max=7, kv_usage_max=0.97)(sweep(flat_from=8))
+    rows = at(32, preemptions=5, waiting_capacity_max=7, running_max=26, kv_usage_max=0.97)(sweep(flat_from=8))
     text = section(rows)
-    assert "| 32 | KV-bound | 32 | 7 | 97.0 % | 5 | 5 preemptions; 7 waited with 97.0 % of the pool in use |" in text
+    evidence = "5 preemptions; at most 26 ran at once, up to 7 waited, and up to 97.0 % of the pool was in use"
+    assert f"| 32 | KV-bound | 26 | 7 | 97.0 % | 5 | {evidence} |" in text
     assert "This server is **KV-bound** under this load from concurrency 32 on." in text
+
+
+def test_requests_that_wait_for_a_step_and_then_all_run_in_a_full_pool_lack_no_kv() -> None:
+    text = section(at(32, waiting_max=30, kv_usage_max=0.97)(sweep(flat_from=8)))
+    assert "| 32 | compute-bound | 32 | 30 | 97.0 % | 0 | at the knee or past it; no preemption, no wait for KV" in text
+
+
+def test_a_seat_for_each_request_is_no_full_queue() -> None:
+    waited = at(32, waiting_max=22)(sweep(flat_from=8))
+    text = section(synthetic.changed(waited, lambda row: True, max_num_seqs=32))
+    assert "| 32 | compute-bound | 32 | 22 |" in text
+    assert "queue-bound |" not in text
+
+
+@pytest.mark.parametrize("name", ["tiny-sliding", "tiny-linear"])
+def test_benchmark_and_notes_say_the_same_of_every_near_full_level(name: str) -> None:
+    """Of windows a request takes less than the engine's count of it: what is one more request hangs on that."""
+    shape = synthetic.family(name, synthetic.CPU)
+    memory = [synthetic.utilization_row(shape, length) for length in shape.lengths]
+    for usage in [n / 100 for n in range(80, 100)]:
+        columns = {"waiting_max": 3, "running_max": 14, "kv_usage_max": usage, "preemptions": 0}
+        ladder = [replace(synthetic.ladder_row(shape, 16), **columns)]
+        tables = synthetic.tables_of([*memory, *ladder], shape.config)
+        (curve,) = load_curves(tables.points, "near_full_context")
+        ((_, seen),) = signs_of(curve, tables.configs)
+        (result,) = kv_results(tables.points)
+        (level,) = [level for pool in envelopes(result, tables.points, tables.configs) for level in pool.levels]
+        assert (limit(seen) is Limit.KV) == (level.outcome is Outcome.WAITED)
+        layout = shape.layout()
+        assert layout is not None
+        blocks = layout.num_blocks(curve.series.sample.engine_kv_bytes or 0) - 1
+        one = layout.blocks_at_once(16, 4064) / 16 / blocks
+        assert (limit(seen) is Limit.KV) == (usage >= NEAR_FULL or usage + one > 1)
 
 
 def test_full_queue_needs_max_num_seqs() -> None:
     stuck = at(32, running_max=8, waiting_max=24)(sweep(flat_from=8))
     known = synthetic.changed(stuck, lambda row: True, max_num_seqs=8)
-    assert "| 32 | queue-bound | 8 | 24 | 1.0 % | 0 | max_num_seqs is 8, and 24 waited |" in section(known)
+    assert "| 32 | queue-bound | 8 | 24 | 1.0 % | 0 | max_num_seqs is 8, and up to 24 waited |" in section(known)
     left = section(stuck)
     assert "| 32 | not known |" in left
     assert "requests were held back and max_num_seqs was left to vLLM: the queue or the computing" in left
@@ -177,7 +250,7 @@ def test_a_neighbour_that_costs_nothing_is_hardly_ever_blamed_at_any_of_six_leve
     for _ in range(200):
         scattered = [replace(r, tok_s=100.0 * (r.concurrency or 0) * math.exp(chance.gauss(0, 0.02))) for r in rows]
         (curve,) = load_curves(synthetic.tables_of(scattered).points, "concurrency")
-        blamed += any(signs(curve, reading).slowed_by_neighbour for reading in curve.levels)
+        blamed += any(signs(curve, reading, None).slowed_by_neighbour for reading in curve.levels)
     assert blamed <= 0.09 * 200  # 5 %, and chance; at 5 % a level it was 26 %
 
 

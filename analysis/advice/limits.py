@@ -39,7 +39,8 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> 
         return
     doc.say(
         "*KV-bound*: preemptions, or requests waiting for capacity while the KV pool is full ({full} of its blocks, or "
-        "less free than one more request needs). *queue-bound*: as many run as max_num_seqs lets while others wait. "
+        "less free than one more request needs), so that never all ran at once: those that wait for a step and then "
+        "all run lacked no KV. *queue-bound*: more in flight than max_num_seqs, which ran while others waited. "
         "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
         "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
         "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "
@@ -52,13 +53,19 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> 
     for curve in curves:
         doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))
         doc.say("Load: {load}.", load=workload(curve))
-        rows = [_row(curve, reading) for reading in curve.series.readings]
+        rows = [_row(curve, reading, seen) for reading, seen in signs_of(curve, configs)]
         doc.table(COLUMNS, rows, curve.series.sample.simulated)
-        doc.bullets([verdict_on_the_run(curve), _prediction(curve, configs), *_neighbours(curve)])
+        doc.bullets([verdict_on_the_run(curve, configs), _prediction(curve, configs), *_neighbours(curve)])
 
 
-def _row(curve: LoadCurve, reading: Reading) -> list[str | Part]:
-    seen = signs(curve, reading)
+def signs_of(curve: LoadCurve, configs: Configs) -> list[tuple[Reading, Signs]]:
+    """Return what was seen at every level, what a request needs of the pool by the page function where it is known."""
+    pages, tokens = pages_of(curve.series.sample, configs), curve.request_tokens
+    rooms = [(reading, kv_room(reading, tokens, reading.at, pages)) for reading in curve.series.readings]
+    return [(reading, signs(curve, reading, room.request_share if room else None)) for reading, room in rooms]
+
+
+def _row(curve: LoadCurve, reading: Reading, seen: Signs) -> list[str | Part]:
     return [
         concurrency_figure(reading),
         str(limit(seen)),
@@ -83,13 +90,13 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
         return _kv_evidence(reading, seen)
     if verdict is Limit.QUEUE:
         most = plain(f"{curve.name}.max_num_seqs", seen.max_num_seqs or 0)
-        return phrase("max_num_seqs is {most}, and {n} waited", most=most, n=_waiting(reading))
+        return phrase("max_num_seqs is {most}, and up to {n} waited", most=most, n=_waiting(reading))
     if verdict is Limit.CLIENT:
         return phrase("the load client was the limit, " + _client(reading).why)
     if verdict is Limit.NEIGHBOUR:
         return _neighbour_evidence(reading)
     if verdict is Limit.COMPUTE:
-        words = "at the knee or past it; no preemption, no full pool, no full queue"
+        words = "at the knee or past it; no preemption, no wait for KV, no full queue"
         return join([phrase(words), *_clock_and_power(reading)])
     if verdict is Limit.NOTHING:
         return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
@@ -131,9 +138,10 @@ def _client(reading: Reading) -> Unknown:
 
 def _ruled_out(seen: Signs) -> list[str]:
     """What the signs of a level say that it is not, though there is no verdict."""
-    not_kv = seen.preemptions == 0 and seen.kv_usage is not None and not seen.pool_is_full
+    not_kv = seen.preemptions == 0 and seen.waited_for_kv is False
     all_ran = seen.running is not None and seen.running >= seen.concurrency
-    return [*(["not KV"] if not_kv else []), *(["not the queue"] if all_ran else [])]
+    all_seated = seen.max_num_seqs is not None and seen.max_num_seqs >= seen.concurrency
+    return [*(["not KV"] if not_kv else []), *(["not the queue"] if all_ran or all_seated else [])]
 
 
 def _clock_and_power(reading: Reading) -> list[Part]:
@@ -158,8 +166,15 @@ def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
     parts: list[Part] = []
     if seen.preemptions:
         parts.append(phrase("{n} preemptions", n=highest(reading, "preemptions")))
-    if seen.waiting and seen.pool_is_full:
-        parts.append(phrase("{n} waited with {share} of the pool in use", n=_waiting(reading), share=kv_usage(reading)))
+    if seen.waited_for_kv:
+        parts.append(
+            phrase(
+                "at most {running} ran at once, up to {n} waited, and up to {share} of the pool was in use",
+                running=highest(reading, "running_max"),
+                n=_waiting(reading),
+                share=kv_usage(reading),
+            )
+        )
     return join(parts)
 
 
@@ -170,15 +185,15 @@ def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
         return Unknown("the levels do not span one doubling, so whether tok_s is flat is not known", levels_tell(curve))
     if seen.flat is None:
         return Unknown("within noise of the knee", repeats_tell(curve))
-    if seen.preemptions is None or seen.waiting is None:
+    if seen.preemptions is None or seen.waited_for_kv is None:
         return Unknown("tok_s is flat, and the server's metrics do not say why", "a server with these metrics tells")
     why = "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"
     return Unknown(why, "the same sweep with `server.max_num_seqs` set tells")
 
 
-def verdict_on_the_run(curve: LoadCurve) -> Phrase:
+def verdict_on_the_run(curve: LoadCurve, configs: Configs) -> Phrase:
     """The verdict on the highest level that has one, and from which level on it holds."""
-    every = [(reading, signs(curve, reading)) for reading in curve.series.readings]
+    every = signs_of(curve, configs)
     tried = [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]
     if not tried:
         return phrase("What limits this server under this load is not known from this run: no level was measured.")

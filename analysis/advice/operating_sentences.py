@@ -267,7 +267,8 @@ def _past_the_knee(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
 
 def pressed(choice: Choice, point: OperatingPoint) -> Limit | None:
     """Return what already limits the chosen level, where a reader must know it before running it."""
-    verdict = Limit.UNKNOWN if choice.open_loop else limit(signs(point.curve, point.reading))
+    share = None if point.room is None else point.room.request_share
+    verdict = Limit.UNKNOWN if choice.open_loop else limit(signs(point.curve, point.reading, share))
     return verdict if verdict in PRESSED else None
 
 

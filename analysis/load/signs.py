@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from analysis.load.knee import STILL_GAINS, KneeVerdict
 from analysis.load.load_curve import LoadCurve, level_of
@@ -13,24 +14,37 @@ from analysis.rows.tables import RunPoint
 from contract.rows import CLIENT_LIMITED
 
 
-def signs(curve: LoadCurve, reading: Reading) -> Signs:
-    """Return what the rows of a level show, the highest of its repeats."""
-    sample = curve.series.sample
-    waiting = reading.highest("waiting_capacity_max")
-    tokens = curve.request_tokens
-    pool = reading.median("engine_kv_tokens")
-    return Signs(
-        concurrency=int(reading.at),
+def signs(curve: LoadCurve, reading: Reading, request_share: float | None) -> Signs:
+    """Return what the rows of a level show, the highest of its repeats; `request_share` as `kv_signs` takes it."""
+    return replace(
+        kv_signs(reading, curve.request_tokens, curve.series.sample.max_num_seqs, request_share),
         measured=reading in curve.levels,
         client_limited=any(point.status == CLIENT_LIMITED for point in reading.unmeasured),
+        slowed_by_neighbour=_slowed(curve, reading),
+        flat=_flat(curve, reading),
+    )
+
+
+def kv_signs(reading: Reading, tokens: float, max_num_seqs: int | None, request_share: float | None) -> Signs:
+    """Return what the rows of a level show of the KV pool and the queue, the highest of its repeats.
+
+    Args:
+        reading: the level.
+        tokens: of a request, prompt and answer.
+        max_num_seqs: None where it was left to vLLM.
+        request_share: of the pool, 0 to 1, that a request needs at its full length by arithmetic. None where that is
+            not known: then by the engine's count of tokens, which takes every sequence at its largest.
+    """
+    waiting, pool = reading.highest("waiting_capacity_max"), reading.median("engine_kv_tokens")
+    by_the_engine = tokens / pool if pool and tokens else None
+    return Signs(
+        concurrency=int(reading.at),
         preemptions=reading.highest("preemptions"),
         waiting=reading.highest("waiting_max") if waiting is None else waiting,
         running=reading.highest("running_max"),
         kv_usage=reading.highest("kv_usage_max"),
-        request_share=tokens / pool if pool and tokens else None,
-        max_num_seqs=sample.max_num_seqs,
-        slowed_by_neighbour=_slowed(curve, reading),
-        flat=_flat(curve, reading),
+        request_share=by_the_engine if request_share is None else request_share,
+        max_num_seqs=max_num_seqs,
     )
 
 

@@ -51,11 +51,29 @@ class Signs:
     """Whether more load gives no more throughput: at or past the knee; None within noise of it."""
 
     @property
+    def at_once(self) -> int:
+        """Requests that may run at once: those in flight, or `max_num_seqs` where that is lower."""
+        return min(self.concurrency, self.max_num_seqs or self.concurrency)
+
+    @property
     def pool_is_full(self) -> bool:
         """Whether one more request would not fit."""
         if self.kv_usage is None:
             return False
         return self.kv_usage >= NEAR_FULL or self.kv_usage + (self.request_share or 0.0) > 1
+
+    @property
+    def waited_for_kv(self) -> bool | None:
+        """Whether requests waited beside a full pool and never all that may ran at once; None where nothing tells.
+
+        The signs are of different moments: requests may wait for a step that has room for their prompts while the pool
+        is all but empty, and then all run in a full one. None of those lacked KV.
+        """
+        if not self.waiting:
+            return None if self.waiting is None else False
+        if self.running is None or self.kv_usage is None:
+            return None
+        return self.pool_is_full and self.running < self.at_once
 
     @property
     def held_back(self) -> bool:
@@ -64,20 +82,23 @@ class Signs:
 
     @property
     def queue_is_full(self) -> bool:
-        """Whether as many ran as `max_num_seqs` lets, and others waited."""
-        return bool(self.waiting) and bool(self.max_num_seqs) and (self.running or 0) >= (self.max_num_seqs or 0)
+        """Whether more were in flight than `max_num_seqs` lets run, as many ran, and others waited."""
+        return bool(self.waiting) and self.at_once < self.concurrency and (self.running or 0) >= self.at_once
 
 
 def limit(signs: Signs) -> Limit:
     """Return the verdict on a level.
 
     In this order: the client (then nothing was measured); the KV pool (preemptions, or requests that wait for capacity
-    while it is full); the queue (`max_num_seqs` run while others wait); a neighbour; the computing (none of these, and
-    throughput is flat). Requests that were held back while `max_num_seqs` is not known leave queue and computing open.
+    while it is full, so that never all run at once); the queue (of more than `max_num_seqs` in flight as many run, and
+    others wait); a neighbour; the computing (none of these, and throughput is flat). Requests that were held back while
+    `max_num_seqs` is not known leave queue and computing open.
+
+    KV-bound is said of the levels that the envelope calls preempted or waited for KV, and of no others.
     """
     if not signs.measured:
         return Limit.CLIENT if signs.client_limited else Limit.NOT_MEASURED
-    if signs.preemptions or (signs.waiting and signs.pool_is_full):
+    if signs.preemptions or signs.waited_for_kv:
         return Limit.KV
     if signs.queue_is_full:
         return Limit.QUEUE
@@ -87,6 +108,6 @@ def limit(signs: Signs) -> Limit:
         return Limit.UNKNOWN
     if not signs.flat:
         return Limit.NOTHING
-    if signs.preemptions is None or signs.waiting is None:
+    if signs.preemptions is None or signs.waited_for_kv is None:
         return Limit.UNKNOWN
     return Limit.UNKNOWN if signs.held_back and signs.max_num_seqs is None else Limit.COMPUTE

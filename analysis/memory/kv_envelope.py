@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from analysis.load.signs import kv_signs
 from analysis.load.verdicts import Signs
 from analysis.memory.kv_fit import KvResult
 from analysis.memory.kv_pages import Configs, Pages, pages_of
+from analysis.memory.kv_room import kv_room
 from analysis.numbers.statistics import interpolate
 from analysis.rows.groups import BASE, LOAD, SERVER, grouped, unique_slug
 from analysis.rows.series import Reading, Series, make_series
@@ -147,6 +149,7 @@ def envelopes(result: KvResult, points: Sequence[RunPoint], configs: Configs) ->
         if sample is None or not known:
             continue
         size = _pool(sample)
+        pages = pages_of(sample, configs)
         made.append(
             Envelope(
                 name=f"{result.name}.envelope" + ("" if stands_for_card else f".{unique_slug([f'pool{size}'], taken)}"),
@@ -154,10 +157,10 @@ def envelopes(result: KvResult, points: Sequence[RunPoint], configs: Configs) ->
                 sample=sample,
                 size_bytes=size,
                 null_block_bytes=size / blocks if (blocks := sample.engine_num_blocks or 0) > 1 else 0.0,
-                pages=pages_of(sample, configs),
+                pages=pages,
                 known=tuple(sorted(known.items())),
                 marginal=result.formula_marginal or sample.formula_bytes_per_token or 0.0,
-                levels=tuple(_levels(loads)),
+                levels=tuple(_levels(loads, pages)),
             )
         )
     return sorted(made, key=lambda envelope: (bool(envelope.slug), envelope.size_bytes))
@@ -190,24 +193,25 @@ def _lengths(points: Iterable[RunPoint]) -> dict[int, float]:
     return {p.max_model_len: p.formula_bytes_per_sequence for p in points if p.formula_bytes_per_sequence is not None}
 
 
-def _levels(points: Sequence[RunPoint]) -> list[Level]:
+def _levels(points: Sequence[RunPoint], pages: Pages | None) -> list[Level]:
     """Closed-loop levels, but for those whose prompts share a prefix: their requests share blocks."""
     rows = [point for point in points if point.shared_prefix is None]
     every = make_series(rows, LOAD, "concurrency", "level")
-    return [level for series in every for level in _of(series)]
+    return [level for series in every for level in _of(series, pages)]
 
 
-def _of(series: Series) -> list[Level]:
+def _of(series: Series, pages: Pages | None) -> list[Level]:
     sizes = [tokens for reading in series.measured for point in reading.measured if (tokens := _tokens(point))]
     if not sizes:
         return []
     tokens = round(sum(sizes) / len(sizes))
     most = series.sample.max_num_seqs
-    at_once = [int(reading.at if most is None else min(reading.at, most)) for reading in series.measured]
-    return [
-        Level(reading, tokens, n, _outcome(reading, tokens, n))
-        for reading, n in zip(series.measured, at_once, strict=True)
-    ]
+    made = []
+    for reading in series.measured:
+        room = kv_room(reading, tokens, reading.at, pages)
+        seen = kv_signs(reading, tokens, most, None if room is None else room.request_share)
+        made.append(Level(reading, tokens, seen.at_once, outcome_of(seen)))
+    return made
 
 
 def _tokens(point: RunPoint) -> float:
@@ -215,25 +219,11 @@ def _tokens(point: RunPoint) -> float:
     return prompt + (point.mean_completion_tokens or point.output_tokens or 0)
 
 
-def _outcome(reading: Reading, tokens: int, at_once: int) -> Outcome:
-    """Requests that wait for a moment and then all run at once did not wait for the pool."""
-    waiting, pool = reading.highest("waiting_capacity_max"), reading.median("engine_kv_tokens")
-    seen = Signs(
-        concurrency=at_once,
-        preemptions=reading.highest("preemptions"),
-        waiting=reading.highest("waiting_max") if waiting is None else waiting,
-        running=reading.highest("running_max"),
-        kv_usage=reading.highest("kv_usage_max"),
-        request_share=tokens / pool if pool else None,
-    )
-    return outcome_of(seen)
-
-
 def outcome_of(seen: Signs) -> Outcome:
-    """Return what the signs of a level of `seen.concurrency` requests at once say of the KV pool."""
+    """Return what the signs of a level say of the KV pool: preempted or waited where `verdicts.limit` is KV-bound."""
+    waited = seen.waited_for_kv
     if seen.preemptions:
         return Outcome.PREEMPTED
-    if None in (seen.preemptions, seen.waiting, seen.running) or (seen.waiting and seen.kv_usage is None):
-        return Outcome.UNKNOWN
-    waited = seen.waiting and seen.pool_is_full and (seen.running or 0) < seen.concurrency
-    return Outcome.WAITED if waited else Outcome.QUIET
+    if waited:
+        return Outcome.WAITED
+    return Outcome.UNKNOWN if None in (seen.preemptions, seen.running, waited) else Outcome.QUIET

@@ -32,6 +32,11 @@ class KvRoom:
         return self.pool_bytes - self.held_bytes
 
     @property
+    def request_share(self) -> float:
+        """Of the pool that each of the requests needs at its full length, what is in flight shared by all."""
+        return self.held_bytes / self.requests / self.pool_bytes if self.pool_bytes > 0 else math.inf
+
+    @property
     def further_requests(self) -> int:
         """How many more it holds, at least; below zero where it does not hold these."""
         return self.holds - self.requests

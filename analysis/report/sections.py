@@ -112,7 +112,11 @@ def _load(doc: Page, tables: Tables) -> None:
         doc.say("Not known from this run: it holds no levels of a closed loop; `+sweep=concurrency` measures them.")
         return
     doc.say("A closed loop: so many requests are in flight all the time. Curves share axes where their lengths agree.")
-    _curves(doc, curves, concurrency_charts, lambda curve: [*knee_sentences(curve), verdict_on_the_run(curve)])
+
+    def sentences(curve: LoadCurve) -> list[Phrase]:
+        return [*knee_sentences(curve), verdict_on_the_run(curve, tables.configs)]
+
+    _curves(doc, curves, concurrency_charts, sentences)
 
 
 def _curves(
