@@ -94,7 +94,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _drift(arguments: argparse.Namespace) -> int:
     found = drift(arguments.baseline, arguments.run, arguments.threshold)
     _show(found, arguments.json)
-    return DRIFTED if found.drifted else 0
+    return DRIFTED if found.worse else 0
 
 
 def _whatif(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from analysis import AnalysisError, reduce
 from analysis.__main__ import main
-from analysis.comparing.compare import compare
+from analysis.comparing.compare import against, compare
 from analysis.comparing.difference_rows import what_differs
 from analysis.comparing.differences import Difference, Verdict, differences
-from analysis.comparing.drift import THRESHOLD, Drift
-from analysis.comparing.matching import only_pairs, pairs
+from analysis.comparing.drift import THRESHOLD, Drift, drift_of
+from analysis.comparing.matching import Pair, matched, only_pairs
 from analysis.comparing.runs import Run
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -38,15 +38,20 @@ def level_row(level: int, repeat: int) -> PointRow:
 
 
 def points(
-    repeats: int = 3, seed: int = 0, noise: float = 0.02, factor: float = 1.0, **columns: object
+    repeats: int = 3,
+    seed: int = 0,
+    noise: float | Mapping[int, float] = 0.02,
+    factor: float = 1.0,
+    **columns: object,
 ) -> list[PointRow]:
-    """Return levels whose repeats scatter by `noise`, tok/s times `factor` and latencies over it."""
+    """Return levels whose repeats scatter by `noise` (or each by its own), tok/s times `factor`, latencies over it."""
     chance = random.Random(seed)
     made = []
     for level in LEVELS:
         for repeat in range(repeats):
             row = level_row(level, repeat)
-            scatter = [math.exp(chance.gauss(0, noise)) for _ in range(METRICS)]
+            sd = noise[level] if isinstance(noise, Mapping) else noise
+            scatter = [math.exp(chance.gauss(0, sd)) for _ in range(METRICS)]
             made.append(
                 replace(
                     row,
@@ -64,8 +69,12 @@ def run(rows: list[PointRow], name: str = "run", **manifest: object) -> Run:
     return Run(name, Path(name), synthetic.tables_of(rows), manifest)
 
 
+def pairs(base: Run, other: Run, same_server: bool = True) -> list[Pair]:
+    return matched(base, other, same_server).pairs
+
+
 def found(base: list[PointRow], other: list[PointRow], together: bool = False) -> list[Difference]:
-    return differences(pairs(run(base), run(other), same_server=True), together)
+    return differences(pairs(run(base), run(other)), together)
 
 
 def written(directory: Path, rows: list[PointRow], **manifest: object) -> Path:
@@ -113,7 +122,7 @@ def test_another_server_is_compared_by_name_and_never_called_drift() -> None:
     (pair,) = pairs(base, other, same_server=False)
     assert pair.reconfigured == [("model", "phi-3-mini-4k", "other"), ("max_num_seqs", 8, 64)]
     with pytest.raises(AnalysisError, match="no point in common: model phi-3-mini-4k against other"):
-        pairs(base, other, same_server=True)
+        drift_of(base, other)
 
 
 def test_what_was_not_set_is_called_so() -> None:
@@ -121,20 +130,72 @@ def test_what_was_not_set_is_called_so() -> None:
     (differing,) = what_differs(base, other, pairs(base, other, same_server=False))
     assert (differing["what"], differing["base"], differing["other"]) == ("max_num_seqs", "not set", "32")
     with pytest.raises(AnalysisError, match="max_num_seqs not set against 32"):
-        pairs(base, other, same_server=True)
+        drift_of(base, other)
 
 
 def test_memory_of_another_model_is_not_held_against_this_one() -> None:
     base, other = synthetic.rows()[:8], synthetic.rows(replace(synthetic.GPU, model="other"))[:8]
     assert len(pairs(run(base), run(base), same_server=False)) == 2
     with pytest.raises(AnalysisError, match="no point in common"):
-        pairs(run(base), run(other), same_server=False)
+        against(run(base), run(other))
 
 
-def test_only_levels_that_both_measured_are_compared() -> None:
-    lost = synthetic.changed(points(), lambda row: row.concurrency == 8, status="failed")
-    (pair,) = pairs(run(points()), run(lost), same_server=True)
-    assert [reading.at for reading, _ in pair.levels] == [1, 4, 16, 32]
+def test_only_levels_that_both_measured_are_compared_and_the_others_are_named() -> None:
+    lost = synthetic.changed(points(), lambda row: row.concurrency == 8, status="failed", failure_class="engine_dead")
+    fewer = [row for row in lost if row.concurrency != 4]
+    found = matched(run(points()), run(fewer), same_server=True)
+    assert [reading.at for reading, _ in found.pairs[0].levels] == [1, 16, 32]
+    assert [(m.at, m.failed, m.why) for m in found.missing] == [
+        (4, False, "never asked for"),
+        (8, True, "failed: engine_dead"),
+    ]
+    assert not matched(run(fewer), run(points()), same_server=True).missing, "what only the run has is no loss"
+
+
+BECAME: dict[str, tuple[dict[str, object], bool]] = {
+    "failed: engine_dead": ({"status": "failed", "failure_class": "engine_dead"}, True),
+    "kv_too_small": ({"status": "kv_too_small", "failure_class": "kv_too_small"}, True),
+    "failed: not_tried": ({"status": "failed", "failure_class": "not_tried"}, False),
+    "failed: stopped": ({"status": "failed", "failure_class": "stopped"}, False),
+    "client_limited: client_cores_few": ({"status": "client_limited", "failure_class": "client_cores_few"}, False),
+    "over_budget": ({"status": "over_budget"}, False),
+    "pruned": ({"status": "pruned"}, False),
+}
+
+
+@pytest.mark.parametrize("why", BECAME)
+def test_what_was_tried_in_vain_is_drift_and_what_was_not_tried_is_named(why: str) -> None:
+    columns, failed = BECAME[why]
+    lost = synthetic.changed(points(seed=2), lambda row: (row.concurrency or 0) >= 16, **columns)
+    made = drifted(points(seed=1), lost)
+    assert made.worse == failed
+    assert not made.drifted
+    assert f"concurrency, 12 + 64 tokens, at concurrency 16, 32: {why}\n" in made.text()
+    counted = f"which is drift: {2 if failed else 0}. Not measured for another reason: {0 if failed else 2}."
+    assert counted in made.text()
+    told = made.as_json()
+    assert told["drifted"] == failed
+    assert [(m["concurrency"], m["failed"], m["why"]) for m in told["missing"]] == [
+        (16, failed, why),
+        (32, failed, why),
+    ]
+
+
+def test_a_model_or_a_server_that_did_not_start_is_drift() -> None:
+    """Its rows know neither card nor version, for it never came so far."""
+    unknown = {"device_name": None, "vllm_version": None, "status": "failed", "failure_class": "start_failed"}
+    ours, theirs = points(), [replace(row, model="other") for row in points()]
+    dead = [replace(row, **unknown) for row in theirs]
+    made = drifted([*ours, *theirs], [*ours, *dead])
+    assert made.worse
+    assert [(m.series.sample.model, m.why) for m in made.failed] == [("other", "failed: start_failed")] * len(LEVELS)
+    gone = drifted([*ours, *theirs], ours)
+    assert not gone.worse
+    assert "new has no measurement of what base has: other" in gone.text()
+    assert "at concurrency 1, 4, 8, 16, 32: never asked for" in gone.text()
+    large = points(max_num_seqs=64)
+    assert drifted([*points(max_num_seqs=8), *large], [*points(max_num_seqs=8), *dead]).failed == []
+    assert drifted(large, [replace(row, **unknown) for row in large]).worse, "nothing at all was measured"
 
 
 INCOMPARABLE = {
@@ -142,7 +203,7 @@ INCOMPARABLE = {
     "level": (list(points(concurrency=3)), {}, "concurrency 1, 16, 32, 4 … against 3"),
     "simulated": (points(simulated=True), {}, "a is measured and b is simulated"),
     "workload version": (points(), {"workload_version": 1}, "a has workload version 2 and b 1"),
-    "nothing measured": (points(status="failed"), {}, "one of them holds no measured point"),
+    "nothing begun": (points(status="failed", failure_class="not_tried"), {}, "one of them holds no measured point"),
 }
 
 
@@ -238,23 +299,23 @@ def test_memory_of_forked_servers_is_not_held_against_that_of_cold_ones_where_th
 ) -> None:
     cold = [replace(row, start="cold") for row in synthetic.rows(shape)[:4]]
     warm = [replace(row, start="warm", mem_ready_bytes=2 * (row.mem_ready_bytes or 0)) for row in cold]
-    paired = pairs(run(cold), run(warm), same_server=True)
+    paired = pairs(run(cold), run(warm))
     ready = [d for d in differences(paired) if d.metric.column == "mem_ready_bytes"]
     assert {d.verdict for d in ready} == {Verdict.UNKNOWN if shape is synthetic.CPU else Verdict.WORSE}
     assert ("share other pages" in ready[0].why) == (shape is synthetic.CPU)
     assert ("start", "cold", "warm") in [
         (d["what"], d["base"], d["other"]) for d in what_differs(run(cold), run(warm), paired)
     ]
-    drifted = Drift(run(cold), run(warm), THRESHOLD, paired, differences(paired, together=True)).drifted
-    assert bool(drifted) == (shape is synthetic.GPU)
+    both = matched(run(cold), run(warm), same_server=True)
+    made = Drift(run(cold), run(warm), THRESHOLD, both, differences(both.pairs, together=True))
+    assert made.worse == (shape is synthetic.GPU)
 
 
 # --- drift ---
 
 
-def drift_of(base: list[PointRow], other: list[PointRow]) -> Drift:
-    paired = pairs(run(base), run(other), same_server=True)
-    return Drift(run(base), run(other), THRESHOLD, paired, differences(paired, together=True))
+def drifted(base: list[PointRow], other: list[PointRow]) -> Drift:
+    return drift_of(run(base, "base"), run(other, "new"))
 
 
 def test_noise_alone_hardly_ever_is_drift_however_many_points_there_are() -> None:
@@ -269,10 +330,10 @@ def test_noise_alone_hardly_ever_is_drift_however_many_points_there_are() -> Non
 
 
 def test_drift_needs_the_threshold_and_more_than_noise() -> None:
-    assert drift_of(points(seed=1), points(seed=2, factor=0.8)).drifted
-    assert not drift_of(points(seed=1), points(seed=2, factor=0.95)).drifted  # beyond noise, below the threshold
-    assert not drift_of(points(seed=1, noise=0.5), points(seed=2, noise=0.5, factor=0.8)).drifted
-    assert not drift_of(points(seed=1), points(seed=2, factor=1.5)).drifted  # better
+    assert drifted(points(seed=1), points(seed=2, factor=0.8)).drifted
+    assert not drifted(points(seed=1), points(seed=2, factor=0.95)).drifted  # beyond noise, below the threshold
+    assert not drifted(points(seed=1, noise=0.5), points(seed=2, noise=0.5, factor=0.8)).drifted
+    assert not drifted(points(seed=1), points(seed=2, factor=1.5)).drifted  # better
 
 
 def test_exit_codes_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,11 +348,23 @@ def test_exit_codes_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "slow differs from base: vLLM 0.25.1 → 0.99" in out
     assert out.startswith("20 of 20 differences drifted: worse by 10 % or more")
     assert main(["drift", str(base), str(slow), "--threshold", "0.5"]) == 0
+    dead = synthetic.changed(points(seed=4), lambda row: row.concurrency == 32, status="failed")
+    capsys.readouterr()
+    assert main(["drift", str(base), str(written(tmp_path / "dead", dead))]) == 1
+    assert capsys.readouterr().out.startswith("Levels of base that were tried and failed, which is drift: 1.")
     assert main(["drift", str(once), str(once)]) == 2
     assert "no level has a second repeat" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["drift", str(base), str(slow), "--threshold", "none"])
     assert stopped.value.code == 2
+
+
+def test_points_without_a_figure_are_one_clear_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = [row for row in synthetic.rows() if row.kind == "memory"]
+    unread = synthetic.changed(memory, lambda row: True, mem_ready_bytes=None, engine_kv_bytes=None)
+    base, bare = written(tmp_path / "base", memory), written(tmp_path / "bare", unread)
+    assert main(["drift", str(base), str(bare)]) == 2
+    assert "have points in common, and no figure of them" in capsys.readouterr().err
 
 
 def test_memory_alone_is_no_pass_where_load_could_not_be_judged(
@@ -309,7 +382,7 @@ def test_memory_alone_is_no_pass_where_load_could_not_be_judged(
 
 
 def test_a_loss_past_the_threshold_that_noise_hides_is_listed() -> None:
-    made = drift_of(points(seed=1, noise=0.3), points(seed=2, noise=0.3, factor=0.6))
+    made = drifted(points(seed=1, noise=0.3), points(seed=2, noise=0.3, factor=0.6))
     hidden = [d for d in made.differences if d.verdict is Verdict.NOISE and abs(d.change) >= THRESHOLD]
     assert len(hidden) > 5
     text = made.text()
@@ -340,6 +413,25 @@ def test_simulated_runs_say_so_and_are_comparable_among_themselves(tmp_path: Pat
     comparison = compare(paths)
     assert "simulated" in comparison.text()
     assert all(row["simulated"] for row in comparison.as_json()["points"])
+
+
+def test_compare_names_what_a_run_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fewer = [row for row in points(seed=1) if row.concurrency != 4]
+    fewer = synthetic.changed(fewer, lambda row: row.concurrency == 8, status="failed", failure_class="engine_dead")
+    memory = [row for row in synthetic.rows() if row.kind == "memory" and row.mode == "committed"]
+    paths = [
+        written(tmp_path / name, rows) for name, rows in (("a", [*memory, *points()]), ("b", fewer), ("c", points()))
+    ]
+    assert main(["compare", *map(str, paths)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "has no measurement of what a has" in line]
+    assert [line.split()[0] for line in lines] == ["b", "b", "b", "c"]
+    assert lines[0].endswith("memory, committed, at max_model_len 512, 1024, 2048, 4096: never asked for")
+    assert lines[1].endswith("at concurrency 4: never asked for")
+    assert lines[2].endswith("at concurrency 8: failed: engine_dead")
+    assert main(["compare", *map(str, paths), "--json"]) == 0
+    missing = json.loads(capsys.readouterr().out)["missing"]
+    assert [(m["other"], m.get("concurrency"), m["failed"]) for m in missing[4:6]] == [("b", 4, False), ("b", 8, True)]
+    assert len(missing) == 4 + 2 + 4
 
 
 def test_plot_shows_every_run_once(tmp_path: Path) -> None:

@@ -9,9 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.comparing.difference_rows import as_row, differing_words, load_words, tables, what_differs
+from analysis.comparing.difference_rows import (
+    as_row,
+    differing_words,
+    load_words,
+    missing_rows,
+    missing_words,
+    tables,
+    what_differs,
+)
 from analysis.comparing.differences import Difference, differences
-from analysis.comparing.matching import FAMILIES, Pair, pairs
+from analysis.comparing.matching import FAMILIES, Missing, Pair, matched, nothing_in_common
 from analysis.comparing.runs import Run, open_runs
 from analysis.numbers.intervals import CONFIDENCE, mean_log
 from analysis.pages.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, draw_svg
@@ -32,6 +40,7 @@ class Against:
 
     run: Run
     pairs: list[Pair]
+    missing: list[Missing]
     differences: list[Difference]
 
 
@@ -49,11 +58,13 @@ class Comparison:
             "confidence": CONFIDENCE,
             "differs": [d for a in self.others for d in what_differs(self.base, a.run, a.pairs)],
             "points": [as_row(d, self.base, a.run) for a in self.others for d in a.differences],
+            "missing": [row for a in self.others for row in missing_rows(a.missing, self.base, a.run)],
         }
 
     def text(self) -> str:
-        """Return what the terminal shows: what differs, then one table a series of the first run."""
+        """Return what the terminal shows: what differs, what is missing, then one table a series of the first run."""
         heads = [differing_words(what_differs(self.base, a.run, a.pairs), self.base, a.run) for a in self.others]
+        heads += [line for a in self.others for line in missing_words(a.missing, self.base, a.run)]
         rows = [(d, as_row(d, self.base, a.run)) for a in self.others for d in a.differences]
         notes = (
             "Values are geometric means of the repeats (memory: medians). Differences are from "
@@ -66,8 +77,15 @@ class Comparison:
 def compare(directories: Sequence[Path]) -> Comparison:
     """Hold every run against the first. Raises `AnalysisError` where one cannot be."""
     base, *others = open_runs(directories)
-    found = [(run, pairs(base, run, same_server=False)) for run in others]
-    return Comparison(base, [Against(run, paired, differences(paired)) for run, paired in found])
+    return Comparison(base, [against(base, run) for run in others])
+
+
+def against(base: Run, run: Run) -> Against:
+    """Hold one run against another. Raises `AnalysisError` where they have no point in common."""
+    both = matched(base, run, same_server=False)
+    if not both.pairs:
+        raise nothing_in_common(base, run, same_server=False)
+    return Against(run, both.pairs, both.missing, differences(both.pairs))
 
 
 def draw(comparison: Comparison, path: Path) -> Path:

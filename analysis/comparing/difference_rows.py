@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from analysis.comparing.differences import Difference
-from analysis.comparing.matching import Family, Pair, setting_words
+from analysis.comparing.matching import Family, Missing, Pair, setting_words
 from analysis.comparing.runs import Run
 from analysis.rows.caveats import lengths_words, title
+from analysis.rows.series import Series
 from analysis.rows.tables import RunPoint
 from analysis.writing.figures import MIB, NOTHING, clean, significant_text
 from analysis.writing.terminal import plain_table
@@ -49,6 +50,36 @@ def as_row(difference: Difference, base: Run, other: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def missing_rows(missing: Sequence[Missing], base: Run, other: Run) -> list[dict[str, Any]]:
+    """Return the levels that `other` has no measurement of as they stand in `--json`."""
+    return [
+        {
+            "purpose": level.series.sample.purpose, "model": clean(level.series.sample.model),
+            "simulated": level.series.sample.simulated, "load": load_words(level.series.sample),
+            level.family.axis: level.at, "base": base.name, "other": other.name, "failed": level.failed,
+            "why": clean(level.why),
+        }
+        for level in missing
+    ]  # fmt: skip
+
+
+def missing_words(missing: Sequence[Missing], base: Run, other: Run) -> list[str]:
+    """Return a line for each series of `base` and each thing that became of its levels in `other`."""
+    alike: dict[tuple[Family, str, str], list[Missing]] = {}
+    for level in missing:
+        alike.setdefault((level.family, level.series.name, level.why), []).append(level)
+    return [
+        f"{other.name} has no measurement of what {base.name} has: {_series_words(levels[0].series)}, "
+        f"at {family.axis} {', '.join(f'{level.at:g}' for level in levels)}: {clean(why)}"
+        for (family, _, why), levels in alike.items()
+    ]
+
+
+def _series_words(series: Series) -> str:
+    sample = series.sample
+    return clean(f"{title(sample, series.group.label)}: {sample.purpose}, {load_words(sample)}")
+
+
 def load_words(point: RunPoint) -> str:
     """Return a series' load or, for memory, the mode of its pool."""
     if point.kind == "memory":
@@ -63,9 +94,9 @@ def tables(rows: Iterable[tuple[Difference, dict[str, Any]]]) -> str:
     for difference, row in rows:
         series = difference.pair.base
         key = (difference.pair.family, series.name)
-        titles[key] = f"{title(series.sample, series.group.label)}: {row['purpose']}, {row['load']}"
+        titles[key] = _series_words(series)
         blocks.setdefault(key, {}).setdefault((difference.at, row["metric"]), []).append(row)
-    return "\n\n".join(f"{clean(titles[key])}\n{_table(key[0].axis, block)}" for key, block in blocks.items())
+    return "\n\n".join(f"{titles[key]}\n{_table(key[0].axis, block)}" for key, block in blocks.items())
 
 
 def _table(axis: str, block: dict[tuple[float, str], list[dict[str, Any]]]) -> str:

@@ -1,6 +1,7 @@
 """Which series of two runs are the same measurement: same load, and as much of model and server as can be. Pure.
 
-The engine under `compare` and `drift`. What may differ between a pair is named, never passed over in silence.
+The engine under `compare` and `drift`. What may differ between a pair is named, never passed over in silence, and so is
+what only the first of them measured.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import TypeVar
 from analysis.comparing.runs import Run
 from analysis.errors import AnalysisError
 from analysis.rows.groups import COMMITTED, LEARNED, LOAD, UTILIZATION
-from analysis.rows.series import Reading, Series, make_series
+from analysis.rows.series import Reading, Series, make_series, outcome
+from analysis.rows.tables import RunPoint
+from contract.failures import FailureClass as F
+from contract.rows import FAILED
 
 Item = TypeVar("Item")
 
@@ -33,9 +37,9 @@ class Family:
     axis: str
 
     def series(self, run: Run) -> list[Series]:
-        """Return a run's series of this kind."""
+        """Return a run's series of this kind, those without a measurement among them."""
         points = [p for p in run.tables.points if p.purpose == self.purpose and self.mode in (None, p.mode)]
-        return [s for s in make_series(points, self.columns, self.axis, self.purpose) if s.measured]
+        return make_series(points, self.columns, self.axis, self.purpose)
 
     @property
     def configuration(self) -> tuple[str, ...]:
@@ -48,6 +52,8 @@ class Family:
         return tuple(c for c in self.columns if c in (*WORKLOAD, "simulated"))
 
 
+NOT_BEGUN = (F.NOT_TRIED, F.STOPPED)
+"""Failure classes of a level whose turn never came, or that was given up because the user asked for it."""
 CLOSED = (*LOAD, "arrivals")
 FAMILIES = (
     Family("kv_scaling", "committed", COMMITTED, "max_model_len"),
@@ -82,27 +88,79 @@ class Pair:
         return [(column, a, b) for column, a, b in values if a != b]
 
 
-def pairs(base: Run, other: Run, same_server: bool) -> list[Pair]:
-    """Return the series of `base` that have a counterpart in `other` and a level in common, in a fixed order.
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A level that the first run measured and the other did not."""
+
+    family: Family
+    series: Series
+    """The first run's."""
+    at: float
+    rows: tuple[RunPoint, ...]
+    """The other run's of this level: none if it never asked for it."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the other run tried it in vain; a level that only its load client limited has not failed."""
+        return any(row.status in (FAILED, F.KV_TOO_SMALL) and row.failure_class not in NOT_BEGUN for row in self.rows)
+
+    @property
+    def why(self) -> str:
+        """What became of it in the other run."""
+        return ", ".join(dict.fromkeys(map(outcome, self.rows))) or "never asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Two runs, as far as they are the same measurement."""
+
+    pairs: list[Pair]
+    """Series with a level in common."""
+    missing: list[Missing]
+
+
+def matched(base: Run, other: Run, same_server: bool) -> Matched:
+    """Return the series of `base` that have a counterpart in `other`, and its levels that `other` lacks, in order.
 
     A counterpart has the same load. The series that is alike in everything comes first, then the only one of the same
-    model and server; then, unless `same_server`, the only one that is left on both sides.
+    model and server; then, unless `same_server`, the only one that is left on both sides. Of what is left then, a
+    series of the same model and server of which the other run measured nothing says what became of its levels.
 
     Raises:
-        AnalysisError: there is none, or one run is simulated and the other is not, or their workload versions differ.
+        AnalysisError: one run is simulated and the other is not, or their workload versions differ.
     """
     _refuse_other_kind(base, other)
-    found = [
-        Pair(family, one, another)
-        for family in FAMILIES
-        for one, another in only_pairs(family.series(base), family.series(other), _keys(family, same_server))
-    ]
-    found = [pair for pair in found if pair.levels]
-    if not found:
-        raise AnalysisError(
-            f"{base.name} and {other.name} have no point in common: {_why_none(base, other, same_server)}"
-        )
-    return found
+    found: list[Pair] = []
+    missing: list[Missing] = []
+    for family in FAMILIES:
+        ours = [series for series in family.series(base) if series.measured]
+        both = _counterparts(family, ours, family.series(other), same_server)
+        found += [pair for pair in both if pair.levels]
+        theirs = {pair.base.name: pair.other for pair in both}
+        missing += [level for series in ours for level in _missing(family, series, theirs.get(series.name))]
+    return Matched(found, missing)
+
+
+def _counterparts(family: Family, base: Sequence[Series], other: Sequence[Series], same_server: bool) -> list[Pair]:
+    keys = _keys(family, same_server)
+    found = list(only_pairs(base, [series for series in other if series.measured], keys))
+    names = {series.name for series, _ in found}
+    left = [series for series in base if series.name not in names]
+    tried = only_pairs(left, [series for series in other if not series.measured], _keys(family, same_server=True))
+    return [Pair(family, one, another) for one, another in (*found, *tried)]
+
+
+def _missing(family: Family, series: Series, other: Series | None) -> Iterator[Missing]:
+    theirs = {reading.at: reading for reading in other.readings} if other else {}
+    for reading in series.measured:
+        tried = theirs.get(reading.at)
+        if tried is None or not tried.measured:
+            yield Missing(family, series, reading.at, tried.unmeasured if tried else ())
+
+
+def nothing_in_common(base: Run, other: Run, same_server: bool) -> AnalysisError:
+    """Return what is said of two runs that have no pair."""
+    return AnalysisError(f"{base.name} and {other.name} have no point in common: {_why_none(base, other, same_server)}")
 
 
 def _refuse_other_kind(base: Run, other: Run) -> None:
