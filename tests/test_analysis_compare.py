@@ -225,27 +225,36 @@ def test_runs_that_cannot_be_compared_are_one_clear_message(
 # --- how sure a difference is ---
 
 
-def test_the_difference_is_of_geometric_means_with_the_pooled_t_interval() -> None:
-    base, other = points(seed=1), points(seed=2, factor=1.1)
+T_20, T_4 = 2.085963, 2.776445
+
+
+@pytest.mark.parametrize("noise", [0.02, {1: 0.01, 4: 0.01, 8: 0.01, 16: 0.01, 32: 0.08}])
+def test_the_difference_is_of_geometric_means_with_the_wider_of_two_t_intervals(
+    noise: float | dict[int, float],
+) -> None:
+    base, other = points(seed=1, noise=noise), points(seed=2, noise=noise, factor=1.1)
+    own_is_wider = set()
     for difference in found(base, other):
         column = difference.metric.column
         logs = [
             [[math.log(getattr(row, column)) for row in rows if row.concurrency == level] for level in LEVELS]
             for rows in (base, other)
         ]
-        squares = sum((v - sum(level) / 3) ** 2 for one in logs for level in one for v in level)
-        df = 2 * 2 * len(LEVELS)
+        squares = [[sum((v - sum(level) / 3) ** 2 for v in level) for level in one] for one in logs]
         at = LEVELS.index(int(difference.at))
         step = sum(logs[1][at]) / 3 - sum(logs[0][at]) / 3
-        margin = 2.085963 * math.sqrt(squares / df * (1 / 3 + 1 / 3))
-        assert df == 20  # 2.085963 is its t
+        pool = T_20 * math.sqrt(sum(map(sum, squares)) / 20 * 2 / 3)
+        own = T_4 * math.sqrt((squares[0][at] + squares[1][at]) / 4 * 2 / 3)
+        own_is_wider.add(own > pool)
         assert difference.change == pytest.approx(math.exp(step) - 1)
-        assert difference.low == pytest.approx(math.exp(step - margin) - 1, rel=1e-4)
-        assert difference.high == pytest.approx(math.exp(step + margin) - 1, rel=1e-4)
+        assert difference.low == pytest.approx(math.exp(step - max(pool, own)) - 1, rel=1e-4)
+        assert difference.high == pytest.approx(math.exp(step + max(pool, own)) - 1, rel=1e-4)
+    assert own_is_wider == {True, False}
 
 
 @pytest.mark.parametrize("repeats", [(3, 3), (3, 1), (5, 3)])
 def test_intervals_hold_the_truth_as_often_as_they_say(repeats: tuple[int, int]) -> None:
+    """And more often where all levels scatter alike: which they do not say that they do."""
     held = total = 0
     for seed in range(120):
         base, other = points(repeats[0], seed, factor=1.0), points(repeats[1], 10_000 + seed, factor=1.05)
@@ -255,7 +264,29 @@ def test_intervals_hold_the_truth_as_often_as_they_say(repeats: tuple[int, int])
             assert difference.high is not None
             held, total = held + (difference.low <= truth <= difference.high), total + 1
     assert total == 120 * METRICS * len(LEVELS)
-    assert 0.93 <= held / total <= 0.97
+    assert 0.95 <= held / total <= 0.995
+
+
+UNEQUAL = {
+    "one level": {1: 0.01, 4: 0.01, 8: 0.01, 16: 0.01, 32: 0.08},
+    "a little": {1: 0.01, 4: 0.02, 8: 0.01, 16: 0.01, 32: 0.01},
+    "each its own": {1: 0.05, 4: 0.02, 8: 0.01, 16: 0.03, 32: 0.04},
+}
+
+
+@pytest.mark.parametrize(("kind", "repeats"), [*((kind, (3, 3)) for kind in UNEQUAL), ("one level", (3, 1))])
+def test_equal_runs_whose_levels_scatter_unequally_are_no_more_often_different_than_promised(
+    kind: str, repeats: tuple[int, int]
+) -> None:
+    noise, runs = UNEQUAL[kind], 150
+    noisiest = max(noise, key=lambda level: noise[level])
+    alone = together = 0
+    for seed in range(runs):
+        base, other = points(repeats[0], seed, noise), points(repeats[1], 20_000 + seed, noise)
+        alone += sum(d.verdict is not Verdict.NOISE for d in found(base, other) if d.at == noisiest)
+        together += any(d.verdict is not Verdict.NOISE for d in found(base, other, together=True))
+    assert alone <= 0.07 * runs * METRICS  # 5 %, and chance
+    assert together <= 0.09 * runs
 
 
 def test_with_one_repeat_each_nothing_is_said() -> None:

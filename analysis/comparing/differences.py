@@ -1,7 +1,7 @@
 """How two runs differ at each point that both hold, with an interval, and whether it is more than noise. Pure.
 
-Load: repeats tell the noise, pooled over the levels of both runs (`analysis.numbers.intervals`). Memory has one reading
-a server; what it can be told apart by is known instead: a KV block and what the allocator or the host rounds by.
+Load: repeats tell the noise, those of all levels and those of the level itself (`_margin`). Memory has one reading a
+server; what it can be told apart by is known instead: a KV block and what the allocator or the host rounds by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 from analysis.comparing.matching import Pair
 from analysis.load.load_curve import SAME_WINDOW
 from analysis.memory.kv_fit import may_differ, told_apart_bytes
-from analysis.numbers.intervals import CONFIDENCE, Noise, mean_log, pooled_noise
+from analysis.numbers.intervals import CONFIDENCE, Spread, mean_log, pooled, spread
 from analysis.numbers.statistics import median
 from analysis.rows.groups import LOAD
 from analysis.rows.series import Reading, Series
@@ -88,11 +88,11 @@ def differences(found: Sequence[Pair], together: bool = False) -> list[Differenc
         for metric in (MEMORY_METRICS if pair.family.purpose == "kv_scaling" else LOAD_METRICS)
         if _positive(one, metric) and _positive(another, metric)
     ]
-    noises = {(id(pair), m): _noise(_same_window(pair, found), m) for pair in found for m in LOAD_METRICS}
-    known = sum(noises.get((id(case.pair), case.metric)) is not None for case in cases)
+    spreads = {(id(pair), m): _spreads(_same_window(pair, found), m) for pair in found for m in LOAD_METRICS}
+    known = sum(pooled(spreads.get((id(case.pair), case.metric), [])) is not None for case in cases)
     tail = (1 - CONFIDENCE) / 2 / (max(known, 1) if together else 1)
     return [
-        _memory(case) if case.metric in MEMORY_METRICS else _load(case, noises[id(case.pair), case.metric], tail)
+        _memory(case) if case.metric in MEMORY_METRICS else _load(case, spreads[id(case.pair), case.metric], tail)
         for case in cases
     ]
 
@@ -125,25 +125,37 @@ def _server(series: Series) -> tuple[object, ...]:
     return tuple(getattr(series.sample, column) for column in LOAD)
 
 
-def _noise(alike: Sequence[Pair], metric: Metric) -> Noise | None:
-    """Return the noise of one repeat, pooled over all levels of both runs."""
+def _spreads(alike: Sequence[Pair], metric: Metric) -> list[Spread]:
+    """Return how far the repeats of each level of both runs scatter."""
     readings = [reading for pair in alike for series in (pair.base, pair.other) for reading in series.measured]
-    return pooled_noise(values for reading in readings if (values := _positive(reading, metric)))
+    return [spread(values) for reading in readings if (values := _positive(reading, metric))]
 
 
-def _load(case: _Case, noise: Noise | None, tail: float) -> Difference:
+def _load(case: _Case, every: Sequence[Spread], tail: float) -> Difference:
     ours, theirs = _positive(case.base, case.metric), _positive(case.other, case.metric)
     step = mean_log(theirs) - mean_log(ours)
     low = high = None
     verdict, why = Verdict.UNKNOWN, "one repeat"
-    if noise is not None:
-        margin = noise.margin(1 / len(ours) + 1 / len(theirs), tail)
+    margin = _margin(ours, theirs, every, tail)
+    if margin is not None:
         low, high = math.expm1(step - margin), math.expm1(step + margin)
         verdict, why = _side(case.metric, step, margin), ""
     means = math.exp(mean_log(ours)), math.exp(mean_log(theirs))
     return Difference(
         case.pair, case.base.at, case.metric, *means, len(ours), len(theirs), low, high, verdict, why
     )  # fmt: skip
+
+
+def _margin(ours: Sequence[float], theirs: Sequence[float], every: Sequence[Spread], tail: float) -> float | None:
+    """Return the wider of two margins of the difference of two levels' mean logarithms; None where no noise is known.
+
+    One is right where all levels of both runs scatter alike, for it pools them; the other where only the two levels do,
+    whose repeats alone it takes (Student, Biometrika 6, 1908). So it is right where either is, and no test has to tell
+    which: one with the power of three repeats would let a level that scatters more pass for the others.
+    """
+    noises = pooled(every), pooled([spread(ours), spread(theirs)])
+    variance_of_one = 1 / len(ours) + 1 / len(theirs)
+    return max((noise.margin(variance_of_one, tail) for noise in noises if noise is not None), default=None)
 
 
 def _memory(case: _Case) -> Difference:
