@@ -506,7 +506,7 @@ def test_card_to_itself_is_not_noted(processes: list[str] | None) -> None:
     memory = kv_page(synthetic.tables_of(rows), Targets())
     assert memory is not None
     for text in (page(rows), memory.text()):
-        assert "on the card" not in text
+        assert "process on the card" not in text
         assert "held down" not in text
 
 
