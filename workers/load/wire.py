@@ -24,10 +24,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from workers.load.chunks import ChunkReader
-from workers.load.reads import Reads
+from workers.load.reads import BYTES_A_READ, Reads
 
-MAX_BODY_BYTES = 64 * 2**20
-"""A longer answer is given up: no completions stream is so long."""
 MAX_HEAD_BYTES = 2**16
 _END_OF_HEAD = b"\r\n\r\n"
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=None)
@@ -38,6 +36,8 @@ class Answer:
     """What came back for one request. `reads` holds the body of an answer that is HTTP, whatever its status."""
 
     sent_s: float
+    most_bytes: float = math.inf
+    """What `reads` may take, `BYTES_A_READ` for each included; a body that takes more is given up."""
     asked: bool = False
     """Whether there was a connection to write the request to."""
     status: int | None = None
@@ -61,12 +61,13 @@ class Tap(ResponseHandler):
         self._answer = Answer(0.0)
         self._head = b""
         self._capturing = False
-        self._bytes = 0
+        self._room = math.inf
         self._chunks = ChunkReader()
 
     def ask(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
         """Write a request whose answer goes into `answer`."""
         self._answer, self._head, self._capturing, self.passing = answer, b"", False, False
+        self._room = answer.most_bytes
         self._ended = self._loop.create_future()
         if self.transport is None:
             raise aiohttp.ServerDisconnectedError
@@ -82,7 +83,7 @@ class Tap(ResponseHandler):
         reads = self._answer.reads
         reads.at_s.append(time.monotonic())
         reads.data.append(data)
-        self._bytes += len(data)
+        self._room = room = self._room - len(data) - BYTES_A_READ
         if self._chunks.skip(data):
             self._capturing = False
             if self._chunks.behind:  # bytes that nobody asked for
@@ -90,8 +91,9 @@ class Tap(ResponseHandler):
             self._end()
         elif self._chunks.broken:
             self._give_up(HttpProcessingError(message="its chunks make no sense"))
-        elif self._bytes > MAX_BODY_BYTES:
-            self._give_up(aiohttp.ClientPayloadError("longer than an answer may be"))
+        elif room < 0:
+            reads.give_up()
+            self._give_up(_too_long())
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop when the connection has ended, however it did."""
@@ -119,7 +121,7 @@ class Tap(ResponseHandler):
                 self._pass_on()
         elif _is_stream(head):
             self._answer.status, self._answer.reads.chunked = 200, True
-            self._head, self._capturing, self._bytes, self._chunks = b"", True, 0, ChunkReader()
+            self._head, self._capturing, self._chunks = b"", True, ChunkReader()
             if b"\r\nconnection: close\r\n" in head:
                 self.force_close()
             if rest:
@@ -156,6 +158,10 @@ def _is_stream(head: bytes) -> bool:
         and b"\r\ntransfer-encoding: chunked\r\n" in head
         and b"\r\ncontent-encoding:" not in head
     )
+
+
+def _too_long() -> aiohttp.ClientPayloadError:
+    return aiohttp.ClientPayloadError("longer than an answer may be")
 
 
 class Wire:
@@ -247,14 +253,14 @@ class Line:
 async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
     message, payload = await tap.read()
     answer.status, answer.retry_after = message.code, message.headers.get("Retry-After")
-    kept = 0
+    room = answer.most_bytes
     async for data in payload.iter_any():
-        kept += len(data)
         answer.reads.at_s.append(time.monotonic())
         answer.reads.data.append(data)
-        if kept > MAX_BODY_BYTES:
-            tap.force_close()
-            return
+        room -= len(data) + BYTES_A_READ
+        if room < 0:
+            answer.reads.give_up()
+            raise _too_long()
 
 
 def _tapped(connector: aiohttp.BaseConnector) -> aiohttp.BaseConnector:
