@@ -50,7 +50,7 @@ def test_the_interval_covers_the_truth_in_nineteen_of_twenty_samples(metric: str
 def test_a_level_that_ended_for_its_precision_holds_the_truth_as_often_as_is_said(
     latencies: stopping_truth.Latencies, metric: str, within: float
 ) -> None:
-    """Stopped at the first narrow interval, so in less than nineteen of twenty: docs/definitions.md gives the shares."""
+    """Stopped at the first narrow look, so in fewer than nineteen of twenty: docs/definitions.md gives the shares."""
     assert stopping_truth.covered(latencies, metric, within, 300) >= 0.86
 
 
