@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import time
 from dataclasses import dataclass, field
+from time import monotonic
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -59,6 +59,7 @@ class Tap(ResponseHandler):
         self.passing = False
         self._ended: asyncio.Future[None] | None = None
         self._answer = Answer(0.0)
+        self._reads = self._answer.reads
         self._head = b""
         self._capturing = False
         self._room = math.inf
@@ -67,7 +68,7 @@ class Tap(ResponseHandler):
     def ask(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
         """Write a request whose answer goes into `answer`."""
         self._answer, self._head, self._capturing, self.passing = answer, b"", False, False
-        self._room = answer.most_bytes
+        self._reads, self._room = answer.reads, answer.most_bytes
         self._ended = self._loop.create_future()
         if self.transport is None:
             raise aiohttp.ServerDisconnectedError
@@ -80,20 +81,24 @@ class Tap(ResponseHandler):
         if not self._capturing:
             self._take_head(data)
             return
-        reads = self._answer.reads
-        reads.at_s.append(time.monotonic())
+        reads = self._reads
+        reads.at_s.append(monotonic())
         reads.data.append(data)
-        self._room = room = self._room - len(data) - BYTES_A_READ
+        self._room = room = self._room - (len(data) + BYTES_A_READ)
         if self._chunks.skip(data):
-            self._capturing = False
-            if self._chunks.behind:  # bytes that nobody asked for
-                self.force_close()
-            self._end()
-        elif self._chunks.broken:
-            self._give_up(HttpProcessingError(message="its chunks make no sense"))
+            self._take_end()
         elif room < 0:
             reads.give_up()
             self._give_up(_too_long())
+
+    def _take_end(self) -> None:
+        self._capturing = False
+        if self._chunks.broken:
+            self._give_up(HttpProcessingError(message="its chunks make no sense"))
+            return
+        if self._chunks.behind:  # bytes that nobody asked for
+            self.force_close()
+        self._end()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop when the connection has ended, however it did."""
@@ -110,7 +115,7 @@ class Tap(ResponseHandler):
             super().data_received(data)
             return
         if self._answer.first_byte_s is None:
-            self._answer.first_byte_s = time.monotonic()
+            self._answer.first_byte_s = monotonic()
         self._head += data
         head, rest = _head_of(self._head)
         while head[9:10] == b"1":  # an interim answer, of which more is to come
@@ -120,7 +125,7 @@ class Tap(ResponseHandler):
             if len(self._head) > MAX_HEAD_BYTES:
                 self._pass_on()
         elif _is_stream(head):
-            self._answer.status, self._answer.reads.chunked = 200, True
+            self._answer.status, self._reads.chunked = 200, True
             self._head, self._capturing, self._chunks = b"", True, ChunkReader()
             if b"\r\nconnection: close\r\n" in head:
                 self.force_close()
@@ -208,7 +213,7 @@ class Line:
         """Connect, if there is no connection that can be used."""
         if self._connection is not None:
             tap = self._connection.protocol
-            if tap is not None and tap.is_connected() and time.monotonic() - self._idle_since < self._keepalive_s:
+            if tap is not None and tap.is_connected() and monotonic() - self._idle_since < self._keepalive_s:
                 return
             self.close()
         self._connection = await self._wire.connect()
@@ -247,7 +252,7 @@ class Line:
             raise
         if tap.should_close:
             self.close()
-        self._idle_since = time.monotonic()
+        self._idle_since = monotonic()
 
 
 async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
@@ -255,7 +260,7 @@ async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
     answer.status, answer.retry_after = message.code, message.headers.get("Retry-After")
     room = answer.most_bytes
     async for data in payload.iter_any():
-        answer.reads.at_s.append(time.monotonic())
+        answer.reads.at_s.append(monotonic())
         answer.reads.data.append(data)
         room -= len(data) + BYTES_A_READ
         if room < 0:
