@@ -346,9 +346,12 @@ class PointRow:
     # --- the steady part of a load point: ramp and drain left out ---
     steady_from_s: float | None = None
     """Since the window's opening."""
+    steady_settled_s: float | None = None
+    """When the opening burst was over, from where on the latencies count (`workers.load.steady`). Up to version 8 None,
+    and the burst is in them."""
     steady_to_s: float | None = None
     steady_completed: int | None = None
-    """Successes that ended inside: those that the latencies are over."""
+    """Successes that the latencies are over; None where what was left after the burst was too short for any."""
     steady_tok_s: float | None = None
     """Tokens that arrived inside / its length."""
     steady_mean_e2e_s: float | None = None

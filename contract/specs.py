@@ -91,7 +91,9 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A level goes on until a metric of E2EL or TTFT is known within a share of itself, with 95 % confidence.
+    """A level goes on until half the 95 % interval of a metric of E2EL or TTFT is at most a share of the metric.
+
+    Ending at the first look at which it is makes that less than 95 % sure (`benchmarks/stopping_truth.py`).
 
     Raises:
         ValueError: another metric, or a share that is not above 0.

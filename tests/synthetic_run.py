@@ -361,6 +361,7 @@ def loaded(shape: Shape, row: PointRow, concurrency: int, requests: int, jitter:
         p99_icl_s=1.4 * float(np.mean(tpot)),
         tokens_per_chunk=1 + concurrency / 100,
         steady_from_s=0.1,
+        steady_settled_s=0.2,
         steady_to_s=0.9 * duration,
         steady_completed=len(done) - 1,
         steady_tok_s=1.03 * completion / duration,

@@ -88,6 +88,42 @@ def test_the_steady_part_has_requests_of_its_own_to_be_too_few() -> None:
     assert few_for_p95(curve(steady_completed=21).series.readings[0], "steady_completed") == []
 
 
+OF_AN_OLDER_ROW = {"steady_settled_s": None}
+WITHOUT_LATENCIES = {name: None for name in synthetic.PointRow.__slots__ if name.startswith("steady_p")} | {
+    "steady_completed": None, "steady_mean_e2e_s": None
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "others", "words", "lacking"),
+    [
+        ({}, {}, ["before any answer had ended"], ["are among them", "older version", "too short"]),
+        (WITHOUT_LATENCIES, {}, ["before any answer had ended", "| too short for latencies once"], ["older version"]),
+        (OF_AN_OLDER_ROW, {}, ["before any answer had ended", "| rows of an older version"], ["too short"]),
+        (OF_AN_OLDER_ROW, OF_AN_OLDER_ROW, ["opening burst, in which", "are among them"], ["older version", "had end"]),
+    ],
+)
+def test_whether_the_opening_burst_is_in_steady_latencies_is_said(
+    columns: dict[str, object], others: dict[str, object], words: list[str], lacking: list[str]
+) -> None:
+    rows = [
+        replace(synthetic.load_row(synthetic.GPU, "concurrency", c, r), **(columns if (c, r) == (4, 1) else others))
+        for c in (2, 4)
+        for r in range(2)
+    ]
+    (made,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
+    page = steady_page(made)
+    assert [each in page for each in words] == [True] * len(words)
+    assert [each in page for each in lacking] == [False] * len(lacking)
+
+
+def test_levels_whose_steady_parts_are_too_short_for_latencies_have_a_knee_all_the_same() -> None:
+    """It is one of tok/s."""
+    made = sweep(steady_tok_s=500.0, **WITHOUT_LATENCIES)
+    assert made.steady_knee is not None
+    assert made.steady_knee.could_be == (1,)
+
+
 def test_what_the_servers_histograms_say_stands_in_a_table() -> None:
     doc = Document("page.md")
     add_server_table(doc, curve(), "concurrency", concurrency_figure)

@@ -8,6 +8,8 @@ from unittest.mock import patch
 import pytest
 
 import analysis
+from analysis.rows.tables import read_tables
+from contract.specs import PointKind
 
 OUTPUTS = Path(__file__).parent.parent / "outputs"
 RUNS = sorted(path for path in OUTPUTS.glob("example-*") if path.is_dir())
@@ -28,6 +30,13 @@ def test_a_kept_run_reduces_to_the_pages_that_are_kept_with_it(run: Path, tmp_pa
         assert path.read_text() == kept.read_text(), f"python -m analysis outputs/{run.name} writes another {kept.name}"
     made = {path.relative_to(copy) for path in written}
     assert {path.relative_to(run) for path in run.rglob("*") if path.suffix in TEXT} - made == {Path("README.md")}
+
+
+def test_client_and_server_count_the_same_tokens_in_the_kept_run_that_has_both_counts() -> None:
+    """docs/definitions.md says so; rows of the two other runs are of before there was a column for it."""
+    loads = {run.name: [p for p in read_tables(run).points if p.kind == PointKind.LOAD] for run in RUNS}
+    counted = {name: {point.token_count_difference for point in points} for name, points in loads.items()}
+    assert counted == {"example-cpu": {None}, "example-h100": {None}, "example-h200": {0}}
 
 
 WITHOUT = {

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import keeping_up_truth
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.rows import KEEPS_UP, RequestRow
 from workers.load.keeping_up import keeping_up, waits_s
@@ -65,6 +66,15 @@ def test_a_server_that_can_do_clearly_less_never_keeps_up(
     found = keeping_up(queue(sends, share * offered(sends), least_s))
     assert found is not None
     assert found.keeps_up is not True
+
+
+@pytest.mark.parametrize("name", keeping_up_truth.SERVERS)
+def test_no_verdict_is_false_on_levels_drawn_at_random(name: str) -> None:
+    """docs/definitions.md gives what comes of 18,000."""
+    server, keeps_up = keeping_up_truth.SERVERS[name]
+    found = keeping_up_truth.verdicts(server, 300)
+    assert found[not keeps_up] == 0
+    assert found[keeps_up] >= 180
 
 
 @pytest.mark.parametrize("seconds", [30, 300, 3000])

@@ -21,6 +21,7 @@ from workers.load import memory
 from workers.load.__main__ import main
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.reads import BEGIN_BYTES, BYTES_A_READ, Reads
 from workers.load.sent import Sent, row_of
 from workers.load.stream import Asked
 from workers.load.wire import Answer
@@ -50,12 +51,47 @@ def test_a_token_takes_what_it_is_said_to_take() -> None:
     assert 0.75 * memory.BYTES_A_TOKEN < per_token < memory.BYTES_A_TOKEN
 
 
+def test_a_read_takes_beside_its_bytes_what_it_is_said_to_take() -> None:
+    """A server may write two bytes at a time."""
+    reads = Reads()
+    tracemalloc.start()
+    for number in range(2000):
+        reads.at_s.append(0.01 * number)
+        reads.data.append(bytes(bytearray(b"ab")))
+    per_read = tracemalloc.get_traced_memory()[0] / 2000 - 2
+    tracemalloc.stop()
+    assert 0.7 * BYTES_A_READ < per_read < BYTES_A_READ
+
+
+@given(st.integers(1, 10**5), st.floats(0, 1e12))
+def test_answers_that_all_take_the_most_fit_what_the_host_had_available(tokens: int, free: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "available_bytes", lambda: free)
+        assert memory.most_requests(tokens) * memory.most_bytes(tokens) <= free
+
+
+@given(st.integers(1, 10**5))
+def test_an_answer_may_take_several_times_what_vllm_writes(tokens: int) -> None:
+    """In reads of a size line, an event and a line end each, with usage and [DONE]."""
+    assert (tokens + 3) * (len(READ) + 3 * BYTES_A_READ) < memory.most_bytes(tokens)
+
+
+@given(st.lists(st.binary(max_size=3000), min_size=1, max_size=20))
+def test_of_a_body_that_is_given_up_its_begin_is_kept(data: list[bytes]) -> None:
+    reads = Reads(data, [float(at) for at in range(len(data))])
+    reads.give_up()
+    whole = b"".join(data)
+    assert (reads.data, reads.begin, reads.size) == ([whole[:BEGIN_BYTES]], whole[:BEGIN_BYTES], len(whole))
+    assert reads.at_s == [len(data) - 1]
+
+
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.floats(0, 1e12))
 def test_a_load_is_refused_when_and_only_when_its_answers_do_not_fit(requests: int, tokens: int, free: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "available_bytes", lambda: free)
         words = memory.refusal(requests, tokens)
-        fits = requests * tokens * memory.BYTES_A_TOKEN <= memory.SHARE * free
+        each = memory.BYTES_BESIDE + tokens * memory.BYTES_A_TOKEN
+        fits = requests * each <= memory.SHARE * free
         assert (words is None) == fits
         assert memory.refusal(memory.most_requests(tokens), tokens) is None
         assert memory.refusal(memory.most_requests(Uniform(tokens, tokens)) + 1, tokens) is not None
@@ -77,7 +113,7 @@ def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return what leaves room for so many answers of the level's length."""
 
     def leave(answers: int) -> None:
-        free = (answers + 0.5) * 8 * memory.BYTES_A_TOKEN / memory.SHARE
+        free = (answers + 0.5) * (memory.BYTES_BESIDE + 8 * memory.BYTES_A_TOKEN) / memory.SHARE
         monkeypatch.setattr(memory, "available_bytes", lambda: free)
 
     return leave
@@ -103,7 +139,7 @@ def test_a_level_too_large_for_the_host_fails_before_anything_is_sent(
     sent = session.row.requests_sent
     row = session.measure(LEVEL)
     assert (row.status, row.failure_class) == (FAILED, FailureClass.LOAD_TOO_LARGE)
-    assert "16 answers of 8 tokens take" in (row.failure_message or "")
+    assert "16 answers of 8 tokens need" in (row.failure_message or "")
     assert session.row.requests_sent == sent
     room_for(16)
     assert session.measure(LEVEL).status == MEASURED

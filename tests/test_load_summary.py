@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from contract.rows import PointRow, RequestRow
 from workers.load.limits import achieved_share
-from workers.load.summary import LoadSummary, mean_in_flight, percentile, summarize
+from workers.load.summary import LoadSummary, in_flight_from, mean_in_flight, percentile, summarize
 
 seconds = st.floats(0, 1e4, allow_nan=False)
 
@@ -29,13 +30,21 @@ def test_percentile_is_numpys_default(values: list[float], q: float) -> None:
     assert percentile(values, q) == pytest.approx(float(np.percentile(values, q)), rel=1e-9, abs=1e-9)
 
 
-@given(st.lists(st.builds(request, seconds, seconds), min_size=1, max_size=30))
-def test_littles_law_holds_when_all_succeed(rows: list[RequestRow]) -> None:
-    duration_s = max(row.sent_s + (row.e2e_s or 0) for row in rows) + 1.0
-    summary = summarize(rows, duration_s)
-    assert summary.qps is not None
-    assert summary.mean_e2e_s is not None
-    assert summary.achieved_concurrency == pytest.approx(summary.qps * summary.mean_e2e_s)
+@given(
+    st.lists(st.tuples(st.builds(request, seconds, seconds, st.booleans()), st.floats(0, 5)), min_size=1, max_size=30)
+)
+def test_littles_law_holds_between_rate_time_and_the_sweep_of_sends_and_ends(
+    requests: list[tuple[RequestRow, float]],
+) -> None:
+    """L = lambda * W: the requests in flight, counted at every send and last byte, against rate times mean time."""
+    rows = [replace(row, last_byte_s=(row.e2e_s or 0.0) + more_s) for row, more_s in requests]
+    duration_s = max(row.sent_s + (row.last_byte_s or 0.0) for row in rows) + 1.0
+    swept = [*in_flight_from(rows), (duration_s, 0)]
+    area = sum(count * (until_s - at_s) for (at_s, count), (until_s, _) in pairwise(swept))
+    rate, mean_s = len(rows) / duration_s, sum(row.last_byte_s or 0.0 for row in rows) / len(rows)
+    assert area / duration_s == pytest.approx(rate * mean_s, abs=1e-6)
+    assert summarize(rows, duration_s).achieved_concurrency == pytest.approx(area / duration_s, abs=1e-6)
+    assert summarize(rows, duration_s).most_in_flight == max(count for _, count in swept)
 
 
 @given(requests, st.floats(0.1, 2e4))

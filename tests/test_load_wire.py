@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import gzip
 import json
@@ -10,10 +12,14 @@ import ssl
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import aiohttp
 import pytest
 import trustme
-from hypothesis import HealthCheck, given, settings
+import uvloop
+from aiohttp.http_exceptions import HttpProcessingError
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contract.failures import FailureClass
@@ -21,11 +27,13 @@ from contract.rows import RequestRow
 from contract.specs import Api
 from tests.mock_openai import MockOpenAI, serving
 from tests.raw_server import RawServer, Script, has_ipv6, raw_server, tunnel
-from workers.load import sent as sent_module
 from workers.load import wire
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint, in_words, open_session
+from workers.load.memory import most_bytes
 from workers.load.plan import LoadPlan
+from workers.load.reads import BEGIN_BYTES, BYTES_A_READ
+from workers.load.stream import Asked, digest, judge
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
@@ -162,14 +170,64 @@ def test_each_bad_answer_has_its_class_and_words(script: Script, expected: Failu
     assert words in (row.failure_message or "")
 
 
-@pytest.mark.parametrize("head", [HEAD, b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_an_endless_line_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
-    for module in (wire, sent_module):
-        monkeypatch.setattr(module, "MAX_BODY_BYTES", 2**20)
-    long = b"data: " + b"x" * 2**18
-    row = one(Script([head, *[chunk(long) if head is HEAD else long for _ in range(8)]], then="close"))
+PLAIN = b"HTTP/1.1 200 OK\r\n\r\n"
+LONG = b"data: " + b"x" * 2**18
+CHATTER = event(token()) * 2000
+
+
+@pytest.mark.parametrize(
+    ("pieces", "begin"),
+    [
+        ([HEAD, *[chunk(LONG)] * 8], "40006\r\ndata: xxx"),  # one endless line
+        ([PLAIN, *[LONG] * 8], "data: xxx"),
+        ([HEAD, chunk(CHATTER)], 'data: {"choices"'),  # 2,000 tokens for the 3 that were asked for
+        ([PLAIN, CHATTER], 'data: {"choices"'),
+        ([HEAD + b"1" * 20] + [b"1" * 100] * 10_000, None),
+    ],
+)
+def test_an_answer_longer_than_what_was_asked_for_is_given_up(pieces: list[bytes], begin: str | None) -> None:
+    row = one(Script(pieces, then="close"))
     assert row.failure_class == FailureClass.MALFORMED_STREAM
-    assert row.body_bytes < 2**21
+    if begin is not None:
+        assert "more than an answer of 3 tokens may take; the body begins: " in (row.failure_message or "")
+        assert begin in (row.failure_message or "")
+    assert row.body_bytes < most_bytes(3) + 2**18  # and what one read may hold
+    assert row.last_byte_s is not None
+
+
+def test_a_long_page_of_an_error_is_no_answer_that_is_too_long() -> None:
+    row = one(refusal(b"HTTP/1.1 502 Bad Gateway", b"<html>no upstream" + b" " * 2**18))
+    assert row.failure_class == FailureClass.HTTP_ERROR
+    assert (row.failure_message or "").startswith("<html>no upstream")
+
+
+@pytest.mark.parametrize("head", [HEAD, PLAIN])
+async def test_of_an_answer_that_is_given_up_no_more_than_its_begin_is_kept(head: bytes) -> None:
+    """A level may have thousands of these, and all are kept until its window has closed."""
+    with raw_server(Script([head, *[chunk(LONG) if head is HEAD else LONG for _ in range(8)]], then="close")) as server:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
+        async with open_session(endpoint) as session:
+            line = wire.Line(wire.Wire(session, endpoint.load_url(Api.COMPLETIONS), None), keepalive_s=1.0)
+            answer = wire.Answer(0.0, 2**17)
+            with pytest.raises(aiohttp.ClientPayloadError, match="longer than an answer may be"):
+                await line.post(b"{}", answer)
+    assert sum(map(len, answer.reads.data)) == BEGIN_BYTES
+    assert 2**17 < answer.reads.size < 2**19
+
+
+async def test_reads_of_few_bytes_count_with_what_they_take() -> None:
+    tap = wire.Tap(asyncio.get_running_loop())
+    tap.transport = Mock(spec=asyncio.Transport)
+    answer = wire.Answer(0.0, 2**16)
+    ended = tap.ask(b"", answer)
+    tap.data_received(HEAD)
+    body = chunk(b": " + b"x" * 2**14)
+    pieces = iter([body[at : at + 2] for at in range(0, len(body), 2)])
+    while not ended.done():
+        tap.data_received(next(pieces))
+    assert isinstance(ended.exception(), aiohttp.ClientPayloadError)
+    assert 2**16 < answer.reads.size * (BYTES_A_READ + 2) // 2 < 2**16 + 200
+    tap.transport.abort.assert_called_once_with()
 
 
 def test_one_connection_is_used_again_after_a_whole_answer() -> None:
@@ -179,20 +237,35 @@ def test_one_connection_is_used_again_after_a_whole_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "first",
+    ("first", "second"),
     [
-        Script([with_field(b"Connection: close") + GOOD[len(HEAD) :]], then="close"),
-        Script([GOOD + b"HTTP/1.1 200 OK\r\n\r\n"]),
-        Script([GOOD], then="close"),
+        (Script([with_field(b"Connection: close") + GOOD[len(HEAD) :]], then="close"), None),
+        (Script([GOOD + b"HTTP/1.1 200 OK\r\n\r\n"]), None),
+        # Closed without a word while the next request is on its way: that one is lost, and not sent again.
+        (Script([GOOD], pause_s=0.1, then="close"), FailureClass.CONNECTION_LOST),
     ],
 )
-def test_a_connection_that_is_spent_is_replaced_before_the_next_request(first: Script) -> None:
+def test_a_connection_that_is_spent_is_replaced_before_the_next_request(
+    first: Script, second: FailureClass | None
+) -> None:
     with raw_server(first, AGAIN) as server:
         rows = sent(server, 3)
-    assert [row.failure_message for row in rows] == [None] * 3 or rows[0].ok
-    assert rows[0].ok
-    assert rows[2].ok
-    assert server.connections >= 2
+    assert [row.failure_class for row in rows] == [None, second, None]
+    assert server.connections == 2
+
+
+async def test_a_connection_that_ended_while_it_was_idle_is_replaced() -> None:
+    with raw_server(Script([GOOD], then="close"), AGAIN) as server, contextlib.ExitStack() as closing:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
+        async with open_session(endpoint) as session:
+            line = wire.Line(wire.Wire(session, endpoint.load_url(Api.COMPLETIONS), None), keepalive_s=60.0)
+            closing.callback(line.close)
+            for _ in range(2):
+                answer = wire.Answer(0.0)
+                await line.post(b"{}", answer)
+                await asyncio.sleep(0.1)
+                assert answer.status == 200
+        assert server.connections == 2
 
 
 def test_the_request_is_written_as_http_has_it() -> None:
@@ -221,9 +294,50 @@ def test_whatever_is_written_the_request_ends_with_a_verdict(pieces: list[bytes]
     data = b"".join(pieces)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     row = one(Script([data[a:b] for a, b in pairwise(edges)], then=then))
-    assert row.ok == (row.failure_class is None)
     if row.ok:
-        assert (row.completion_tokens, row.finish_reason) == (3, "length")
+        assert (row.completion_tokens, row.finish_reason, row.http_status) == (3, "length", 200)
+    else:
+        assert row.failure_class in (
+            FailureClass.CONNECTION_LOST, FailureClass.MALFORMED_STREAM, FailureClass.NO_DONE,
+            FailureClass.NO_FINISH_REASON, FailureClass.NO_USAGE, FailureClass.WRONG_TOKEN_COUNT,
+        )  # fmt: skip
+        assert row.failure_message
+
+
+ANSWERS = st.one_of(
+    PIECES,
+    st.sampled_from(
+        [b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy", b"HTTP/1.1 204 None\r\n\r\n",
+         b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY), HEAD + chunk(b"nonsense") + END,
+         b"HTTP/1.1 500 Bad\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"broken") + END, BODY]
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(ANSWERS, min_size=1, max_size=4))
+@example([GOOD, b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"])
+@example([HEAD + chunk(b"nonsense") + END])
+def test_whatever_is_written_the_next_request_on_that_line_is_answered(pieces: list[bytes]) -> None:
+    """On the same connection or a new one: nothing that an answer left behind is taken for the next one's."""
+
+    async def second_after_it(server: RawServer) -> wire.Answer:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
+        async with open_session(endpoint) as session:
+            line = wire.Line(wire.Wire(session, endpoint.load_url(Api.COMPLETIONS), None), keepalive_s=60.0)
+            with contextlib.suppress(aiohttp.ClientError, HttpProcessingError, OSError):
+                async with asyncio.timeout(0.03):  # for what has no end
+                    await line.post(b"{}", wire.Answer(0.0, most_bytes(3)))
+            answer = wire.Answer(0.0, most_bytes(3))
+            async with asyncio.timeout(5):
+                await line.post(b"{}", answer)
+            line.close()
+            return answer
+
+    with raw_server(Script([b"".join(pieces)]), AGAIN) as server:
+        answer = uvloop.run(second_after_it(server))
+    assert answer.status == 200
+    assert judge(digest(answer.reads), Asked(3, ignore_eos=True, prompt_tokens=20)) is None
 
 
 async def test_a_line_that_waits_unused_for_the_start_keeps_its_connection() -> None:

@@ -103,7 +103,7 @@ class LoadCurve:
 
     @cached_property
     def steady_knee(self) -> Knee | None:
-        """The knee by the steady parts alone, to stand beside the other; None where a level has none."""
+        """The knee by the tok/s of the steady parts alone, to stand beside the other; None where a level has none."""
         steady = _levels(self.series.measured, STEADY)
         if len(steady) < len(self.repeats):
             return None
@@ -201,8 +201,11 @@ def repeats_of(reading: Reading, column: str) -> tuple[float, ...]:
 
 
 def level_of(reading: Reading, window: str = WHOLE) -> Level | None:
-    """Return the repeats of a reading that have both tok/s and p95 of a window; None without any."""
-    columns = (f"{window}tok_s", f"{window}p95_e2e_s")
+    """Return the repeats of a reading that have both tok/s of a window and p95; None without any.
+
+    p95 is always the whole run's, which is what pages judge: a steady part may be too short for one of its own.
+    """
+    columns = (f"{window}tok_s", "p95_e2e_s")
     both = [tuple(getattr(p, column) or 0.0 for column in columns) for p in reading.measured]
     pairs = [(tok_s, p95_s) for tok_s, p95_s in both if tok_s > 0 and p95_s > 0]
     return Level(reading.at, tuple(t for t, _ in pairs), tuple(p95 for _, p95 in pairs)) if pairs else None

@@ -7,7 +7,7 @@ from analysis.load.load_curve import STEADY, LoadCurve
 from analysis.load.load_tables import cell
 from analysis.load.request_notes import few_for_p95
 from analysis.rows.series import Reading, concurrency_figure
-from analysis.writing.document import Document, Part, join
+from analysis.writing.document import Document, Part, join, phrase
 from analysis.writing.figures import Figure, percent, signed_percent
 from contract.rows import STEADY_SHARE
 
@@ -15,6 +15,16 @@ COLUMNS = (
     "steady_completed", "steady_tok_s", "steady_mean_e2e_s", "steady_p95_e2e_s", "steady_p95_ttft_s",
     "steady_p95_tpot_s", "p99_icl_s", "tokens_per_chunk",
 )  # fmt: skip
+SETTLED = "steady_settled_s"
+"""Empty in rows of before schema version 9: the opening burst is in their latencies."""
+WITHOUT_BURST = (
+    "Latencies are those of the requests that ended in it once all had that were sent before any answer had ended: in "
+    "such an opening burst prompts wait for each other."
+)
+WITH_BURST = (
+    "Latencies are those of the requests that ended in it; those of the opening burst, in which prompts wait for each "
+    "other, are among them."
+)
 COMPARED = ("tok_s", "p95_e2e_s")
 """What verdicts are about."""
 
@@ -24,10 +34,11 @@ def add_steady_table(doc: Document, curve: LoadCurve) -> None:
     readings = [r for r in curve.series.readings if r.median("steady_tok_s") is not None]
     if not readings:
         return
+    settled = any(r.values(SETTLED) for r in readings)
     doc.say(
-        "The steady part alone, while at least {share} of the level were in flight: ramp and drain are left out, "
-        "latencies are those of the requests that ended in it. Inter-chunk latency (icl) is over the whole level; a "
-        "chunk may hold several tokens.",
+        "The steady part alone, while at least {share} of the level were in flight: ramp and drain are left out. "
+        + (WITHOUT_BURST if settled else WITH_BURST)
+        + " Inter-chunk latency (icl) is over the whole level; a chunk may hold several tokens.",
         share=percent("rule.steady_in_flight_pct", STEADY_SHARE, 0),
     )
     doc.table(
@@ -37,13 +48,23 @@ def add_steady_table(doc: Document, curve: LoadCurve) -> None:
                 concurrency_figure(r),
                 *(cell(r, column, 4) for column in COLUMNS),
                 *(_off(r, column) for column in COMPARED),
-                join(few_for_p95(r, "steady_completed")),
+                join([*(_latency_notes(r) if settled else []), *few_for_p95(r, "steady_completed")]),
             ]
             for r in readings
         ],
         curve.series.sample.simulated,
     )
     _say_verdict(doc, curve)
+
+
+def _latency_notes(reading: Reading) -> list[Part]:
+    """Say where a repeat has no latencies, or others than the table says."""
+    parts = len(reading.values("steady_tok_s"))
+    if len(reading.values(SETTLED)) < parts:
+        return [phrase("rows of an older version: the opening burst is in the latencies")]
+    if len(reading.values("steady_p95_e2e_s")) < parts:
+        return [phrase("too short for latencies once the opening burst is left out")]
+    return []
 
 
 def _off(reading: Reading, column: str) -> Figure:

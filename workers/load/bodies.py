@@ -16,6 +16,7 @@ from typing import Any
 
 from contract.lengths import draw
 from contract.specs import Api
+from workers.load.memory import most_bytes
 from workers.load.plan import LoadPlan
 from workers.load.prompts import GivenText, PromptFactory, WordPrompts
 from workers.load.stream import Asked
@@ -32,6 +33,8 @@ class Prepared:
     ordinal: int
     body: bytes
     asked: Asked
+    most_bytes: int
+    """What its answer may take (`workers.load.memory`)."""
 
 
 class Bodies:
@@ -111,7 +114,8 @@ def prepare(plan: LoadPlan) -> Iterator[Prepared | None]:
             pieces.append(piece)
             yield None
         body = b"".join([*pieces, ask[1], b"}"])
-        yield Prepared(ordinal, body, Asked(max_tokens, plan.ignore_eos, prompt_tokens if exact else None))
+        asked = Asked(max_tokens, plan.ignore_eos, prompt_tokens if exact else None)
+        yield Prepared(ordinal, body, asked, most_bytes(max_tokens))
 
 
 def _prompts(plan: LoadPlan) -> PromptFactory | WordPrompts | GivenText:

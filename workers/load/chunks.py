@@ -26,7 +26,7 @@ class ChunkReader:
         self._in_trailer = False
 
     def skip(self, data: bytes) -> bool:
-        """Take the next bytes without looking at the body; return whether it has ended."""
+        """Take the next bytes without looking at the body; return whether that was all: it has ended, or is broken."""
         if not self._left and not self._rest:
             line_end = data.find(b"\r\n")
             size = _seen.get(data[:line_end])
@@ -34,7 +34,7 @@ class ChunkReader:
             if ends and not self._in_trailer:
                 return False  # one read, one whole chunk, as servers of events write them
         self.feed(data)
-        return self.ended
+        return self.ended or self.broken
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes; return what of the body is in them, cut where its chunks are."""

@@ -173,7 +173,7 @@ async def _open_loop(
 async def _send(line: Line, request: Prepared, timeout_s: float, due_s: float | None = None) -> Sent:
     """Send one request; one that is due at a moment first gets its connection, which so is in no latency of it, nor in
     how late it was sent."""
-    sent = Sent(request.ordinal, request.asked, Answer(time.monotonic()), due_s=due_s)
+    sent = Sent(request.ordinal, request.asked, Answer(time.monotonic(), request.most_bytes), due_s=due_s)
     try:
         async with asyncio.timeout(timeout_s):
             if due_s is not None:

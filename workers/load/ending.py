@@ -60,9 +60,10 @@ class Estimate:
         """Return half the width of the metric's 95 % interval over the metric itself; None where it is not known.
 
         Of a quantile: the order statistics whose ranks are 1.96 binomial deviations apart from its own (David and
-        Nagaraja, "Order Statistics", 7.1; needs no distribution). Of the mean: 1.96 standard errors. Both take the
-        values as independent; latencies of requests that ran side by side are not quite, so the true interval is
-        somewhat wider.
+        Nagaraja, "Order Statistics", 7.1; needs no distribution). Of the mean: 1.96 standard errors. Both are for a
+        number of values that does not hang on them: a level that ends at the first narrow interval is less sure than
+        95 % (`benchmarks/stopping_truth.py`). And both take the values as independent; latencies of requests that ran
+        side by side are not quite, so the true interval is somewhat wider.
         """
         n, share = self._count, self._share
         if n < FEWEST:
@@ -79,7 +80,8 @@ class Estimate:
 
 
 class Ending:
-    """The rule at work in one process; with several, all end a precise level together."""
+    """The rule at work in one process; several end a precise level together, within `LOOK_S`: when each has known its
+    part well enough once."""
 
     def __init__(self, stop: Stop | None, started_s: float, together: StartLine | None) -> None:
         self.by = REQUESTS
@@ -115,9 +117,10 @@ class Ending:
         """Look from time to time whether the metric is known well enough; to be cancelled when the level is over."""
         if self._stop is None or self._stop.precision is None or self._known is None:
             return
+        said = False  # once and for all: an interval that widens again must not leave this process behind alone
         while not self._precise:
             await asyncio.sleep(LOOK_S)
             width = self._known.half_width() if self._known.count >= self._stop.least else None
-            if width is None or width > self._stop.precision.within:
-                continue
-            self._precise = self._together is None or self._together.agreed("precise")
+            said = said or (width is not None and width <= self._stop.precision.within)
+            if said:
+                self._precise = self._together is None or self._together.agreed("precise")

@@ -15,9 +15,20 @@ from contract.lengths import Lengths, expected
 BYTES_A_TOKEN = 450
 """A token that came in a chunk of its own: the bytes that vLLM writes for it, two Python objects and their places, and
 its gap in the request's row. Of reads of 298 bytes, 10 ms apart, 419 were measured (tests/test_load_memory.py)."""
+BYTES_BESIDE = 2**14
+"""Set apart for an answer beside its tokens: its row and usage, a proxy's comments, an error page."""
 SHARE = 0.25
 """Of the memory that is available: several sessions of a host may begin a level at once."""
 CGROUP = Path("/sys/fs/cgroup")
+
+
+def most_bytes(max_tokens: int) -> int:
+    """Return what the reads of an answer of so many tokens may take; one that takes more is given up.
+
+    Four times (1 / `SHARE`) what is set apart for it: a server that ignores `max_tokens` on every request cannot fill
+    more than what was available when the load was let through.
+    """
+    return int(_bytes_an_answer(max_tokens) / SHARE)
 
 
 def most_requests(output_tokens: Lengths) -> int:
@@ -32,7 +43,7 @@ def refusal(requests: int, output_tokens: Lengths) -> str | None:
     if requests <= most:
         return None
     return (
-        f"{requests} answers of {expected(output_tokens):.0f} tokens take some {requests * each / 2**30:.1f} GiB until "
+        f"{requests} answers of {expected(output_tokens):.0f} tokens need some {requests * each / 2**30:.1f} GiB until "
         f"they are judged, and {SHARE:.0%} of what this host has available are {room / 2**30:.1f} GiB: "
         f"send {most} at the most"
     )
@@ -43,7 +54,7 @@ def _room_bytes() -> float:
 
 
 def _bytes_an_answer(output_tokens: Lengths) -> float:
-    return BYTES_A_TOKEN * expected(output_tokens)
+    return BYTES_BESIDE + BYTES_A_TOKEN * expected(output_tokens)
 
 
 def available_bytes() -> float:

@@ -15,7 +15,7 @@ from contract.failures import FailureClass
 from contract.rows import Failure, RequestRow
 from workers.load.endpoint import NO_SOCKET, in_words
 from workers.load.stream import MESSAGE_CHARS, Asked, StreamRecord, digest, judge
-from workers.load.wire import MAX_BODY_BYTES, Answer
+from workers.load.wire import Answer
 
 
 @dataclass(slots=True)
@@ -77,14 +77,15 @@ def row_of(sent: Sent, timeout_s: float, started_s: float) -> RequestRow:
 def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]:
     answer = sent.answer
     if answer.status is not None and answer.status != 200:
-        words = b"".join(answer.reads.data)[: 4 * MESSAGE_CHARS].decode(errors="replace")[:MESSAGE_CHARS]
-        message = words or f"HTTP {answer.status} with an empty body"
+        message = _begin(answer) or f"HTTP {answer.status} with an empty body"
         if answer.retry_after is not None:
             message += f" (Retry-After: {answer.retry_after[:MESSAGE_CHARS]})"
         return StreamRecord(), Failure(FailureClass.HTTP_ERROR, message)
+    if answer.reads.given_up_at is not None:
+        what = f"given up after {answer.reads.given_up_at} bytes: more than an answer of {sent.asked.max_tokens} tokens"
+        words = f"{what} may take; the body begins: {_begin(answer)}"
+        return StreamRecord(), Failure(FailureClass.MALFORMED_STREAM, words)
     record = digest(answer.reads)
-    if answer.reads.size > MAX_BODY_BYTES:
-        return record, Failure(FailureClass.MALFORMED_STREAM, f"the answer is longer than {MAX_BODY_BYTES} bytes")
     if sent.error is not None and record.error is None:
         return record, _broken(sent.error, timeout_s, answer, record)
     return record, judge(record, sent.asked)
@@ -92,6 +93,10 @@ def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]
 
 def _after(at_s: float | None, start_s: float) -> float | None:
     return None if at_s is None else at_s - start_s
+
+
+def _begin(answer: Answer) -> str:
+    return answer.reads.begin[: 4 * MESSAGE_CHARS].decode(errors="replace")[:MESSAGE_CHARS]
 
 
 def _broken(error: Exception, timeout_s: float, answer: Answer, record: StreamRecord) -> Failure:

@@ -20,15 +20,19 @@ STABLE_WITHIN = 0.1
 class Steady:
     """Figures of the steady window, with the field names of `contract.rows.PointRow`.
 
-    Latencies are over successes that ended inside it, whenever they were sent: a stationary load has as many of each
-    kind end in any window as begin there, while those that also began inside are the shorter ones. None where no
-    success ended inside.
+    Latencies are over successes that ended inside it once the opening burst was over, whenever they were sent: a
+    stationary load has as many of each kind end in any window as begin there, while those that also began inside are
+    the shorter ones. None where what is left of it then is shorter than the median E2EL, or no success ended in it.
     """
 
     steady_from_s: float
     """Since the window's opening."""
+    steady_settled_s: float
+    """When the opening burst was over: the last success ended of what was sent before the window began, or before any
+    answer had ended: to a server that was filling up, and had much to prefill at once."""
     steady_to_s: float
-    steady_completed: int
+    steady_completed: int | None
+    """Successes that the latencies are of."""
     steady_tok_s: float
     """Tokens that arrived inside, by the stamps of their chunks, over its length; of successes."""
     steady_mean_e2e_s: float | None
@@ -49,13 +53,16 @@ def steady(requests: Sequence[RequestRow], concurrency: int | None) -> Steady | 
     if window is None or median_s is None or window[1] - window[0] < median_s:
         return None
     from_s, to_s = window
-    inside = [row for row in requests if row.ok and from_s <= end_s(row) <= to_s]
+    settled_s = _settled_s(requests, from_s)
+    long_enough = to_s - settled_s >= median_s
+    inside = [row for row in requests if row.ok and settled_s < end_s(row) <= to_s] if long_enough else []
     tokens = sum(_tokens_between(row, from_s, to_s) for row in requests if row.ok)
     e2e = [row.e2e_s for row in inside if row.e2e_s is not None]
     return Steady(
         from_s,
+        settled_s,
         to_s,
-        len(inside),
+        len(inside) if long_enough else None,
         tokens / (to_s - from_s),
         fmean(e2e) if e2e else None,
         percentile(e2e, 50),
@@ -84,6 +91,12 @@ def _full(requests: Sequence[RequestRow], concurrency: int) -> tuple[float, floa
         if enough and first is None:
             first = at_s
     return None if first is None or last is None else (first, last)
+
+
+def _settled_s(requests: Sequence[RequestRow], from_s: float) -> float:
+    ended = [row for row in requests if row.ok]
+    opened_s = max(from_s, min(end_s(row) for row in ended))
+    return max((end_s(row) for row in ended if row.sent_s < opened_s), default=from_s)
 
 
 def _between(requests: Sequence[RequestRow]) -> tuple[float, float] | None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import time
 from dataclasses import dataclass, field
+from time import monotonic
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -24,10 +24,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from workers.load.chunks import ChunkReader
-from workers.load.reads import Reads
+from workers.load.reads import BYTES_A_READ, Reads
 
-MAX_BODY_BYTES = 64 * 2**20
-"""A longer answer is given up: no completions stream is so long."""
 MAX_HEAD_BYTES = 2**16
 _END_OF_HEAD = b"\r\n\r\n"
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=None)
@@ -38,6 +36,8 @@ class Answer:
     """What came back for one request. `reads` holds the body of an answer that is HTTP, whatever its status."""
 
     sent_s: float
+    most_bytes: float = math.inf
+    """What `reads` may take, `BYTES_A_READ` for each included; a body that takes more is given up."""
     asked: bool = False
     """Whether there was a connection to write the request to."""
     status: int | None = None
@@ -59,14 +59,16 @@ class Tap(ResponseHandler):
         self.passing = False
         self._ended: asyncio.Future[None] | None = None
         self._answer = Answer(0.0)
+        self._reads = self._answer.reads
         self._head = b""
         self._capturing = False
-        self._bytes = 0
+        self._room = math.inf
         self._chunks = ChunkReader()
 
     def ask(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
         """Write a request whose answer goes into `answer`."""
         self._answer, self._head, self._capturing, self.passing = answer, b"", False, False
+        self._reads, self._room = answer.reads, answer.most_bytes
         self._ended = self._loop.create_future()
         if self.transport is None:
             raise aiohttp.ServerDisconnectedError
@@ -79,19 +81,24 @@ class Tap(ResponseHandler):
         if not self._capturing:
             self._take_head(data)
             return
-        reads = self._answer.reads
-        reads.at_s.append(time.monotonic())
+        reads = self._reads
+        reads.at_s.append(monotonic())
         reads.data.append(data)
-        self._bytes += len(data)
+        self._room = room = self._room - (len(data) + BYTES_A_READ)
         if self._chunks.skip(data):
-            self._capturing = False
-            if self._chunks.behind:  # bytes that nobody asked for
-                self.force_close()
-            self._end()
-        elif self._chunks.broken:
+            self._take_end()
+        elif room < 0:
+            reads.give_up()
+            self._give_up(_too_long())
+
+    def _take_end(self) -> None:
+        self._capturing = False
+        if self._chunks.broken:
             self._give_up(HttpProcessingError(message="its chunks make no sense"))
-        elif self._bytes > MAX_BODY_BYTES:
-            self._give_up(aiohttp.ClientPayloadError("longer than an answer may be"))
+            return
+        if self._chunks.behind:  # bytes that nobody asked for
+            self.force_close()
+        self._end()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called by the event loop when the connection has ended, however it did."""
@@ -108,7 +115,7 @@ class Tap(ResponseHandler):
             super().data_received(data)
             return
         if self._answer.first_byte_s is None:
-            self._answer.first_byte_s = time.monotonic()
+            self._answer.first_byte_s = monotonic()
         self._head += data
         head, rest = _head_of(self._head)
         while head[9:10] == b"1":  # an interim answer, of which more is to come
@@ -118,8 +125,8 @@ class Tap(ResponseHandler):
             if len(self._head) > MAX_HEAD_BYTES:
                 self._pass_on()
         elif _is_stream(head):
-            self._answer.status, self._answer.reads.chunked = 200, True
-            self._head, self._capturing, self._bytes, self._chunks = b"", True, 0, ChunkReader()
+            self._answer.status, self._reads.chunked = 200, True
+            self._head, self._capturing, self._chunks = b"", True, ChunkReader()
             if b"\r\nconnection: close\r\n" in head:
                 self.force_close()
             if rest:
@@ -156,6 +163,10 @@ def _is_stream(head: bytes) -> bool:
         and b"\r\ntransfer-encoding: chunked\r\n" in head
         and b"\r\ncontent-encoding:" not in head
     )
+
+
+def _too_long() -> aiohttp.ClientPayloadError:
+    return aiohttp.ClientPayloadError("longer than an answer may be")
 
 
 class Wire:
@@ -202,7 +213,7 @@ class Line:
         """Connect, if there is no connection that can be used."""
         if self._connection is not None:
             tap = self._connection.protocol
-            if tap is not None and tap.is_connected() and time.monotonic() - self._idle_since < self._keepalive_s:
+            if tap is not None and tap.is_connected() and monotonic() - self._idle_since < self._keepalive_s:
                 return
             self.close()
         self._connection = await self._wire.connect()
@@ -241,20 +252,20 @@ class Line:
             raise
         if tap.should_close:
             self.close()
-        self._idle_since = time.monotonic()
+        self._idle_since = monotonic()
 
 
 async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
     message, payload = await tap.read()
     answer.status, answer.retry_after = message.code, message.headers.get("Retry-After")
-    kept = 0
+    room = answer.most_bytes
     async for data in payload.iter_any():
-        kept += len(data)
-        answer.reads.at_s.append(time.monotonic())
+        answer.reads.at_s.append(monotonic())
         answer.reads.data.append(data)
-        if kept > MAX_BODY_BYTES:
-            tap.force_close()
-            return
+        room -= len(data) + BYTES_A_READ
+        if room < 0:
+            answer.reads.give_up()
+            raise _too_long()
 
 
 def _tapped(connector: aiohttp.BaseConnector) -> aiohttp.BaseConnector:
