@@ -341,6 +341,15 @@ def test_whether_another_server_gives_more_is_held_against_the_noise_of_both() -
     assert not beaten(-1, 0.0, 1)
 
 
+def test_alerts_on_kv_are_of_the_server_that_is_spoken_of_where_none_is_chosen() -> None:
+    rising = with_curve({1: 1.0, 2: 2.0, 4: 4.0}, {1: 0.2, 2: 0.2, 4: 0.2})
+    faster = another(with_curve({1: 3.0, 2: 6.0, 4: 12.0}, {1: 0.2, 2: 0.2, 4: 0.2}), max_model_len=8192)
+    faster = synthetic.changed(faster, lambda row: row.concurrency == 4, kv_usage_max=0.8, preemptions=2)
+    text = page([*rising, *faster])
+    assert "there is no knee up to concurrency 4" in text
+    assert "preemptions began at concurrency 4, 0.800 in use" in text
+
+
 def test_a_doubling_that_another_server_has_is_said_to_be_its() -> None:
     faster = with_curve({3: 900.0, 10: 9000.0}, {3: 0.2, 10: 0.3})
     text = page([*sweep(), *another(faster, max_model_len=8192)], Slo(p95_e2e_s=0.5))

@@ -66,8 +66,10 @@ class Case:
     curves: int = 1
     """Of how many servers and loads."""
     manifest: bool = True
-    says: tuple[str, ...] = field(default=())
+    says: tuple[str, ...] = ()
     """On operating_point.md."""
+    advises: dict[str, str] = field(default_factory=dict)
+    """On kv_cache_scaling_notes.md, by what the title of the section must hold, and in no other section."""
 
 
 CASES = {
@@ -161,7 +163,11 @@ CASES = {
         says=("| concurrency | 16 | 2,500 | 0.4500 | 0.4460 to 0.4540 | undecided: missed under another purpose |",),
     ),
     "one GPU and two": Case(
-        [*FLATTENS, *served(RISES, "b", gpus=2, tensor_parallel_size=2)], 0.35, {"tp 1": 8, "tp 2": 8}, curves=2
+        [*FLATTENS, *served(RISES, "b", gpus=2, tensor_parallel_size=2)],
+        0.35,
+        {"tp 1": 8, "tp 2": 8},
+        curves=2,
+        advises={"tp 1": "concurrency 16, where throughput stops", "tp 2": "concurrency 32, the highest level tested"},
     ),
     "no manifest": Case(FLATTENS, None, {"phi-3": 16}, manifest=False),
 }
@@ -253,6 +259,13 @@ def test_operating_point_names_the_same_server_and_level(pages: Pages) -> None:
             assert [at for at, server in found if f"{TRAITS[trait]} {value}" in server] == [str(level)]
     for words in pages.case.says:
         assert words in pages.operating
+
+
+def test_notes_give_the_advice_of_their_own_servers(pages: Pages) -> None:
+    advice = {title: text for title, text in sections(pages.notes, 2) if "Throughput-focused: " in text}
+    assert advice
+    for words, said in pages.case.advises.items():
+        assert [title for title, text in advice.items() if said in text] == [t for t in advice if words in t]
 
 
 def test_every_server_has_a_knee_table_and_a_table_of_limits_of_all_its_measured_levels(pages: Pages) -> None:
