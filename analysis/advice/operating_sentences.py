@@ -188,7 +188,7 @@ def _knee_found(curve: LoadCurve) -> Phrase:
             gives=gives(last),
         )
     return phrase(
-        "where throughput stops scaling is open, and the most seen is {gives} at {level}; "
+        "where throughput stops scaling is open, and of the levels compared {level} gives most ({gives}); "
         + (repeats_tell(curve) if knee.doubling else levels_tell(curve)),
         gives=gives(best),
         level=level_words(best),
