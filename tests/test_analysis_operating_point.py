@@ -314,6 +314,61 @@ def test_servers_that_were_sent_the_same_load_compete() -> None:
     assert len(choices(synthetic.tables_of([*sweep(), *other_load]), Slo(), None)) == 2
 
 
+def another(rows: Iterable[PointRow], **columns: object) -> list[PointRow]:
+    """The rows as of a second server."""
+    return [replace(r, session_id="other", point_id=f"o-{r.point_id}", **columns) for r in rows]
+
+
+def test_of_several_servers_a_level_is_named_with_its_server() -> None:
+    text = page([*sweep(), *another(sweep(), max_model_len=8192)], Slo(p95_e2e_s=0.1))
+    assert "The lowest, concurrency 1 of phi-3-mini-4k, len 4096, misses p95_e2e_s with 0.2000 s" in text
+    noisy = sweep(noise=0.05)
+    text = page([*noisy, *another(noisy, max_model_len=8192)], Slo(p95_e2e_s=0.20))
+    assert "1 of phi-3-mini-4k, len 4096, 1 of phi-3-mini-4k, len 8192 are undecided" in text
+
+
+def test_whether_another_server_gives_more_is_held_against_the_noise_of_both() -> None:
+    def beaten(percent: float, noise: float, repeats: int) -> bool:
+        more = with_curve({32: TOK_S[32] * (1 + percent / 100)}, {32: 0.9}, repeats, noise)
+        rows = [*sweep(), *another(more, max_model_len=8192)]
+        ours, theirs = load_curves(synthetic.tables_of(rows).points, "concurrency")
+        return ours.beaten(ours.at(32), theirs, theirs.at(32))
+
+    assert beaten(3, 0.005, 3)
+    assert not beaten(3, 0.05, 3)
+    assert not beaten(0.1, 0.005, 3)
+    assert beaten(0.1, 0.0, 1), "where noise is not known, by what was measured"
+    assert not beaten(-1, 0.0, 1)
+
+
+def test_alerts_on_kv_are_of_the_server_that_is_spoken_of_where_none_is_chosen() -> None:
+    rising = with_curve({1: 1.0, 2: 2.0, 4: 4.0}, {1: 0.2, 2: 0.2, 4: 0.2})
+    faster = another(with_curve({1: 3.0, 2: 6.0, 4: 12.0}, {1: 0.2, 2: 0.2, 4: 0.2}), max_model_len=8192)
+    faster = synthetic.changed(faster, lambda row: row.concurrency == 4, kv_usage_max=0.8, preemptions=2)
+    text = page([*rising, *faster])
+    assert "there is no knee up to concurrency 4" in text
+    assert "preemptions began at concurrency 4, 0.800 in use" in text
+
+
+def test_a_doubling_that_another_server_has_is_said_to_be_its() -> None:
+    faster = with_curve({3: 900.0, 10: 9000.0}, {3: 0.2, 10: 0.3})
+    text = page([*sweep(), *another(faster, max_model_len=8192)], Slo(p95_e2e_s=0.5))
+    assert "is it acceptable?** Of phi-3-mini-4k, len 4096: 8 → 16: tok/s" in text
+    assert "what these answers say of levels is of one server, phi-3-mini-4k, len 8192: the one chosen." in text
+    assert "of one server" not in page(sweep(), Slo(p95_e2e_s=0.5))
+
+
+def test_work_that_nobody_waits_for_goes_to_the_faster_server_whatever_the_objective() -> None:
+    slower = with_curve({at: value / 2 for at, value in TOK_S.items()}, {at: value / 4 for at, value in P95.items()})
+    text = page([*another(slower, max_model_len=8192), *sweep()], Slo(p95_e2e_s=0.1))
+    assert "Interactive: phi-3-mini-4k, len 8192: max_model_len 8192, concurrency 8 (900.0 tok/s" in text
+    assert "Batch: phi-3-mini-4k, len 4096: max_model_len 4096, concurrency 16 (2,500 tok/s" in text
+    quick = with_curve(TOK_S, {at: value / 4 for at, value in P95.items()})
+    hardly = with_curve({at: value * 1.001 for at, value in TOK_S.items()}, P95)
+    text = page([*another(quick, max_model_len=8192), *hardly], Slo(p95_e2e_s=0.12))
+    assert "Batch: phi-3-mini-4k, len 8192: " in text
+
+
 def rates(at_8: bool | None = True) -> list[PointRow]:
     made = []
     for rate in (2, 4, 8):

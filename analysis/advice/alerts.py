@@ -126,7 +126,7 @@ def _at_a_bound(metric: str, value_s: float, bounds: tuple[float, ...], why: Phr
 def _kv_usage(choice: Choice, point: OperatingPoint | None) -> Alert:
     """Where the pool has no room to spare: the rule's share, or less where preemptions were seen with less in use."""
     metric = "`vllm:kv_cache_usage_perc` (a share)"
-    curve = choice.curves[0] if point is None else point.curve
+    curve = choice.curve or choice.curves[0]
     rule, first = Figure("rule.headroom", HEADROOM, f"{HEADROOM:g}"), _first_preempted(curve)
     began = None if first is None else first.highest("kv_usage_max")
     above = rule if first is None or began is None or began >= HEADROOM else _share(first)

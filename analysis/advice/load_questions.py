@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from analysis.advice.kv_headroom import BY_OBJECTIVE
-from analysis.advice.operating_point import Basis, Choice, OperatingPoint, latency_level, throughput_level
+from analysis.advice.operating_point import (
+    Basis,
+    Choice,
+    OperatingPoint,
+    latency_level,
+    most_tok_s,
+    throughput_level,
+)
 from analysis.advice.operating_sentences import gives, objectives, pressed
 from analysis.advice.subject import UNKNOWN, Subject
 from analysis.advice.under_use import HALF, lowest_level, observed
@@ -19,7 +26,7 @@ from analysis.load.knee import Gain
 from analysis.load.knee_sentences import blow_up_tells, change_words, knee_sentences, levels_tell, repeats_tell
 from analysis.load.ladder import highest
 from analysis.load.load_curve import LoadCurve
-from analysis.load.load_tables import cell, interval_words, lengths_sent
+from analysis.load.load_tables import cell, interval_words, label_figure, lengths_sent
 from analysis.load.rates import level_words
 from analysis.load.token_cost import median_of
 from analysis.rows.series import Reading, concurrency_figure
@@ -170,10 +177,12 @@ def _waited(reading: Reading) -> list[Phrase]:
 def doubling(subject: Subject) -> Phrase:
     """Needs two measured levels, one twice the other."""
     main = subject.main
+    about = subject.curve
     pairs = [] if main is None or main.open_loop else [p for curve in main.curves for p in _doublings(curve)]
-    if main is None or not pairs:
+    if main is None or about is None or not pairs:
         return phrase(UNKNOWN + "no two levels were measured of which one is twice the other; `+sweep=batching` does.")
-    curve, lower, upper = min(pairs, key=_how_near)
+    own = [pair for pair in pairs if pair[0].server == about.server]
+    curve, lower, upper = min(own or pairs, key=_how_near)
     tok_s, p95 = curve.change(lower, upper, "tok_s"), curve.change(lower, upper, "p95_e2e_s")
     assert tok_s is not None and p95 is not None
     low, high = TUTORIAL_DOUBLING
@@ -193,7 +202,8 @@ def doubling(subject: Subject) -> Phrase:
         p95=change_words(lower, upper, "p95_e2e_s", p95),
         **parts,
     )
-    return join([change, _acceptable(main, curve, upper)], " ")
+    whose = [] if own else [phrase("Of {label}:", label=label_figure(curve))]
+    return join([*whose, change, _acceptable(main, curve, upper)], " ")
 
 
 def _doublings(curve: LoadCurve) -> list[tuple[LoadCurve, Reading, Reading]]:
@@ -290,9 +300,10 @@ def two_services(subject: Subject) -> Phrase:
     if main is None or curve is None or len(curve.levels) < 2:
         return _no_levels()
     chat, why_chat = _for_chat(main, curve)
-    batch, why_batch = _for_batch(curve, chat)
+    fastest = _fastest(main, curve)
+    batch, why_batch = _for_batch(fastest, chat if fastest is curve else None)
     if chat is not None:
-        interactive = phrase("Interactive: {service}, " + why_chat + ".", service=_service(curve, chat))
+        interactive = phrase("Interactive: {service}, " + why_chat + ".", service=_service(main, curve, chat))
     elif curve.blow_up is not None and curve.blow_up.seen is False:
         interactive = phrase(
             "Interactive: no limit found up to {level}, the highest measured ({gives}); " + BY_OBJECTIVE + ".",
@@ -306,7 +317,7 @@ def two_services(subject: Subject) -> Phrase:
     sentences = [
         phrase("For {load}.", load=lengths_sent(curve)),
         interactive,
-        phrase("Batch: {service}, " + why_batch + ".", service=_service(curve, batch)),
+        phrase("Batch: {service}, " + why_batch + ".", service=_service(main, fastest, batch)),
         *_near_full(main, subject.choices, chat or batch),
     ]
     if chat is batch:
@@ -346,6 +357,13 @@ def _near_full(main: Choice, choices: Sequence[Choice], reading: Reading) -> lis
     return []
 
 
+def _fastest(choice: Choice, curve: LoadCurve) -> LoadCurve:
+    """The curve of the server for work that nobody waits for: another's only where that gives more tok/s."""
+    most = max(choice.servers, key=most_tok_s)
+    assert most.best is not None and curve.best is not None
+    return most if most.server != curve.server and curve.beaten(curve.best, most, most.best) else curve
+
+
 def _for_batch(curve: LoadCurve, chat: Reading | None) -> tuple[Reading, str]:
     full, best = throughput_level(curve), curve.best
     assert best is not None
@@ -358,9 +376,11 @@ def _for_batch(curve: LoadCurve, chat: Reading | None) -> tuple[Reading, str]:
     return full, "the highest level measured, where throughput was still rising"
 
 
-def _service(curve: LoadCurve, reading: Reading) -> Phrase:
+def _service(choice: Choice, curve: LoadCurve, reading: Reading) -> Phrase:
+    several = len(choice.servers) > 1
     return phrase(
-        "max_model_len {length}, {level} ({gives}, TTFT p95 {ttft} s)",
+        "{whose}max_model_len {length}, {level} ({gives}, TTFT p95 {ttft} s)",
+        whose=phrase("{label}: ", label=label_figure(curve)) if several else phrase(""),
         length=plain(f"{curve.name}.max_model_len", curve.series.sample.max_model_len),
         level=level_words(reading),
         gives=gives(reading),

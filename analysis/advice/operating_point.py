@@ -5,13 +5,13 @@ The page about it is `operating_page`. What is chosen is a row that was measured
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
-from analysis.load.checks import Check, Standing, checks_of, keeps_up, standing_of
+from analysis.load.checks import Check, Standing, checks_of, contradicted, keeps_up, standing_of
 from analysis.load.knee import KneeVerdict
-from analysis.load.load_curve import LoadCurve, level_of, load_curves
+from analysis.load.load_curve import LoadCurve, level_of, load_curves, one_per_server
 from analysis.load.rates import rate_curves
 from analysis.load.token_cost import Price, joules_per_output_token, price_per_million
 from analysis.memory.kv_pages import Configs, Pages, pages_of
@@ -135,6 +135,17 @@ class Choice:
         return next((c.reading.measured[0] for c in self.candidates if c.measured), self.group.points[0])
 
     @property
+    def servers(self) -> list[LoadCurve]:
+        """One curve of each server of which a level was measured: that which its knee is read from."""
+        return _measured_servers(self.curves)
+
+    @property
+    def curve(self) -> LoadCurve | None:
+        """The curve to speak of: that of the operating point, else of the server with the highest tok/s; None where
+        nothing was measured."""
+        return self.point.curve if self.point is not None else max(self.servers, key=most_tok_s, default=None)
+
+    @property
     def thin(self) -> bool:
         """Whether the chosen level meets an objective by less than what starts of one server may differ by."""
         return self.point is not None and any(c.thin for c in self.candidates if c.reading is self.point.reading)
@@ -164,32 +175,21 @@ def _order(choice: Choice) -> int:
 
 def choose(group: Group, curves: tuple[LoadCurve, ...], slo: Slo, gpu_hour: float | None, configs: Configs) -> Choice:
     """Return the choice among the levels of these curves, all of one load."""
-    candidates = _settled([_candidate(curve, reading, slo) for curve in curves for reading in curve.series.readings])
+    candidates = tuple(_candidate(curve, reading, slo) for curve in curves for reading in curve.series.readings)
     basis, chosen = _pick(candidates, curves, slo)
     point = None if chosen is None else _operating_point(chosen, candidates, basis, gpu_hour, configs)
     return Choice(group, curves, slo, candidates, basis, point)
 
 
 def _candidate(curve: LoadCurve, reading: Reading, slo: Slo) -> Candidate:
-    return Candidate(curve, reading, checks_of(curve, reading, slo), keeps_up(reading))
-
-
-def _settled(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return them with those marked that a twin under another purpose contradicts."""
-    missing = {_place(c) for c in candidates if c.standing is Standing.MISSES}
-    return tuple(
-        replace(c, contradicted=True) if c.standing is Standing.MEETS and _place(c) in missing else c
-        for c in candidates
+    return Candidate(
+        curve, reading, checks_of(curve, reading, slo), keeps_up(reading), contradicted(curve, reading, slo)
     )
-
-
-def _place(candidate: Candidate) -> tuple[object, ...]:
-    return (*candidate.curve.server, candidate.reading.at)
 
 
 def _pick(candidates: Sequence[Candidate], curves: Sequence[LoadCurve], slo: Slo) -> tuple[Basis, Candidate | None]:
     if not slo.percentiles():
-        knee = _at_the_knee(candidates, curves)
+        knee = _at_the_knee(candidates, _measured_servers(curves))
         return (Basis.NONE, None) if knee is None else (Basis.KNEE, knee)
     held = [c for c in candidates if c.standing is Standing.MEETS]
     if held:
@@ -198,18 +198,26 @@ def _pick(candidates: Sequence[Candidate], curves: Sequence[LoadCurve], slo: Slo
     return (Basis.AS_MEASURED, max(held, key=_throughput)) if held else (Basis.NONE, None)
 
 
-def _at_the_knee(candidates: Sequence[Candidate], curves: Sequence[LoadCurve]) -> Candidate | None:
-    """The first purpose that knows a knee decides; of several servers the one with the highest tok/s at its knee."""
-    for purpose in CLOSED_LOOPS:
-        levels = {
-            (curve.name, curve.knee.could_be[0])
-            for curve in curves
-            if curve.series.sample.purpose == purpose and curve.knee.verdict is KneeVerdict.KNEE
-        }
-        found = [c for c in candidates if (c.curve.name, c.reading.at) in levels]
-        if found:
-            return max(found, key=_throughput)
-    return None
+def _measured_servers(curves: Iterable[LoadCurve]) -> list[LoadCurve]:
+    """Return the curve that the knee is read from of each server of which a level was measured."""
+    return [curve for curve in one_per_server(curves) if curve.levels]
+
+
+def _at_the_knee(candidates: Sequence[Candidate], servers: Sequence[LoadCurve]) -> Candidate | None:
+    """The knee with the highest tok/s of all servers; None where one whose throughput is not known to stop scaling
+    gives more than that."""
+    lowest = {(curve.name, curve.knee.could_be[0]) for curve in servers if curve.knee.could_be}
+    at_knees = [c for c in candidates if (c.curve.name, c.reading.at) in lowest]
+    best = max(at_knees, key=_throughput, default=None)
+    if best is None or best.curve.series.sample.arrivals is not None:
+        return None
+    rivals = [(curve, level) for curve in servers if not curve.knee.could_be for level in curve.levels]
+    return None if any(best.curve.beaten(best.reading, curve, level) for curve, level in rivals) else best
+
+
+def most_tok_s(curve: LoadCurve) -> float:
+    """Return the highest tok/s of a curve's levels, medians of their repeats; 0 without a level."""
+    return 0.0 if curve.best is None else curve.best.median("tok_s") or 0.0
 
 
 def _throughput(candidate: Candidate) -> float:

@@ -20,7 +20,7 @@ from analysis.load.checks import BETWEEN_STARTS, Standing
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_levels, levels_tell, repeats_tell
 from analysis.load.load_curve import LoadCurve
-from analysis.load.load_tables import cell, server, unmeasured_notes
+from analysis.load.load_tables import cell, label_figure, server, unmeasured_notes
 from analysis.load.rates import level_figure, level_words
 from analysis.load.request_notes import request_notes
 from analysis.load.signs import signs
@@ -102,11 +102,10 @@ def gives(reading: Reading) -> Phrase:
 
 
 def _unknown(choice: Choice) -> Phrase:
-    curve = choice.curves[0]
     if not any(candidate.measured for candidate in choice.candidates):
         return phrase("Not known from this run: no level of this load was measured; `resume=RUN` tries them again.")
     if not choice.slo.percentiles():
-        return _without_objective(choice, curve)
+        return _without_objective(choice)
     undecided = choice.having(Standing.UNDECIDED)
     if undecided:
         seen = " (by single repeats none meets them)" if all(c.missed_as_measured for c in undecided) else ""
@@ -129,9 +128,16 @@ def _unknown(choice: Choice) -> Phrase:
     tells = "less at once cannot be asked of it" if alone else levels_tell(lowest.curve, "lower", "slo")
     return phrase(
         "**None**: no measured level meets every objective. The lowest, {level}, misses {missed}; " + tells + ".",
-        level=level_words(lowest.reading),
+        level=_named(choice, lowest, level_words(lowest.reading)),
         missed=_missed(lowest),
     )
+
+
+def _named(choice: Choice, candidate: Candidate, level: Part) -> Part:
+    """A level in words, with whose it is where several servers were sent the load."""
+    if len(choice.servers) == 1:
+        return level
+    return phrase("{level} of {label}", level=level, label=label_figure(candidate.curve))
 
 
 def _missed(candidate: Candidate) -> Phrase:
@@ -146,32 +152,53 @@ def _missed(candidate: Candidate) -> Phrase:
     return join(missed, ", ")
 
 
-def _without_objective(choice: Choice, curve: LoadCurve) -> Phrase:
+def _without_objective(choice: Choice) -> Phrase:
     if choice.open_loop:
         return phrase(
             "Without an objective an open loop has no operating point: which latency is too much is not for the rows "
             "to say. Up to which rate the server keeps up stands in rate_sweep.md; `+sweep=slo` with an objective "
             "finds the highest rate that holds it."
         )
-    if curve.knee.verdict is KneeVerdict.NO_KNEE_YET:
+    servers = choice.servers
+    if len(servers) == 1:
+        return phrase("Not known from this run: {found}.", found=_knee_found(servers[0]))
+    if any(curve.knee.could_be for curve in servers):
+        why = "a server whose throughput is not known to stop scaling gives more tok/s than any at its knee"
+    else:
+        why = "of no server it is known where throughput stops scaling"
+    each = (phrase("{label}: {found}.", label=label_figure(c), found=_knee_found(c)) for c in servers)
+    return phrase("Not known from this run: " + why + ". {each}", each=join(each, " "))
+
+
+def _knee_found(curve: LoadCurve) -> Phrase:
+    """What is known of a server's knee, and what would tell the rest; needs a level."""
+    knee, last, best = curve.knee, curve.levels[-1], curve.best
+    assert best is not None
+    if knee.could_be:
+        lowest = curve.at(knee.could_be[0])
         return phrase(
-            "Not known from this run: there is no knee up to {level}, the highest measured ({gives}); "
-            + levels_tell(curve)
-            + ".",
-            level=level_words(curve.levels[-1]),
-            gives=gives(curve.levels[-1]),
+            "the lowest level that could be the knee is {level} ({gives})",
+            level=level_words(lowest),
+            gives=gives(lowest),
+        )
+    if knee.verdict is KneeVerdict.NO_KNEE_YET:
+        return phrase(
+            "there is no knee up to {level}, the highest measured ({gives}); " + levels_tell(curve),
+            level=level_words(last),
+            gives=gives(last),
         )
     return phrase(
-        "Not known from this run: where throughput stops scaling is open; "
-        + (repeats_tell(curve) if curve.knee.doubling else levels_tell(curve))
-        + "."
+        "where throughput stops scaling is open, and of the levels compared {level} gives most ({gives}); "
+        + (repeats_tell(curve) if knee.doubling else levels_tell(curve)),
+        gives=gives(best),
+        level=level_words(best),
     )
 
 
 def _listed(choice: Choice, some: Sequence[Candidate]) -> Phrase:
     if len(some) == sum(candidate.measured for candidate in choice.candidates):
         return phrase("every one is")
-    levels = join(dict.fromkeys(level_figure(candidate.reading) for candidate in some), ", ")
+    levels = join(dict.fromkeys(_named(choice, c, level_figure(c.reading)) for c in some), ", ")
     what = "rate" if choice.open_loop else "concurrency"
     return phrase(what + " {levels} " + ("is" if len(some) == 1 else "are"), levels=levels)
 
@@ -191,18 +218,25 @@ def around(choice: Choice, targets: Targets) -> list[Phrase]:
 
 
 def _services(choice: Choice) -> list[Phrase]:
-    """Needs a curve that tells a latency-focused service's level or a throughput-focused one's."""
-    curve = choice.curves[0] if choice.point is None else choice.point.curve
-    if len(curve.levels) < 2 or (latency_level(curve) is None and throughput_level(curve) is None):
-        return []
-    return [for_latency(curve), for_throughput(curve)]
+    """Needs a curve that tells a latency-focused service's level or a throughput-focused one's: that of the operating
+    point, without one that of any server."""
+    curves = choice.servers if choice.point is None else [choice.point.curve]
+    said = []
+    for curve in curves:
+        if len(curve.levels) > 1 and not (latency_level(curve) is None and throughput_level(curve) is None):
+            both = [for_latency(curve), for_throughput(curve)]
+            several = len(curves) > 1
+            said += [phrase("{label}: {one}", label=label_figure(curve), one=one) for one in both] if several else both
+    return said
 
 
 def _beside(choice: Choice, point: OperatingPoint, targets: Targets) -> Iterator[Phrase]:
-    servers = len({curve.server for curve in choice.curves})
-    if servers > 1:
-        n = count(f"op.{choice.group.slug}.servers", servers)
-        yield phrase("Chosen among {n} servers that were sent this load.", n=n)
+    servers = choice.servers
+    if len(servers) > 1:
+        n = count(f"op.{choice.group.slug}.servers", len(servers))
+        rising = choice.basis is Basis.KNEE and not all(curve.knee.could_be for curve in servers)
+        words = " Of one whose throughput is not known to stop scaling, no level gave more tok/s beyond noise."
+        yield phrase("Chosen among {n} servers that were sent this load." + (words if rising else ""), n=n)
     verdict = pressed(choice, point)
     if verdict is not None:
         yield phrase("The level is **" + str(verdict) + "** already (batching_benchmark.md says by what signs).")

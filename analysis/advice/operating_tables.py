@@ -11,11 +11,11 @@ from analysis.advice.under_use import joules_figure
 from analysis.load.checks import of_one_token
 from analysis.load.ladder import kv_usage
 from analysis.load.load_curve import LoadCurve
-from analysis.load.load_tables import NO_REQUESTS, cell, confidence, interval_words
+from analysis.load.load_tables import NO_REQUESTS, cell, confidence, interval_words, label_figure
 from analysis.load.rates import level_figure
 from analysis.rows.series import Reading
 from analysis.writing.document import Part, Phrase, phrase
-from analysis.writing.figures import Figure, count, gib, quote, significant
+from analysis.writing.figures import Figure, count, gib, significant
 
 
 def figure_rows(choice: Choice, point: OperatingPoint, gpu_hour: float | None) -> list[list[str | Part]]:
@@ -104,7 +104,7 @@ def level_rows(choice: Choice) -> tuple[list[str], list[list[str | Part]]]:
     if not limits or (choice.point is None and len({_verdict(c) for c in choice.candidates}) == 1):
         return [], []
     axis = "request_rate" if choice.open_loop else "concurrency"
-    servers = len({curve.server for curve in choice.curves}) > 1
+    servers = len({curve.label for curve in choice.curves}) > 1
     columns = ["purpose", *(["model"] if servers else []), axis, "tok_s"]
     columns += [column for limit_ in limits for column in (limit_, "interval")] + ["verdict"]
     return columns, [_level_row(candidate, servers) for candidate in choice.candidates]
@@ -114,7 +114,7 @@ def _level_row(candidate: Candidate, servers: bool) -> list[str | Part]:
     curve, reading = candidate.curve, candidate.reading
     row: list[str | Part] = [curve.series.sample.purpose]
     if servers:
-        row.append(quote(f"{curve.name}.label", curve.series.group.label))
+        row.append(label_figure(curve))
     row += [level_figure(reading), cell(reading, "tok_s", 4)]
     for check in candidate.checks:
         row += [cell(reading, check.column, 4), interval_words(curve, reading, check.column)]

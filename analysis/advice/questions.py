@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from analysis.advice.load_questions import creeping, doubling, not_free, rise, safe_point, two_services, under_fed
 from analysis.advice.memory_questions import capacity_decision, double_context, production_length
 from analysis.advice.subject import Subject
+from analysis.load.load_tables import label_figure
 from analysis.writing.document import Document, Phrase, phrase
 from analysis.writing.figures import Figure
 
@@ -26,9 +27,22 @@ def add_questions(doc: Document, subject: Subject) -> None:
         ("An interactive chat and an offline batch job: how to configure each?", two_services),
     )
     doc.heading(3, "The tutorial's ten questions")
+    _say_whose_levels(doc, subject)
     doc.bullets(
         phrase("**{number}. " + question + "** {answer}", number=_number(i), answer=answer(subject))
         for i, (question, answer) in enumerate(asked, start=1)
+    )
+
+
+def _say_whose_levels(doc: Document, subject: Subject) -> None:
+    """Nothing where one server was sent the load."""
+    main, curve = subject.main, subject.curve
+    if main is None or curve is None or len(main.servers) == 1:
+        return
+    which = "the one chosen" if main.point is not None else "the one with the highest tok/s, since none was chosen"
+    doc.say(
+        "Where nothing else is said, what these answers say of levels is of one server, {label}: " + which + ".",
+        label=label_figure(curve),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import blow_up_tells, change_words
 from analysis.load.ladder import highest
-from analysis.load.load_curve import LoadCurve, load_curves
-from analysis.load.load_tables import cell, workload
+from analysis.load.load_curve import LoadCurve, load_curves, one_per_server
+from analysis.load.load_tables import cell, label_figure, workload
 from analysis.memory.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.memory.kv_pages import Pages, pages_of
 from analysis.rows.series import concurrency_figure
@@ -23,8 +23,9 @@ LARGE_GAIN = 1.2
 
 
 def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
-    """Return the curves that the knee is read from: the concurrency sweep, else the batching levels."""
-    return load_curves(points, "concurrency") or load_curves(points, "batching")
+    """Return the curve that the knee is read from of each server and load: the concurrency sweep where two of its
+    levels were measured, else the batching levels where those have more."""
+    return one_per_server(curve for purpose in ("concurrency", "batching") for curve in load_curves(points, purpose))
 
 
 def rules_of_thumb(tables: Tables) -> list[Phrase]:
@@ -34,7 +35,7 @@ def rules_of_thumb(tables: Tables) -> list[Phrase]:
     for curve in curves:
         own = [rule for rule in (_sweet_spot(curve), _beyond(curve), _sequential(curve), _unloaded(curve)) if rule]
         if len(curves) > 1:
-            label = quote(f"{curve.name}.label", curve.series.group.label)
+            label = label_figure(curve)
             own = [phrase("{label}: {rule}", label=label, rule=rule) for rule in own]
         rules += own
     for result in kv_results(tables.points):

@@ -38,12 +38,8 @@ class Subject:
 
     @property
     def curve(self) -> LoadCurve | None:
-        """The curve of its operating point; without one the first that has levels."""
-        if self.main is None or self.main.open_loop:
-            return None
-        if self.main.point is not None:
-            return self.main.point.curve
-        return next((curve for curve in self.main.curves if curve.levels), None)
+        """The curve of its operating point; without one that of the server with the highest tok/s."""
+        return None if self.main is None or self.main.open_loop else self.main.curve
 
 
 def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None) -> list[Subject]:

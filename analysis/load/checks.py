@@ -101,3 +101,20 @@ def keeps_up(reading: Reading) -> bool | None:
         return True
     verdicts = {point.keeps_up for point in reading.measured if point.keeps_up is not None}
     return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def contradicted(curve: LoadCurve, reading: Reading, slo: Slo) -> bool:
+    """Return whether a level meets all objectives, and its twin, measured under the other purpose, misses one."""
+    if _by_itself(curve, reading, slo) is not Standing.MEETS:
+        return False
+    twins = [twin for twin in curve.twins if twin.at == reading.at]
+    return any(_by_itself(curve, twin, slo) is Standing.MISSES for twin in twins)
+
+
+def standing_at(curve: LoadCurve, reading: Reading, slo: Slo) -> Standing:
+    """Return how a measured level of a curve stands to all objectives, its twin heard."""
+    return Standing.UNDECIDED if contradicted(curve, reading, slo) else _by_itself(curve, reading, slo)
+
+
+def _by_itself(curve: LoadCurve, reading: Reading, slo: Slo) -> Standing:
+    return standing_of(checks_of(curve, reading, slo), keeps_up(reading))

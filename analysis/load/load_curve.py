@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ from analysis.numbers.intervals import (
     scatter_alike,
     spread,
 )
-from analysis.rows.groups import LOAD
+from analysis.rows.groups import LOAD, Group, Key, grouped
 from analysis.rows.series import Reading, Series, make_series
 from analysis.rows.tables import RunPoint
 
@@ -42,8 +42,11 @@ class LoadCurve:
     """The levels of one purpose on one server with one workload."""
 
     series: Series
+    server: Key
+    """What tells its server and load from others, whatever the purpose (`server_key`)."""
     twins: tuple[Reading, ...] = ()
-    """Readings of the same server and load under the other purpose of `SAME_WINDOW`: used for their noise alone."""
+    """Readings of the same server and load under the other purpose of `SAME_WINDOW`: used for their noise, and to
+    contradict what is said of these."""
 
     @property
     def name(self) -> str:
@@ -51,9 +54,10 @@ class LoadCurve:
         return self.series.name
 
     @property
-    def server(self) -> tuple[object, ...]:
-        """What the group's rows have in common, whatever the purpose: equal for one server under one load."""
-        return _key(self.series)
+    def label(self) -> str:
+        """Its model, and what sets its server and load apart from others of that model, for people: the same under
+        both purposes of `SAME_WINDOW`."""
+        return self.series.group.label
 
     @property
     def request_tokens(self) -> int:
@@ -158,20 +162,27 @@ class LoadCurve:
         values = repeats_of(reading, of)
         return math.exp(mean_log(values)) if values else None
 
-    def change(self, lower: Reading, upper: Reading, of: str) -> Gain | None:
+    def change(self, lower: Reading, upper: Reading, of: str, other: LoadCurve | None = None) -> Gain | None:
         """Return by what share a column's mean changes from one level to another; None where one of them lacks it.
 
-        By t with the noise of either level; where those differ, Welch's (Biometrika 34, 1947).
+        By t with the noise of either level; where those differ, Welch's (Biometrika 34, 1947). `other` is the curve of
+        the second level where that is of another server.
         """
         before, after = repeats_of(lower, of), repeats_of(upper, of)
         if not before or not after:
             return None
         change = mean_log(after) - mean_log(before)
-        ours, theirs = self.noise_at(lower, of), self.noise_at(upper, of)
+        ours, theirs = self.noise_at(lower, of), (other or self).noise_at(upper, of)
         if ours is None or theirs is None:
             return Gain(math.expm1(change))
         margin = of_difference(ours, len(before), theirs, len(after)).margin(1.0, (1 - CONFIDENCE) / 2)
         return Gain(math.expm1(change), math.expm1(change - margin), math.expm1(change + margin))
+
+    def beaten(self, reading: Reading, other: LoadCurve, level: Reading) -> bool:
+        """Return whether a level of another server gives more tok/s than one of this: beyond noise where that is
+        known."""
+        change = self.change(reading, level, "tok_s", other)
+        return change is not None and (change.share if change.low is None else change.low) > 0
 
     def at(self, level: float) -> Reading:
         """Return the measured level of a concurrency or a rate."""
@@ -212,20 +223,36 @@ def level_of(reading: Reading, window: str = WHOLE) -> Level | None:
 
 
 def load_curves(points: Sequence[RunPoint], purpose: str) -> list[LoadCurve]:
-    """Return one curve per server and workload for the points of a purpose."""
-    alike = [other for other in SAME_WINDOW if other != purpose] if purpose in SAME_WINDOW else []
-    others = [series for other in alike for series in _series(points, other)]
-    return [LoadCurve(series, _twins(series, others)) for series in _series(points, purpose)]
+    """Return one curve per server and workload for the points of a purpose.
+
+    What a label must tell apart are all servers that were sent load for this purpose or the other of `SAME_WINDOW`.
+    """
+    alike = SAME_WINDOW if purpose in SAME_WINDOW else (purpose,)
+    servers = grouped([point for point in points if point.purpose in alike], LOAD)
+    of_point = {id(point): server for server in servers for point in server.points}
+    others = [series for other in alike if other != purpose for series in _series(points, other)]
+    curves = []
+    for series in _series(points, purpose):
+        server = of_point[id(series.group.points[0])]
+        same = [other for other in others if of_point[id(other.group.points[0])] is server]
+        twins = tuple(reading for other in same for reading in other.measured)
+        named = replace(series, group=replace(series.group, label=server.label))
+        curves.append(LoadCurve(named, server_key(server), twins))
+    return curves
+
+
+def server_key(group: Group) -> Key:
+    """Return what points of one server under one load have in common, as known to the one that learned most."""
+    return tuple(getattr(group.points[0], column) for column in LOAD)
+
+
+def one_per_server(curves: Iterable[LoadCurve]) -> list[LoadCurve]:
+    """Return one curve of each server and load: the first of two levels or more, else the first of one."""
+    by_server: dict[Key, list[LoadCurve]] = {}
+    for curve in curves:
+        by_server.setdefault(curve.server, []).append(curve)
+    return [max(own, key=lambda curve: min(len(curve.levels), 2)) for own in by_server.values()]
 
 
 def _series(points: Sequence[RunPoint], purpose: str) -> list[Series]:
     return make_series([point for point in points if point.purpose == purpose], LOAD, "concurrency", purpose)
-
-
-def _twins(series: Series, others: Sequence[Series]) -> tuple[Reading, ...]:
-    same = [other for other in others if _key(other) == _key(series)]
-    return tuple(reading for other in same for reading in other.measured)
-
-
-def _key(series: Series) -> tuple[object, ...]:
-    return tuple(getattr(series.sample, column) for column in LOAD)

@@ -190,6 +190,11 @@ def _length(name: str, of: str, point: RunPoint, unit: str) -> Phrase:
     return phrase("{n}" + unit + " on average, {drawn}", n=mean, drawn=quote(f"{name}.{of}_lengths", drawn))
 
 
+def label_figure(curve: LoadCurve) -> Figure:
+    """Return what tells a curve's server and load from others, as a figure."""
+    return quote(f"{curve.name}.label", curve.label)
+
+
 def server(curve: LoadCurve) -> Phrase:
     """Return the server's configuration in words: what was fixed while concurrency varied."""
     point, name = curve.series.sample, curve.name

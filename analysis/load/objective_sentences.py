@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.load.checks import Standing, checks_of, keeps_up, standing_of
+from analysis.load.checks import Standing, standing_at
 from analysis.load.load_curve import LoadCurve
 from analysis.load.objectives import border, states
 from analysis.rows.targets import Slo
@@ -71,8 +71,7 @@ def _counting_noise(curve: LoadCurve, slo: Slo) -> Phrase:
         return phrase("Every level has one repeat, so how far noise moves this is not known.")
     found: dict[Standing, list[float]] = {}
     for reading in curve.levels:
-        standing = standing_of(checks_of(curve, reading, slo), keeps_up(reading))
-        found.setdefault(standing, []).append(reading.at)
+        found.setdefault(standing_at(curve, reading, slo), []).append(reading.at)
     each = (
         phrase(word + ": {at}", at=_levels(curve, f"noise_{word}", tuple(found[word])))
         for word in (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES)

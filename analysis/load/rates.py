@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from analysis.load.checks import keeps_up
-from analysis.load.load_curve import LoadCurve
+from analysis.load.load_curve import LoadCurve, server_key
 from analysis.load.load_tables import (
     cell,
     csv_number,
@@ -47,7 +47,8 @@ SHOWN = (
 def rate_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
     """Return one curve per server, workload and kind of arrivals."""
     rows = [point for point in points if point.purpose == "rate"]
-    return [LoadCurve(series) for series in make_series(rows, (*LOAD, "arrivals"), "request_rate", "rate")]
+    made = make_series(rows, (*LOAD, "arrivals"), "request_rate", "rate")
+    return [LoadCurve(series, server_key(series.group)) for series in made]
 
 
 def write_rate_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:

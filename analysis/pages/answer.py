@@ -163,7 +163,14 @@ def _target_lines(result: KvResult, tables: Tables, targets: Targets) -> Iterato
 
 
 def _operating(choice: Choice) -> Finding:
-    return Finding(_about(choice.curves[0]), (_operating_line(choice),))
+    return Finding(_whose(choice), (_operating_line(choice),))
+
+
+def _whose(choice: Choice) -> Phrase:
+    """The server of the operating point; where none was chosen of several, the model and load that they share."""
+    if choice.point is not None or len({curve.label for curve in choice.curves}) == 1:
+        return _about(choice.curve or choice.curves[0])
+    return _title(choice.sample, f"choice.{choice.group.slug}", choice.group.label)
 
 
 def _operating_line(choice: Choice) -> Phrase:

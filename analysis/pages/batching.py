@@ -67,7 +67,7 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document:
     )
     _comparison_section(doc, load_curves(rows, "comparison"))
     _levels_section(doc, load_curves(rows, "batching"), slo)
-    _sweep_section(doc, load_curves(rows, "concurrency"), load_curves(rows, "batching"), slo)
+    _sweep_section(doc, load_curves(rows, "concurrency"), knee_curves(rows), slo)
     _objectives_section(doc, knee_curves(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")], tables.configs)
@@ -178,24 +178,30 @@ def _more_cell(reading: Reading, column: str) -> Part:
     return phrase(NOTHING) if column == "p99_e2e_s" and few_for_p99(reading) else cell(reading, column, 4)
 
 
-def _sweep_section(doc: Document, curves: Sequence[LoadCurve], few_levels: Sequence[LoadCurve], slo: Slo) -> None:
-    """Write the sweep and its knee; without a sweep, the knee as far as the few levels of the other table tell it."""
+def _sweep_section(doc: Document, sweeps: Sequence[LoadCurve], telling: Sequence[LoadCurve], slo: Slo) -> None:
+    """Write the sweep and its knee; of a server without a sweep that tells it, the knee as far as the few levels of the
+    other table tell it. `telling`: the curve of each server that its knee is read from."""
     doc.heading(2, "Concurrency sweep: the knee")
-    if not curves:
+    if not sweeps:
         _absent(doc, "The shape of the curve from low to too high concurrency (concurrency_sweep.csv)", "concurrency")
-    if not curves and not few_levels:
+    if not telling:
         return
     add_rule(doc)
-    for curve in curves:
+    told = {curve.name for curve in telling}
+    for curve in sweeps:
         _curve_heading(doc, curve)
         level_tables(doc, curve, slo)
-        knee_table(doc, curve)
-        doc.bullets([*knee_sentences(curve), *twin_sentences(curve)])
-    for curve in few_levels if not curves else ():
-        _curve_heading(doc, curve)
-        doc.say("As far as the few levels above tell it:")
-        knee_table(doc, curve)
-        doc.bullets(knee_sentences(curve))
+        if curve.name in told:
+            knee_table(doc, curve)
+            doc.bullets([*knee_sentences(curve), *twin_sentences(curve)])
+        else:
+            doc.say("So few of these levels were measured that the knee is read from those of the other table, below.")
+    for curve in telling:
+        if curve.series.sample.purpose == "batching":
+            _curve_heading(doc, curve)
+            doc.say("As far as the few levels above tell it:")
+            knee_table(doc, curve)
+            doc.bullets(knee_sentences(curve))
 
 
 def _objectives_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) -> None:
