@@ -389,26 +389,37 @@ class SessionHandle:
         with contextlib.suppress(Exception):
             self._actor.hurry.remote()
 
-    async def stop(self, limit_s: float) -> SessionEnd:
-        """Stop the server and end the actor, whatever else it is doing."""
+    async def stop(self, limit_s: float, keep_cards: bool = False) -> SessionEnd:
+        """Stop the server and end the actor, whatever else it is doing; with `keep_cards` `kill` has to end it.
+
+        Until then Ray gives its cards to nobody.
+        """
+        end: SessionEnd | None = None
         try:
-            end: SessionEnd = await asyncio.wait_for(_result(self._actor.stop.remote()), limit_s)
+            end = await asyncio.wait_for(_result(self._actor.stop.remote()), limit_s)
         except TimeoutError:
             raise ActorLost(f"the session did not stop within {limit_s:.0f} s") from None
         finally:
-            self.kill()
+            if end is None or not keep_cards:
+                self.kill()
+            else:
+                self._ended()
         return end
 
     def kill(self) -> None:
         """End the actor at once; the guard ends what it started."""
         import ray
 
-        if not self._served:
-            self._came_to_nothing()
+        self._ended()
         if self._renewing is not None:
             self._renewing.cancel()
         with contextlib.suppress(Exception):
             ray.kill(self._actor)
+
+    def _ended(self) -> None:
+        if not self._served:
+            self._served = True
+            self._came_to_nothing()
 
 
 async def _renew(actor: Any) -> None:

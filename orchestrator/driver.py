@@ -86,7 +86,9 @@ class Driver:
         self._controls: Mapping[str, Control] = {}
         self._rows: dict[str, dict[str, PointRow]] = {}
         """What searches know: rows of this run and of what it goes on with, without what is nested in them."""
-        self._queue = Queue({node.id: node.slots for node in fleet.nodes})
+        self._queue = Queue({node.id: node.slots for node in fleet.nodes}, let_go=self._let_go)
+        self._holding: dict[str, list[SessionHandle]] = {}
+        """By node the actors of servers whose cards failed them: while an actor lives, nobody gets its cards."""
         self._spending = Spending(budget or Budget())
         self._attempts: dict[str, int] = {}
         """The start of each session that counts: rows of another are late ones of an actor that was given up."""
@@ -152,6 +154,10 @@ class Driver:
             failure = Failure(FailureClass.NODE_LOST, "no node is left that has room for it")
             await self._give_up(self._sessions[job.id], failure)
 
+    def _let_go(self, node: str) -> None:
+        for handle in self._holding.pop(node, []):
+            handle.kill()
+
     def _interrupt(self, task: asyncio.Future[None], number: int) -> None:
         """Stop: with SIGTERM in two seconds, for `ray job stop` kills after three; else each server in its own time."""
         now = time.monotonic()
@@ -179,6 +185,7 @@ class Driver:
         self._spending.begins(spec)
         self._arrive(spec, node)
         handle: SessionHandle | None = None
+        failure: Failure | None = None
         try:
             handle = await self._cluster.session(spec, node, self._run_id, attempt, again=job.attempt > 1)
             self._handles[spec.id] = handle
@@ -192,8 +199,12 @@ class Driver:
         finally:
             if handle is not None:
                 self._leaving.setdefault(spec.id, asyncio.Event())
+                card_failed = failure is not None and cause(failure.failure_class).again is Again.OTHER_CARD
+                keep_cards = card_failed and self._queue.keep_back(spec.id)
+                if keep_cards:
+                    self._holding.setdefault(node, []).append(handle)
                 try:
-                    await _whole(self._leave(spec, handle))  # or an interrupt would cost the server's row and log
+                    await _whole(self._leave(spec, handle, keep_cards))  # or an interrupt would cost its row and log
                 finally:
                     del self._handles[spec.id]
             self._spending.ends(spec)
@@ -374,17 +385,17 @@ class Driver:
         if pruned:
             self._progress.pruned(spec, len(pruned))
 
-    async def _leave(self, spec: SessionSpec, handle: SessionHandle) -> None:
-        """Stop a session; after it nothing of it is on its host."""
-        await self._stop(spec, handle)
+    async def _leave(self, spec: SessionSpec, handle: SessionHandle, keep_cards: bool) -> None:
+        """Stop a session; after it nothing of it is on its host, but with `keep_cards` its actor."""
+        await self._stop(spec, handle, keep_cards)
         self._live.pop(spec.id, None)
         self._leaving.pop(spec.id).set()
 
-    async def _stop(self, spec: SessionSpec, handle: SessionHandle) -> None:
+    async def _stop(self, spec: SessionSpec, handle: SessionHandle, keep_cards: bool) -> None:
         self._progress.doing(spec, "stopping")
         timeouts = spec.timeouts
         try:
-            end = await handle.stop(timeouts.stop_grace_s + timeouts.memory_back_s + STOP_MARGIN_S)
+            end = await handle.stop(timeouts.stop_grace_s + timeouts.memory_back_s + STOP_MARGIN_S, keep_cards)
         except ActorLost as error:
             end = SessionEnd(self._lost_row(spec, FailureClass.ACTOR_LOST, str(error)), "")
         except Exception as error:  # see _execute

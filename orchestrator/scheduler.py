@@ -6,12 +6,16 @@ Used by `orchestrator.driver`.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from contract.causes import Again
+
+KEPT_BACK_S = 300.0
+"""After so long cards that failed a job may be tried again: somebody's process on them may have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class _Running:
     node: str
     ends_at: float
     starting: bool = True
+    card_failed: bool = False
 
 
 Execute = Callable[[Job, str], Awaitable[Again]]
@@ -48,11 +53,13 @@ class Queue:
 
     free: dict[str, int]
     clock: Callable[[], float] = time.monotonic
+    let_go: Callable[[str], None] = lambda node: None
+    """Called with a node whose slots are no longer kept back, before any job gets them."""
     _capacity: dict[str, int] = field(init=False)
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[asyncio.Task[Again], _Running] = field(default_factory=dict)
-    _kept_back: dict[str, int] = field(default_factory=dict)
-    """Slots whose card failed a job: Ray would give the same card to the next, until another of the node is free."""
+    _kept_back: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By node the slots whose cards failed their jobs, which no other shall get, and since when."""
     _woken: asyncio.Future[None] | None = None
     """Done when a server has become ready: a job may have waited for it."""
 
@@ -70,6 +77,10 @@ class Queue:
         try:
             while True:
                 self._start_what_fits(execute)
+                if not self._running and self._waiting and self._kept_back:
+                    for node in list(self._kept_back):  # else what waits would fit nowhere
+                        self._let_go(node)
+                    continue
                 if not self._running:
                     return self._waiting
                 self._woken = asyncio.get_running_loop().create_future()
@@ -81,12 +92,14 @@ class Queue:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
+            for node in list(self._kept_back):
+                self._let_go(node)
 
     def lose(self, node: str) -> None:
         """Place nothing on a node any more."""
         self.free.pop(node, None)
-        self._kept_back.pop(node, None)
         self._capacity.pop(node, None)
+        self._let_go(node)
 
     def ready(self, job_id: str) -> None:
         """A job's server is up, or will not be: what it has compiled, others of its key find now."""
@@ -95,6 +108,27 @@ class Queue:
                 running.starting = False
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
+
+    def keep_back(self, job_id: str) -> bool:
+        """Keep the slots of a job that runs from others: its cards are of no use. Returns whether they are.
+
+        They are not where the rest of its node would be too small for the job: all may be tried again then.
+        """
+        ended = next(running for running in self._running.values() if running.job.id == job_id)
+        node, slots = ended.node, ended.job.slots
+        kept, since = self._kept_back.get(node, (0, self.clock()))
+        if self._capacity.get(node, 0) - kept - slots < slots:
+            self._let_go(node)
+            return False
+        self._kept_back[node] = kept + slots, since
+        ended.card_failed = True
+        return True
+
+    def _let_go(self, node: str) -> None:
+        slots, _ = self._kept_back.pop(node, (0, 0.0))
+        if slots and node in self.free:
+            self.free[node] += slots
+        self.let_go(node)
 
     def _start_what_fits(self, execute: Execute) -> None:
         for job, node in place(self._waiting, self.free, self._ends(), self.clock(), self._compiling()):
@@ -112,21 +146,15 @@ class Queue:
     def _finish(self, task: asyncio.Task[Again]) -> None:
         ended = self._running.pop(task)
         again = task.result()
-        self._free(ended, again)
+        if ended.node in self.free and not ended.card_failed:
+            self.free[ended.node] += ended.job.slots
+            if self.clock() - self._kept_back.get(ended.node, (0, math.inf))[1] > KEPT_BACK_S:
+                self._let_go(ended.node)
         if again is not Again.NEVER:
             avoid = ended.job.avoid | (frozenset() if again is Again.FRESH_SERVER else {ended.node})
             first = len(self._waiting) if again is Again.OTHER_CARD else 0
             self._waiting.insert(first, replace(ended.job, attempt=ended.job.attempt + 1, avoid=avoid))
         self._waiting = [replace(job, avoid=self._avoidable(job)) for job in self._waiting]
-
-    def _free(self, ended: _Running, again: Again) -> None:
-        node, slots = ended.node, ended.job.slots
-        if node not in self.free:
-            return
-        if again is Again.OTHER_CARD and any(running.node == node for running in self._running.values()):
-            self._kept_back[node] = self._kept_back.get(node, 0) + slots
-        else:
-            self.free[node] += slots + self._kept_back.pop(node, 0)
 
     def _avoidable(self, job: Job) -> frozenset[str]:
         """Nothing, for a job that failed wherever it fits: any node may try again."""

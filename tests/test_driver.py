@@ -77,9 +77,14 @@ class Handle:
     def hurry(self) -> None:
         self.cluster.hurried.append(self.spec.id)
 
-    async def stop(self, limit_s: float) -> SessionEnd:
+    async def stop(self, limit_s: float, keep_cards: bool = False) -> SessionEnd:
         self.cluster.stopped.append(self.attempt)
+        if keep_cards:
+            self.cluster.holding.append(self)
         return SessionEnd(replace(self.row(), ended_at="then"), "log")
+
+    def kill(self) -> None:
+        self.cluster.holding.remove(self)
 
 
 @dataclass
@@ -90,6 +95,8 @@ class PretendedCluster:
     asked: list[tuple[int, int, str]] = field(default_factory=list)
     """Concurrency, attempt and node of every point that an actor was asked for."""
     stopped: list[int] = field(default_factory=list)
+    holding: list["Handle"] = field(default_factory=list)
+    """Actors that live on without a server."""
     again: list[bool] = field(default_factory=list)
     hurried: list[str] = field(default_factory=list)
 
@@ -367,7 +374,7 @@ def test_the_second_stop_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("orchestrator.driver.ONE_INTERRUPT_S", 0.0)
     cluster = PretendedCluster()
 
-    async def stop(self: Handle, limit_s: float) -> SessionEnd:
+    async def stop(self: Handle, limit_s: float, keep_cards: bool = False) -> SessionEnd:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(600)
         raise AssertionError
@@ -570,10 +577,36 @@ def test_a_start_is_written_beside_the_rows_of_an_older_version(tmp_path: Path) 
 
 
 def lost_as_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def stop(self: Handle, limit_s: float) -> SessionEnd:
+    async def stop(self: Handle, limit_s: float, keep_cards: bool = False) -> SessionEnd:
         raise ActorLost("it is gone")
 
     monkeypatch.setattr(Handle, "stop", stop)
+
+
+def test_a_card_that_somebody_has_filled_is_held_while_another_is_tried_and_let_go_at_the_end(tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def starts(handle: Handle) -> str | None:
+        held.append(len(cluster.holding))
+        return "free_memory_low" if handle.attempt == 1 else None
+
+    cluster = PretendedCluster(starts=starts)
+    ran = drive(cluster, tmp_path, sim_fleet(2))
+    assert sorted(ran.rows) == sorted(LEVELS)
+    assert held == [0, 1]
+    assert cluster.holding == []
+
+
+def test_the_only_card_is_not_held_from_the_next_start(tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def starts(handle: Handle) -> str | None:
+        held.append(len(cluster.holding))
+        return "free_memory_low"
+
+    cluster = PretendedCluster(starts=starts)
+    drive(cluster, tmp_path, sim_fleet(1))
+    assert held == [0, 0, 0]
 
 
 def test_of_an_actor_that_is_lost_as_it_stops_what_it_said_before_is_kept(

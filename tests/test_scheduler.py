@@ -1,12 +1,14 @@
 """The queue: order, backfill, retries, and the promise that no node is ever given more than it has."""
 
 import asyncio
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.causes import SESSION_STARTS, Again
+from orchestrator import scheduler
 from orchestrator.scheduler import Job, Queue, makespan_s, ordered, place
 
 
@@ -151,37 +153,78 @@ async def test_a_job_whose_last_other_node_is_lost_goes_back_to_where_it_failed(
     assert seen[1][1] == seen[2][1]
 
 
-async def test_a_card_that_fails_its_jobs_waits_for_another_to_be_free_and_does_not_eat_the_queue() -> None:
-    """Two cards of a node, one of which somebody has filled: that is the free one while the other is in use."""
-    runs: list[str] = []
-    good: asyncio.Lock = asyncio.Lock()
+@dataclass
+class Cards:
+    """Of one node, given out as Ray does: the lowest free one first. A card that failed stays taken until let go."""
 
-    async def execute(job: Job, _: str) -> Again:
-        if good.locked():
+    number: int
+    filled: set[int]
+    taken: set[int] = field(default_factory=set)
+    held: set[int] = field(default_factory=set)
+    runs: list[tuple[str, int]] = field(default_factory=list)
+    queue: Queue = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.queue = Queue({"a": self.number}, let_go=self.let_go)
+
+    def let_go(self, _: str) -> None:
+        self.taken -= self.held
+        self.held.clear()
+
+    async def execute(self, job: Job, _: str) -> Again:
+        card = min(set(range(self.number)) - self.taken)
+        self.taken.add(card)
+        self.runs.append((job.id, card))
+        for _ in range(3 if card in self.filled else 40):
             await asyncio.sleep(0)
-            runs.append(f"{job.id} failed")
-            return Again.OTHER_CARD
-        async with good:
-            for _ in range(50):
-                await asyncio.sleep(0)
-            runs.append(job.id)
+        if card not in self.filled:
+            self.taken.remove(card)
+            return Again.NEVER
+        if self.queue.keep_back(job.id):
+            self.held.add(card)
+        else:
+            self.taken.remove(card)
+        return Again.OTHER_CARD if job.attempt < SESSION_STARTS else Again.NEVER
+
+    def on_good_cards(self) -> list[str]:
+        return sorted(job for job, card in self.runs if card not in self.filled)
+
+
+@pytest.mark.parametrize(("number", "jobs"), [(2, 1), (2, 8), (4, 3), (4, 16)])
+async def test_a_filled_card_fails_one_start_and_no_job(number: int, jobs: int) -> None:
+    cards, names = Cards(number, filled={0}), [f"job{n:02}" for n in range(jobs)]
+    assert await cards.queue.run([Job(name, 1, 10) for name in names], cards.execute) == []
+    assert cards.on_good_cards() == names
+    assert [card for _, card in cards.runs].count(0) == 1
+
+
+async def test_where_every_card_is_filled_each_job_has_its_starts_and_the_queue_ends() -> None:
+    cards = Cards(2, filled={0, 1})
+    assert await cards.queue.run([Job(name, 1, 10) for name in "abc"], cards.execute) == []
+    assert sorted(job for job, _ in cards.runs) == sorted("abc" * SESSION_STARTS)
+    assert cards.queue.free == {"a": 2}
+
+
+async def test_a_job_that_needs_the_card_that_is_kept_back_gets_it_when_nothing_else_runs() -> None:
+    cards = Cards(2, filled={0})
+
+    async def execute(job: Job, node: str) -> Again:
+        if job.id != "wide":
+            return await cards.execute(job, node)
+        cards.runs.append((job.id, -1))
         return Again.NEVER
 
-    names = [f"job{n}" for n in range(8)]
-    left = await Queue({"a": 2}).run([Job(name, 1, 10) for name in names], execute)
-    assert left == []
-    assert sorted(name for name in runs if "failed" not in name) == names
-    assert sum("failed" in run for run in runs) < len(names)  # one for each job that ended beside it
-    assert max(runs.count(f"{name} failed") for name in names) <= SESSION_STARTS
+    queue_jobs = [Job("narrow", 1, 10), Job("wide", 2, 5, rank=1)]
+    assert await cards.queue.run(queue_jobs, execute) == []
+    assert [job for job, _ in cards.runs] == ["narrow", "narrow", "wide"]
+    assert cards.queue.free == {"a": 2}
 
 
-async def test_a_card_that_failed_the_only_job_of_its_node_is_tried_again() -> None:
-    async def execute(job: Job, _: str) -> Again:
-        return Again.OTHER_CARD if job.attempt == 1 else Again.NEVER
-
-    queue = Queue({"a": 2})
-    assert await queue.run([Job("only", 1, 10)], execute) == []
-    assert queue.free == {"a": 2}
+async def test_a_card_kept_back_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "KEPT_BACK_S", -1.0)
+    cards, names = Cards(2, filled={0}), [f"job{n}" for n in range(4)]
+    assert await cards.queue.run([Job(name, 1, 10) for name in names], cards.execute) == []
+    assert [card for _, card in cards.runs].count(0) > 1
 
 
 def test_a_lower_rank_starts_first_whatever_its_size() -> None:
