@@ -394,16 +394,18 @@ class SessionHandle:
 
         Until then Ray gives its cards to nobody.
         """
-        end: SessionEnd | None = None
         try:
-            end = await asyncio.wait_for(_result(self._actor.stop.remote()), limit_s)
+            end: SessionEnd = await asyncio.wait_for(_result(self._actor.stop.remote()), limit_s)
         except TimeoutError:
+            self.kill()
             raise ActorLost(f"the session did not stop within {limit_s:.0f} s") from None
-        finally:
-            if end is None or not keep_cards:
-                self.kill()
-            else:
-                self._ended()
+        except BaseException:
+            self.kill()
+            raise
+        if keep_cards:
+            self._ended()
+        else:
+            self.kill()
         return end
 
     def kill(self) -> None:
