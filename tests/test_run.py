@@ -202,6 +202,26 @@ def test_control_is_measured_alone_by_the_last_session_of_a_host(
 # --- command lines ---
 
 
+def test_a_filled_card_costs_one_start_and_is_given_back_at_the_end(
+    cluster: tuple[Cluster, Fleet], tmp_path: Path
+) -> None:
+    import ray
+
+    full = "Free memory on device cuda:0 (1.2/79.1 GiB) on startup is less than desired GPU memory utilization (0.9)."
+    extra = {"fail": full, "fail_on": "0", "start_s": 0.2}
+    asked = experiment("kv", engine="sim", server__extra_args=extra, **QUICK)
+    plan = make_plan(resolved(asked), cluster[1])
+    outcome, store = run(cluster, list(plan.sessions), tmp_path)
+    assert (outcome.failed, outcome.measured) == ([], plan.points)
+    rows = [pq.read_table(path).to_pylist()[0] for path in store.directory.glob("shards/*/session*.parquet")]
+    assert [row["visible_devices"] for row in rows if row["failure_class"]] == [["0"]]
+    assert all(row["visible_devices"] != ["0"] for row in rows if not row["failure_class"])
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("GPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("GPU") == 4
+
+
 def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(place: Place) -> None:
     done = orchestrate(
         place,

@@ -28,7 +28,7 @@ class SimEngine:
     warm_modules: tuple[str, ...] = ()
 
     def command(self, spec: SessionSpec, model: str, address: Address) -> list[str]:
-        """Return the stand-in's argv. `server.extra_args` are its own flags: `start_s`, `step_s`, `fail`."""
+        """Return the stand-in's argv. `server.extra_args` are its own flags: `start_s`, `step_s`, `fail`, `fail_on`."""
         layout = kv_figures.layout_of(spec)
         length = spec.server.max_model_len
         arguments: dict[str, Any] = {

@@ -343,6 +343,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--prefill-s-per-token", type=float, default=0.000002)
     parser.add_argument("--fail", help="end before listening, with this line on standard error")
+    parser.add_argument("--fail-on", help="do so on this card alone")
     return parser.parse_args(argv)
 
 
@@ -380,7 +381,8 @@ def main() -> None:
     options = parse(sys.argv[1:])
     print(f"simulated server with CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
     time.sleep(options.start_s)
-    if options.fail:
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if options.fail and (options.fail_on is None or options.fail_on in cards):
         raise SystemExit(options.fail)
     try:
         asyncio.run(serve(options))
