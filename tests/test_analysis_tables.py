@@ -75,6 +75,9 @@ def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
         "telemetry.parquet",
         "server_samples.parquet",
         "sessions.parquet",
+        "kv_cache_scaling_notes.md",
+        "batching_benchmark.md",
+        "operating_point.md",
         "report.html",
         "figures.csv",
     ]
