@@ -69,24 +69,15 @@ def test_run_that_was_sent_without_shards_is_analysed_from_its_tables(run: Path)
 def test_session_without_points_is_enough_for_tables(tmp_path: Path) -> None:
     synthetic.write_run(tmp_path, synthetic.rows()[:1])
     (tmp_path / "shards/session-c512/committed-512.parquet").unlink()
-    assert [path.name for path in reduce(tmp_path)] == [
-        "points.parquet",
-        "requests.parquet",
-        "telemetry.parquet",
-        "server_samples.parquet",
-        "sessions.parquet",
-        "kv_cache_scaling_notes.md",
-        "batching_benchmark.md",
-        "operating_point.md",
-        "report.html",
-        "figures.csv",
-    ]
+    tables = ["points.parquet", "requests.parquet", "telemetry.parquet", "server_samples.parquet", "sessions.parquet"]
+    pages = ["kv_cache_scaling_notes.md", "batching_benchmark.md", "operating_point.md", "report.html", "figures.csv"]
+    assert [path.name for path in reduce(tmp_path)] == [*tables, *pages]
     nothing, incomplete, files = answer(tmp_path).splitlines()
     assert (nothing, files) == ("No point was measured.", f"Files: {tmp_path}")
     assert incomplete.startswith("no manifest.json that can be read in this run: its objectives, targets")
     for shard in (tmp_path / "shards").rglob("*.parquet"):
         shard.unlink()
-    assert [path.name for path in reduce(tmp_path)] == ["report.html", "figures.csv"]
+    assert [path.name for path in reduce(tmp_path)] == pages
 
 
 def test_a_point_has_its_own_start_of_the_server_and_a_session_all_of_them(run: Path) -> None:
