@@ -95,6 +95,18 @@ def test_a_margin_that_another_start_may_eat_is_called_thin(tmp_path: Path) -> N
     assert re.search(r"concurrency 16, .* by a thin margin", answer(run))
 
 
+def test_all_levels_of_a_server_that_still_rises_are_rivals_of_the_knee_of_another() -> None:
+    """Also those of the curve that its knee is not read from."""
+    knee = [replace(row, session_id=f"b-{row.session_id}", max_num_seqs=8) for row in sweep()]
+    high = with_curve({1: 300.0, 32: 2000.0}, P95)
+    few = [
+        replace(row, purpose="batching", point_id=f"b-{row.point_id}")
+        for row in with_curve({1: 300.0, 4: 1200.0, 16: 4000.0}, P95)
+    ]
+    assert at(choice([*high, *knee], Slo())) == 16
+    assert at(choice([*high, *few, *knee], Slo())) is None
+
+
 def test_when_only_undecided_levels_are_left_nothing_is_chosen() -> None:
     text = page(sweep(noise=0.05), Slo(p95_e2e_s=0.20))
     assert (

@@ -195,7 +195,10 @@ def _sweep_section(doc: Document, sweeps: Sequence[LoadCurve], telling: Sequence
             knee_table(doc, curve)
             doc.bullets([*knee_sentences(curve), *twin_sentences(curve)])
         else:
-            doc.say("So few of these levels were measured that the knee is read from those of the other table, below.")
+            doc.say(
+                ("The levels of the other table go higher" if len(curve.levels) > 1 else "Too few of these were measured")
+                + ", so the knee is read from those, below."
+            )
     for curve in telling:
         if curve.series.sample.purpose == "batching":
             _curve_heading(doc, curve)
