@@ -10,7 +10,7 @@ from analysis.load.anchors import with_drift
 from analysis.load.goodput import with_goodput
 from analysis.load.load_curve import load_curves
 from analysis.load.load_tables import write_concurrency_sweep
-from analysis.load.rates import rate_curves, rate_page, write_rate_sweep
+from analysis.load.rates import rate_curves
 from analysis.memory.kv_fit import kv_results
 from analysis.memory.kv_scaling import write_capacity, write_scaling
 from analysis.pages.batching import batching_page
@@ -18,6 +18,7 @@ from analysis.pages.envelope_sweep import envelope_grids, envelope_page, write_e
 from analysis.pages.kv_notes import kv_page
 from analysis.pages.operating_page import operating_page
 from analysis.pages.plots import write_plots
+from analysis.pages.rate_sweep import rate_page, write_rate_sweep
 from analysis.pages.startup_plot import write_startup
 from analysis.pages.timeline import bars_of, bin_seconds, read_utilization, write_timeline
 from analysis.report.page import Page

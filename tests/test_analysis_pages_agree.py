@@ -319,7 +319,7 @@ def test_standings_are_those_of_the_operating_point(pages: Pages) -> None:
     if pages.case.slo is None:
         assert "With noise counted" not in pages.every
         return
-    told = re.findall(r"With noise counted, as in operating_point.md, (.*?)\.(?:\s|$)", pages.batching)
+    told = re.findall(r"With noise counted, as in operating_point.md, (of these levels, .*?)\.(?:\s|$)", pages.batching)
     chosen_from = [table for table in tables(pages.operating) if "purpose" in table[0] and "verdict" in table[0]]
     levels = [
         {row["concurrency"]: re.split(r"[:,]", row["verdict"])[0] for row in rows}
