@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from analysis.advice.rules import knee_curves
 from analysis.errors import AnalysisError
 from analysis.load.anchors import with_drift
 from analysis.load.goodput import with_goodput
@@ -93,7 +94,8 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
-    written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
+    points = tables.points
+    written += write_concurrency_sweep(run_dir, load_curves(points, "concurrency"), knee_curves(points))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
     written += write_envelope(run_dir, envelope_grids(tables))
     written += _write_pages(run_dir, [page for page in pages if page is not None], report, title(tables))

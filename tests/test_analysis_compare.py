@@ -302,7 +302,7 @@ def capacity(seed: int, noise: float | Mapping[int, float] = 0.01, factor: float
 
 
 def test_levels_with_one_repeat_in_both_runs_are_named_and_never_drift() -> None:
-    """The noise of other levels may be less than theirs: a level that scatters by 8 % was drift in 19 %."""
+    """The noise of other levels may be less than theirs."""
     noise = {1: 0.01, 4: 0.01, 8: 0.01, 16: 0.01, 32: 0.08}
     assert not any(drifted(capacity(seed, noise), capacity(10_000 + seed, noise)).drifted for seed in range(60))
     made = drifted(capacity(1), capacity(2, factor=0.5))

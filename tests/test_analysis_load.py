@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from analysis.advice.rules import rules_of_thumb
+from analysis.advice.rules import knee_curves, rules_of_thumb
 from analysis.load.load_curve import load_curves
 from analysis.load.load_tables import write_concurrency_sweep
 from analysis.pages.batching import batching_page
@@ -29,7 +29,8 @@ def page(rows: Iterable[PointRow]) -> str:
 
 
 def sweep(tmp_path: Path, rows: Iterable[PointRow]) -> list[dict[str, str]]:
-    paths = write_concurrency_sweep(tmp_path, load_curves(synthetic.tables_of(rows).points, "concurrency"))
+    points = synthetic.tables_of(rows).points
+    paths = write_concurrency_sweep(tmp_path, load_curves(points, "concurrency"), knee_curves(points))
     return list(csv.DictReader(io.StringIO(paths[0].read_text())))
 
 
@@ -56,6 +57,15 @@ def test_sweep_csv_has_the_tutorials_columns(tmp_path: Path) -> None:
     assert list(rows[0])[6:] == ["repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee"]
     assert [row["concurrency"] for row in rows] == ["1", "2", "4", "8", "16", "32"]
     assert rows[0]["gpu_util_pct"] == "93.1"
+
+
+def test_a_sweep_that_its_knee_is_not_read_from_marks_none(tmp_path: Path) -> None:
+    p95 = {1: 0.2, 4: 0.24, 8: 0.3, 16: 0.5, 32: 0.9}
+    cut = with_curve({1: 300.0, 4: 1000.0, 8: 1020.0}, p95)
+    high = with_curve({1: 300.0, 4: 1000.0, 8: 1900.0, 16: 3500.0, 32: 6000.0}, p95)
+    few = [replace(row, purpose="batching", point_id=f"b-{row.point_id}") for row in high]
+    assert [row["knee"] for row in sweep(tmp_path, cut)] == ["no", "could be", "no"]
+    assert [row["knee"] for row in sweep(tmp_path, [*cut, *few])] == ["", "", ""]
 
 
 def test_utilization_is_never_invented(tmp_path: Path) -> None:
@@ -550,7 +560,7 @@ def test_servers_and_workloads_are_never_mixed(tmp_path: Path, other: dict[str, 
     longer = [replace(r, **other, point_id=f"l-{r.point_id}") for r in synthetic.rows() if r.purpose == "concurrency"]
     rows = synthetic.tables_of([*synthetic.rows(), *longer]).points
     curves = load_curves(rows, "concurrency")
-    assert len(curves) == len(write_concurrency_sweep(tmp_path, curves)) == len(list(tmp_path.iterdir())) == 2
+    assert len(curves) == len(write_concurrency_sweep(tmp_path, curves, curves)) == len(list(tmp_path.iterdir())) == 2
     assert any(curve.series.group.slug == f"phi-3-mini-4k-{suffix}" for curve in curves)
 
 
