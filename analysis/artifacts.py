@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from analysis.advice.rules import knee_curves
 from analysis.errors import AnalysisError
 from analysis.load.anchors import with_drift
 from analysis.load.goodput import with_goodput
 from analysis.load.load_curve import load_curves
 from analysis.load.load_tables import write_concurrency_sweep
-from analysis.load.rates import rate_curves, rate_page, write_rate_sweep
+from analysis.load.rates import rate_curves
 from analysis.memory.kv_fit import kv_results
 from analysis.memory.kv_scaling import write_capacity, write_scaling
 from analysis.pages.batching import batching_page
@@ -18,6 +19,7 @@ from analysis.pages.envelope_sweep import envelope_grids, envelope_page, write_e
 from analysis.pages.kv_notes import kv_page
 from analysis.pages.operating_page import operating_page
 from analysis.pages.plots import write_plots
+from analysis.pages.rate_sweep import rate_page, write_rate_sweep
 from analysis.pages.startup_plot import write_startup
 from analysis.pages.timeline import bars_of, bin_seconds, read_utilization, write_timeline
 from analysis.report.page import Page
@@ -92,7 +94,8 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     results = kv_results(tables.points)
     written += write_scaling(run_dir, results)
     written += write_capacity(run_dir, results)
-    written += write_concurrency_sweep(run_dir, load_curves(tables.points, "concurrency"))
+    points = tables.points
+    written += write_concurrency_sweep(run_dir, load_curves(points, "concurrency"), knee_curves(points))
     written += write_rate_sweep(run_dir, rate_curves(tables.points))
     written += write_envelope(run_dir, envelope_grids(tables))
     written += _write_pages(run_dir, [page for page in pages if page is not None], report, title(tables))

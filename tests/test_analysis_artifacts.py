@@ -15,6 +15,7 @@ from analysis import answer, reduce
 from analysis.__main__ import main
 from contract.rows import SessionRow, to_table
 from tests import synthetic_run as synthetic
+from tests.test_analysis_load import with_curve
 
 TABLES = ["points.parquet", "requests.parquet", "telemetry.parquet", "server_samples.parquet", "sessions.parquet"]
 PAGES = {"kv_cache_scaling_notes.md", "batching_benchmark.md", "operating_point.md", "report.html", "figures.csv"}
@@ -52,6 +53,19 @@ def test_kv_rows_alone_give_a_short_page_of_load(tmp_path: Path) -> None:
     assert "Not known from this run: it holds no levels of a closed loop" in page
     assert "`+sweep=capacity` measures both" in page
     assert len(page.splitlines()) < 6
+
+
+def test_a_picture_marks_a_knee_only_where_the_pages_read_it_from(tmp_path: Path) -> None:
+    p95 = {1: 0.2, 4: 0.24, 8: 0.3, 16: 0.6, 32: 0.9}
+    rising = with_curve({1: 300.0, 4: 1000.0, 8: 1900.0, 16: 3500.0, 32: 6000.0}, p95)
+    few = with_curve({1: 300.0, 4: 1000.0, 8: 2000.0, 16: 2010.0}, p95)
+    flat = [replace(row, purpose="batching", point_id=f"b-{row.point_id}") for row in few]
+    words = "throughput stops scaling"
+    for name, rows, marked in (("both", [*rising, *flat], False), ("alone", flat, True)):
+        run = synthetic.write_run(tmp_path / name, rows)
+        reduce(run)
+        plot = "".join(ET.parse(run / "plots/batching_levels.svg").getroot().itertext())
+        assert (words in plot) == marked
 
 
 def test_load_rows_alone_give_short_notes_on_kv(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from analysis import AnalysisError, reduce
 from analysis.__main__ import main
-from analysis.comparing.compare import against, compare
+from analysis.comparing.compare import Comparison, against, compare
 from analysis.comparing.difference_rows import what_differs
 from analysis.comparing.differences import Difference, Verdict, differences
 from analysis.comparing.drift import THRESHOLD, Drift, drift_of
@@ -146,7 +146,7 @@ def test_only_levels_that_both_measured_are_compared_and_the_others_are_named() 
     found = matched(run(points()), run(fewer), same_server=True)
     assert [reading.at for reading, _ in found.pairs[0].levels] == [1, 16, 32]
     assert [(m.at, m.failed, m.why) for m in found.missing] == [
-        (4, False, "never asked for"),
+        (4, False, "no row of it"),
         (8, True, "failed: engine_dead"),
     ]
     assert not matched(run(fewer), run(points()), same_server=True).missing, "what only the run has is no loss"
@@ -192,7 +192,7 @@ def test_a_model_or_a_server_that_did_not_start_is_drift() -> None:
     gone = drifted([*ours, *theirs], ours)
     assert not gone.worse
     assert "new has no measurement of what base has: other" in gone.text()
-    assert "at concurrency 1, 4, 8, 16, 32: never asked for" in gone.text()
+    assert "at concurrency 1, 4, 8, 16, 32: no row of it" in gone.text()
     large = points(max_num_seqs=64)
     assert drifted([*points(max_num_seqs=8), *large], [*points(max_num_seqs=8), *dead]).failed == []
     assert drifted(large, [replace(row, **unknown) for row in large]).worse, "nothing at all was measured"
@@ -295,6 +295,33 @@ def test_with_one_repeat_each_nothing_is_said() -> None:
         assert (difference.low, difference.high) == (None, None)
 
 
+def capacity(seed: int, noise: float | Mapping[int, float] = 0.01, factor: float = 1.0) -> list[PointRow]:
+    """What `+sweep=capacity` measures by default: batching levels with repeats, and a sweep without."""
+    batching = [replace(row, purpose="batching") for row in points(3, seed, 0.01) if (row.concurrency or 0) < 32]
+    return [*points(1, 500 + seed, noise, factor), *batching]
+
+
+def test_levels_with_one_repeat_in_both_runs_are_named_and_never_drift() -> None:
+    """The noise of other levels may be less than theirs."""
+    noise = {1: 0.01, 4: 0.01, 8: 0.01, 16: 0.01, 32: 0.08}
+    assert not any(drifted(capacity(seed, noise), capacity(10_000 + seed, noise)).drifted for seed in range(60))
+    made = drifted(capacity(1), capacity(2, factor=0.5))
+    assert not made.worse
+    words = "one repeat in both runs; the noise is that of other levels"
+    assert {(d.pair.family.purpose, d.verdict, d.why) for d in made.differences} == {
+        ("batching", Verdict.NOISE, ""),
+        ("concurrency", Verdict.UNKNOWN, words),
+    }
+    text = made.text()
+    assert "By as much, yet within noise or not known: 20. Not known: 20." in text
+    assert f"concurrency, 12 + 64 tokens, at concurrency 1, 4, 8, 16, 32: {words}\n" in text
+    compared = {(d.verdict, d.why) for d in found(capacity(1), capacity(2, factor=0.5)) if d.at == 32}
+    assert compared == {(Verdict.WORSE, words)}
+    ours, theirs = run(capacity(1), "a"), run(capacity(2, factor=0.5), "b")
+    assert f"yes, worse: {words}" in Comparison(ours, [against(ours, theirs)]).text()
+    assert "one repeat" not in drifted(points(seed=1), points(1, seed=2)).text(), "one run's repeats tell"
+
+
 def test_noise_of_batching_levels_serves_the_concurrency_sweep_of_the_same_server() -> None:
     batching = [replace(row, purpose="batching") for row in points(3)]
     faster = [*points(1, factor=2), *batching]
@@ -384,10 +411,44 @@ def test_exit_codes_are_for_ci(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["drift", str(base), str(written(tmp_path / "dead", dead))]) == 1
     assert capsys.readouterr().out.startswith("Levels of base that were tried and failed, which is drift: 1.")
     assert main(["drift", str(once), str(once)]) == 2
-    assert "no level has a second repeat" in capsys.readouterr().err
+    assert "no level of both has a second repeat" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["drift", str(base), str(slow), "--threshold", "none"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "ended early", "complete"])
+def test_a_run_that_was_cut_off_is_no_pass(status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = written(tmp_path / "base", points(seed=1), status="complete")
+    fewer = [row for row in points(seed=2) if (row.concurrency or 0) < 16]
+    cut = written(tmp_path / "cut", fewer, status=status)
+    whole = written(tmp_path / "whole", points(seed=2), status=status)
+    slow = written(
+        tmp_path / "slow", [row for row in points(seed=3, factor=0.7) if row.concurrency != 32], status=status
+    )
+    assert main(["drift", str(base), str(cut)]) == (0 if status == "complete" else 2)
+    captured = capsys.readouterr()
+    if status != "complete":
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert (
+            f"cut is not whole: its manifest says {status}, and of 2 levels that base has it holds no row"
+            in captured.err
+        )
+    assert main(["drift", str(base), str(whole)]) == 0, "all of its levels are there"
+    assert main(["drift", str(base), str(slow)]) == 1, "what did drift is said"
+
+
+def test_a_session_that_left_no_row_is_no_pass() -> None:
+    both = [*points(seed=1, max_num_seqs=8), *points(seed=1, max_num_seqs=64)]
+    half = run(points(seed=2, max_num_seqs=8), "half")
+    assert not drift_of(run(both, "base"), half).worse
+    lost = replace(half.tables.sessions[0], session_id="lost", status="failed")
+    tables = replace(half.tables, sessions=(*half.tables.sessions, lost))
+    with pytest.raises(
+        AnalysisError, match="half is not whole: 1 of its sessions left no row, and of 5 levels that base"
+    ):
+        drift_of(run(both, "base"), replace(half, tables=tables))
 
 
 def test_points_without_a_figure_are_one_clear_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,8 +517,8 @@ def test_compare_names_what_a_run_lacks(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["compare", *map(str, paths)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "has no measurement of what a has" in line]
     assert [line.split()[0] for line in lines] == ["b", "b", "b", "c"]
-    assert lines[0].endswith("memory, committed, at max_model_len 512, 1024, 2048, 4096: never asked for")
-    assert lines[1].endswith("at concurrency 4: never asked for")
+    assert lines[0].endswith("memory, committed, at max_model_len 512, 1024, 2048, 4096: no row of it")
+    assert lines[1].endswith("at concurrency 4: no row of it")
     assert lines[2].endswith("at concurrency 8: failed: engine_dead")
     assert main(["compare", *map(str, paths), "--json"]) == 0
     missing = json.loads(capsys.readouterr().out)["missing"]

@@ -675,6 +675,28 @@ def test_what_loaded_memory_is_made_of_is_told_by_the_account_of_that_moment(mon
     assert loaded_range(("ready", "loaded", "peak"), monkeypatch, mem_loaded_bytes=highest) == said
 
 
+def test_what_no_single_part_is_large_enough_for_is_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what the parts are said to make adds up to the whole."""
+    known, more = synthetic.account_of, 4 * MIB // 5
+
+    def of(row: PointRow) -> list[MemoryAccount]:
+        buffers = more if row.max_model_len == 4096 and row.mode == "utilization" else 0
+        return [
+            replace(
+                part,
+                cached_bytes=(part.cached_bytes or 0) - buffers,
+                buffer_bytes=(part.buffer_bytes or 0) + buffers,
+            )
+            for part in known(row)
+        ]
+
+    monkeypatch.setattr(synthetic, "account_of", of)
+    highest = (synthetic.utilization_row(synthetic.GPU, 4096).mem_loaded_bytes or 0) + more + 3 * MIB
+    page = notes(synthetic.changed(memory(), lambda row: row.point_id == "utilization-4096", mem_loaded_bytes=highest))
+    said = "Loaded, the 5.8 MiB between 512 and 4096 tokens are, by the account: cache +5.0 MiB, the rest +0.8 MiB."
+    assert said in page
+
+
 def test_a_peak_that_another_load_has_raised_tells_nothing_of_loaded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     highest = (synthetic.utilization_row(synthetic.GPU, 4096).mem_loaded_bytes or 0) + 3 * MIB
     assert loaded_range(("ready", "peak"), monkeypatch, mem_loaded_bytes=highest) == ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from analysis.advice.rules import rules_of_thumb
+from analysis.advice.rules import knee_curves, rules_of_thumb
 from analysis.load.load_curve import load_curves
 from analysis.load.load_tables import write_concurrency_sweep
 from analysis.pages.batching import batching_page
@@ -29,7 +29,8 @@ def page(rows: Iterable[PointRow]) -> str:
 
 
 def sweep(tmp_path: Path, rows: Iterable[PointRow]) -> list[dict[str, str]]:
-    paths = write_concurrency_sweep(tmp_path, load_curves(synthetic.tables_of(rows).points, "concurrency"))
+    points = synthetic.tables_of(rows).points
+    paths = write_concurrency_sweep(tmp_path, load_curves(points, "concurrency"), knee_curves(points))
     return list(csv.DictReader(io.StringIO(paths[0].read_text())))
 
 
@@ -56,6 +57,15 @@ def test_sweep_csv_has_the_tutorials_columns(tmp_path: Path) -> None:
     assert list(rows[0])[6:] == ["repeats", "tok_s_low", "tok_s_high", "p95_e2e_s_low", "p95_e2e_s_high", "knee"]
     assert [row["concurrency"] for row in rows] == ["1", "2", "4", "8", "16", "32"]
     assert rows[0]["gpu_util_pct"] == "93.1"
+
+
+def test_a_sweep_that_its_knee_is_not_read_from_marks_none(tmp_path: Path) -> None:
+    p95 = {1: 0.2, 4: 0.24, 8: 0.3, 16: 0.5, 32: 0.9}
+    cut = with_curve({1: 300.0, 4: 1000.0, 8: 1020.0}, p95)
+    high = with_curve({1: 300.0, 4: 1000.0, 8: 1900.0, 16: 3500.0, 32: 6000.0}, p95)
+    few = [replace(row, purpose="batching", point_id=f"b-{row.point_id}") for row in high]
+    assert [row["knee"] for row in sweep(tmp_path, cut)] == ["no", "could be", "no"]
+    assert [row["knee"] for row in sweep(tmp_path, [*cut, *few])] == ["", "", ""]
 
 
 def test_utilization_is_never_invented(tmp_path: Path) -> None:
@@ -138,7 +148,7 @@ def test_comparison_without_its_sequential_half_compares_nothing() -> None:
 def test_knee_of_a_curve_that_saturates(tmp_path: Path) -> None:
     text = page(with_curve(H200_TOK_S, H200_P95))
     assert "Where does throughput stop scaling? At concurrency 256: 11,637 tok/s" in text
-    assert "the last doubling changed tok_s by -24.7 % (-25.2 % to -24.1 %)" in text
+    assert "the last doubling changed tok_s by -24.7 % (one-sided bounds -25.2 % and -24.1 %)" in text
     assert "Past concurrency 32: from 32 to 128 p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
     assert "Concurrency 32 to 256 is the sweet spot" in text
     assert "Beyond concurrency 256 more requests mostly cost latency" in text
@@ -167,7 +177,7 @@ def test_one_repeat_leaves_knee_and_blow_up_unknown_and_names_the_sweep(tmp_path
 def test_repeats_of_the_same_load_in_another_table_serve_the_sweep(tmp_path: Path) -> None:
     text = page(synthetic.rows())
     assert "known from the same server's repeats of the same load in another table" in text
-    assert "the last doubling still gained 27.3 % (24.0 % to 30.6 %), more than 10 %" in text
+    assert "the last doubling still gained 27.3 % (one-sided bounds 24.0 % and 30.6 %), more than 10 %" in text
     other = synthetic.changed(synthetic.rows(), lambda row: row.purpose == "batching", prompt_tokens=2000)
     assert "No interval: every level has one repeat" in page(other).split("## Concurrency sweep")[1]
 
@@ -550,7 +560,7 @@ def test_servers_and_workloads_are_never_mixed(tmp_path: Path, other: dict[str, 
     longer = [replace(r, **other, point_id=f"l-{r.point_id}") for r in synthetic.rows() if r.purpose == "concurrency"]
     rows = synthetic.tables_of([*synthetic.rows(), *longer]).points
     curves = load_curves(rows, "concurrency")
-    assert len(curves) == len(write_concurrency_sweep(tmp_path, curves)) == len(list(tmp_path.iterdir())) == 2
+    assert len(curves) == len(write_concurrency_sweep(tmp_path, curves, curves)) == len(list(tmp_path.iterdir())) == 2
     assert any(curve.series.group.slug == f"phi-3-mini-4k-{suffix}" for curve in curves)
 
 
@@ -558,6 +568,24 @@ def test_no_load_rows_no_numbers() -> None:
     made = batching_page(synthetic.tables_of(synthetic.rows()[:8]))
     assert made.figures == []
     assert "it holds no levels of a closed loop" in made.text()
+
+
+def test_a_page_of_an_envelopes_cells_alone_does_not_deny_that_they_are_levels_of_a_closed_loop() -> None:
+    cells = [replace(row, purpose="envelope") for row in with_curve({1: 300.0, 4: 900.0}, {1: 0.2, 4: 0.3})]
+    words = "no levels of a closed loop but cells of an envelope, which are not warmed up, and say whether requests fit"
+    assert words in batching_page(synthetic.tables_of(cells)).text()
+    assert "envelope" not in batching_page(synthetic.tables_of([])).text()
+
+
+def test_a_sweep_that_ends_below_the_batching_levels_says_why_its_knee_is_read_from_these() -> None:
+    def page(sweep: list[PointRow]) -> str:
+        few = [replace(row, purpose="batching", point_id=f"b-{row.point_id}") for row in rows]
+        return batching_page(synthetic.tables_of([*few, *sweep])).text()
+
+    rows = with_curve({1: 300.0, 4: 900.0, 16: 2000.0}, {1: 0.2, 4: 0.3, 16: 0.6})
+    assert "The levels of the other table go higher, so the knee is read from that table, below." in page(rows[:6])
+    assert "Too few of these levels were measured, so the knee is read from that table, below." in page(rows[:3])
+    assert "so the knee is read from" not in page(rows)
 
 
 def test_one_request_at_a_time_is_the_floor_only_where_the_rows_say_so() -> None:

@@ -95,6 +95,26 @@ def test_a_margin_that_another_start_may_eat_is_called_thin(tmp_path: Path) -> N
     assert re.search(r"concurrency 16, .* by a thin margin", answer(run))
 
 
+def test_all_levels_of_a_server_that_still_rises_are_rivals_of_the_knee_of_another() -> None:
+    """Also those of the curve that its knee is not read from."""
+    knee = [replace(row, session_id=f"b-{row.session_id}", max_num_seqs=8) for row in sweep()]
+    high = with_curve({1: 300.0, 32: 2000.0}, P95)
+    few = [
+        replace(row, purpose="batching", point_id=f"b-{row.point_id}")
+        for row in with_curve({1: 300.0, 4: 1200.0, 16: 4000.0}, P95)
+    ]
+    assert at(choice([*high, *knee], Slo())) == 16
+    assert at(choice([*high, *few, *knee], Slo())) is None
+
+
+def test_a_run_without_levels_does_not_say_what_follows_from_throughput() -> None:
+    assert "No objective is given" in page(sweep())
+    bare = page(synthetic.rows()[:8])
+    assert "it holds no levels of load to choose from;" in bare
+    assert "No objective is given" not in bare
+    assert "A level meets one where" not in page(synthetic.rows()[:8], Slo(p95_e2e_s=0.5))
+
+
 def test_when_only_undecided_levels_are_left_nothing_is_chosen() -> None:
     text = page(sweep(noise=0.05), Slo(p95_e2e_s=0.20))
     assert (
@@ -408,7 +428,9 @@ def test_both_rules_for_an_objective_stand_in_one_sentence() -> None:
     limit = Slo(p95_e2e_s=0.46 * 1.1)
     (curve,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
     words = border_words(curve, limit).text
-    assert words.startswith("16 held, 32 (2.0x) broke. With noise counted, as in operating_point.md, meets: 1, 4, 8; ")
+    assert words.startswith(
+        "16 held, 32 (2.0x) broke. With noise counted, as in operating_point.md, of these levels, meets: 1, 4, 8; "
+    )
     assert words.endswith("undecided: 16; misses: 32.")
     assert [c.reading.at for c in choice(rows, limit).having(Standing.UNDECIDED)] == [16]
     (once,) = load_curves(synthetic.tables_of(sweep(repeats=1)).points, "concurrency")

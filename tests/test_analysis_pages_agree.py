@@ -113,7 +113,7 @@ CASES = {
         curves=2,
         says=(
             "phi-3-mini-4k, seqs 256: where throughput stops scaling is open, and of the levels "
-            "compared concurrency 32 gives most (4,975",
+            "measured concurrency 32 gives most (4,975",
         ),
     ),
     "two servers, the slower rises": Case(
@@ -140,6 +140,23 @@ CASES = {
     "the same, an objective": Case([*batching(FLATTENS), *lost(FLATTENS)], 0.35, {"phi-3": 8}),
     "the sweep failed but for a level": Case(
         [*batching(FLATTENS), *FLATTENS[:3], *lost(FLATTENS[3:])], None, {"phi-3": 16}
+    ),
+    "the sweep was cut off after two levels": Case([*batching(FLATTENS), *FLATTENS[:6]], None, {"phi-3": 16}),
+    "the same, an objective that the higher levels break": Case(
+        [*batching(FLATTENS), *FLATTENS[:6]], 0.35, {"phi-3": 8}
+    ),
+    "two servers, the sweep of the faster was cut off": Case(
+        [
+            *served([*batching(RISES), *RISES[:6]], "a", max_num_seqs=256),
+            *served(EARLY, "b", max_num_seqs=8),
+        ],
+        None,
+        {},
+        curves=2,
+        says=(
+            "phi-3-mini-4k, seqs 8: the lowest level that could be the knee is concurrency 8 (2,000 tok/s",
+            "phi-3-mini-4k, seqs 256: there is no knee up to concurrency 32, the highest measured (5,000 tok/s",
+        ),
     ),
     "the sweep of one of two servers failed": Case(
         [
@@ -302,7 +319,7 @@ def test_standings_are_those_of_the_operating_point(pages: Pages) -> None:
     if pages.case.slo is None:
         assert "With noise counted" not in pages.every
         return
-    told = re.findall(r"With noise counted, as in operating_point.md, (.*?)\.(?:\s|$)", pages.batching)
+    told = re.findall(r"With noise counted, as in operating_point.md, (of these levels, .*?)\.(?:\s|$)", pages.batching)
     chosen_from = [table for table in tables(pages.operating) if "purpose" in table[0] and "verdict" in table[0]]
     levels = [
         {row["concurrency"]: re.split(r"[:,]", row["verdict"])[0] for row in rows}

@@ -189,6 +189,14 @@ def test_benchmark_and_notes_say_the_same_of_every_near_full_level(name: str) ->
         assert (limit(seen) is Limit.KV) == (usage >= NEAR_FULL or usage + one > 1)
 
 
+def test_a_full_pool_in_which_all_that_may_ran_is_queue_bound_and_the_rule_says_so() -> None:
+    rows = at(32, running_max=8, waiting_max=24, kv_usage_max=0.97)(sweep(flat_from=8))
+    text = section(synthetic.changed(rows, lambda row: True, max_num_seqs=8))
+    assert "| 32 | queue-bound | 8 | 24 | 97.0 % |" in text
+    assert "so that never all that may (max_num_seqs) ran at once" in text
+    assert "*queue-bound*: more were in flight than max_num_seqs, as many as that ran, and others waited." in text
+
+
 def test_full_queue_needs_max_num_seqs() -> None:
     stuck = at(32, running_max=8, waiting_max=24)(sweep(flat_from=8))
     known = synthetic.changed(stuck, lambda row: True, max_num_seqs=8)

@@ -39,8 +39,9 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> 
         return
     doc.say(
         "*KV-bound*: preemptions, or requests waiting for capacity while the KV pool is full ({full} of its blocks, or "
-        "less free than one more request needs), so that never all ran at once: those that wait for a step and then "
-        "all run lacked no KV. *queue-bound*: more in flight than max_num_seqs, which ran while others waited. "
+        "less free than one more request needs), so that never all that may (max_num_seqs) ran at once: those that "
+        "wait for a step and then run lacked no KV. *queue-bound*: more were in flight than max_num_seqs, as many as "
+        "that ran, and others waited. "
         "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
         "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
         "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "

@@ -211,7 +211,8 @@ def _at_the_knee(candidates: Sequence[Candidate], servers: Sequence[LoadCurve]) 
     best = max(at_knees, key=_throughput, default=None)
     if best is None or best.curve.series.sample.arrivals is not None:
         return None
-    rivals = [(curve, level) for curve in servers if not curve.knee.could_be for level in curve.levels]
+    rising = {curve.server for curve in servers if not curve.knee.could_be}
+    rivals = [(c.curve, c.reading) for c in candidates if c.measured and c.curve.server in rising]
     return None if any(best.curve.beaten(best.reading, curve, level) for curve, level in rivals) else best
 
 

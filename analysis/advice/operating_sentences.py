@@ -161,19 +161,18 @@ def _without_objective(choice: Choice) -> Phrase:
         )
     servers = choice.servers
     if len(servers) == 1:
-        return phrase("Not known from this run: {found}.", found=_knee_found(servers[0]))
+        return phrase("Not known from this run: {found}.", found=_knee_found(choice, servers[0]))
     if any(curve.knee.could_be for curve in servers):
         why = "a server whose throughput is not known to stop scaling gives more tok/s than any at its knee"
     else:
         why = "of no server it is known where throughput stops scaling"
-    each = (phrase("{label}: {found}.", label=label_figure(c), found=_knee_found(c)) for c in servers)
+    each = (phrase("{label}: {found}.", label=label_figure(c), found=_knee_found(choice, c)) for c in servers)
     return phrase("Not known from this run: " + why + ". {each}", each=join(each, " "))
 
 
-def _knee_found(curve: LoadCurve) -> Phrase:
+def _knee_found(choice: Choice, curve: LoadCurve) -> Phrase:
     """What is known of a server's knee, and what would tell the rest; needs a level."""
-    knee, last, best = curve.knee, curve.levels[-1], curve.best
-    assert best is not None
+    knee, last = curve.knee, curve.levels[-1]
     if knee.could_be:
         lowest = curve.at(knee.could_be[0])
         return phrase(
@@ -187,8 +186,10 @@ def _knee_found(curve: LoadCurve) -> Phrase:
             level=level_words(last),
             gives=gives(last),
         )
+    own = [c.reading for c in choice.candidates if c.measured and c.curve.server == curve.server]
+    best = max(own, key=lambda reading: reading.median("tok_s") or 0.0)
     return phrase(
-        "where throughput stops scaling is open, and of the levels compared {level} gives most ({gives}); "
+        "where throughput stops scaling is open, and of the levels measured {level} gives most ({gives}); "
         + (repeats_tell(curve) if knee.doubling else levels_tell(curve)),
         gives=gives(best),
         level=level_words(best),

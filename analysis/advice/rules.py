@@ -23,8 +23,8 @@ LARGE_GAIN = 1.2
 
 
 def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
-    """Return the curve that the knee is read from of each server and load: the concurrency sweep where two of its
-    levels were measured, else the batching levels where those have more."""
+    """Return the curve that the knee is read from of each server and load: of the concurrency sweep and the batching
+    levels those that go higher, where two of them were measured; the sweep where both go as high."""
     return one_per_server(curve for purpose in ("concurrency", "batching") for curve in load_curves(points, purpose))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from analysis.comparing.differences import Difference
+from analysis.comparing.differences import LOAD_METRICS, Difference, Verdict
 from analysis.comparing.matching import Family, Missing, Pair, setting_words
 from analysis.comparing.runs import Run
 from analysis.rows.caveats import lengths_words, title
@@ -72,6 +72,23 @@ def missing_words(missing: Sequence[Missing], base: Run, other: Run) -> list[str
         f"{other.name} has no measurement of what {base.name} has: {_series_words(levels[0].series)}, "
         f"at {family.axis} {', '.join(f'{level.at:g}' for level in levels)}: {clean(why)}"
         for (family, _, why), levels in alike.items()
+    ]
+
+
+def open_words(differences: Sequence[Difference]) -> list[str]:
+    """Return a line for each series of which levels of load have no verdict, and why."""
+    metrics: dict[tuple[Family, str, str, float], list[Difference]] = {}
+    for difference in differences:
+        if difference.verdict is Verdict.UNKNOWN and difference.metric in LOAD_METRICS:
+            key = (difference.pair.family, difference.pair.base.name, difference.why, difference.at)
+            metrics.setdefault(key, []).append(difference)
+    alike: dict[tuple[Family, str, str, str], list[Difference]] = {}
+    for (family, name, why, _), some in metrics.items():
+        alike.setdefault((family, name, why, ", ".join(d.metric.column for d in some)), []).append(some[0])
+    return [
+        f"Not known whether more than noise: {columns} of {_series_words(some[0].pair.base)}, "
+        f"at {family.axis} {', '.join(f'{d.at:g}' for d in some)}: {why}"
+        for (family, _, why, columns), some in alike.items()
     ]
 
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from analysis.comparing.matching import Pair
 from analysis.load.load_curve import SAME_WINDOW
 from analysis.memory.kv_fit import may_differ, told_apart_bytes
-from analysis.numbers.intervals import CONFIDENCE, Spread, mean_log, pooled, spread
+from analysis.numbers.intervals import CONFIDENCE, Noise, Spread, mean_log, pooled, spread
 from analysis.numbers.statistics import median
 from analysis.rows.groups import LOAD
 from analysis.rows.series import Reading, Series
@@ -37,6 +37,8 @@ LOAD_METRICS = (
 MEMORY_METRICS = (Metric("mem_ready_bytes", False), Metric("engine_kv_bytes", True))
 
 
+OF_OTHERS = "one repeat in both runs; the noise is that of other levels"
+"""Of a level whose own noise nobody knows, which may be more than theirs."""
 ROUNDING = 1e-9
 """Of logarithms: repeats that are all alike have no noise, and differ by this from run to run."""
 
@@ -80,6 +82,8 @@ def differences(found: Sequence[Pair], together: bool = False) -> list[Differenc
 
     Each interval holds with `CONFIDENCE`; with `together` all of them at once do (Bonferroni: Dunn, Journal of the
     American Statistical Association 56, 1961), so that among many points chance alone hardly makes one stand out.
+    A level with one repeat in both runs has the noise of the others, which keeps no such promise: `together` leaves its
+    verdict open, else `why` says so.
     """
     cases = [
         _Case(pair, metric, one, another)
@@ -89,10 +93,12 @@ def differences(found: Sequence[Pair], together: bool = False) -> list[Differenc
         if _positive(one, metric) and _positive(another, metric)
     ]
     spreads = {(id(pair), m): _spreads(_same_window(pair, found), m) for pair in found for m in LOAD_METRICS}
-    known = sum(pooled(spreads.get((id(case.pair), case.metric), [])) is not None for case in cases)
-    tail = (1 - CONFIDENCE) / 2 / (max(known, 1) if together else 1)
+    judged = sum(case.metric in LOAD_METRICS and case.own_noise is not None for case in cases)
+    tail = (1 - CONFIDENCE) / 2 / (max(judged, 1) if together else 1)
     return [
-        _memory(case) if case.metric in MEMORY_METRICS else _load(case, spreads[id(case.pair), case.metric], tail)
+        _memory(case)
+        if case.metric in MEMORY_METRICS
+        else _load(case, spreads[id(case.pair), case.metric], tail, judge_by_others=not together)
         for case in cases
     ]
 
@@ -103,6 +109,11 @@ class _Case:
     metric: Metric
     base: Reading
     other: Reading
+
+    @property
+    def own_noise(self) -> Noise | None:
+        """That of the two levels' own repeats; None where both have one."""
+        return pooled([spread(_positive(reading, self.metric)) for reading in (self.base, self.other)])
 
 
 def _positive(reading: Reading, metric: Metric) -> list[float]:
@@ -131,30 +142,32 @@ def _spreads(alike: Sequence[Pair], metric: Metric) -> list[Spread]:
     return [spread(values) for reading in readings if (values := _positive(reading, metric))]
 
 
-def _load(case: _Case, every: Sequence[Spread], tail: float) -> Difference:
+def _load(case: _Case, every: Sequence[Spread], tail: float, judge_by_others: bool) -> Difference:
     ours, theirs = _positive(case.base, case.metric), _positive(case.other, case.metric)
     step = mean_log(theirs) - mean_log(ours)
     low = high = None
     verdict, why = Verdict.UNKNOWN, "one repeat"
-    margin = _margin(ours, theirs, every, tail)
+    margin, own = _margin(case, every, tail), case.own_noise
     if margin is not None:
         low, high = math.expm1(step - margin), math.expm1(step + margin)
-        verdict, why = _side(case.metric, step, margin), ""
+        why = OF_OTHERS if own is None else ""
+        if own is not None or judge_by_others:
+            verdict = _side(case.metric, step, margin)
     means = math.exp(mean_log(ours)), math.exp(mean_log(theirs))
     return Difference(
         case.pair, case.base.at, case.metric, *means, len(ours), len(theirs), low, high, verdict, why
     )  # fmt: skip
 
 
-def _margin(ours: Sequence[float], theirs: Sequence[float], every: Sequence[Spread], tail: float) -> float | None:
+def _margin(case: _Case, every: Sequence[Spread], tail: float) -> float | None:
     """Return the wider of two margins of the difference of two levels' mean logarithms; None where no noise is known.
 
     One is right where all levels of both runs scatter alike, for it pools them; the other where only the two levels do,
     whose repeats alone it takes (Student, Biometrika 6, 1908). So it is right where either is, and no test has to tell
     which: one with the power of three repeats would let a level that scatters more pass for the others.
     """
-    noises = pooled(every), pooled([spread(ours), spread(theirs)])
-    variance_of_one = 1 / len(ours) + 1 / len(theirs)
+    noises = pooled(every), case.own_noise
+    variance_of_one = sum(1 / len(_positive(reading, case.metric)) for reading in (case.base, case.other))
     return max((noise.margin(variance_of_one, tail) for noise in noises if noise is not None), default=None)
 
 

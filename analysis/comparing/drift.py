@@ -12,6 +12,7 @@ from analysis.comparing.difference_rows import (
     differing_words,
     missing_rows,
     missing_words,
+    open_words,
     tables,
     what_differs,
 )
@@ -21,9 +22,13 @@ from analysis.comparing.runs import Run, open_runs
 from analysis.errors import AnalysisError
 from analysis.load.checks import BETWEEN_STARTS
 from analysis.numbers.intervals import CONFIDENCE
+from analysis.rows.caveats import silent_sessions
 
 THRESHOLD = BETWEEN_STARTS
 """Less is not called drift."""
+UNFINISHED = ("running", "interrupted", "ended early")
+"""What a manifest says of a run that lives, was killed or stopped, or could not go on writing: levels that it was asked
+for may have no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class Drift:
             f" or more, and by more than noise ({100 * CONFIDENCE:g} % for all of them together).",
             f"Better by as much: {len(better)}. By as much, yet within noise or not known: {len(open_ones)}. "
             f"Not known: {verdicts[Verdict.UNKNOWN]}.",
+            *open_words(self.differences),
             *self._differing_words(),
         ]
         blocks = ["\n".join(lines)]
@@ -112,12 +118,20 @@ def drift_of(before: Run, after: Run, threshold: float = THRESHOLD) -> Drift:
     """Hold a run against its baseline, at points of the same model, server and load.
 
     Raises:
-        AnalysisError: they cannot be compared; or nothing drifted or failed, and no difference can be told from noise
-            (of runs that hold load, none of load: memory alone says nothing of speed).
+        AnalysisError: they cannot be compared; or nothing drifted or failed, and either the run was not measured to its
+            end and lacks levels, or no difference can be told from noise (of runs that hold load, none of load: memory
+            alone says nothing of speed).
     """
     both = matched(before, after, same_server=True)
     compared = differences(both.pairs, together=True)
     made = Drift(before, after, threshold, both, compared)
+    unfinished = _unfinished(after)
+    without = [level for level in both.missing if not level.rows]
+    if not made.worse and unfinished and without:
+        raise AnalysisError(
+            f"{after.name} is not whole: {unfinished}, and of {len(without)} levels that {before.name} has it holds no "
+            "row (`resume=RUN` measures what it was asked for)"
+        )
     if not both.pairs and not made.failed:
         raise nothing_in_common(before, after, same_server=True)
     if not made.worse and not compared:
@@ -125,8 +139,20 @@ def drift_of(before: Run, after: Run, threshold: float = THRESHOLD) -> Drift:
     load = [difference for difference in compared if difference.metric in LOAD_METRICS]
     if not made.worse and all(difference.verdict is Verdict.UNKNOWN for difference in load or compared):
         what = "difference of load" if load else "difference"
-        why = "no level has a second repeat (sweep.repeats=3 measures some)" if load else "memory is " + compared[0].why
+        why = (
+            "no level of both has a second repeat (sweep.repeats=3 measures some)"
+            if load
+            else "memory is " + compared[0].why
+        )
         raise AnalysisError(
             f"{before.name} and {after.name}: whether any {what} is more than noise is not known: {why}"
         )
     return made
+
+
+def _unfinished(run: Run) -> str:
+    """Return how a run is known not to have been measured to its end; nothing where that is not known."""
+    if run.manifest.get("status") in UNFINISHED:
+        return f"its manifest says {run.manifest['status']}"
+    silent = silent_sessions(run.tables)
+    return f"{silent} of its sessions left no row" if silent else ""

@@ -52,6 +52,7 @@ class Family:
         return tuple(c for c in self.columns if c in (*WORKLOAD, "simulated"))
 
 
+NO_ROW = "no row of it"
 NOT_BEGUN = (F.NOT_TRIED, F.STOPPED)
 """Failure classes of a level whose turn never came, or that was given up because the user asked for it."""
 CLOSED = (*LOAD, "arrivals")
@@ -97,7 +98,7 @@ class Missing:
     """The first run's."""
     at: float
     rows: tuple[RunPoint, ...]
-    """The other run's of this level: none if it never asked for it."""
+    """The other run's of this level: none where it never asked for it, or ended before it came to it."""
 
     @property
     def failed(self) -> bool:
@@ -107,7 +108,7 @@ class Missing:
     @property
     def why(self) -> str:
         """What became of it in the other run."""
-        return ", ".join(dict.fromkeys(map(outcome, self.rows))) or "never asked for"
+        return ", ".join(dict.fromkeys(map(outcome, self.rows))) or NO_ROW
 
 
 @dataclass(frozen=True, slots=True)

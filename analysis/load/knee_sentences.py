@@ -227,7 +227,7 @@ def _throughput(curve: LoadCurve) -> Phrase:
             seen=_as_it_stands(curve, knee.doubling.share),
         )
     gained = phrase(
-        "{gain} ({low} to {high})",
+        "{gain} (one-sided bounds {low} and {high})",
         gain=doubling_gain(curve),
         low=doubling_gain(curve, "low"),
         high=doubling_gain(curve, "high"),

@@ -247,11 +247,16 @@ def server_key(group: Group) -> Key:
 
 
 def one_per_server(curves: Iterable[LoadCurve]) -> list[LoadCurve]:
-    """Return one curve of each server and load: the first of two levels or more, else the first of one."""
+    """Return one curve of each server and load: of those with two levels or more the one that goes highest, so that no
+    level lies above what is said of them all; the first where several go as high."""
     by_server: dict[Key, list[LoadCurve]] = {}
     for curve in curves:
         by_server.setdefault(curve.server, []).append(curve)
-    return [max(own, key=lambda curve: min(len(curve.levels), 2)) for own in by_server.values()]
+    return [max(own, key=_tells) for own in by_server.values()]
+
+
+def _tells(curve: LoadCurve) -> tuple[int, float]:
+    return min(len(curve.levels), 2), curve.levels[-1].at if curve.levels else 0
 
 
 def _series(points: Sequence[RunPoint], purpose: str) -> list[Series]:

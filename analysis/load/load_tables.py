@@ -42,13 +42,18 @@ SIMULATED = "simulated"
 place."""
 
 
-def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve]) -> list[Path]:
-    """Write one file per server and workload; the first owns the plain name."""
+def write_concurrency_sweep(run_dir: Path, curves: Sequence[LoadCurve], telling: Sequence[LoadCurve]) -> list[Path]:
+    """Write one file per server and workload; the first owns the plain name. `telling`: the curves that knees are read
+    from; the column is empty in the others."""
+    told = {curve.name for curve in telling}
     return [
         write_csv(
             run_dir / curve.series.group.file("concurrency_sweep", ".csv"),
             (*SWEEP_COLUMNS, *FURTHER_COLUMNS),
-            [[*_sweep_row(reading), *_further_cells(curve, reading)] for reading in curve.series.readings],
+            [
+                [*_sweep_row(reading), *_further_cells(curve, reading, curve.name in told)]
+                for reading in curve.series.readings
+            ],
         )
         for curve in curves
     ]
@@ -62,10 +67,10 @@ def _sweep_row(reading: Reading) -> list[str]:
     return [str(reading.at), *cells, "" if utilization is None else f"{utilization:.1f}"]
 
 
-def _further_cells(curve: LoadCurve, reading: Reading) -> list[str]:
+def _further_cells(curve: LoadCurve, reading: Reading, tells: bool) -> list[str]:
     intervals = [curve.interval(reading, column) for column in ("tok_s", "p95_e2e_s")]
     bounds = [bound for i in intervals for bound in ((None, None) if i is None else (i.low, i.high))]
-    known = bool(reading.measured) and curve.knee.verdict is not KneeVerdict.UNDECIDED
+    known = tells and bool(reading.measured) and curve.knee.verdict is not KneeVerdict.UNDECIDED
     knee = ("could be" if reading.at in curve.knee.could_be else "no") if known else ""
     return [str(len(reading.measured)), *(csv_number(bound) for bound in bounds), knee]
 

@@ -77,7 +77,7 @@ def _counting_noise(curve: LoadCurve, slo: Slo) -> Phrase:
         for word in (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES)
         if word in found
     )
-    return phrase("With noise counted, as in operating_point.md, {each}.", each=join(each))
+    return phrase("With noise counted, as in operating_point.md, of these levels, {each}.", each=join(each))
 
 
 def _level(curve: LoadCurve, what: str, at: float) -> Figure:

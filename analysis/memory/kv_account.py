@@ -44,6 +44,8 @@ BESIDE = {"mem_ready_bytes": ("ready",), "mem_loaded_bytes": ("loaded", "peak")}
 *loaded*, but of the server's peak, which other loads may have raised since."""
 MOVED_BYTES = MIB
 """A part that changed by less is not named as a cause."""
+SHOWN_BYTES = MIB / 20
+"""From here on a change is not `0.0 MiB` on a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +142,25 @@ class Accounts:
     def causes(self, interval: Interval, name: str) -> Phrase | None:
         """Return in words what changed over an interval beside the formula's pool; None where that is not known.
 
-        `name` is the prefix of its figures.
+        What is too small to be named is told as the rest, so that all of the difference is there. `name` is the prefix
+        of its figures.
         """
         moved = self.moved(interval)
         if not moved:
             return None
-        others = {part: change for part, change in moved.items() if part != "kv" and abs(change) >= MOVED_BYTES}
-        pool = moved["kv"] - (interval.expected_bytes or 0) if "kv" in moved else 0
+        named = {part: change for part, change in moved.items() if part != "kv" and abs(change) >= MOVED_BYTES}
+        foreseen = (interval.expected_bytes or 0) if "kv" in moved else 0
+        pool = moved.get("kv", 0) - foreseen
         words = [
-            phrase(HEADS[part] + " {change} MiB", change=signed_mib(f"{name}.{part}_mib", others[part]))
-            for part in sorted(others, key=lambda part: -abs(others[part]))
+            phrase(HEADS[part] + " {change} MiB", change=signed_mib(f"{name}.{part}_mib", named[part]))
+            for part in sorted(named, key=lambda part: -abs(named[part]))
         ]
         if abs(pool) >= MOVED_BYTES:
             words.insert(0, phrase("KV pool {change} MiB", change=signed_mib(f"{name}.kv_beyond_formula_mib", pool)))
+            named["kv"] = round(pool)
+        rest = (interval.delta_bytes or 0) - foreseen - sum(named.values())
+        if words and abs(rest) >= SHOWN_BYTES:
+            words.append(phrase("the rest {change} MiB", change=signed_mib(f"{name}.rest_mib", rest)))
         return join(words, ", ") if words else None
 
     def _rows(self, reading: Reading, moment: str) -> tuple[SessionRow | None, list[MemoryAccount]]:

@@ -1,1 +1,1 @@
-"""The artifacts a reader opens: each module makes one, or one of its plots, from what the other rooms found."""
+"""The pages a reader opens, and most plots: each module makes one, with its CSV where it has one of its own."""

@@ -26,7 +26,7 @@ from analysis.load.objective_sentences import add_objectives
 from analysis.load.request_notes import P99_NEEDS, few_for_p99
 from analysis.load.server_table import add_server_table
 from analysis.load.steady_table import add_steady_table
-from analysis.pages.without_rows import page_without_rows
+from analysis.pages.without_rows import no_closed_loop, page_without_rows
 from analysis.rows.caveats import add_caveats, add_failures, identity
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.rows.tables import Tables
@@ -37,8 +37,8 @@ from analysis.writing.figures import NOTHING, Figure, count, times
 FILE = "batching_benchmark.md"
 TITLE = "Micro-batching under load"
 NO_ROWS = (
-    "it holds no levels of a closed loop, so no concurrency_sweep.csv, and neither what concurrency buys over one "
-    "request at a time nor where throughput stops scaling; `+sweep=capacity` measures both, `+sweep=knee` the second."
+    "so no concurrency_sweep.csv, and neither what concurrency buys over one request at a time nor where throughput "
+    "stops scaling; `+sweep=capacity` measures both, `+sweep=knee` the second."
 )
 PURPOSES = ("comparison", "batching", "concurrency", "near_full_context", "anchor", "control")
 MORE_COLUMNS = ("tok_s", "total_tok_s", "p50_ttft_s", "p95_ttft_s", "p50_tpot_s", "p99_e2e_s")
@@ -53,10 +53,10 @@ PAIR_ROWS = (
 
 
 def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document:
-    """Return the page; of a run without a row of a closed loop one that says so."""
+    """Return the page; of a run without a row of load in a closed loop one that says so."""
     rows = [point for point in tables.points if point.purpose in PURPOSES]
     if not rows:
-        return page_without_rows(FILE, TITLE, tables, NO_ROWS)
+        return page_without_rows(FILE, TITLE, tables, f"it holds {no_closed_loop(tables.points)}, {NO_ROWS}")
     doc = Document(FILE)
     doc.heading(1, TITLE)
     add_caveats(doc, rows, tables)
@@ -195,7 +195,8 @@ def _sweep_section(doc: Document, sweeps: Sequence[LoadCurve], telling: Sequence
             knee_table(doc, curve)
             doc.bullets([*knee_sentences(curve), *twin_sentences(curve)])
         else:
-            doc.say("So few of these levels were measured that the knee is read from those of the other table, below.")
+            higher, few = "The levels of the other table go higher", "Too few of these levels were measured"
+            doc.say((higher if len(curve.levels) > 1 else few) + ", so the knee is read from that table, below.")
     for curve in telling:
         if curve.series.sample.purpose == "batching":
             _curve_heading(doc, curve)

@@ -12,6 +12,7 @@ from analysis.advice.questions import add_questions
 from analysis.advice.subject import subjects
 from analysis.load.load_tables import confidence, lengths_sent
 from analysis.load.neighbours import neighbour_sentences
+from analysis.pages.without_rows import CELLS
 from analysis.rows.caveats import add_caveats, add_failures, identity
 from analysis.rows.tables import RunPoint, Tables
 from analysis.rows.targets import Slo, Targets
@@ -26,9 +27,10 @@ def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float |
     doc = Document(FILE)
     doc.heading(1, "Operating point")
     add_caveats(doc, tables.points, tables)
-    _add_rule(doc, slo)
-    doc.bullets(neighbour_sentences(tables.points))
     found = subjects(tables, slo, targets, gpu_hour)
+    if any(subject.choices for subject in found):
+        _add_rule(doc, slo)
+    doc.bullets(neighbour_sentences(tables.points))
     if not found:
         _say_no_levels(doc, ())
     for subject in found:
@@ -48,11 +50,7 @@ def _say_no_levels(doc: Document, points: Sequence[RunPoint]) -> None:
     cells = any(point.purpose == "envelope" for point in points)
     doc.say(
         "Not known from this run: it holds no levels of load to choose from"
-        + (
-            " (cells of an envelope are not warmed up, and say whether requests fit, not how fast they are)"
-            if cells
-            else ""
-        )
+        + (f" (cells of an envelope are {CELLS})" if cells else "")
         + "; `+sweep=knee`, or `+sweep=slo` for objectives, measures them."
     )
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.advice.rules import knee_curves
 from analysis.load.ladder import predicted
 from analysis.load.load_curve import LoadCurve, load_curves
 from analysis.load.rates import kept_up, rate_curves
@@ -81,10 +82,11 @@ def _drawings(points: Sequence[RunPoint], accounts: Accounts) -> Iterator[tuple[
     for number, result in enumerate(result for result in results if has_account(result, accounts)):
         suffix = f".{result.group.slug}" if number else ""
         yield f"memory_account{suffix}", partial(_account, result, accounts)
+    told = {curve.name for curve in knee_curves(points)}
     for purpose, stem in (("concurrency", "concurrency_sweep"), ("batching", "batching_levels")):
         for curve in load_curves(points, purpose):
             if curve.levels:
-                yield curve.series.group.file(stem, ""), partial(_load, curve)
+                yield curve.series.group.file(stem, ""), partial(_load, curve, curve.name in told)
     for curve in load_curves(points, "near_full_context"):
         if curve.levels:
             yield curve.series.group.file("near_full_context", ""), partial(_ladder, curve)
@@ -259,15 +261,17 @@ def _capacity_lines(tokens: Any, sequences: Any, series: Series, colour: str, na
         sequences.annotate(f"{value:,.4g}", (at, value), xytext=(6, 4), textcoords="offset points", fontsize=8.5)
 
 
-def _load(curve: LoadCurve, figure: Any) -> None:
+def _load(curve: LoadCurve, tells: bool, figure: Any) -> None:
+    """`tells`: whether the server's knee and blow-up are read from this curve; they are marked on no other."""
     top, bottom = _two_rows(figure)
     _level_line(top, curve, "tok_s", BLUE)
     top.set_ylabel("output tok/s")
     top.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     _level_line(bottom, curve, "p95_e2e_s", ORANGE)
     bottom.set_ylabel("p95 e2e (s)")
-    _mark_levels(top, curve.knee.could_be, "throughput stops scaling")
-    if curve.blow_up is not None and curve.blow_up.seen:
+    if tells:
+        _mark_levels(top, curve.knee.could_be, "throughput stops scaling")
+    if tells and curve.blow_up is not None and curve.blow_up.seen:
         _mark_levels(bottom, curve.blow_up.last_before, "last level before p95 outgrows tok/s")
     for axes, corner in ((top, "lower right"), (bottom, "upper left")):
         axes.legend(loc=corner, fontsize=8.5)

@@ -22,6 +22,7 @@ from analysis.memory.kv_fit import kv_results
 from analysis.pages.answer import findings, losses
 from analysis.pages.envelope_sweep import envelope_grids, summary
 from analysis.pages.timeline import bars_of
+from analysis.pages.without_rows import no_closed_loop
 from analysis.report.envelope_chart import envelope_chart
 from analysis.report.load_charts import comparable, concurrency_charts, pareto_chart, rate_charts
 from analysis.report.memory_chart import memory_chart
@@ -109,7 +110,9 @@ def _load(doc: Page, tables: Tables) -> None:
     doc.heading(2, "Throughput and latency against concurrency")
     curves = _plotted(tables)
     if not curves:
-        doc.say("Not known from this run: it holds no levels of a closed loop; `+sweep=concurrency` measures them.")
+        doc.say(
+            f"Not known from this run: it holds {no_closed_loop(tables.points)}; `+sweep=concurrency` measures them."
+        )
         return
     doc.say("A closed loop: so many requests are in flight all the time. Curves share axes where their lengths agree.")
 
