@@ -88,8 +88,16 @@ CAUSES: dict[F, Cause] = {
     F.NO_PROGRESS: Cause(
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"
     ),
-    F.START_FAILED: _fixed("nothing is known that would change; a forked server is started cold first"),
-    F.ENGINE_DEAD: Cause(Reach.SERVER, Again.FRESH_SERVER, "what ended it may not happen again"),
+    F.START_FAILED: _fixed(
+        "nothing is known that would change; so too where an error of its own, which the log names, ended it at its first "
+        "completion; a forked server is started cold first"
+    ),
+    F.ENGINE_DEAD: Cause(
+        Reach.SERVER,
+        Again.FRESH_SERVER,
+        "what ended it may not happen again; so too at its first completion where the log names no error of its own (a "
+        "killed worker, a hang), or one of CUDA or NCCL",
+    ),
     F.MEMORY_UNDER_LOAD: Cause(Reach.SERVER, Again.NEVER, "the same load would need the same memory"),
     F.POINT_TIMEOUT: Cause(Reach.SERVER, Again.NEVER, "it would take as long again"),
     F.LOAD_LOST: Cause(Reach.POINT, Again.SAME_SERVER, "the server is as it was"),
