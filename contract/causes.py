@@ -69,7 +69,11 @@ CAUSES: dict[F, Cause] = {
     F.UNEXPECTED_FINISH_REASON: _request("as above"),
     F.NO_USAGE: _request("as above"),
     F.WRONG_TOKEN_COUNT: _request("as above"),
-    F.CLIENT_SOCKETS: _request("as above; its level is limited by its client"),
+    F.CLIENT_SOCKETS: Cause(
+        Reach.POINT,
+        Again.NEVER,
+        "its host's limits stay what they are; of a request as above: its level is limited by it",
+    ),
     F.BAD_ARGUMENT: _fixed("vLLM would refuse the same command line again"),
     F.LENGTH_ABOVE_MODEL: _fixed("the model stays what it is"),
     F.MODEL_MISSING: _fixed("the name, the token or the network has to be mended first"),
@@ -89,7 +93,7 @@ CAUSES: dict[F, Cause] = {
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"
     ),
     F.START_FAILED: _fixed(
-        "nothing is known that would change; so too where an error of its own, which the log names, ended it at its first "
+        "nothing is known that would change; so too where an error that the log names as its own ended it at its first "
         "completion; a forked server is started cold first"
     ),
     F.ENGINE_DEAD: Cause(

@@ -1,5 +1,6 @@
 """A session on the stand-in server, without Ray: verbs, rows, failures, and what is left afterwards."""
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -37,7 +38,7 @@ from workers.devices.base import CardLost, CardProcess
 from workers.engines.sim import RUNTIME_BYTES
 from workers.launch.process import ServerProcess
 from workers.load.client import generate
-from workers.load.endpoint import Endpoint
+from workers.load.endpoint import NO_SOCKET, Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import stable
 from workers.load.tasks import LoadLost
@@ -634,19 +635,23 @@ def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers
     assert len(row.requests) == 16
 
 
-class ClientsWithoutFiles(SlowClients):
-    """One process has no socket for half of its requests; several have."""
+NO_FILES = NO_SOCKET[errno.ENFILE]
 
-    def __init__(self, failed_otherwise: int) -> None:
+
+class ClientsWithoutFiles(SlowClients):
+    """One process has no socket for half of its requests; several have, but for where they have not either."""
+
+    def __init__(self, failed_otherwise: int, several: bool = True) -> None:
         super().__init__({})
         self.failed_otherwise = failed_otherwise
+        self.several = several
 
     def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
         results = super().__call__(plans)
-        if len(plans) == 1 and plans[0].num_requests == LEVEL.num_requests:
-            rows = results[0].requests
+        rows = [row for result in results for row in result.requests]
+        if len(rows) == LEVEL.num_requests and not (self.several and len(plans) > 1):
             for row in rows[:8]:
-                row.ok, row.failure_class, row.failure_message = False, FailureClass.CLIENT_SOCKETS, "no file"
+                row.ok, row.failure_class, row.failure_message = False, FailureClass.CLIENT_SOCKETS, NO_FILES
             for row in rows[8 : 8 + self.failed_otherwise]:
                 row.ok, row.failure_class, row.failure_message = False, FailureClass.TIMEOUT, "no end"
         return results
@@ -656,7 +661,19 @@ def test_requests_that_the_clients_host_had_no_socket_for_are_not_the_servers_fa
     row = limited(session, ClientsWithoutFiles(0)).measure(LEVEL)
     assert (row.status, len(row.clients), row.failed) == (MEASURED, 4, 0)
     (words,) = row.limited_before
-    assert "8 requests got no connection: their host had no file or port left for one" in words
+    assert f"8 requests got no connection: {NO_FILES}" in words
+
+
+@pytest.mark.parametrize("cores", [2, 64])
+def test_a_level_that_stays_limited_by_sockets_says_which_and_not_that_it_wants_cores(
+    session: Made, cores: int
+) -> None:
+    one = limited(session, ClientsWithoutFiles(0, several=False))
+    one.plans.cores = tuple(range(cores))
+    row = one.measure(LEVEL)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_SOCKETS)
+    assert f"8 requests got no connection: {NO_FILES}" in (row.failure_message or "")
+    assert (row.completed, row.failed) == (8, 8)
 
 
 def test_a_level_that_failed_by_other_requests_too_has_failed(session: Made) -> None:
