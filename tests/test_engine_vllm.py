@@ -70,8 +70,8 @@ def test_a_fork_that_compiles_nothing_is_given_up_sooner() -> None:
         (1.5, "(EngineCore pid=2) INFO 11-24 10:00:02 [gpu_model_runner.py:4118] Model loading took 7.12 GiB memory")
     ]
     eager, compiling = spec(ServerSpec(512, enforce_eager=True)), spec(ServerSpec(512))
-    limits = [VllmEngine().silence_limit_s(one, lines, True) for one in (eager, compiling)]
-    assert limits == [120.0, 900.0]
+    asked = (eager, compiling, replace(eager, device="cpu"))
+    assert [VllmEngine().silence_limit_s(one, lines, True) for one in asked] == [120.0, 900.0, 900.0]
 
 
 # --- where it listens, what it loads ---
