@@ -22,9 +22,10 @@ differ pass at all levels in nine of ten with 12 rounds of 3 repeats, or 8 of 5,
 five of ten where they differ by half of what a repeat scatters by, and hardly ever with 4 rounds. The same verdict at a
 fixed share (`--within`) stands beside it and decides nothing. The ratio of the two ways' variances is printed, too; one
 beyond chance (5 % for all of them together) is a difference. The machine should have nothing else to do: the load
-average is printed. Exit code 1 where the two ways are not shown to be equivalent: in the configuration, in memory (of
-cards at each length, of the CPU backend the median growth when ready: its shared pages count differently), at a level,
-or where a level or a memory reading is no measurement.
+average is printed. One with cards of several kinds is refused: no run forks there. Exit code 1 where the two ways are
+not shown to be equivalent: in the configuration, in memory (of cards at each length, of the CPU backend the median
+growth when ready: its shared pages count differently), at a level, or where a level or a memory reading is no
+measurement.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from orchestrator.fleet import local_fleet
 from orchestrator.models import resolve
 from orchestrator.plan import make_plan
 from workers import probe, processes
+from workers.devices.nvml import kinds_of_cards
 from workers.engines import make_engine
 from workers.launch.warm import WarmParent, offer, parent_for
 from workers.load.client import generate
@@ -72,6 +74,8 @@ def main() -> int:
 
 
 def _go(options: argparse.Namespace) -> Go:
+    if len(kinds := kinds_of_cards()) > 1:
+        raise ValueError(f"no run forks on a machine whose cards are of several kinds: {', '.join(kinds)}")
     specs = _specs(options)
     go = Go(
         Setting(options.model, options.overrides, specs[0].device, options.lengths, options.levels, options.repeats)

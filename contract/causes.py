@@ -69,7 +69,11 @@ CAUSES: dict[F, Cause] = {
     F.UNEXPECTED_FINISH_REASON: _request("as above"),
     F.NO_USAGE: _request("as above"),
     F.WRONG_TOKEN_COUNT: _request("as above"),
-    F.CLIENT_SOCKETS: _request("as above; its level is limited by its client"),
+    F.CLIENT_SOCKETS: Cause(
+        Reach.POINT,
+        Again.NEVER,
+        "its host's limits stay what they are; of a request as above: its level is limited by it",
+    ),
     F.BAD_ARGUMENT: _fixed("vLLM would refuse the same command line again"),
     F.LENGTH_ABOVE_MODEL: _fixed("the model stays what it is"),
     F.MODEL_MISSING: _fixed("the name, the token or the network has to be mended first"),
@@ -88,8 +92,16 @@ CAUSES: dict[F, Cause] = {
     F.NO_PROGRESS: Cause(
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"
     ),
-    F.START_FAILED: _fixed("nothing is known that would change; a forked server is started cold first"),
-    F.ENGINE_DEAD: Cause(Reach.SERVER, Again.FRESH_SERVER, "what ended it may not happen again"),
+    F.START_FAILED: _fixed(
+        "nothing is known that would change; so too where an error that the log names as its own ended it at its first "
+        "completion; a forked server is started cold first"
+    ),
+    F.ENGINE_DEAD: Cause(
+        Reach.SERVER,
+        Again.FRESH_SERVER,
+        "what ended it may not happen again; so too at its first completion where the log names no error of its own (a "
+        "killed worker, a hang), or one of CUDA or NCCL",
+    ),
     F.MEMORY_UNDER_LOAD: Cause(Reach.SERVER, Again.NEVER, "the same load would need the same memory"),
     F.POINT_TIMEOUT: Cause(Reach.SERVER, Again.NEVER, "it would take as long again"),
     F.LOAD_LOST: Cause(Reach.POINT, Again.SAME_SERVER, "the server is as it was"),

@@ -24,7 +24,7 @@ class FailureClass(StrEnum):
     UNEXPECTED_FINISH_REASON = "unexpected_finish_reason"  # neither "length" nor "stop"
     NO_USAGE = "no_usage"  # the token counts were asked for and did not come
     WRONG_TOKEN_COUNT = "wrong_token_count"  # more or fewer tokens than asked for
-    CLIENT_SOCKETS = "client_sockets"  # no connection, for the client's own host had no file or port left for one
+    CLIENT_SOCKETS = "client_sockets"  # no connection: the client's own host had no file or port left; of a level, too
     # --- one server's start ---
     BAD_ARGUMENT = "bad_argument"  # vLLM refused its command line
     LENGTH_ABOVE_MODEL = "length_above_model"  # max_model_len beyond what the model was made for

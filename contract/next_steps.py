@@ -15,6 +15,8 @@ def _resume(*changes: str) -> str:
 _RESUME = _resume()
 
 NEXT_STEPS: dict[F, str] = {
+    F.CLIENT_SOCKETS: "give the host of the load processes what its message says had run out: open files of a process "
+    "(`ulimit -n`), of the host (`fs.file-max`), or local ports (`ip_local_port_range`); then " + _RESUME,
     F.BAD_ARGUMENT: "correct the flag that vLLM names (`server.…`, `server.extra_args`) and start the run again",
     F.LENGTH_ABOVE_MODEL: "ask for no length beyond the one that the model was made for",
     F.MODEL_MISSING: "check `model.name`, HF_TOKEN and the network, or put the model into the cache of the node first",

@@ -221,6 +221,7 @@ def test_full_queue_needs_max_num_seqs() -> None:
             "with a process for each of its streams",
             "with nothing else busy on the host may tell.",
         ),
+        ("client_sockets", "its host had no files or ports left", "a host with more of what its message names tells."),
         ("client_processes_fixed", "with as many processes as `load.processes` names", "`load.processes=auto` tells."),
         ("client_processes_few", "the host had cores for more processes", "higher number of `load.processes` tells."),
         ("of a later version", "whether the host had more for it is not known", "the same sweep again tells"),

@@ -3,6 +3,7 @@
 import pytest
 
 from contract.failures import FailureClass
+from contract.rows import Failure
 from workers.launch import diagnosis
 
 TOO_SMALL = (
@@ -73,47 +74,119 @@ def test_memory_that_ran_out_while_graphs_were_captured_is_told_in_its_own_line(
     assert diagnosis.of_start(log, 1).message == "OutOfMemoryError: CUDA out of memory. Tried"
 
 
-FIRST_COMPLETION = (
+def test_a_worker_that_died_in_a_start_leaves_what_its_engine_met_as_the_only_word() -> None:
+    log = "ERROR [core.py:1] RuntimeError: cancelled\nRuntimeError: Engine core initialization failed. See root cause\n"
+    assert diagnosis.of_start(log, 1).message == "RuntimeError: cancelled"
+    assert diagnosis.of_start("ERROR ValueError: the cause\n" + log, 1).message == "ValueError: the cause"
+
+
+STARTED = (
     "(EngineCore pid=9) WARNING 11-27 [gdn.py:235] It is JIT-compiled. Set --gdn-prefill-backend triton to skip.\n"
     "(EngineCore pid=9) WARNING 11-27 [gdn.py:1165] ModuleNotFoundError: No module named 'flashinfer'\n"
+    "(APIServer pid=8) ERROR 11-27 [http.py:9] ConnectionError: the hub does not answer, trying again\n"
     "(APIServer pid=8) INFO:     Application startup complete.\n"
-    "{error}"
+)
+DEAD = (
     "(APIServer pid=8) ERROR 11-27 [serving.py:494] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered "
     "an issue. See stack trace (above) for the root cause.\n"
+    "[rank0]: OSError: what a shutdown meets\n"
 )
+KILLED = (
+    "(EngineCore pid=9) ERROR 11-27 [multiproc_executor.py:285] Worker proc VllmWorker-1 died unexpectedly, shutting "
+)
+KILLED += "down executor.\n"
+ENDED = "(EngineCore pid=9) ERROR 11-27 [core.py:1233] {}\n"
+PASSED_ON = ENDED.format(
+    "RuntimeError: Worker failed with error '{}', please check the stack trace above for the root cause"
+)
+HTTP = "http_error: HTTP 500"
 
 
-def test_an_engine_that_its_first_completion_ends_says_what_it_met_and_would_meet_it_again() -> None:
-    error = "(EngineCore pid=9) ERROR 11-27 [core.py:1233] ModuleNotFoundError: No module named 'flashinfer'\n"
-    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=error), "HTTP 500")
-    assert failure.failure_class == FailureClass.START_FAILED
-    assert failure.message == (
+def first_completion(error: str, serves: bool = False) -> Failure:
+    return diagnosis.of_first_completion(STARTED + error + DEAD * (not serves), len(STARTED), HTTP, serves)
+
+
+@pytest.mark.parametrize(
+    ("log", "failure_class", "said"),
+    [
+        (ENDED.format("ModuleNotFoundError: No module named 'flashinfer'"), FailureClass.START_FAILED, "'flashinfer'"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried\n", FailureClass.OUT_OF_MEMORY, "CUDA out of memory"),
+        (ENDED.format("RuntimeError: CUDA error: launch failure"), FailureClass.ENGINE_DEAD, "CUDA error: launch"),
+        ("", FailureClass.ENGINE_DEAD, "failed: http_error: HTTP 500"),
+        # a worker is killed
+        (KILLED + ENDED.format("RuntimeError: cancelled"), FailureClass.ENGINE_DEAD, "VllmWorker-1 died unexpectedly"),
+        (ENDED.format("RuntimeError: cancelled"), FailureClass.ENGINE_DEAD, "RuntimeError: cancelled"),
+        (ENDED.format("RuntimeError: Executor failed."), FailureClass.ENGINE_DEAD, "Executor failed"),
+        # a worker hangs
+        (
+            ENDED.format("TimeoutError: RPC call to execute_model timed out."),
+            FailureClass.ENGINE_DEAD,
+            "RPC call to execute_model timed out.",
+        ),
+        # a worker has an error
+        (PASSED_ON.format("no kernel"), FailureClass.START_FAILED, "Worker failed with error 'no kernel'"),
+        (
+            "(Worker pid=7) ERROR [multiproc.py:1] ValueError: no kernel\n" + PASSED_ON.format("no kernel"),
+            FailureClass.START_FAILED,
+            "ended the engine: ValueError: no kernel",
+        ),
+        (
+            "(Worker pid=7) ERROR [multiproc.py:1] torch.AcceleratorError: CUDA error: an illegal memory access\n"
+            + PASSED_ON.format("CUDA error: an illegal memory access")
+            + ENDED.format("RuntimeError: cancelled"),
+            FailureClass.ENGINE_DEAD,
+            "AcceleratorError: CUDA error: an illegal memory access",
+        ),
+        (
+            "(Worker_TP0 pid=6) ERROR [multiproc.py:1] torch.OutOfMemoryError: CUDA out of memory. Tried\n"
+            "(Worker_TP1 pid=7) ERROR [multiproc.py:1] torch.distributed.DistBackendError: NCCL error\n",
+            FailureClass.OUT_OF_MEMORY,
+            "OutOfMemoryError: CUDA out of memory. Tried",
+        ),
+    ],
+)
+def test_a_first_completion_that_ends_its_engine_is_not_tried_again_only_where_the_same_would_follow(
+    log: str, failure_class: FailureClass, said: str
+) -> None:
+    failure = first_completion(log)
+    assert failure.failure_class == failure_class
+    assert said in failure.message
+    assert HTTP in failure.message
+    assert "shutdown" not in failure.message
+
+
+def test_an_engine_that_its_first_completion_ends_has_the_flag_that_its_log_advised_beside_the_error() -> None:
+    assert first_completion(ENDED.format("ModuleNotFoundError: No module named 'flashinfer'")).message == (
         "ready, but the first completion ended the engine: ModuleNotFoundError: No module named 'flashinfer' (its log "
-        "said before: Set --gdn-prefill-backend triton to skip.)"
+        "said before: Set --gdn-prefill-backend triton to skip.); seen: http_error: HTTP 500"
     )
-    full = "torch.OutOfMemoryError: CUDA out of memory. Tried\n"
-    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=full), "HTTP 500")
-    assert failure.failure_class == FailureClass.OUT_OF_MEMORY
-    once = "(EngineCore pid=9) ERROR 11-27 [core.py:1] RuntimeError: CUDA error: unspecified launch failure\n"
-    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=once), "HTTP 500")
+
+
+@pytest.mark.parametrize("stray", ["ValueError: of a plugin\n", "torch.OutOfMemoryError: CUDA out of memory. Tried\n"])
+def test_an_engine_that_lives_on_was_ended_by_nothing_whatever_its_log_has(stray: str) -> None:
+    failure = first_completion(stray, serves=True)
     assert failure.failure_class == FailureClass.ENGINE_DEAD
+    assert failure.message.startswith("ready, but the first completion failed: http_error: HTTP 500 (the last error in")
+    assert "ended" not in failure.message
 
 
-def test_an_engine_that_ended_at_its_first_completion_without_a_word_may_be_started_again() -> None:
-    failure = diagnosis.of_first_completion(FIRST_COMPLETION.format(error=""), "HTTP 500")
-    assert (failure.failure_class, failure.message) == (
-        FailureClass.ENGINE_DEAD, "ready, but the first completion failed: HTTP 500",
-    )  # fmt: skip
+@pytest.mark.parametrize("serves", [False, True])
+def test_what_a_start_met_and_went_on_after_is_no_cause_of_a_later_end(serves: bool) -> None:
+    assert first_completion("", serves).message == "ready, but the first completion failed: http_error: HTTP 500"
+    full = STARTED + "torch.OutOfMemoryError: CUDA out of memory. Tried again with less\n"
+    failure = diagnosis.of_death(full + DEAD, len(full), "7 of 8 failed")
+    assert (failure.failure_class, failure.message) == (FailureClass.ENGINE_DEAD, "7 of 8 failed")
 
 
 def test_a_server_that_ended_under_load_has_its_logs_error_beside_what_was_seen() -> None:
-    log = "INFO x\nWARNING ValueError: never mind\nERROR RuntimeError: the kernel\n" + FIRST_COMPLETION.format(error="")
-    assert diagnosis.of_death(log, "7 of 8 failed").message == "7 of 8 failed; RuntimeError: the kernel"
+    log = STARTED + "INFO x\nWARNING ValueError: never mind\nERROR RuntimeError: the kernel\n" + DEAD
+    message = diagnosis.of_death(log, len(STARTED), "7 of 8 failed").message
+    assert message == "7 of 8 failed (the last error in its log: RuntimeError: the kernel)"
 
 
 def test_a_server_that_ended_under_load_says_whether_it_was_for_memory() -> None:
-    dead = diagnosis.of_death("INFO all is well\n", "7 of 8 requests failed")
+    dead = diagnosis.of_death("INFO all is well\n", 0, "7 of 8 requests failed")
     assert (dead.failure_class, dead.message) == (FailureClass.ENGINE_DEAD, "7 of 8 requests failed")
-    full = diagnosis.of_death("torch.OutOfMemoryError: CUDA out of memory. Tried\n", "7 of 8 requests failed")
+    full = diagnosis.of_death("torch.OutOfMemoryError: CUDA out of memory. Tried\n", 0, "7 of 8 requests failed")
     assert full.failure_class == FailureClass.MEMORY_UNDER_LOAD
     assert full.message == "7 of 8 requests failed; OutOfMemoryError: CUDA out of memory. Tried"

@@ -5,6 +5,7 @@ vLLM is asked in a process of its own (this file run as a script), for importing
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -70,8 +71,8 @@ def test_a_fork_that_compiles_nothing_is_given_up_sooner() -> None:
         (1.5, "(EngineCore pid=2) INFO 11-24 10:00:02 [gpu_model_runner.py:4118] Model loading took 7.12 GiB memory")
     ]
     eager, compiling = spec(ServerSpec(512, enforce_eager=True)), spec(ServerSpec(512))
-    limits = [VllmEngine().silence_limit_s(one, lines, True) for one in (eager, compiling)]
-    assert limits == [120.0, 900.0]
+    asked = (eager, compiling, replace(eager, device="cpu"))
+    assert [VllmEngine().silence_limit_s(one, lines, True) for one in asked] == [120.0, 900.0, 900.0]
 
 
 # --- where it listens, what it loads ---
@@ -262,6 +263,31 @@ def test_what_a_warm_parent_imports_is_in_the_installed_vllm() -> None:
     root = Path(found.origin or "").parent.parent
     paths = [root.joinpath(*name.partition(":")[0].split(".")) for name in WARM_MODULES if name.startswith("vllm.")]
     assert [str(path) for path in paths if not (path.with_suffix(".py").exists() or path.is_dir())] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.parametrize(
+    ("function", "files"),
+    [
+        ("lifespan", ["entrypoints/launchers/utils/server_utils.py", "entrypoints/serve/utils/server_utils.py"]),
+        ("__init__", ["v1/engine/core.py"]),
+        ("compile_or_warm_up_model", ["v1/worker/gpu_worker.py"]),
+    ],
+)
+def test_every_process_of_the_installed_vllm_that_is_forked_freezes_its_heap_when_it_is_ready(
+    function: str, files: list[str]
+) -> None:
+    """What the warm parent has made is left frozen for that; one that froze nothing would never collect its imports."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    (path,) = (path for name in files if (path := Path(found.origin or "").parent / name).exists())
+    called = [
+        each.name
+        for each in ast.walk(ast.parse(path.read_text()))
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(isinstance(node, ast.Call) and ast.unparse(node.func) == "freeze_gc_heap" for node in ast.walk(each))
+    ]
+    assert function in called
 
 
 def read_by_vllm(*commands: list[str]) -> list[dict[str, Any]]:

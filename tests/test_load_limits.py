@@ -117,8 +117,6 @@ def test_a_closed_loop_that_came_late_to_its_window_did_not_offer_its_part() -> 
 
 def test_requests_that_the_clients_host_had_no_socket_for_are_its_limit_in_the_shortest_window() -> None:
     rows = closed_loop(8, 80, 0.3, 0.0001)
-    rows[7].ok, rows[7].failure_class = False, FailureClass.CLIENT_SOCKETS
+    rows[7].ok, rows[7].failure_class, rows[7].failure_message = False, FailureClass.CLIENT_SOCKETS, "no port left"
     for judged in (rows, rows[:8]):
-        assert client_limits([CALM], judged, 1.0) == [
-            "1 requests got no connection: their host had no file or port left for one"
-        ]
+        assert client_limits([CALM], judged, 1.0) == ["1 requests got no connection: no port left"]

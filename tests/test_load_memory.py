@@ -64,7 +64,7 @@ def test_a_read_takes_beside_its_bytes_what_it_is_said_to_take() -> None:
 
 
 @given(st.integers(1, 10**5), st.floats(0, 1e12))
-def test_answers_that_all_take_the_most_fit_what_the_host_had_available(tokens: int, free: float) -> None:
+def test_one_loads_answers_that_all_take_the_most_fit_what_the_host_had_available(tokens: int, free: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "available_bytes", lambda: free)
         assert memory.most_requests(tokens) * memory.most_bytes(tokens) <= free

@@ -1,5 +1,6 @@
 """A session on the stand-in server, without Ray: verbs, rows, failures, and what is left afterwards."""
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -34,8 +36,9 @@ from tests.configs import load
 from workers import probe, processes, temporary
 from workers.devices.base import CardLost, CardProcess
 from workers.engines.sim import RUNTIME_BYTES
+from workers.launch.process import ServerProcess
 from workers.load.client import generate
-from workers.load.endpoint import Endpoint
+from workers.load.endpoint import NO_SOCKET, Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import stable
 from workers.load.tasks import LoadLost
@@ -407,6 +410,71 @@ def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
     assert bool(hurried) == (failure_class == "engine_dead")  # vLLM's front end was seen to wait out all of its grace
 
 
+class FirstCompletionFails:
+    """What a server writes while its first completion fails, and whether it lives on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, health: int) -> None:
+        self.session: Session | None = None
+        self._failed = False
+        get = probe.get
+
+        def get_but_health(endpoint: Endpoint, path: str, **more: Any) -> tuple[int, str]:
+            return (health, "") if path == "/health" and self._failed else get(endpoint, path, **more)
+
+        monkeypatch.setattr(probe, "get", get_but_health)
+
+    def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
+        assert self.session is not None
+        results = together(plans)
+        with self.session._workspace.log.open("a") as log:
+            log.write("ERROR 11-27 [x.py:1] ValueError: no kernel for prompt: 'private'\n")
+        (row,) = results[0].requests
+        row.ok, row.failure_class, row.failure_message = False, FailureClass.TIMEOUT, "no end within 600 s"
+        self._failed = True
+        return results
+
+
+@pytest.mark.parametrize(
+    ("health", "failure_class", "words"),
+    [
+        (200, FailureClass.ENGINE_DEAD, "ready, but the first completion failed: no end within 600 s (the last error"),
+        (503, FailureClass.START_FAILED, "ready, but the first completion ended the engine: ValueError: no kernel for"),
+    ],
+)
+def test_what_the_log_has_ended_an_engine_at_its_first_completion_only_where_that_is_dead(
+    session: Made, monkeypatch: pytest.MonkeyPatch, health: int, failure_class: FailureClass, words: str
+) -> None:
+    fails = FirstCompletionFails(monkeypatch, health)
+    session.sessions.append(Session(spec(), "run", 1, ["3"], fails))
+    fails.session = session.sessions[-1]
+    row = fails.session.start()
+    assert (row.status, row.failure_class) == (FAILED, failure_class)
+    message = row.failure_message or ""
+    assert message.startswith(words)
+    assert "no end within 600 s" in message
+    assert "private" not in message  # a log's line: it may quote what was sent
+
+
+def test_an_error_of_a_start_that_came_to_listen_is_not_its_later_end(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(spec())
+
+    def made(*given: Any) -> ServerProcess:
+        process = ServerProcess(*given)
+        with one._workspace.log.open("a") as log:
+            log.write("ERROR 11-27 [x.py:1] ValueError: never mind\n")
+        return process
+
+    monkeypatch.setattr("workers.session.ServerProcess", made)
+    pid = one.start().server_pid
+    assert pid
+    os.kill(pid, 9)
+    row = one.measure(LEVEL)
+    assert row.failure_class == FailureClass.ENGINE_DEAD
+    assert "never mind" not in (row.failure_message or "")
+
+
 def test_a_server_that_ran_out_of_memory_under_load_says_so(session: Made) -> None:
     one = session(spec(step_s=0.2))
     pid = one.start().server_pid
@@ -567,19 +635,23 @@ def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers
     assert len(row.requests) == 16
 
 
-class ClientsWithoutFiles(SlowClients):
-    """One process has no socket for half of its requests; several have."""
+NO_FILES = NO_SOCKET[errno.ENFILE]
 
-    def __init__(self, failed_otherwise: int) -> None:
+
+class ClientsWithoutFiles(SlowClients):
+    """One process has no socket for half of its requests; several have, but for where they have not either."""
+
+    def __init__(self, failed_otherwise: int, several: bool = True) -> None:
         super().__init__({})
         self.failed_otherwise = failed_otherwise
+        self.several = several
 
     def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
         results = super().__call__(plans)
-        if len(plans) == 1 and plans[0].num_requests == LEVEL.num_requests:
-            rows = results[0].requests
+        rows = [row for result in results for row in result.requests]
+        if len(rows) == LEVEL.num_requests and not (self.several and len(plans) > 1):
             for row in rows[:8]:
-                row.ok, row.failure_class, row.failure_message = False, FailureClass.CLIENT_SOCKETS, "no file"
+                row.ok, row.failure_class, row.failure_message = False, FailureClass.CLIENT_SOCKETS, NO_FILES
             for row in rows[8 : 8 + self.failed_otherwise]:
                 row.ok, row.failure_class, row.failure_message = False, FailureClass.TIMEOUT, "no end"
         return results
@@ -589,7 +661,19 @@ def test_requests_that_the_clients_host_had_no_socket_for_are_not_the_servers_fa
     row = limited(session, ClientsWithoutFiles(0)).measure(LEVEL)
     assert (row.status, len(row.clients), row.failed) == (MEASURED, 4, 0)
     (words,) = row.limited_before
-    assert "8 requests got no connection: their host had no file or port left for one" in words
+    assert f"8 requests got no connection: {NO_FILES}" in words
+
+
+@pytest.mark.parametrize("cores", [2, 64])
+def test_a_level_that_stays_limited_by_sockets_says_which_and_not_that_it_wants_cores(
+    session: Made, cores: int
+) -> None:
+    one = limited(session, ClientsWithoutFiles(0, several=False))
+    one.plans.cores = tuple(range(cores))
+    row = one.measure(LEVEL)
+    assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_SOCKETS)
+    assert f"8 requests got no connection: {NO_FILES}" in (row.failure_message or "")
+    assert (row.completed, row.failed) == (8, 8)
 
 
 def test_a_level_that_failed_by_other_requests_too_has_failed(session: Made) -> None:

@@ -449,3 +449,15 @@ def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatc
     with pytest.raises(SystemExit):
         warm_start.main()
     assert [each.start for each in read(file).servers] == [Start.COLD, Start.WARM]
+
+
+def test_what_no_run_forks_on_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parent(*_: object) -> None:
+        raise AssertionError("it was started")
+
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py"])
+    monkeypatch.setattr(warm_start, "_specs", lambda _: [SimpleNamespace(device="cuda")])
+    monkeypatch.setattr(warm_start, "parent_for", parent)
+    monkeypatch.setattr(warm_start, "kinds_of_cards", lambda: ("NVIDIA A100", "NVIDIA H100"))
+    with pytest.raises(SystemExit, match="several kinds: NVIDIA A100, NVIDIA H100"):
+        warm_start.main()

@@ -122,6 +122,8 @@ class Session:
         self._warm_parent, self._no_warm_parent, self._again = warm_parent, no_warm_parent, again
         self._first = first
         self._former_log = ""
+        self._ready_at = 0
+        """Characters of its server's log when that came to listen, or a little before."""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
@@ -213,7 +215,7 @@ class Session:
                 self._forked_server(prove)
                 return
             except warm.NotWarm as reason:
-                self.row.start_reason = self._masked(str(reason))
+                self.row.start_reason = self._shown(str(reason))
                 self._set_log_aside()
         self.row.start = Start.COLD
         prove(self._ready(None))
@@ -251,14 +253,15 @@ class Session:
         assert self._endpoint is not None
         log = StartLog(launched, self._engine.is_waiting)
 
-        def read() -> None:
+        def read() -> int:
             text = process.log_text()
             log.look(text)
             if offered is not None:
                 _refuse_damage(process, text)
+            return len(text)
 
         def look() -> None:
-            read()
+            self._ready_at = read()
             if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
@@ -364,8 +367,10 @@ class Session:
         result = self._run(replace(plan, timeout_s=limit_s))
         failed = [request for request in result.requests if not request.ok]
         if failed:
-            log = self._process.log_text() if self._process else ""
-            raise readiness.StartFailed(diagnosis.of_first_completion(log, failed[0].failure_message or ""))
+            assert self._process is not None
+            serves = self._serves()
+            log, answered = self._process.log_text(), failed[0].failure_message or ""
+            raise readiness.StartFailed(diagnosis.of_first_completion(log, self._ready_at, answered, serves))
 
     # --- measure ---
 
@@ -438,6 +443,8 @@ class Session:
             if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.log_tail = CLIENT_LIMITED, None
                 row.failure_class, more_or_not = self.plans.limited(point, processes)
+                if any(r.failure_class == FailureClass.CLIENT_SOCKETS for r in result.requests):
+                    row.failure_class = FailureClass.CLIENT_SOCKETS  # cores or processes would not help
                 many = f"{processes} processes ({more_or_not})"
                 row.failure_message = f"the load client was the limit with {many}: {'; '.join(limits)}"
             return row
@@ -452,7 +459,7 @@ class Session:
             again = tried(point.concurrency or max(lines, more), more)
             lost = f"{again.failure_class}: {again.failure_message}" if again.status == FAILED else None
         except Exception as error:  # whatever it was, it must not take the first try's numbers along
-            lost = self._masked(f"{type(error).__name__}: {error}")
+            lost = self._shown(f"{type(error).__name__}: {error}")
         if lost is not None:
             first.failure_message = f"{first.failure_message}; measured again with {more} it failed: {lost}"
             return first
@@ -499,7 +506,7 @@ class Session:
 
     def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
         # an answer that was no success is a server's own words, and may hold anything
-        said = {words: self._masked_tail(words) for r in result.requests if (words := r.failure_message) is not None}
+        said = {words: self._shown(words) for r in result.requests if (words := r.failure_message) is not None}
         row.requests = [
             r if r.failure_message is None else replace(r, failure_message=said[r.failure_message])
             for r in result.requests
@@ -515,7 +522,7 @@ class Session:
             )
             failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if self._serves() else self._death(message)
             row.status, row.failure_class = FAILED, failure.failure_class
-            row.failure_message = self._masked(failure.message)
+            row.failure_message = self._shown(failure.message)
             row.log_tail = self._log_tail()
         return row
 
@@ -573,8 +580,8 @@ class Session:
         row = point_rows.blank(self._origin(), point, time.time())
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
-        row.failure_message = self._masked(failure.message)
-        row.log_tail = self._masked_tail(failure.log_tail) or self._log_tail()
+        row.failure_message = self._shown(failure.message)
+        row.log_tail = self._shown(failure.log_tail) or self._log_tail()
         row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
         return row
 
@@ -584,13 +591,13 @@ class Session:
             return
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
-        self.row.failure_message = self._masked(failure.message)
-        self.row.log_tail = self._masked_tail(failure.log_tail)
+        self.row.failure_message = self._shown(failure.message)
+        self.row.log_tail = self._shown(failure.log_tail)
 
     def _death(self, message: str) -> Failure:
         """Why a server that was ready is of no use any more: the end of its log may tell."""
         self._dead = True
-        return diagnosis.of_death(self._process.log_text() if self._process else "", message)
+        return diagnosis.of_death(self._process.log_text() if self._process else "", self._ready_at, message)
 
     def _serves(self) -> bool:
         """Whether the server lives, and its engine does."""
@@ -606,11 +613,11 @@ class Session:
         )
 
     def _log_tail(self) -> str:
-        return self._masked_tail(self._process.log_tail()) if self._process else ""
+        return self._shown(self._process.log_tail()) if self._process else ""
 
-    def _masked_tail(self, tail: str) -> str:
-        """Tails go into tables and pages, which are read by others."""
-        return provenance.without_prompts(self._masked(tail))
+    def _shown(self, text: str) -> str:
+        """A tail or a message, which goes into tables and pages, read by others; a log's line may stand in it."""
+        return provenance.without_prompts(self._masked(text))
 
     def _masked(self, text: str) -> str:
         return provenance.masked(text, self._places, self._address.api_key, *secret_values(os.environ))

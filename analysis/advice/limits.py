@@ -119,6 +119,9 @@ CLIENT: dict[str, Unknown] = {
     F.CLIENT_STREAMS_FEW: Unknown(
         "with a process for each of its streams", "the same sweep with nothing else busy on the host may tell"
     ),
+    F.CLIENT_SOCKETS: Unknown(
+        "and its host had no files or ports left for connections", "a host with more of what its message names tells"
+    ),
     F.CLIENT_PROCESSES_FIXED: Unknown(
         "with as many processes as `load.processes` names", "the same sweep with `load.processes=auto` tells"
     ),

@@ -39,10 +39,11 @@ FORKED_LIMIT_S = {
 0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 0.7 s for these on GPUs, where all is forked).
 `arguments` is once silent for 20 s and more where the cache is new: vLLM looks at the model's class in another
 interpreter then."""
-FORKED_LATER_LIMIT_S = 120.0
+FORKED_LATER_LIMIT_S = {"cpu": 900.0, "cuda": 120.0}
 """The same of each later phase where nothing is compiled and no graph is captured: CUDA, NCCL and OpenMP are first
-used there, and what forking has damaged may hang then. Six times the most that was seen of 74 eager servers
-forked on GPUs (vLLM 0.25.1): 20 s of warm-up where the caches are new, else 9 s or less."""
+used there, and what forking has damaged may hang then. On GPUs six times the most that was seen of 74 eager forked
+servers (vLLM 0.25.1): 20 s of warm-up where the caches are new, else 9 s or less. On CPUs only small shapes were seen,
+and weights of larger ones are made by the host's cores without a word: no less than a cold one has."""
 COLD_LIMIT_S = 300.0
 """The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
 that they were seen to take."""
@@ -94,7 +95,7 @@ def silence_limit_s(
     limits = FORKED_LIMIT_S[device]
     if phase in limits:
         return limits[phase] if forked else COLD_LIMIT_S
-    return FORKED_LATER_LIMIT_S if forked and not (compiles and phase in COMPILING) else LATER_LIMIT_S
+    return FORKED_LATER_LIMIT_S[device] if forked and not (compiles and phase in COMPILING) else LATER_LIMIT_S
 
 
 def _with_later() -> list[tuple[str, list[str]]]:

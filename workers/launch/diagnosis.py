@@ -24,9 +24,20 @@ _PATTERNS: tuple[tuple[str, FailureClass], ...] = (
     (r"is not a local folder.*", FailureClass.MODEL_MISSING),
 )
 _NOISE = re.compile(r"Engine core initialization failed|Failed core proc|See root cause above|EngineDeadError")
+_CONSEQUENCE = re.compile(
+    r"RuntimeError: (?:cancelled\s*$|Executor failed\.|Engine core process .* died unexpectedly)"
+    r"|TimeoutError: RPC call to .* timed out"
+)
+"""What an engine meets where one of its workers was killed or hangs: told where nothing else is."""
+_PASSED_ON = re.compile(r"Worker failed with error")
+"""What an engine meets where one of its workers has an error, which stands above it in the log if it has words."""
+_WORKER_DIED = re.compile(r"\w*Worker\w*\b[^\n]* died unexpectedly[^\n]*")
 _ERROR_LINE = re.compile(r"\b(?:[A-Z]\w*Error|[A-Z]\w*Exception): .+")
 _NO_ERROR = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b.*$", re.MULTILINE)
 """What vLLM logs and goes on after, tracebacks among it: no cause of an end."""
+_ENGINE_DEAD = re.compile(r"^.*\bEngineDeadError\b", re.MULTILINE)
+"""From there on a log tells of the shutdown."""
+_FULL = re.compile(r"CUDA out of memory.*")
 _MAY_PASS = re.compile(r"\b(?:CUDA error|NCCL|Xid)\b")
 _ADVICE = re.compile(r"\bSet --[\w-]+[^\n]*")
 _ESTIMATE = re.compile(r"estimated maximum model length is (\d+)")
@@ -44,31 +55,40 @@ def of_start(log: str, exit_code: int | None) -> Failure:
     return Failure(FailureClass.START_FAILED, message, tail)
 
 
-def of_first_completion(log: str, answered: str) -> Failure:
-    """Return the failure of a server that came to listen and failed its first completion with `answered`.
+def of_first_completion(log: str, ready_at: int, answered: str, serves: bool) -> Failure:
+    """Return the failure of a server whose first completion failed with `answered`.
 
-    Where its log names an error, the same start would meet it again, but for what a card may do once. Else it was ended
-    from outside, or nobody knows. A flag that the log said to set stands beside the error.
+    `ready_at`: characters of its log when it came to listen. `serves`: it and its engine live on, so that nothing is
+    known to have ended. Where they do not and the log names an error of their own, the same start would meet it again,
+    but for what a card may do once. Else it was ended from outside (a worker too), or hung, or nobody knows. A flag
+    that the log said to set stands beside the error.
     """
     tail = "\n".join(log.splitlines()[-TAIL_LINES:])
-    error = _last_error(_NO_ERROR.sub("", log))
-    if error is None:
-        return Failure(FailureClass.ENGINE_DEAD, f"ready, but the first completion failed: {answered}", tail)
-    failed = FailureClass.ENGINE_DEAD if _MAY_PASS.search(error) else FailureClass.START_FAILED
-    if "CUDA out of memory" in error:
-        failed = FailureClass.OUT_OF_MEMORY
+    told = _until_the_end(log[ready_at:])
+    error = _last_error(told)
+    full = _FULL.search(told)
+    if not serves and full is not None:
+        failed, error = FailureClass.OUT_OF_MEMORY, _sentence(told, full)
+    elif serves or error is None or _CONSEQUENCE.search(error) or _WORKER_DIED.search(told):
+        return Failure(
+            FailureClass.ENGINE_DEAD, f"ready, but the first completion failed: {answered}{_last(told)}", tail
+        )
+    else:
+        failed = FailureClass.ENGINE_DEAD if _MAY_PASS.search(told) else FailureClass.START_FAILED
     advice = _ADVICE.search(log)
-    told = f" (its log said before: {advice.group(0).strip()})" if advice else ""
-    return Failure(failed, f"ready, but the first completion ended the engine: {error}{told}", tail)
+    before = f" (its log said before: {advice.group(0).strip()})" if advice else ""
+    return Failure(failed, f"ready, but the first completion ended the engine: {error}{before}; seen: {answered}", tail)
 
 
-def of_death(log: str, message: str) -> Failure:
-    """Return the failure of a server that was ready and then ended, or no longer answers."""
-    match = re.search(r"CUDA out of memory.*", log)
+def of_death(log: str, ready_at: int, message: str) -> Failure:
+    """Return the failure of a server that was ready and then ended, or no longer answers.
+
+    `ready_at`: characters of its log when it came to listen.
+    """
+    match = _FULL.search(log, ready_at)
     if match is not None:
         return Failure(FailureClass.MEMORY_UNDER_LOAD, f"{message}; {_sentence(log, match)}")
-    error = _last_error(_NO_ERROR.sub("", log))
-    return Failure(FailureClass.ENGINE_DEAD, message if error is None else f"{message}; {error}")
+    return Failure(FailureClass.ENGINE_DEAD, f"{message}{_last(_until_the_end(log[ready_at:]))}")
 
 
 def estimated_max_model_len(message: str) -> int | None:
@@ -77,10 +97,29 @@ def estimated_max_model_len(message: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def _until_the_end(log: str) -> str:
+    """The log of a server that was ready, without what it went on after and what its shutdown wrote."""
+    log = _NO_ERROR.sub("", log)
+    end = _ENGINE_DEAD.search(log)
+    return log if end is None else log[: end.start()]
+
+
+def _last(told: str) -> str:
+    """What is said last of an error, to stand behind what was seen; it need not be the cause."""
+    error, died = _last_error(told), _WORKER_DIED.search(told)
+    if died is not None and (error is None or _CONSEQUENCE.search(error)):
+        error = died.group(0)
+    return "" if error is None else f" (the last error in its log: {error})"
+
+
 def _last_error(log: str) -> str | None:
-    """Its last line that names an exception, less those that only say that there was one."""
+    """Its last line that names an exception, less those that only say that there was one; of those that follow from a
+    worker's end where there is no other."""
     errors = [m.group(0) for m in _ERROR_LINE.finditer(log) if not _NOISE.search(m.group(0))]
-    return errors[-1] if errors else None
+    heard = [error for error in errors if not _CONSEQUENCE.search(error)]
+    own = [error for error in heard if not _PASSED_ON.search(error)]
+    found = own or heard or errors
+    return found[-1] if found else None
 
 
 def _sentence(log: str, match: re.Match[str]) -> str:

@@ -86,8 +86,9 @@ def _late_from_s(distorted_s: float) -> float:
 
 
 def _sockets(requests: Sequence[RequestRow]) -> list[str]:
-    without = sum(row.failure_class == FailureClass.CLIENT_SOCKETS for row in requests)
-    return [f"{without} requests got no connection: their host had no file or port left for one"] if without else []
+    """Which of the host's limits it was, the first such request says (`workers.load.endpoint.NO_SOCKET`)."""
+    without = [row.failure_message for row in requests if row.failure_class == FailureClass.CLIENT_SOCKETS]
+    return [f"{len(without)} requests got no connection: {without[0]}"] if without else []
 
 
 def _little(clients: Sequence[ClientRow], requests: Sequence[RequestRow]) -> list[str]:
