@@ -39,7 +39,7 @@ from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
 from workers.load.tasks import LoadLost
 from workers.node_report import NodeReport
-from workers.temporary import OWNER, PREFIX, Owned, end_what_works_in, remove_ownerless
+from workers.temporary import PREFIX, Owned, end_what_is_left_in, remove_ownerless
 
 OBJECT_STORE_BYTES = 256 * 2**20
 PRIVATE_PREFIX = f"{PREFIX}ray-"
@@ -192,7 +192,8 @@ class Cluster:
                 ray.shutdown()
             if self._private is not None:
                 if self._warm:  # a parent that hangs in a library hears of nothing, and its owner may have been killed
-                    _end_what_works_in(self._private.path)
+                    with contextlib.suppress(OSError):
+                        end_what_is_left_in(self._private.path, DYING_S)  # guards have that long for their servers
                 self._private.remove()
             if self._caretaker is not None:
                 self._caretaker.close()
@@ -543,12 +544,6 @@ class SessionActor:
     def stop(self) -> SessionEnd:
         """See `Session.stop`."""
         return self._session.stop()
-
-
-def _end_what_works_in(directory: Path) -> None:
-    """End what is left there, after the time that guards have to end their servers."""
-    with contextlib.suppress(OSError):
-        end_what_works_in(directory, (directory / OWNER).stat().st_mtime, DYING_S)
 
 
 def _removed_there(patience_s: float) -> list[str]:

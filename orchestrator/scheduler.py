@@ -78,8 +78,7 @@ class Queue:
             while True:
                 self._start_what_fits(execute)
                 if not self._running and self._waiting and self._kept_back:
-                    for node in list(self._kept_back):  # else what waits would fit nowhere
-                        self._let_go(node)
+                    self._let_all_go()  # else what waits would fit nowhere
                     continue
                 if not self._running:
                     return self._waiting
@@ -92,8 +91,7 @@ class Queue:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
-            for node in list(self._kept_back):
-                self._let_go(node)
+            self._let_all_go()
 
     def lose(self, node: str) -> None:
         """Place nothing on a node any more."""
@@ -123,6 +121,10 @@ class Queue:
         self._kept_back[node] = kept + slots, since
         ended.card_failed = True
         return True
+
+    def _let_all_go(self) -> None:
+        for node in list(self._kept_back):
+            self._let_go(node)
 
     def _let_go(self, node: str) -> None:
         slots, _ = self._kept_back.pop(node, (0, 0.0))

@@ -129,7 +129,7 @@ def test_a_warm_parent_that_hangs_in_a_library_ends_with_a_private_ray(
         if owner == "was killed":
             ray.kill(actor)
         else:
-            monkeypatch.setattr(clusters, "end_what_works_in", lambda *_: None)
+            monkeypatch.setattr(clusters, "end_what_is_left_in", lambda *_: None)
     deadline = time.monotonic() + 20
     while processes.is_running(pid):
         assert time.monotonic() < deadline

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workers.temporary import ENDING_LIMIT_S, OWNER, end_what_works_in, remove_ownerless
+from workers.temporary import ENDING_LIMIT_S, end_what_is_left_in, remove_ownerless
 
 CLOSE_LIMIT_S = 30.0
 
@@ -48,7 +48,7 @@ def main(owner_fd: int, directory: Path, wait_s: float) -> None:
     select.select([owner_fd], [], [])
     with contextlib.suppress(FileNotFoundError):  # the owner has removed it, or was about to
         # without its lock: a next run, which takes that, would not wait for us and meet what still lives
-        end_what_works_in(directory, (directory / OWNER).stat().st_mtime, wait_s)
+        end_what_is_left_in(directory, wait_s)
     remove_ownerless(directory.name)
 
 

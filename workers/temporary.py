@@ -149,6 +149,11 @@ def _ours(prefix: str) -> Iterator[Path]:
                     yield directory
 
 
+def end_what_is_left_in(directory: Path, wait_s: float) -> None:
+    """End the processes that work in an owned directory, as `end_what_works_in`. Raises OSError where it is gone."""
+    end_what_works_in(directory, (directory / OWNER).stat().st_mtime, wait_s)
+
+
 def end_what_works_in(directory: Path, began_s: float, wait_s: float = 0.0) -> None:
     """End the processes that work there, after `wait_s` to end by themselves, and remove what they share in memory.
 

@@ -117,17 +117,12 @@ def visible_cards() -> list[Card]:
 def kinds_of_cards() -> tuple[str, ...]:
     """Return the names of all cards of this node, each once, whether this process may use them or not; none where there
     is no NVML. A card that is lost has none."""
-    import pynvml
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        names = {_offered(partial(_name_at, pynvml, index)) for index in range(pynvml.nvmlDeviceGetCount())}
-        return tuple(sorted(name for name in names if name is not None))
-    finally:
-        pynvml.nvmlShutdown()
+    def names(nvml: Any) -> tuple[str, ...]:
+        told = {_offered(partial(_name_at, nvml, index)) for index in range(nvml.nvmlDeviceGetCount())}
+        return tuple(sorted(name for name in told if name is not None))
+
+    return _told_of_the_host(names) or ()
 
 
 def _name_at(nvml: Any, index: int) -> str:
@@ -144,6 +139,11 @@ def _named() -> list[str] | None:
 
 def driver_version() -> str | None:
     """Return the version of this host's NVIDIA driver; None where there is no NVML."""
+    return _told_of_the_host(lambda nvml: _text(nvml.nvmlSystemGetDriverVersion()))
+
+
+def _told_of_the_host(asked: Callable[[Any], _T]) -> _T | None:
+    """Return what NVML is asked while it is open; None where there is none."""
     import pynvml
 
     try:
@@ -151,7 +151,7 @@ def driver_version() -> str | None:
     except pynvml.NVMLError:
         return None
     try:
-        return _text(pynvml.nvmlSystemGetDriverVersion())
+        return asked(pynvml)
     finally:
         pynvml.nvmlShutdown()
 
