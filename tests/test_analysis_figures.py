@@ -145,7 +145,7 @@ def envelope() -> list[synthetic.PointRow]:
     made += [synthetic.envelope_row(FULL, 512, 17), synthetic.envelope_row(FULL, 1024, 4)]
     made += [synthetic.envelope_row(FULL, 1024, 32, waiting_max=24, kv_usage_max=0.99)]
     lost, one = synthetic.envelope_row(FULL, 512, 40), synthetic.envelope_row(FULL, 512, 1)
-    decided = synthetic.failed(one, "", "fits: 8 x 1024 tokens did", "pruned")
+    decided = synthetic.failed(one, "", "all fit: 8 x 1024 tokens did", "pruned")
     return [*made, synthetic.failed(lost, "engine_dead"), replace(decided, failure_class=None)]
 
 

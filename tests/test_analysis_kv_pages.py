@@ -20,11 +20,11 @@ from analysis import reduce
 from analysis.advice.rules import rules_of_thumb
 from analysis.memory.envelope_cells import Expected
 from analysis.memory.envelope_plot import draw_envelope
-from analysis.memory.kv_envelope import Envelope, Fit, envelopes
+from analysis.memory.kv_envelope import Envelope, Fit, envelopes, fit_of
 from analysis.memory.kv_fit import kv_results
 from analysis.memory.kv_pages import pages_of
 from analysis.memory.pages_plot import stairs
-from analysis.pages.envelope_sweep import envelope_grids, summary
+from analysis.pages.envelope_sweep import envelope_grids, envelope_page, summary
 from analysis.pages.kv_notes import kv_page
 from analysis.pages.operating_page import operating_page
 from analysis.rows.manifest import read_configs
@@ -489,6 +489,17 @@ def test_a_cell_that_was_pruned_measured_nothing(tmp_path: Path) -> None:
     assert "| metrics missing |" in (run / "envelope_sweep.md").read_text()
 
 
+def test_no_word_of_the_cells_is_one_of_the_headroom_envelope() -> None:
+    """95 % of a pool is *tight* with headroom kept, and all of it fits without."""
+    assert not {str(word) for word in Expected} & {str(word) for word in Fit}
+    assert fit_of(0.95, True) is Fit.TIGHT
+    words = fit_of(1.5, True), fit_of(1.5, False)
+    assert words == (Fit.PREEMPTS, Fit.NEVER)
+    page = envelope_page(synthetic.tables_of([synthetic.envelope_row(SLIDING, 512, 8)], SLIDING.config))
+    assert page is not None
+    assert all(f"*{word}*, " in page.text() for word in Expected if word is not Expected.UNKNOWN)
+
+
 def said_of(rows: list[PointRow], config: dict[str, Any] | None) -> str:
     (grid,) = envelope_grids(synthetic.tables_of(rows, config))
     return summary(grid).text
@@ -501,7 +512,8 @@ def test_cells_that_were_measured_are_counted_whatever_arithmetic_knows() -> Non
     pruned = synthetic.failed(synthetic.envelope_row(shape, 512, 1), "", "fits", "pruned")
     blind = replace(one, preemptions=None)
     assert said_of([one, two, pruned], shape.config) == (
-        "Of 3 cells 2 were measured and 1 pruned; expected and measured agree on what fits in 2 of those measured."
+        "Of 3 cells 2 were measured and 1 pruned; expected and measured agree on whether all requests fit in 2 of "
+        "those measured."
     )
     assert said_of([one, two, pruned], None).startswith(
         "Of 3 cells 2 were measured and 1 pruned, but none confirms the expected border: of 2 what KV arithmetic "

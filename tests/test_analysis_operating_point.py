@@ -526,7 +526,7 @@ def test_double_context_follows_the_slope_and_never_claims_a_latency() -> None:
     assert "Latency at that length was not measured" in text
     steep = page(synthetic.rows(replace(synthetic.GPU, bytes_per_token=2 * 393_216)))
     assert "need 96.00 GiB of KV by formula" in steep
-    assert "**does not fit**" in steep
+    assert "**waits or preempts**; it holds 10 of them at once" in steep, "does not fit is not even one"
 
 
 def test_a_context_that_the_model_does_not_take_is_refused_first() -> None:

@@ -289,13 +289,13 @@ def test_rates_have_charts_that_ring_where_the_server_lags(tmp_path: Path) -> No
 def test_cells_are_what_arithmetic_says_and_marks_what_was_measured(tmp_path: Path) -> None:
     family = synthetic.family("qwen2.5-1.5b", synthetic.GPU)
     quiet, over = synthetic.envelope_row(family, 1024, 8), synthetic.envelope_row(family, 1024, 9, preemptions=3)
-    pruned = synthetic.failed(synthetic.envelope_row(family, 512, 1), "", "fits: 8 x 1024 tokens did", "pruned")
+    pruned = synthetic.failed(synthetic.envelope_row(family, 512, 1), "", "all fit: 8 x 1024 tokens did", "pruned")
     lost = synthetic.failed(synthetic.envelope_row(family, 512, 40), "engine_dead")
     rows = [quiet, over, replace(pruned, failure_class=None), lost]
     page = page_of(tmp_path, rows, {"sessions": synthetic.planned(rows, family.config)})
     field, *marks = layers_of(page, "requests at once")
     assert sorted((c["length"], c["level"], c["expected"]) for c in field["data"]["values"]) == [
-        (512, 1, "fits"), (512, 40, "does not fit"), (1024, 8, "fits"), (1024, 9, "preempts")
+        (512, 1, "all fit"), (512, 40, "prompts do not fit"), (1024, 8, "all fit"), (1024, 9, "preempts")
     ]  # fmt: skip
     found = {row["level"]: (mark["mark"]["shape"], row["why"]) for mark in marks for row in mark["data"]["values"]}
     assert found.keys() == {8, 9, 40}, "a pruned cell has no mark"

@@ -359,7 +359,7 @@ def test_every_cell_is_measured_or_pruned_truthfully(sequences: int, model: str,
     for cell in grid.cells:
         row = rows[cell.point.id]
         if row.status == PRUNED and "by KV arithmetic" not in (row.failure_message or ""):
-            assert (row.failure_message or "").startswith("fits") == (cell.need <= pool)
+            assert (row.failure_message or "").startswith("all fit") == (cell.need <= pool)
 
 
 def test_the_last_cell_that_should_fit_and_the_next_are_measured_for_every_length() -> None:

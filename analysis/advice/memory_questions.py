@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from analysis.advice.kv_headroom import TWO_COUNTS, capacities, longest_safe, room_words
 from analysis.advice.rules import per_token
 from analysis.advice.subject import UNKNOWN, Subject
-from analysis.memory.kv_envelope import HEADROOM
+from analysis.memory.kv_envelope import HEADROOM, fit_of
 from analysis.memory.kv_pages import Pages
 from analysis.memory.kv_room import kv_room
 from analysis.writing.document import Part, Phrase, join, phrase
@@ -83,7 +83,6 @@ def double_context(subject: Subject) -> Phrase:
     if need is None:
         return phrase(UNKNOWN + "`+sweep=kv` measures the pool that the context would have to fit.")
     share = need.need_bytes / need.room_bytes
-    verdict = "fits" if share <= HEADROOM else "is tight" if share <= 1 else "does not fit"
     limit = need.pages.limit if need.pages is not None else None
     parts: dict[str, Part] = {
         "n": count("target.concurrency", n),
@@ -97,7 +96,7 @@ def double_context(subject: Subject) -> Phrase:
         "Memory: target.concurrency {n} requests of {double} tokens need {need} GiB of KV by formula, {share} of "
         + need.which
         + " ({room} GiB without the null block): **"
-        + verdict
+        + fit_of(share, need.holds >= 1)
         + "**; it holds {holds} of them at once.",
         **parts,
     )

@@ -14,12 +14,12 @@ from contract.rows import MEASURED, PointRow
 
 
 class Expected(StrEnum):
-    """What KV arithmetic says of a cell."""
+    """What KV arithmetic says of a cell. Its words are not those of `kv_envelope.Fit`, which keeps headroom."""
 
-    FITS = "fits"  # all requests at their full length at once
-    OPEN = "may not fit"  # not all, where prompts are computed beside full ones: their tokens outside of windows
+    FITS = "all fit"  # all requests at their full length at once
+    OPEN = "may not all fit"  # not all, where prompts are computed beside full ones: their tokens outside of windows
     PREEMPTS = "preempts"  # all prompts fit, but not what they grow to
-    WAITS = "does not fit"  # not even all prompts: some requests wait until others are done
+    WAITS = "prompts do not fit"  # not all of them at once: some requests wait until others are done
     UNKNOWN = "not known"
 
 

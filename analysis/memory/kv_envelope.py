@@ -38,6 +38,15 @@ class Fit(StrEnum):
     """Not even one."""
 
 
+def fit_of(share: float, one_fits: bool) -> Fit:
+    """Return the verdict on requests that need this share of a pool, which holds at least one of them or not."""
+    if share <= HEADROOM:
+        return Fit.FITS
+    if share <= 1:
+        return Fit.TIGHT
+    return Fit.PREEMPTS if one_fits else Fit.NEVER
+
+
 class Outcome(StrEnum):
     """What the server's metrics showed of the KV pool at a level of load."""
 
@@ -109,12 +118,7 @@ class Envelope:
 
     def fit(self, tokens: int, at_once: int) -> Fit:
         """Return the verdict of the arithmetic."""
-        share = self.share(tokens, at_once)
-        if share <= HEADROOM:
-            return Fit.FITS
-        if share <= 1:
-            return Fit.TIGHT
-        return Fit.NEVER if self.share(tokens, 1) > 1 else Fit.PREEMPTS
+        return fit_of(self.share(tokens, at_once), self.share(tokens, 1) <= 1)
 
     def longest(self, sequences: int) -> int | None:
         """Return the longest length, in tokens, of which so many sequences fit as the engine counts them.

@@ -157,10 +157,10 @@ def envelope_page(tables: Tables) -> Document | None:
     doc.say(
         "In a cell so many requests run at once, each growing from its prompt to context_tokens. *Expected* is KV "
         "arithmetic alone, from the blocks that requests hold by the formula and those that the engine says it has, "
-        "less the null block: *fits*, all requests at their full length, whatever prompts are computed beside them; "
-        "*may not fit*, the same but for such prompts, whose tokens outside of windows need blocks, too; *preempts*, "
-        "all prompts, but not what they grow to; *does not fit*, not even all prompts. *Measured* is what the server's "
-        "metrics showed: *preempted*; "
+        "less the null block: *all fit*, all requests at their full length, whatever prompts are computed beside them; "
+        "*may not all fit*, the same but for such prompts, whose tokens outside of windows need blocks, too; "
+        "*preempts*, all prompts fit, but not what they grow to; *prompts do not fit*, not even all prompts at once, "
+        "so that some requests wait. *Measured* is what the server's metrics showed: *preempted*; "
         "*waited for KV*, requests waiting beside a full pool, so that never all ran at once; or *no preemption*, "
         "neither of the two. A cell that was pruned was not measured; its notes say what decides it."
     )
@@ -193,8 +193,8 @@ def summary(grid: EnvelopeGrid) -> Phrase:
             why=join(_undecided(grid, measured, "of {n} ")),
         )
     agree = phrase(
-        "Of {cells} cells {judged} were measured and {pruned} pruned; expected and measured agree on what fits in "
-        "{agree} of those measured.",
+        "Of {cells} cells {judged} were measured and {pruned} pruned; expected and measured agree on whether "
+        "all requests fit in {agree} of those measured.",
         cells=cells,
         judged=count(f"{grid.name}.judged", len(judged)),
         pruned=pruned,

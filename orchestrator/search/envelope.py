@@ -86,12 +86,12 @@ def _reason(cell: Cell, pool: int, fitted: list[Cell], overflowed: list[Cell]) -
     """What decides a cell, in words; None where nothing does."""
     larger = next((other for other in fitted if cell.within(other)), None)
     if larger is not None:
-        return f"fits: {larger} did"
+        return f"all fit: {larger} did"
     smaller = next((other for other in overflowed if other.within(cell)), None)
     if smaller is not None:
-        return f"does not fit: {smaller} did not"
+        return f"not all fit: {smaller} did not"
     if FAR * cell.need <= pool:
-        return f"fits by KV arithmetic: {cell.need} of {pool} blocks"
+        return f"all fit by KV arithmetic: {cell.need} of {pool} blocks"
     if cell.prompts >= FAR * pool:
-        return f"does not fit by KV arithmetic: prompts alone need {cell.prompts} of {pool} blocks"
+        return f"prompts do not fit by KV arithmetic: they alone need {cell.prompts} of {pool} blocks"
     return None
