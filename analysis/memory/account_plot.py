@@ -37,12 +37,12 @@ ORDER = ("weights", *DWARFED, "kv")
 
 def has_account(result: KvResult, accounts: Accounts) -> bool:
     """Return whether any reading of the result has an account when ready."""
-    return any(_bars(series, accounts) for series in _series(result))
+    return any(_bars(series, accounts) for series in result.series)
 
 
 def draw_account(result: KvResult, accounts: Accounts, figure: Any) -> None:
     """Draw two panels a series: one bar a length, its parts when ready, the cards' memory when ready and at peak."""
-    drawn = [(series, bars) for series in _series(result) if (bars := _bars(series, accounts))]
+    drawn = [(series, bars) for series in result.series if (bars := _bars(series, accounts))]
     figure.set_size_inches(SIZE_INCHES)
     whole, rest = figure.subplots(2, len(drawn), sharex="col", sharey="row", squeeze=False)
     for column, (series, bars) in enumerate(drawn):
@@ -55,10 +55,6 @@ def draw_account(result: KvResult, accounts: Accounts, figure: Any) -> None:
         axes.margins(y=0.08)
     named = {label: handle for axes in whole for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, fontsize=8.5)
-
-
-def _series(result: KvResult) -> list[Series]:
-    return [committed.series for committed in result.committed] + list(result.capacity)
 
 
 def _bars(series: Series, accounts: Accounts) -> list[tuple[float, Account, Account | None]]:

@@ -32,8 +32,7 @@ HOW_READ = {
 def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
     """Write the section for one model on one kind of card."""
     doc.heading(3, "Where the memory goes")
-    every = [committed.series for committed in result.committed] + list(result.capacity)
-    series_with = [series for series in every if list(_of(series, accounts))]
+    series_with = [series for series in result.series if list(_of(series, accounts))]
     if not series_with:
         doc.say(
             "Not known from this run: no row of a server holds an account of its memory (only one that comes up on "

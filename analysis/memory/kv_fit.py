@@ -164,10 +164,20 @@ class KvResult:
         return f"kv.{self.group.slug}"
 
     @property
+    def series(self) -> list[Series]:
+        """Those of both modes, committed pools first."""
+        return [*(committed.series for committed in self.committed), *self.capacity]
+
+    @property
     def readings(self) -> list[Reading]:
         """All measured readings of both modes, by length."""
-        every = [r for c in self.committed for r in c.series.measured] + [r for s in self.capacity for r in s.measured]
-        return sorted(every, key=lambda reading: reading.at)
+        return sorted((r for series in self.series for r in series.measured), key=lambda reading: reading.at)
+
+    @property
+    def sample(self) -> RunPoint:
+        """A point that stands for them all: of the shortest length measured, if there is one."""
+        readings = self.readings
+        return readings[0].measured[0] if readings else self.group.points[0]
 
     @property
     def pool(self) -> Series | None:

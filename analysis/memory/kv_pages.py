@@ -165,7 +165,7 @@ def pages_of(point: RunPoint, configs: Configs) -> Pages | None:
 def page_functions(result: KvResult, configs: Configs) -> list[PageFunction]:
     """Return the page functions of a result's servers: one, unless servers differ in what moves it."""
     found: dict[Pages, list[Series]] = {}
-    for series in [*(committed.series for committed in result.committed), *result.capacity]:
+    for series in result.series:
         pages = pages_of(series.sample, configs) if series.measured else None
         if pages is not None:
             found.setdefault(pages, []).append(series)

@@ -23,7 +23,7 @@ def estimate_figure(reading: Reading, longest: int) -> Part:
 
 def too_long(result: KvResult) -> Iterator[Phrase]:
     """Return a sentence for each length that did not fit and of which the engine gave its estimate."""
-    for series in [*(committed.series for committed in result.committed), *result.capacity]:
+    for series in result.series:
         for reading in series.readings:
             longest = estimated_max_model_len(reading)
             if longest is not None:

@@ -53,7 +53,7 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
 
     Without an objective an open loop has no operating point.
     """
-    memory = [Finding(_title(_sample(result), result.name, result.group.label),
+    memory = [Finding(_title(result.sample, result.name, result.group.label),
                       (*_target_lines(result, tables, targets), *_kv_lines(result)))
               for result in kv_results(tables.points)]  # fmt: skip
     load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency")))
@@ -100,10 +100,6 @@ def losses(tables: Tables) -> list[Phrase]:
 def _lost(points: Sequence[RunPoint]) -> Phrase:
     first = points[0]
     return phrase("{why} x{n}", why=outcome_figure(first), n=count(f"{point_name(first)}.alike", len(points)))
-
-
-def _sample(result: KvResult) -> RunPoint:
-    return result.readings[0].measured[0] if result.readings else result.group.points[0]
 
 
 def _title(sample: RunPoint, name: str, label: str) -> Phrase:

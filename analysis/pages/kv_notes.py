@@ -75,8 +75,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document:
         )
     accounts = Accounts(tables.sessions)
     for result in kv_results(tables.points):
-        sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
-        doc.heading(2, "{who}", who=identity(sample, result.name, result.group.label))
+        doc.heading(2, "{who}", who=identity(result.sample, result.name, result.group.label))
         add_decision(doc, result, tables, targets)
         _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result, accounts)

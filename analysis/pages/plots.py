@@ -179,17 +179,17 @@ def _memory(result: KvResult, figure: Any) -> None:
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    _title(figure, "Memory against max_model_len", result.readings[0].measured[0], result.group.label)
+    _title(figure, "Memory against max_model_len", result.sample, result.group.label)
 
 
 def _account(result: KvResult, accounts: Accounts, figure: Any) -> None:
     draw_account(result, accounts, figure)
-    _title(figure, "What the memory is for", result.readings[0].measured[0], result.group.label)
+    _title(figure, "What the memory is for", result.sample, result.group.label)
 
 
 def _pages(result: KvResult, functions: Sequence[PageFunction], figure: Any) -> None:
     draw_pages(functions, figure)
-    _title(figure, "What one sequence keeps of the KV pool", result.readings[0].measured[0], result.group.label)
+    _title(figure, "What one sequence keeps of the KV pool", result.sample, result.group.label)
 
 
 def _envelope(result: KvResult, envelope: Envelope, targets: Targets, figure: Any) -> None:
@@ -247,7 +247,7 @@ def _capacity(result: KvResult, figure: Any) -> None:
     low, high = sequences.get_ylim()
     sequences.set_ylim(low * 0.8, high * 1.3)
     tokens.legend(loc="lower left", fontsize=9)
-    _title(figure, "KV capacity at fixed utilization", result.readings[0].measured[0], result.group.label)
+    _title(figure, "KV capacity at fixed utilization", result.sample, result.group.label)
 
 
 def _capacity_lines(tokens: Any, sequences: Any, series: Series, colour: str, named: bool) -> None:

@@ -95,10 +95,9 @@ def _formula(committed: Committed) -> list[tuple[float, float]]:
 
 
 def _lost(result: KvResult) -> Rows:
-    every = [committed.series for committed in result.committed] + list(result.capacity)
     return [
         {"who": series.group.label, "at": reading.at, "gib": 0, "why": outcome(point)}
-        for series in every
+        for series in result.series
         for reading in series.readings
         for point in reading.unmeasured
     ]

@@ -169,8 +169,7 @@ def _memory(doc: Page, tables: Tables) -> None:
         return
     doc.say("Of all cards of a server together. What the numbers say is in kv_cache_scaling_notes.md.")
     for result, chart in drawn:
-        sample = result.readings[0].measured[0] if result.readings else result.group.points[0]
-        doc.heading(3, "{who}", who=identity(sample, result.name, result.group.label))
+        doc.heading(3, "{who}", who=identity(result.sample, result.name, result.group.label))
         doc.charts([chart])
 
 
