@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from analysis.advice.rules import knee_curves
 from analysis.errors import AnalysisError
 from analysis.load.anchors import with_drift
 from analysis.load.goodput import with_goodput
-from analysis.load.load_curve import load_curves
+from analysis.load.load_curve import knee_curves, load_curves
 from analysis.load.load_tables import write_concurrency_sweep
 from analysis.load.rates import rate_curves
 from analysis.memory.kv_fit import kv_results

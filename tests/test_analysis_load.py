@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from analysis.advice.rules import knee_curves, rules_of_thumb
-from analysis.load.load_curve import load_curves
+from analysis.advice.rules import rules_of_thumb
+from analysis.load.load_curve import knee_curves, load_curves
 from analysis.load.load_tables import write_concurrency_sweep
 from analysis.pages.batching import batching_page
 from analysis.pages.kv_notes import kv_page

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.advice.operating_point import latency_level, throughput_level
-from analysis.advice.rules import knee_curves
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import blow_up_tells, repeats_tell
-from analysis.load.load_curve import LoadCurve
+from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, workload
 from analysis.load.neighbours import neighbour_sentences
 from analysis.memory.kv_envelope import HEADROOM, Envelope, card_envelope, envelopes

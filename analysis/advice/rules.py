@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import blow_up_tells, change_words
 from analysis.load.ladder import highest
-from analysis.load.load_curve import LoadCurve, load_curves, one_per_server
+from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, label_figure, workload
 from analysis.memory.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.memory.kv_pages import Pages, pages_of
 from analysis.rows.series import concurrency_figure
-from analysis.rows.tables import RunPoint, Tables
+from analysis.rows.tables import Tables
 from analysis.writing.document import Part, Phrase, phrase
 from analysis.writing.figures import GIB, count, decimal, mib, percent, plain, quote, times
 
@@ -20,12 +18,6 @@ AT_MOST = 5
 CONTEXT_STEP_TOKENS = 1024
 LARGE_GAIN = 1.2
 """Concurrency is said to pay from this factor of tok/s over one request at a time."""
-
-
-def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
-    """Return the curve that the knee is read from of each server and load: of the concurrency sweep and the batching
-    levels those that go higher, where two of them were measured; the sweep where both go as high."""
-    return one_per_server(curve for purpose in ("concurrency", "batching") for curve in load_curves(points, purpose))
 
 
 def rules_of_thumb(tables: Tables) -> list[Phrase]:

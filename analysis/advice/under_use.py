@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.advice.rules import knee_curves
-from analysis.load.load_curve import LoadCurve
+from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell
 from analysis.load.token_cost import joules_per_output_token, median_of, power_share, power_w
 from analysis.rows.caveats import identity

@@ -241,6 +241,12 @@ def load_curves(points: Sequence[RunPoint], purpose: str) -> list[LoadCurve]:
     return curves
 
 
+def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
+    """Return the curve that the knee is read from of each server and load: of the concurrency sweep and the batching
+    levels those that go higher, where two of them were measured; the sweep where both go as high."""
+    return one_per_server(curve for purpose in ("concurrency", "batching") for curve in load_curves(points, purpose))
+
+
 def server_key(group: Group) -> Key:
     """Return what points of one server under one load have in common, as known to the one that learned most."""
     return tuple(getattr(group.points[0], column) for column in LOAD)

@@ -9,10 +9,9 @@ from pathlib import Path
 from analysis.advice.kv_headroom import longest_safe, room_words
 from analysis.advice.operating_point import Basis, Choice, choices
 from analysis.advice.operating_sentences import gives
-from analysis.advice.rules import knee_curves
 from analysis.load.checks import Standing
 from analysis.load.knee_sentences import both_answers
-from analysis.load.load_curve import LoadCurve
+from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, lengths
 from analysis.load.objective_sentences import border_words
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.advice.limits import add_limits
-from analysis.advice.rules import knee_curves, rules_of_thumb
+from analysis.advice.rules import rules_of_thumb
 from analysis.advice.under_use import add_under_use
 from analysis.load.anchors import add_anchors
 from analysis.load.knee_sentences import add_rule, knee_sentences, knee_table, twin_sentences
 from analysis.load.ladder import add_ladder
-from analysis.load.load_curve import LoadCurve, load_curves
+from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
 from analysis.load.load_tables import (
     SWEEP_COLUMNS,
     cell,

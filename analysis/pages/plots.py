@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.advice.rules import knee_curves
 from analysis.load.ladder import predicted
-from analysis.load.load_curve import LoadCurve, load_curves
+from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
 from analysis.load.rates import kept_up, rate_curves
 from analysis.memory.account_plot import draw_account, has_account
 from analysis.memory.envelope_plot import draw_envelope, size_words

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.advice.limits import verdict_on_the_run
-from analysis.advice.rules import knee_curves
 from analysis.load.knee_sentences import knee_sentences
-from analysis.load.load_curve import LoadCurve, load_curves
+from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
 from analysis.load.load_tables import lengths, unmeasured_notes
 from analysis.load.neighbours import add_neighbours
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
