@@ -11,10 +11,11 @@ from analysis.load.goodput import with_goodput
 from analysis.load.load_curve import knee_curves, load_curves
 from analysis.load.load_tables import write_concurrency_sweep
 from analysis.load.rates import rate_curves
+from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.kv_fit import kv_results
 from analysis.memory.kv_scaling import write_capacity, write_scaling
 from analysis.pages.batching import batching_page
-from analysis.pages.envelope_sweep import envelope_grids, envelope_page, write_envelope
+from analysis.pages.envelope_sweep import envelope_page, write_envelope
 from analysis.pages.kv_notes import kv_page
 from analysis.pages.operating_page import operating_page
 from analysis.pages.plots import write_plots

@@ -19,12 +19,13 @@ from matplotlib.figure import Figure
 from analysis import reduce
 from analysis.advice.rules import rules_of_thumb
 from analysis.memory.envelope_cells import Expected
+from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.envelope_plot import draw_envelope
 from analysis.memory.kv_envelope import Envelope, Fit, envelopes, fit_of
 from analysis.memory.kv_fit import kv_results
 from analysis.memory.kv_pages import pages_of
 from analysis.memory.pages_plot import stairs
-from analysis.pages.envelope_sweep import envelope_grids, envelope_page, summary
+from analysis.pages.envelope_sweep import envelope_page, summary
 from analysis.pages.kv_notes import kv_page
 from analysis.pages.operating_page import operating_page
 from analysis.rows.manifest import read_configs

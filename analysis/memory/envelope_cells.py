@@ -1,6 +1,6 @@
 """A cell of the envelope: so many requests at once that each grow from a prompt to a length. Pure.
 
-Used by the page (`envelope_sweep`) and by the search that measures cells (`orchestrator.search.envelope`).
+Used by the page's cells (`envelope_grid`) and by the search that measures cells (`orchestrator.search.envelope`).
 """
 
 from __future__ import annotations

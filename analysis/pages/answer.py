@@ -15,11 +15,12 @@ from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, lengths
 from analysis.load.objective_sentences import border_words
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
+from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.kv_envelope import card_envelope
 from analysis.memory.kv_estimates import estimates
 from analysis.memory.kv_fit import KvResult, kv_results
 from analysis.memory.kv_too_long import too_long
-from analysis.pages.envelope_sweep import envelope_grids, summary
+from analysis.pages.envelope_sweep import summary
 from analysis.rows.caveats import missing_words, next_steps, silent_sessions, title
 from analysis.rows.series import Reading, concurrency_figure, outcome, outcome_figure, point_name
 from analysis.rows.tables import RunPoint, Tables, read_tables

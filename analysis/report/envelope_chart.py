@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from analysis.memory.envelope_cells import Expected
+from analysis.memory.envelope_grid import Cell, EnvelopeGrid
 from analysis.memory.kv_envelope import Outcome
-from analysis.pages.envelope_sweep import Cell, EnvelopeGrid
 from analysis.report.vega import BAD, CROSS, INK, Chart, Key, Rows, Spec, layer, spec, tooltip
 from analysis.rows.series import outcome
 from contract.rows import MEASURED, PRUNED

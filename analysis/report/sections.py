@@ -17,9 +17,10 @@ from analysis.load.load_tables import lengths, unmeasured_notes
 from analysis.load.neighbours import add_neighbours
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
 from analysis.load.request_notes import request_notes
+from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.kv_fit import kv_results
 from analysis.pages.answer import findings, losses
-from analysis.pages.envelope_sweep import envelope_grids, summary
+from analysis.pages.envelope_sweep import summary
 from analysis.pages.timeline import bars_of
 from analysis.pages.without_rows import no_closed_loop
 from analysis.report.envelope_chart import envelope_chart
