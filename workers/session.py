@@ -250,7 +250,6 @@ class Session:
                 raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
             process = self._process = self._make_process(offered)
         self.row.server_pid = process.pid
-        assert self._endpoint is not None
         log = StartLog(launched, self._engine.is_waiting)
 
         def read() -> int:
@@ -266,7 +265,7 @@ class Session:
                 message = f"no word from it for {log.silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
-        readiness.wait_until_ready(process, self._endpoint, self.spec, self._stopping.is_set, look)
+        readiness.wait_until_ready(process, self.endpoint, self.spec, self._stopping.is_set, look)
         read()
         self.row.ready_s = time.monotonic() - launched
         self.row.phases = self._engine.phases(log.lines, self.row.ready_s)
@@ -275,9 +274,8 @@ class Session:
     def _discard(self) -> None:
         """End a server that came to nothing, so that another can be started in its place."""
         with self._lifecycle:
-            assert self._process is not None
-            self._process.hurry()
-            self._process.stop()
+            self.process.hurry()
+            self.process.stop()
             self._workspace.socket.unlink(missing_ok=True)
         self._kv, self._log_figures = KvFigures(), vllm_log.LogFigures()
         self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
@@ -338,12 +336,11 @@ class Session:
         used = self._settled_memory()
         self._ready_bytes = sum(used)
         self._look_for_others(process)
-        assert self._endpoint is not None
-        self._account = ServerAccount(self._device, self._endpoint, self._baseline, contexts)
+        self._account = ServerAccount(self._device, self.endpoint, self._baseline, contexts)
         self.row.account = self._account.rows
-        if self._endpoint.uds is not None:
+        if self.endpoint.uds is not None:
             self._account.at("ready", used)
-        self._plans = LoadPlans(self.spec, self.row, self._endpoint, processes.free_cores(process.pid))
+        self._plans = LoadPlans(self.spec, self.row, self.endpoint, processes.free_cores(process.pid))
         self._gate()
         self._log_figures = vllm_log.parse(process.log_text())
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
@@ -367,9 +364,8 @@ class Session:
         result = self._run(replace(plan, timeout_s=limit_s))
         failed = [request for request in result.requests if not request.ok]
         if failed:
-            assert self._process is not None
             serves = self._serves()
-            log, answered = self._process.log_text(), failed[0].failure_message or ""
+            log, answered = self.process.log_text(), failed[0].failure_message or ""
             raise readiness.StartFailed(diagnosis.of_first_completion(log, self._ready_at, answered, serves))
 
     # --- measure ---
@@ -427,10 +423,9 @@ class Session:
 
         A second try that comes to nothing leaves the first with its numbers, `client_limited`.
         """
-        assert self._endpoint is not None
         if too_large := memory.refusal(point.num_requests, point.output_tokens):
             return self._failed_row(point, Failure(FailureClass.LOAD_TOO_LARGE, too_large))
-        emptied = prefix_cache.reset(self._endpoint)
+        emptied = prefix_cache.reset(self.endpoint)
         warmup = self._warm_up(point)
 
         def tried(lines: int, processes: int) -> PointRow:
@@ -527,6 +522,18 @@ class Session:
         return row
 
     @property
+    def process(self) -> ServerProcess:
+        """The server, which was started."""
+        assert self._process is not None
+        return self._process
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the server, which was started, answers."""
+        assert self._endpoint is not None
+        return self._endpoint
+
+    @property
     def plans(self) -> LoadPlans:
         """What the server, which is up, is sent."""
         assert self._plans is not None
@@ -543,13 +550,10 @@ class Session:
             return tasks.merge(self._generate(parts))
 
     def _sampler(self) -> Sampler:
-        assert self._process is not None
-        assert self._endpoint is not None
-        return Sampler(self._device, self._process.pid, self._endpoint)
+        return Sampler(self._device, self.process.pid, self.endpoint)
 
     def _scrape(self) -> metrics.ServerMetrics:
-        assert self._endpoint is not None
-        status, text = probe.get(self._endpoint, "/metrics")
+        status, text = probe.get(self.endpoint, "/metrics")
         return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
 
     def _look_for_others(self, process: ServerProcess) -> None:
@@ -601,9 +605,7 @@ class Session:
 
     def _serves(self) -> bool:
         """Whether the server lives, and its engine does."""
-        assert self._process is not None
-        assert self._endpoint is not None
-        return readiness.still_serves(self._endpoint, self._process)
+        return readiness.still_serves(self.endpoint, self.process)
 
     def _start_failure(self) -> Failure:
         return Failure(
