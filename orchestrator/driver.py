@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import math
 import signal
 import time
@@ -466,20 +465,22 @@ class Driver:
     ) -> PointRow:
         """Return the row of a point that no session measured: its configuration, and why."""
         attempt = self._attempts[spec.id]
-        session = SessionRow(SCHEMA_VERSION, self._run_id, spec.id, attempt, status, spec.engine == "sim", _now())
+        now = time.time()
+        at = point_rows.utc(now)
+        session = SessionRow(SCHEMA_VERSION, self._run_id, spec.id, attempt, status, spec.engine == "sim", at)
         origin = point_rows.Origin(spec, session, None, KvFigures(), None)
-        row = point_rows.blank(origin, point, time.time())
+        row = point_rows.blank(origin, point, now)
         return replace(row, status=status, failure_class=failure_class, failure_message=message)
 
     def _lost_row(self, spec: SessionSpec, failure_class: FailureClass, message: str) -> SessionRow:
         """Return the row of a session whose actor has not given it: what it said as it started, and why it is lost."""
-        attempt = self._attempts[spec.id]
+        attempt, now = self._attempts[spec.id], point_rows.utc(time.time())
         known = self._started.get(spec.id) or SessionRow(
-            SCHEMA_VERSION, self._run_id, spec.id, attempt, MEASURED, spec.engine == "sim", _now()
+            SCHEMA_VERSION, self._run_id, spec.id, attempt, MEASURED, spec.engine == "sim", now
         )
         if known.status != MEASURED:  # why it did not start says more
-            return replace(known, ended_at=_now())
-        return replace(known, status=FAILED, ended_at=_now(), failure_class=failure_class, failure_message=message)
+            return replace(known, ended_at=now)
+        return replace(known, status=FAILED, ended_at=now, failure_class=failure_class, failure_message=message)
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:
@@ -505,7 +506,3 @@ def _left_behind(who: str, left_bytes: int | None) -> str:
     if left_bytes > MEMORY_LEFT_BYTES:
         return f"WARNING  {who}: its memory did not come back after the stop: {left}"
     return f"{who}: after the stop its memory stayed {left}, which is within what readings differ by"
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
