@@ -52,7 +52,6 @@ class Queue:
     """Jobs over nodes with so many free slots each."""
 
     free: dict[str, int]
-    clock: Callable[[], float] = time.monotonic
     let_go: Callable[[str], None] = lambda node: None
     """Called with a node whose slots are no longer kept back, before any job gets them."""
     _capacity: dict[str, int] = field(init=False)
@@ -114,7 +113,7 @@ class Queue:
         """
         ended = next(running for running in self._running.values() if running.job.id == job_id)
         node, slots = ended.node, ended.job.slots
-        kept, since = self._kept_back.get(node, (0, self.clock()))
+        kept, since = self._kept_back.get(node, (0, time.monotonic()))
         if self._capacity.get(node, 0) - kept - slots < slots:
             self._let_go(node)
             return False
@@ -133,11 +132,11 @@ class Queue:
         self.let_go(node)
 
     def _start_what_fits(self, execute: Execute) -> None:
-        for job, node in place(self._waiting, self.free, self._ends(), self.clock(), self._compiling()):
+        for job, node in place(self._waiting, self.free, self._ends(), time.monotonic(), self._compiling()):
             self._waiting.remove(job)
             self.free[node] -= job.slots
             task = asyncio.ensure_future(execute(job, node))
-            self._running[task] = _Running(job, node, self.clock() + job.estimate_s)
+            self._running[task] = _Running(job, node, time.monotonic() + job.estimate_s)
 
     def _ends(self) -> list[tuple[float, str, int]]:
         return [(r.ends_at, r.node, r.job.slots) for r in self._running.values()]
@@ -150,7 +149,7 @@ class Queue:
         again = task.result()
         if ended.node in self.free and not ended.card_failed:
             self.free[ended.node] += ended.job.slots
-            if self.clock() - self._kept_back.get(ended.node, (0, math.inf))[1] > KEPT_BACK_S:
+            if time.monotonic() - self._kept_back.get(ended.node, (0, math.inf))[1] > KEPT_BACK_S:
                 self._let_go(ended.node)
         if again is not Again.NEVER:
             avoid = ended.job.avoid | (frozenset() if again is Again.FRESH_SERVER else {ended.node})
