@@ -163,6 +163,11 @@ class KvResult:
         """Prefix of the names of its figures."""
         return f"kv.{self.group.slug}"
 
+    def file_stem(self, kind: str, number: int) -> str:
+        """Return the name, less its suffix, of its file of a kind; of the results that have one it is the `number`-th,
+        from 0, and the first owns the plain name."""
+        return f"{kind}.{self.group.slug}" if number else kind
+
     @property
     def series(self) -> list[Series]:
         """Those of both modes, committed pools first."""

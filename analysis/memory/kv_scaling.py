@@ -55,9 +55,8 @@ def write_capacity(run_dir: Path, results: Sequence[KvResult]) -> list[Path]:
     """Write one file per model and kind of card that has utilization rows; the first owns the plain name."""
     paths = []
     for number, result in enumerate(result for result in results if result.capacity):
-        stem = f"kv_capacity.{result.group.slug}" if number else "kv_capacity"
         rows = [_capacity_row(series, reading) for series in result.capacity for reading in series.readings]
-        paths.append(write_csv(run_dir / f"{stem}.csv", CAPACITY_COLUMNS, rows))
+        paths.append(write_csv(run_dir / f"{result.file_stem('kv_capacity', number)}.csv", CAPACITY_COLUMNS, rows))
     return paths
 
 

@@ -73,14 +73,11 @@ def draw_svg(path: Path, draw: Draw) -> Path:
 def _drawings(points: Sequence[RunPoint], accounts: Accounts) -> Iterator[tuple[str, Draw]]:
     results = [result for result in kv_results(points) if result.readings]
     for number, result in enumerate(results):
-        suffix = f".{result.group.slug}" if number else ""
-        yield f"kv_memory{suffix}", partial(_memory, result)
+        yield result.file_stem("kv_memory", number), partial(_memory, result)
     for number, result in enumerate(result for result in results if any(s.measured for s in result.capacity)):
-        suffix = f".{result.group.slug}" if number else ""
-        yield f"kv_capacity{suffix}", partial(_capacity, result)
+        yield result.file_stem("kv_capacity", number), partial(_capacity, result)
     for number, result in enumerate(result for result in results if has_account(result, accounts)):
-        suffix = f".{result.group.slug}" if number else ""
-        yield f"memory_account{suffix}", partial(_account, result, accounts)
+        yield result.file_stem("memory_account", number), partial(_account, result, accounts)
     told = {curve.name for curve in knee_curves(points)}
     for purpose, stem in (("concurrency", "concurrency_sweep"), ("batching", "batching_levels")):
         for curve in load_curves(points, purpose):
@@ -99,12 +96,12 @@ def _kv_drawings(tables: Tables, targets: Targets) -> Iterator[tuple[str, Draw]]
     results = [result for result in kv_results(tables.points) if result.readings]
     with_pages = [(result, found) for result in results if (found := page_functions(result, tables.configs))]
     for number, (result, functions) in enumerate(with_pages):
-        yield "kv_pages" + (f".{result.group.slug}" if number else ""), partial(_pages, result, functions)
+        yield result.file_stem("kv_pages", number), partial(_pages, result, functions)
     with_pools = [(result, pools) for result in results if (pools := envelopes(result, tables.points, tables.configs))]
     for number, (result, pools) in enumerate(with_pools):
         for envelope in pools:
-            parts = ["kv_envelope", *([result.group.slug] if number else []), *filter(None, [envelope.slug])]
-            yield ".".join(parts), partial(_envelope, result, envelope, targets)
+            stem = result.file_stem("kv_envelope", number)
+            yield f"{stem}.{envelope.slug}" if envelope.slug else stem, partial(_envelope, result, envelope, targets)
 
 
 def _save(path: Path, draw: Draw) -> Path:
