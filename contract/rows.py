@@ -521,7 +521,8 @@ class SessionRow:
     warm_wait_s: float | None = None
     """Until the warm parent had imported; not in `ready_s`."""
     fork_threads: list[str] = field(default_factory=list)
-    """Names of the threads that the warm parent had beside its first when it was asked to fork."""
+    """Names of the threads that the warm parent had beside its first when it was asked to fork, after it had forked
+    once for trial: of libraries in C, and known to do no harm."""
     phases: list[StartPhase] = field(default_factory=list)
     """Of its start; empty for an engine whose log does not tell."""
     stop_s: float | None = None
