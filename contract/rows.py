@@ -24,6 +24,8 @@ MEASURED = "measured"
 FAILED = "failed"
 CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
+CAME_TO_NOTHING = "forked, it came to nothing: "
+"""How the `start_reason` of a cold server begins that a fork was tried for."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
 KEEPS_UP = 0.9
@@ -557,6 +559,11 @@ class SessionRow:
         if self.memory_back_s is not None or self.mem_after_stop_bytes is None:
             return None
         return self.mem_after_stop_bytes - (self.mem_baseline_bytes or 0)
+
+    @property
+    def fork_came_to_nothing(self) -> bool:
+        """Whether a fork was tried and given up for a cold server."""
+        return (self.start_reason or "").startswith(CAME_TO_NOTHING)
 
 
 @dataclass(slots=True)
