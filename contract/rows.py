@@ -24,6 +24,8 @@ MEASURED = "measured"
 FAILED = "failed"
 CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
+CAME_TO_NOTHING = "forked, it came to nothing: "
+"""How the `start_reason` of a cold server begins that a fork was tried for."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
 KEEPS_UP = 0.9
@@ -521,7 +523,8 @@ class SessionRow:
     warm_wait_s: float | None = None
     """Until the warm parent had imported; not in `ready_s`."""
     fork_threads: list[str] = field(default_factory=list)
-    """Names of the threads that the warm parent had beside its first when it was asked to fork."""
+    """Names of the threads that the warm parent had beside its first when it was asked to fork, after it had forked
+    once for trial: of libraries in C, and known to do no harm."""
     phases: list[StartPhase] = field(default_factory=list)
     """Of its start; empty for an engine whose log does not tell."""
     stop_s: float | None = None
@@ -556,6 +559,11 @@ class SessionRow:
         if self.memory_back_s is not None or self.mem_after_stop_bytes is None:
             return None
         return self.mem_after_stop_bytes - (self.mem_baseline_bytes or 0)
+
+    @property
+    def fork_came_to_nothing(self) -> bool:
+        """Whether a fork was tried and given up for a cold server."""
+        return (self.start_reason or "").startswith(CAME_TO_NOTHING)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from orchestrator.fleet import (
     of_one_kind,
     users_omp_num_threads,
 )
+from orchestrator.forks import Forks
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
 from workers.caretaker import Caretaker
@@ -83,6 +85,7 @@ class Cluster:
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
+        self._forks: defaultdict[str, Forks] = defaultdict(Forks)
         self._served: set[str] = set()
         """Nodes that have had a server, or have a session that is to start their first."""
         self._keeps_warm: threading.Thread | None = None
@@ -323,19 +326,23 @@ class Cluster:
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
-        omp, why = users_omp_num_threads(), self._not_warm.get(node)
+        omp, why = users_omp_num_threads(), self._why_not_warm(node)
         first = node not in self._served
         self._served.add(node)
         handle = SessionHandle(
             actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first),
             partial(self._served.discard, node) if first else lambda: None,
+            self._forks[node].see,
         )
         await handle.alive()
         return handle
 
+    def _why_not_warm(self, node: str) -> str | None:
+        return self._not_warm.get(node) or self._forks[node].problem
+
     async def _warm_parent(self, node: str) -> str | None:
         """Return the socket of the node's; None where there is none. One that did not come is not waited for again."""
-        if node not in self._warm or node in self._not_warm:
+        if node not in self._warm or self._why_not_warm(node):
             return None
         try:
             path: str = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
@@ -351,10 +358,12 @@ class Cluster:
 class SessionHandle:
     """The driver's hold on one session actor. Every verb raises `ActorLost` when the actor is gone."""
 
-    def __init__(self, actor: Any, came_to_nothing: Callable[[], None]) -> None:
-        """`came_to_nothing` is called where the session ends and has had no server that was ready."""
+    def __init__(self, actor: Any, came_to_nothing: Callable[[], None], started: Callable[[SessionRow], None]) -> None:
+        """`came_to_nothing` is called where the session ends and has had no server that was ready, `started` with what
+        its start has come to."""
         self._actor = actor
         self._came_to_nothing = came_to_nothing
+        self._started = started
         self._served = False
         self._renewing: asyncio.Future[None] | None = None
 
@@ -374,6 +383,7 @@ class SessionHandle:
         """Start the server."""
         row: SessionRow = await _result(self._actor.start.remote())
         self._served = row.status == MEASURED
+        self._started(row)
         return row
 
     async def measure(self, point: Point) -> PointRow:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray  # without a token in the environment, as by whoever uses it in the same process
 
-from contract.rows import FAILED, MEASURED
+from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, SessionRow
 from contract.specs import Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
@@ -286,6 +286,43 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     asyncio.run(sessions())
     assert len(asked) == 1
     assert [arguments[-3:-1] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+
+
+@pytest.mark.parametrize(("first", "asked"), [("cold", 2), ("warm", 3)])
+def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
+    first: str, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = iter([first, "cold", "cold"])
+    made: list[tuple[Any, ...]] = []
+
+    async def ping() -> None: ...
+
+    async def socket() -> str:
+        return "/one"
+
+    async def start() -> SessionRow:
+        how = next(starts)
+        reason = f"{CAME_TO_NOTHING}no word from it for 30 s" if how == "cold" else None
+        return SessionRow(1, "run", "s", 1, MEASURED, False, "", start=how, start_reason=reason)
+
+    actor = SimpleNamespace(ping=SimpleNamespace(remote=ping), start=SimpleNamespace(remote=start))
+    options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or actor)
+    monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(clusters, "_on", lambda _: None)
+    cluster = Cluster(experiment("kv").cluster, None)
+    cluster._warm = {node: SimpleNamespace(socket=SimpleNamespace(remote=socket)) for node in ("node", "other")}
+    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+
+    async def sessions() -> None:
+        for _ in range(3):
+            handle = await cluster.session(warm, "node", "run", 1)
+            await handle.start()
+        await cluster.session(warm, "other", "run", 1)
+
+    asyncio.run(sessions())
+    why = "on this node 2 forks have come to nothing where a cold server was ready, and none has been good"
+    cold = [(None, why)] * (3 - asked)
+    assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)]
 
 
 @pytest.mark.parametrize(

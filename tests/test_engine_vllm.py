@@ -72,7 +72,7 @@ def test_a_fork_that_compiles_nothing_is_given_up_sooner() -> None:
     ]
     eager, compiling = spec(ServerSpec(512, enforce_eager=True)), spec(ServerSpec(512))
     asked = (eager, compiling, replace(eager, device="cpu"))
-    assert [VllmEngine().silence_limit_s(one, lines, True) for one in asked] == [120.0, 900.0, 900.0]
+    assert [VllmEngine().silence_limit_s(one, lines, True) for one in asked] == [300.0, 900.0, 900.0]
 
 
 # --- where it listens, what it loads ---

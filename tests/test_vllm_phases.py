@@ -1,4 +1,6 @@
-"""Where a start went, from the log of real servers: vLLM 0.32 on CPUs, and the lines of 0.25 on GPUs."""
+"""Where a start went, from the log of real servers: vLLM 0.32 on CPUs, 0.25 on GPUs with both its model runners."""
+
+import math
 
 import pytest
 from hypothesis import given
@@ -63,6 +65,51 @@ GPU_FORKED = [
         "(EngineCore pid=2) INFO [core.py:272] init engine (profile, create kv cache, warmup model) took 10.12 seconds",
     ),
 ]
+GPU_V2_FORKED = [
+    (0.2, "warm start: forked from a process that had imported vllm.entrypoints.openai.api_server"),
+    (0.3, "(APIServer pid=1) INFO 11-28 02:26:07 [api_utils.py:339]  ▄▄ ▄█ █     █     █ ▀▄▀ █  version 0.25.1"),
+    (0.3, "(APIServer pid=1) INFO 11-28 02:26:07 [api_utils.py:273] non-default args: {'max_model_len': 4096}"),
+    (0.4, "(APIServer pid=1) INFO 11-28 02:26:07 [model.py:619] Resolved architecture: Phi3ForCausalLM"),
+    (
+        0.4,
+        "(APIServer pid=1) INFO 11-28 02:26:07 [kernel.py:292] Final IR op priority after setting platform defaults:",
+    ),
+    (0.8, "(EngineCore pid=2) INFO 11-28 02:26:08 [core.py:114] Initializing a V1 LLM engine (v0.25.1) with config: "),
+    (1.2, "(EngineCore pid=2) INFO 11-28 02:26:08 [parallel_state.py:1942] rank 0 in world size 1 is assigned as DP"),
+    (1.3, "(EngineCore pid=2) INFO 11-28 02:26:08 [gpu_worker.py:360] Using V2 Model Runner"),
+    (1.4, "(EngineCore pid=2) INFO 11-28 02:26:08 [model_runner.py:281] Loading model from scratch..."),
+    (1.6, "(EngineCore pid=2) INFO 11-28 02:26:08 [flash_attn.py:718] Using FlashAttention version 3"),
+    (
+        2.4,
+        "(EngineCore pid=2) INFO 11-28 02:26:09 [model_runner.py:302] Model loading took 7.12 GiB and 0.619560 seconds",
+    ),
+    (5.4, "(EngineCore pid=2) INFO 11-28 02:26:12 [backends.py:1148] Dynamo bytecode transform time: 3.03 s"),
+    (7.4, "(EngineCore pid=2) INFO 11-28 02:26:14 [decorators.py:311] Directly load AOT compilation from path <cache>"),
+    (7.4, "(EngineCore pid=2) INFO 11-28 02:26:14 [monitor.py:53] torch.compile took 5.04 s in total"),
+    (7.7, "(EngineCore pid=2) INFO 11-28 02:26:14 [gpu_worker.py:538] Available KV cache memory: 63.37 GiB"),
+    (7.8, "(EngineCore pid=2) INFO 11-28 02:26:14 [kv_cache_utils.py:2147] Maximum concurrency for 4,096 tokens per"),
+    (
+        12.4,
+        "(EngineCore pid=2) INFO 11-28 02:26:19 [model_runner.py:722] Graph capturing finished in 5 secs, took 0.66",
+    ),
+    (13.2, "(EngineCore pid=2) INFO 11-28 02:26:20 [core.py:337] init engine (profile, create kv cache, warmup"),
+    (13.4, "(APIServer pid=1) INFO 11-28 02:26:20 [api_server.py:616] Starting vLLM server on unix:<session>/s"),
+]
+GPU_V1_EAGER = [
+    (0.3, "warm start: forked from a process that had imported vllm.entrypoints.openai.api_server"),
+    (0.4, "(APIServer pid=1) INFO 11-28 02:39:42 [api_utils.py:273] non-default args: {'max_model_len': 1024}"),
+    (26.3, "(APIServer pid=1) INFO 11-28 02:40:08 [model.py:619] Resolved architecture: Qwen3NextForCausalLM"),
+    (26.3, "(APIServer pid=1) INFO 11-28 02:40:08 [compilation.py:312] Enabled custom fusions: norm_quant, act_quant"),
+    (28.0, "(EngineCore pid=2) INFO 11-28 02:40:09 [core.py:114] Initializing a V1 LLM engine (v0.25.1) with config: "),
+    (28.5, "(EngineCore pid=2) INFO 11-28 02:40:10 [gpu_model_runner.py:5209] Starting to load model <cache>/shape..."),
+    (29.4, "(EngineCore pid=2) INFO 11-28 02:40:11 [gpu_model_runner.py:5306] Model loading took 6.5 GiB memory and"),
+    (132.5, "(EngineCore pid=2) WARNING 11-28 02:41:54 [fused_moe.py:1106] Using default MoE config."),
+    (145.9, "(EngineCore pid=2) INFO 11-28 02:42:07 [gpu_worker.py:459] Initial free memory 78.66 GiB, reserved 1.0 "
+     "GiB memory for KV Cache as specified by kv_cache_memory_bytes config and skipped memory profiling."),
+    (146.0, "(EngineCore pid=2) INFO 11-28 02:42:07 [kv_cache_utils.py:2147] Maximum concurrency for 1,024 tokens per"),
+    (153.0, "(EngineCore pid=2) INFO 11-28 02:42:14 [core.py:344] init engine (profile, create kv cache, warmup"),
+]  # fmt: skip
+LOGS = [CPU_COLD, GPU_FORKED, GPU_V2_FORKED, GPU_V1_EAGER]
 
 
 def seconds(lines: list[tuple[float, str]], ready_s: float) -> dict[str, float]:
@@ -81,6 +128,28 @@ def test_a_forked_start_on_a_gpu_has_its_fork_its_compilation_and_its_graphs() -
         "fork": 0.2, "imports": 0.4, "arguments": 0.5, "engine": 0.4, "worker": 0.7, "weights": 0.8, "compile": 6.0,
         "profile": 0.5, "kv": 0.1, "graphs": 3.0, "warm-up": 0.1, "listening": 1.3,
     }  # fmt: skip
+
+
+def test_the_v2_model_runner_ends_the_making_of_its_worker_in_words_of_its_own() -> None:
+    assert seconds(GPU_V2_FORKED, 14.0) == {
+        "fork": 0.2, "imports": 0.1, "arguments": 0.1, "engine": 0.4, "worker": 0.6, "weights": 1.0, "compile": 5.0,
+        "profile": 0.3, "kv": 0.1, "graphs": 4.6, "warm-up": 0.8, "listening": 0.8,
+    }  # fmt: skip
+
+
+def test_a_pool_of_given_size_ends_what_comes_before_it_like_one_that_is_measured() -> None:
+    assert seconds(GPU_V1_EAGER, 154.4) == {
+        "fork": 0.3, "imports": 0.1, "arguments": 25.9, "engine": 1.7, "worker": 0.5, "weights": 0.9, "profile": 116.5,
+        "kv": 0.1, "warm-up": 7.0, "listening": 1.4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_no_silence_that_was_seen_of_a_server_which_became_ready_is_taken_for_a_hang(eager: bool) -> None:
+    lines = GPU_V1_EAGER if eager else GPU_V2_FORKED
+    for seen in range(1, len(lines)):
+        silent_s = lines[seen][0] - lines[seen - 1][0]
+        assert silent_s < silence_limit_s(lines[:seen], True, True, "cuda", not eager) / 2
 
 
 def test_ranks_that_write_the_same_end_a_phase_with_the_last() -> None:
@@ -103,7 +172,7 @@ def test_a_start_may_be_silent_for_a_few_times_what_is_usual_where_it_is() -> No
     def limits(device: str) -> list[float]:
         return [silence_limit_s(GPU_FORKED[:seen], True, True, device, False) for seen in (0, 2, 3, 4, 5, 6, 8, 12)]
 
-    assert limits("cuda") == [20.0, 150.0, 30.0, 30.0, *[120.0] * 4]
+    assert limits("cuda") == [20.0, 150.0, 30.0, 30.0, *[300.0] * 4]
     assert limits("cpu") == [20.0, 150.0, 90.0, 90.0, *[LATER_LIMIT_S] * 4]
     assert silence_limit_s(CPU_COLD[:2], False, True, "cpu", False) == COLD_LIMIT_S
     assert silence_limit_s(CPU_COLD[:9], False, True, "cpu", False) == LATER_LIMIT_S
@@ -127,15 +196,34 @@ def test_a_fork_may_be_silent_for_long_only_where_it_may_compile_or_capture() ->
 )
 def test_a_server_that_says_only_that_it_waits_does_not_go_on(line: str) -> None:
     assert WAITING.search(line)
-    assert not any(WAITING.search(said) for _, said in CPU_COLD + GPU_FORKED)
+    assert not any(WAITING.search(said) for log in LOGS for _, said in log)
 
 
-def test_weights_that_are_downloaded_may_be_silent_until_the_cap() -> None:
-    assert silence_limit_s(CPU_COLD[:8], True, False, "cpu", False) == float("inf")
-    assert silence_limit_s(CPU_COLD[:9], True, False, "cpu", False) < float("inf")
+@pytest.mark.parametrize("lines", [GPU_FORKED, GPU_V2_FORKED, GPU_V1_EAGER], ids=["0.25", "v2", "v1"])
+@pytest.mark.parametrize("forked", [True, False])
+def test_weights_that_are_downloaded_may_be_silent_until_the_cap(lines: list[tuple[float, str]], forked: bool) -> None:
+    loads = next(at for at, (_, line) in enumerate(lines) if "Model loading took" in line)
+    before = next(at for at, (_, line) in enumerate(lines) if "Initializing a V1 LLM" in line) + 1
+    assert silence_limit_s(lines[:before], forked, False, "cuda", True) < math.inf
+    assert silence_limit_s(lines[:loads], forked, False, "cuda", True) == math.inf
+    assert silence_limit_s(lines[:loads], forked, True, "cuda", True) < math.inf
+    assert silence_limit_s(lines[: loads + 1], forked, False, "cuda", True) < math.inf
 
 
-@given(st.lists(st.sampled_from([line for _, line in CPU_COLD + GPU_FORKED]), max_size=30))
+def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real() -> None:
+    empty = next(at for at, (_, line) in enumerate(CPU_COLD) if "Initializing model took" in line) + 1
+    loaded = [
+        *CPU_COLD[:empty],
+        (400.0, "(Worker pid=3) INFO [default_loader.py:502] Loading weights took 2.01 seconds"),
+    ]
+    assert silence_limit_s(CPU_COLD[: empty - 1], True, False, "cpu", False) == math.inf
+    assert silence_limit_s(CPU_COLD[:empty], True, False, "cpu", False) == math.inf
+    assert silence_limit_s(CPU_COLD[:empty], True, True, "cpu", False) < math.inf
+    assert silence_limit_s(loaded, True, False, "cpu", False) < math.inf
+    assert seconds(loaded, 401.0)["weights"] == 369.4
+
+
+@given(st.lists(st.sampled_from([line for log in LOGS for _, line in log]), max_size=30))
 def test_phases_are_in_order_and_add_up_to_the_whole_start(words: list[str]) -> None:
     lines = [(float(at), word) for at, word in enumerate(words)]
     found = phases(lines, 40.0)

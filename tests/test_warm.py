@@ -47,6 +47,22 @@ if sys.argv[1] != "-":
 time.sleep(600)
 """
 STARTS_A_THREAD = "import threading, time\nthreading.Thread(None, time.sleep, 't', (99,), daemon=True).start()"
+STARTS_A_NATIVE_THREAD = """
+import _thread, ctypes, os, threading, time
+ends, ended = threading.Event(), threading.Event()
+def native():
+    ctypes.CDLL(None).prctl(15, {name!r}.encode())  # PR_SET_NAME
+    ends.wait()
+    ended.set()
+    time.sleep(0.1)  # it is in /proc for a while yet
+_thread.start_new_thread(native, ())
+"""
+ENDS_IT_BEFORE_A_FORK = "os.register_at_fork(before=lambda: (ends.set(), ended.wait()))"
+FAILING_FORKS = {
+    "hangs": "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(600))",
+    "dies": "import os\nos.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), 11))",
+    "cannot": "import os\ndef fork(): raise OSError(11, 'no more processes')\nos.fork = fork",
+}
 FAKE_TORCH = "class cuda:\n    is_initialized = staticmethod(lambda: True)\n"
 OPENS_A_SOCKET = "import socket\nleft, right = socket.socketpair()"
 OPENS_AN_EPOLL = "import select\npolled = select.epoll()"
@@ -67,7 +83,7 @@ os.fork = fork
 WAITS = "if __name__ == '__main__':\n    time.sleep(600)"
 HANGING_FORK = """
 import os, sys, time
-sys.modules["__main__"].GUARD_LIMIT_S = 0.5
+sys.modules["__main__"].FORK_LIMIT_S = 0.5
 plain, generation = os.fork, 0
 def fork():
     global generation
@@ -276,6 +292,8 @@ def test_another_module_is_refused(parent: WarmParent, workspace: Workspace) -> 
         ({"entry": "raise SystemExit(1)"}, "entry could not be imported: SystemExit"),
         ({"entry": "import torch", "torch": FAKE_TORCH}, "has initialised CUDA"),
         ({"entry": STARTS_A_THREAD}, "has started threads: t"),
+        ({"entry": STARTS_A_NATIVE_THREAD.format(name="tokio-rt")}, "threads that forks would lack: tokio-rt$"),
+        ({"entry": STARTS_A_NATIVE_THREAD.format(name="cuda_is_not_it")}, "would lack: cuda_is_not_it$"),
         ({"entry": OPENS_A_SOCKET}, r"has opened what all forks would share: socket:\["),
         ({"entry": OPENS_AN_EPOLL}, r"has opened what all forks would share: anon_inode:\[eventpoll\]"),
         ({"entry": OPENS_AN_EVENTFD}, r"has opened what all forks would share: anon_inode:\[eventfd\]"),
@@ -294,6 +312,47 @@ def test_an_import_that_a_fork_would_not_survive_is_refused(
             offer(parent.socket, lambda: False)
     finally:
         parent.close()
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        ("hangs", "failed: it hung for 0.5 s"),
+        ("dies", "failed: exit code -11"),
+        ("cannot", "it cannot fork: .*no more"),
+    ],
+)
+def test_a_parent_whose_forks_fail_says_so_before_anybody_needs_one(fails: str, words: str, tmp_path: Path) -> None:
+    limit = "import sys\nsys.modules['__main__'].FORK_LIMIT_S = 0.5\n"
+    (tmp_path / "entry.py").write_text(limit + FAILING_FORKS[fails])
+    parent = WarmParent(("entry",), environment(tmp_path))
+    for _ in range(2):
+        with pytest.raises(NotWarm, match=words):
+            offer(parent.socket, lambda: False)
+    assert forks_of(parent) == [parent.pid]
+    parent.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "threads"),
+    [
+        (STARTS_A_NATIVE_THREAD.format(name="cuda00001800007"), ("cuda00001800007",)),
+        (STARTS_A_NATIVE_THREAD.format(name="jemalloc_bg_thd"), ("jemalloc_bg_thd",)),
+        (STARTS_A_NATIVE_THREAD.format(name="blas") + ENDS_IT_BEFORE_A_FORK, ()),
+    ],
+)
+def test_threads_that_forks_can_do_without_are_no_reason_and_are_those_that_a_fork_leaves_behind(
+    entry: str, threads: tuple[str, ...], tmp_path: Path, workspace: Workspace
+) -> None:
+    (tmp_path / "entry.py").write_text(f"{entry}\n{WAITS}")
+    parent = WarmParent(("entry",), environment(tmp_path))
+    for _ in range(2):  # of a first session as of a later one
+        with offer(parent.socket, lambda: False) as offered:
+            assert offered.threads == threads
+            server = ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
+        server.stop()
+        workspace.log.unlink()
+    parent.close()
 
 
 @pytest.mark.parametrize("plugins", [{}, {"plugins": "other = 1"}])
@@ -520,7 +579,10 @@ def test_a_guard_that_hangs_in_its_making_does_not_stop_the_parent(tmp_path: Pat
     (tmp_path / "entry.py").write_text(hanging_fork(1))
     parent = WarmParent(("entry",), environment(tmp_path))
     for _ in range(2):
-        with pytest.raises(NotWarm, match="did not come to life"), offer(parent.socket, lambda: False) as offered:
+        with (
+            pytest.raises(NotWarm, match=r"no guard could be forked: it hung for 0\.5 s"),
+            offer(parent.socket, lambda: False) as offered,
+        ):
             ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
     until(lambda: forks_of(parent) == [parent.pid])
     parent.close()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from contract.failures import FailureClass
 from contract.rows import (
+    CAME_TO_NOTHING,
     CLIENT_LIMITED,
     FAILED,
     MEASURED,
@@ -241,7 +242,7 @@ class Session:
                 if error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
                 self._discard()
-                raise warm.NotWarm(f"forked, it came to nothing: {error.failure.message}") from None
+                raise warm.NotWarm(f"{CAME_TO_NOTHING}{error.failure.message}") from None
 
     def _ready(self, offered: warm.Offer | None) -> ServerProcess:
         launched = time.monotonic()

@@ -19,31 +19,38 @@ ENDS: dict[str, re.Pattern[str]] = {
         r"^\(APIServer [^\[]*\[(?:model|vllm|kernel|compilation|scheduler|cache|parallel|cpu|cuda|arg_utils)\.py:"
     ),
     "engine": re.compile(r"Initializing a V1 LLM engine"),
-    "worker": re.compile(r"Starting to load model"),
+    "worker": re.compile(r"Starting to load model|Loading model from scratch"),
     "weights": re.compile(r"Loading weights took|Model loading took|Initializing model took"),
     "compile": re.compile(r"torch\.compile (?:takes|took)|Compiling a graph for|Dynamo bytecode transform time"),
-    "profile": re.compile(r"Available KV cache memory|(?:Auto|Explicitly) set \(.* for KV cache"),
+    "profile": re.compile(
+        r"Available KV cache memory|(?:Auto|Explicitly) set \(.* for KV cache|memory for KV Cache as specified by"
+    ),
     "kv": re.compile(r"Maximum concurrency for"),
     "graphs": re.compile(r"Graph capturing finished"),
     "warm-up": re.compile(r"init engine \(profile"),
 }
 """The line that ends each phase, in order. `imports` ends when the command line is parsed; `arguments` is the resolving
-of the configuration; `engine` and `worker` are the making of those processes, their imports among it; `profile` is the
-forward pass that sizes memory. The log does not tell when an engine's process was asked for: that is in `engine`."""
+of the configuration; `engine` and `worker` are the making of those processes, their imports among it (the second line
+of `worker` is the V2 model runner's); `profile` is the forward pass that sizes memory, or only warms kernels where the
+pool's size is given. The log does not tell when an engine's process was asked for: that is in `engine`."""
+MADE_EMPTY = re.compile(r"Initializing model took")
+"""Said by 0.32 when the model is there and its weights are not: all that ends `weights` on CPUs where they are random,
+but real ones are downloaded and read after it."""
 LISTENING = "listening"
 FORKED_LIMIT_S = {
     "cpu": {"fork": 20.0, "imports": 20.0, "arguments": 150.0, "engine": 90.0, "worker": 90.0},
     "cuda": {"fork": 20.0, "imports": 20.0, "arguments": 150.0, "engine": 30.0, "worker": 30.0},
 }
 """What a forked server may take for a phase without a word, by device: at least five times what was seen (0.2, 0.2,
-0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 0.7 s for these on GPUs, where all is forked).
+0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 2.2 s for these on GPUs, where all is forked).
 `arguments` is once silent for 20 s and more where the cache is new: vLLM looks at the model's class in another
 interpreter then."""
-FORKED_LATER_LIMIT_S = {"cpu": 900.0, "cuda": 120.0}
+FORKED_LATER_LIMIT_S = {"cpu": 900.0, "cuda": 300.0}
 """The same of each later phase where nothing is compiled and no graph is captured: CUDA, NCCL and OpenMP are first
-used there, and what forking has damaged may hang then. On GPUs six times the most that was seen of 74 eager forked
-servers (vLLM 0.25.1): 20 s of warm-up where the caches are new, else 9 s or less. On CPUs only small shapes were seen,
-and weights of larger ones are made by the host's cores without a word: no less than a cold one has."""
+used there, and what forking has damaged may hang then. On GPUs about three times the most that was seen of eager forked
+servers (vLLM 0.25.1): 103 s, in which a hybrid MoE's first forward pass compiled Triton kernels; 20 s in the
+warm-up of a dense one where the caches were new, else 9 s or less. On CPUs only small shapes were seen, and weights of
+larger ones are made by the host's cores without a word: no less than a cold one has."""
 COLD_LIMIT_S = 300.0
 """The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
 that they were seen to take."""
@@ -89,6 +96,8 @@ def silence_limit_s(
 ) -> float:
     """Return how long a start may say nothing where it is; `compiles`: not eager. vLLM downloads weights without a
     word: only the cap on the whole start holds there."""
+    if not dummy_weights:
+        lines = [line for line in lines if not MADE_EMPTY.search(line[1])]
     phase = reached(lines)
     if phase == "weights" and not dummy_weights:
         return math.inf

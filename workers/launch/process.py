@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from contract.rows import CAME_TO_NOTHING
 from workers import processes
 from workers.launch import guard
 from workers.launch.warm import NotWarm, Offer
@@ -78,7 +79,7 @@ class ServerProcess:
                 break
             time.sleep(POLL_S)
         message = f"the guard did not start the server: {self.log_tail()}"
-        raise NotWarm(message) if forked else RuntimeError(message)
+        raise NotWarm(CAME_TO_NOTHING + message) if forked else RuntimeError(message)
 
     def _guard_has_ended(self) -> bool:
         """The pipe has no reader any more: the guard was the last one."""

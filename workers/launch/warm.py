@@ -114,7 +114,8 @@ class Offer:
     """A warm parent that waits for one request."""
 
     threads: tuple[str, ...]
-    """Of the parent, by name, beside its first: a fork does not have them. They belong to libraries in C."""
+    """Of the parent, by name, beside its first: a fork does not have them. They belong to libraries in C that can do
+    without (`warm_parent.HARMLESS_THREADS`)."""
     _connection: socket.socket
 
     def fork(

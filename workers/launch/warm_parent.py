@@ -5,7 +5,8 @@
 Started by `workers.launch.warm`, which makes the socket that it listens on. The first MODULE is what a cold start runs
 with `python -m`; a forked server runs it the same way. A FUNCTION is called, for what it imports in turn. It ends,
 importing or not, when OWNER_FD's other end closes, and takes PRIVATE_DIR with it. It never touches a GPU and starts no
-thread; where a module that it imports does, it forks no server, and says why to all who ask.
+thread; where a module that it imports does, or a fork made for trial fails, it forks no server, and says why to all who
+ask.
 
 A forked server is as a fresh process would be: process group, signals, standard streams, directory, environment,
 `sys.path`, argv, random state, temporary directory. Torch's random state is what the import left, as in any process.
@@ -54,9 +55,11 @@ parent's. Any other one that does is a reason for a cold start. The driver may h
 reads it again is proven of each server by the memory of its cards (`workers.session`)."""
 MESSAGE_BYTES = 2**20
 CLIENT_LIMIT_S = 10.0
-GUARD_LIMIT_S = 10.0
-"""For a guard to leave this process: milliseconds, unless its fork hangs."""
+FORK_LIMIT_S = 10.0
+"""For a fork that only forks or ends to end: milliseconds, unless it hangs."""
 KILLED_LIMIT_S = 1.0
+THREAD_LIMIT_S = 1.0
+"""For a thread that was ended before a fork to be gone from /proc."""
 POLL_S = 0.005
 PID_FILE = "pid"
 DEADLINE_FILE = "deadline"
@@ -70,6 +73,12 @@ IN_COMMON = re.compile(r"anon_inode:|socket:|pipe:")
 DRIVERS_MEMORY = "/dev/nvidia-uvm"
 OF_THE_DRIVER = re.compile(r"anon_inode:\[eventfd\]$|pipe:")
 """What CUDA's driver, which importing vLLM 0.25.1 initialises, opens beside that."""
+
+HARMLESS_THREADS = re.compile(r"cuda[0-9a-f]+|jemalloc_bg_thd")
+"""Of libraries in C that keep them over a fork, and whose forks are known to do without (seen on H100s and H200s with
+driver 580.159): those of CUDA's driver, which importing vLLM 0.25.1 initialises, and the one in which a jemalloc gives
+memory back: where it is forked, threads that allocate do that. A thread in C that has no name of its own has the
+program's."""
 
 
 class NotFit(Exception):
@@ -104,6 +113,7 @@ class Imported:
         gc.enable()
         gc.collect()
         gc.freeze()  # pages that the collector does not write to stay shared with the servers
+        made.problem = made.problem or python_threads_problem() or fork_problem()
         return made
 
     def check(self) -> None:
@@ -116,9 +126,8 @@ class Imported:
         driver = loaded(CUDA_DRIVER)
         if driver is not None and (problem := context_problem(driver)):
             raise NotFit(problem)
-        if threading.active_count() > 1:
-            names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
-            raise NotFit(f"an import has started threads: {', '.join(names)}")
+        if problem := python_threads_problem() or left_threads_problem():
+            raise NotFit(problem)
 
     def check_environment(self, asked: dict[str, str]) -> None:
         """Raise `NotFit` where a variable that an import may have read has another value in the parent."""
@@ -232,7 +241,8 @@ class Parent:
         sys.stderr.flush()
         child = os.fork()
         if child:
-            _wait_for_guard(child)
+            if problem := _ending_problem(child):
+                raise NotFit(f"no guard could be forked: {problem}")
             return False
         try:
             self._listener.close()
@@ -325,15 +335,46 @@ def _succeeded(call: str, result: int) -> None:
         raise NotFit(f"the driver does not say whether an import has made a CUDA context: {call} fails with {result}")
 
 
-def _wait_for_guard(child: int) -> None:
-    """Wait until the guard has left `child`, which then ends. Raises `NotFit` where that fails, or hangs."""
-    status = _ended(child, GUARD_LIMIT_S)
+def fork_problem() -> str | None:
+    """Fork once for trial, and return in words why no fork would do; None where it does.
+
+    Libraries that foresee forks end their threads before one (OpenBLAS): what there is afterwards, every fork of this
+    process leaves behind.
+    """
+    try:
+        child = os.fork()
+    except OSError as error:
+        return f"it cannot fork: {error}"
+    if not child:
+        os._exit(0)
+    if problem := _ending_problem(child):
+        return f"a fork for trial failed: {problem}"
+    deadline = time.monotonic() + THREAD_LIMIT_S
+    while (problem := left_threads_problem()) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return problem
+
+
+def python_threads_problem() -> str | None:
+    """Return in words which Python threads there are beside the first; None where there is none."""
+    names = sorted(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
+    return f"an import has started threads: {', '.join(names)}" if names else None
+
+
+def left_threads_problem() -> str | None:
+    """Return in words which threads, of libraries in C too, a fork leaves behind that it may need; None where none."""
+    names = sorted({name for name in _threads() if not HARMLESS_THREADS.fullmatch(name)})
+    return f"an import has started threads that forks would lack: {', '.join(names)}" if names else None
+
+
+def _ending_problem(child: int) -> str | None:
+    """Wait until a child ends; return in words that it failed, or hung, and is killed. None where all is well."""
+    status = _ended(child, FORK_LIMIT_S)
     if status is None:
         os.kill(child, signal.SIGKILL)
         _ended(child, KILLED_LIMIT_S)
-        raise NotFit(f"its guard did not come to life within {GUARD_LIMIT_S:g} s")
-    if status:
-        raise NotFit("no guard could be forked")
+        return f"it hung for {FORK_LIMIT_S:g} s"
+    return f"exit code {os.waitstatus_to_exitcode(status)}" if status else None
 
 
 def _ended(child: int, limit_s: float) -> int | None:
@@ -419,7 +460,7 @@ def _say(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _threads() -> list[str]:
-    """Names of this process's threads but its own, those of libraries in C too: after a fork they are not there."""
+    """Names of this process's threads but its first, those of libraries in C too: forks do not have them."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         if task.name != str(os.getpid()):
