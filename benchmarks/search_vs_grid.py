@@ -5,8 +5,9 @@
 Three runs in turn: `+sweep=knee`, `+sweep=slo` (closed loop) and `+sweep=concurrency` over every level of a
 log grid of 10 %, each with three repeats and without controls. OVERRIDEs are Hydra's, for all three. Prints what each
 found and the seconds of its measured windows, as soon as it is there; the knee is read off by the rule of
-docs/definitions.md, as the set of levels that the noise allows, and the border of the objective by the rule of the
-search. The runs stay where runs go; `--read` takes the three, in that order, instead of measuring.
+docs/definitions.md, as the set of levels that the noise allows, and the border of the objective first by the rule of
+operating_point.md, the noise counted, and then repeat by repeat. The runs stay where runs go; `--read` takes the three,
+in that order, instead of measuring.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.load.checks import standings
 from analysis.load.knee import Level, find_knee
 from analysis.load.objectives import border, states
 from analysis.numbers.intervals import pooled_noise
@@ -71,9 +73,14 @@ class Found:
         return f"{found.verdict}: {', '.join(map(str, found.could_be)) or '-'}"
 
     def held(self, slo: Slo) -> str:
-        """In words."""
-        found = border(states(self.tried, slo))
-        return f"objective held at {found.held}, broke at {found.broke}, undecided {list(found.undecided)}"
+        """By both rules, in words."""
+        counted, single = standings(self.tried, slo), states(self.tried, slo)
+        return f"objective, noise counted: {_border_words(counted)}; repeat by repeat: {_border_words(single)}"
+
+
+def _border_words(known: Mapping[float, bool | None]) -> str:
+    found = border(known)
+    return f"held at {found.held}, broke at {found.broke}, undecided {list(found.undecided)}"
 
 
 def main() -> None:

@@ -191,6 +191,13 @@ def test_no_knee_cannot_be_given_a_number() -> None:
         Knee(KneeVerdict.KNEE)
 
 
+def test_an_undecided_doubling_leaves_the_levels_that_could_be_the_knee_if_there_is_one() -> None:
+    knee = find_knee(curve({2: 312.6, 4: 460.8, 8: 601.0, 16: 710.7, 32: 775.0}, repeats=3), Noise(0.013, 10))
+    assert (knee.verdict, knee.could_be, knee.if_any) == (KneeVerdict.UNDECIDED, (), (32,))
+    noisier = find_knee(curve({2: 312.6, 4: 460.8, 8: 601.0, 16: 741.0, 32: 775.0}, repeats=3), Noise(0.06, 10))
+    assert (knee.verdict, noisier.if_any) == (KneeVerdict.UNDECIDED, (16, 32))
+
+
 def test_without_noise_nothing_is_decided_however_clear_it_looks() -> None:
     knee = find_knee(curve({1: 100.0, 2: 200.0, 4: 400.0, 8: 800.0}), None)
     assert (knee.verdict, knee.could_be) == (KneeVerdict.UNDECIDED, ())

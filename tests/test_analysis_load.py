@@ -208,9 +208,30 @@ def test_gain_at_the_rules_border_is_undecided() -> None:
     tok_s = {1: 100.0, 2: 200.0, 4: 400.0, 8: 440.0}
     text = page(with_curve(tok_s, dict.fromkeys(tok_s, 0.5)))
     assert "stop scaling? Undecided: the last doubling, up to concurrency 8, gained 10.0 %" in text
-    assert "which is 10 % within noise" in text
+    assert (
+        "which is 10 % within noise. Either there is no knee up to 8, or it lies above 4 and up to 8; "
+        "`+sweep=concurrency` with higher levels in `sweep.concurrency`, or `+sweep=knee`, tells (more `sweep.repeats` "
+        "only where they tell the last doubling's gain from the rule's)."
+    ) in text
     assert "The sweet spot (prompts" in text
     assert "Beyond concurrency" not in text
+
+
+def test_a_search_that_ended_at_its_highest_says_what_to_raise() -> None:
+    tok_s = {1: 100.0, 2: 200.0, 4: 400.0, 8: 440.0}
+    rows = [replace(row, sweep="knee") for row in with_curve(tok_s, dict.fromkeys(tok_s, 0.5))]
+    text = page(rows)
+    tells = "`+sweep=knee` with a higher `sweep.concurrency.highest` tells (more `sweep.repeats` only where"
+    assert f"or it lies above 4 and up to 8; {tells}" in text
+    assert f"(within noise of the knee); {tells}" in text
+
+
+def test_a_doubling_that_hardly_gains_and_scatters_wants_repeats_first() -> None:
+    tok_s = {1: 100.0, 2: 200.0, 4: 400.0, 8: 412.0}
+    text = page(with_curve(tok_s, dict.fromkeys(tok_s, 0.5), noise=0.08))
+    assert "Undecided: the last doubling, up to concurrency 8, gained 3.0 %" in text
+    assert "Either there is no knee up to 8, or it lies above 2 and up to 8; " in text
+    assert "`+sweep=concurrency` with more `sweep.repeats` tells, or one with higher levels." in text
 
 
 def test_no_knee_in_range_is_an_answer() -> None:

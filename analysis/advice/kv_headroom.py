@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.advice.operating_point import latency_level, throughput_level
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import blow_up_tells, repeats_tell
+from analysis.load.knee_sentences import blow_up_tells, knee_tells
 from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, workload
 from analysis.load.neighbours import neighbour_sentences
@@ -240,9 +240,7 @@ def for_throughput(curve: LoadCurve) -> Phrase:
     full = throughput_level(curve)
     if full is None:
         return phrase(
-            "Throughput-focused: where throughput stops scaling is not known from this run; "
-            + repeats_tell(curve)
-            + "."
+            "Throughput-focused: where throughput stops scaling is not known from this run; " + knee_tells(curve) + "."
         )
     why = "the highest level tested, still rising"
     if curve.knee.verdict is KneeVerdict.KNEE:

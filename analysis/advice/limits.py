@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import doubling_gain, knee_levels, levels_tell, repeats_tell
+from analysis.load.knee_sentences import doubling_gain, knee_levels, knee_tells, levels_tell, repeats_tell
 from analysis.load.ladder import highest, kv_usage, predicted
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import workload
@@ -188,7 +188,7 @@ def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
     if curve.knee.doubling is None:
         return Unknown("the levels do not span one doubling, so whether tok_s is flat is not known", levels_tell(curve))
     if seen.flat is None:
-        return Unknown("within noise of the knee", repeats_tell(curve))
+        return Unknown("within noise of the knee", knee_tells(curve))
     if seen.preemptions is None or seen.waited_for_kv is None:
         return Unknown("tok_s is flat, and the server's metrics do not say why", "a server with these metrics tells")
     why = "requests were held back and max_num_seqs was left to vLLM: the queue or the computing"

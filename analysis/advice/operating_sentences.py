@@ -18,7 +18,7 @@ from analysis.advice.operating_point import (
 )
 from analysis.load.checks import BETWEEN_STARTS, Standing
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_levels, levels_tell, repeats_tell
+from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_levels, knee_tells, levels_tell, repeats_tell
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, label_figure, server, unmeasured_notes
 from analysis.load.rates import level_figure, level_words
@@ -190,7 +190,7 @@ def _knee_found(choice: Choice, curve: LoadCurve) -> Phrase:
     best = max(own, key=lambda reading: reading.median("tok_s") or 0.0)
     return phrase(
         "where throughput stops scaling is open, and of the levels measured {level} gives most ({gives}); "
-        + (repeats_tell(curve) if knee.doubling else levels_tell(curve)),
+        + (knee_tells(curve) if knee.doubling else levels_tell(curve)),
         gives=gives(best),
         level=level_words(best),
     )

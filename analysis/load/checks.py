@@ -1,18 +1,23 @@
-"""One objective held against one level, the noise of its repeats counted: the rule of operating_point.md. Pure.
+"""One objective held against one level, the noise of its repeats counted. Pure.
 
-The rule of a search, repeat by repeat, is `analysis.load.objectives`.
+The rule of operating_point.md, and of the search (`orchestrator.search.slo`) as soon as levels have repeats. Until then
+there is no noise to count, and the search goes repeat by repeat: `analysis.load.objectives`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from analysis.load.load_curve import LoadCurve
+from analysis.load.objectives import holds, states
 from analysis.numbers.intervals import Interval
-from analysis.rows.series import Reading
+from analysis.rows.groups import Group
+from analysis.rows.series import Reading, Series
+from analysis.rows.tables import run_point
 from analysis.rows.targets import Slo
+from contract.rows import MEASURED, PointRow
 
 BETWEEN_STARTS = 0.10
 """Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1
@@ -118,3 +123,39 @@ def standing_at(curve: LoadCurve, reading: Reading, slo: Slo) -> Standing:
 
 def _by_itself(curve: LoadCurve, reading: Reading, slo: Slo) -> Standing:
     return standing_of(checks_of(curve, reading, slo), keeps_up(reading))
+
+
+def standings(levels: Mapping[float, Sequence[PointRow]], slo: Slo) -> dict[float, bool | None]:
+    """Return for each level whether it meets all objectives (True), misses one (False), or is undecided.
+
+    Of the rows of one server and load, by level, ascending. As on the page, but that a rate whose repeats cannot tell
+    whether the server keeps up is left to its p95, and that a level where too many requests of a repeat failed does not
+    meet. Repeat by repeat (`states`) while no level has two.
+    """
+    known, curve = states(levels, slo), _curve(levels)
+    if curve.tok_s_noise is None:
+        return known
+    for reading in curve.levels:
+        kept_up = keeps_up(reading)
+        if kept_up is None and not any(point.keeps_up is False for point in reading.measured):
+            kept_up = True
+        found = standing_of(checks_of(curve, reading, slo), kept_up)
+        if found is Standing.MEETS and any(holds(point, slo) is False for point in reading.unmeasured):
+            found = Standing.UNDECIDED
+        known[reading.at] = {Standing.MEETS: True, Standing.MISSES: False}.get(found)
+    return known
+
+
+def _curve(levels: Mapping[float, Sequence[PointRow]]) -> LoadCurve:
+    points = {at: [run_point(row) for row in rows] for at, rows in levels.items()}
+    readings = tuple(
+        Reading(
+            f"{at:g}",
+            at,
+            tuple(point for point in own if point.status == MEASURED),
+            tuple(point for point in own if point.status != MEASURED),
+        )
+        for at, own in points.items()
+    )
+    group = Group("", "", tuple(point for own in points.values() for point in own), first=True)
+    return LoadCurve(Series("", group, readings), ())

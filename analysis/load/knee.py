@@ -70,6 +70,8 @@ class Knee:
     """Ascending: all levels that the noise allows."""
     doubling: Gain | None = None
     """What the last doubling of the load gained; None where the levels do not span one."""
+    if_any: tuple[float, ...] = ()
+    """Ascending: where noise leaves open whether there is a knee, all levels that it could be if there is."""
 
     def __post_init__(self) -> None:
         if bool(self.could_be) != (self.verdict is KneeVerdict.KNEE):
@@ -109,14 +111,18 @@ def find_knee(levels: tuple[Level, ...], noise: Noise | None) -> Knee:
     if doubling.low > STILL_GAINS:
         return Knee(KneeVerdict.NO_KNEE_YET, doubling=doubling)
     if doubling.high > STILL_GAINS:
-        return Knee(KneeVerdict.UNDECIDED, doubling=doubling)
+        return Knee(KneeVerdict.UNDECIDED, doubling=doubling, if_any=_could_be(levels, noise))
+    return Knee(KneeVerdict.KNEE, _could_be(levels, noise), doubling)
+
+
+def _could_be(levels: tuple[Level, ...], noise: Noise) -> tuple[float, ...]:
+    """Return the levels that the noise allows to be the lowest within the band of the highest."""
     means, weights = [mean_log(level.tok_s) for level in levels], [float(level.repeats) for level in levels]
     nearest = _squares(means, weights, _rising_and_falling(means, weights))
     allowed = noise.margin(1.0, 1 - CONFIDENCE) ** 2 + _ROUNDING
-    could_be = [
+    return tuple(
         level.at for i, level in enumerate(levels) if _squares_with_knee(means, weights, i) - nearest <= allowed
-    ]
-    return Knee(KneeVerdict.KNEE, tuple(could_be), doubling)
+    )
 
 
 def last_doubling(levels: Sequence[Level], noise: Noise | None) -> Gain | None:

@@ -41,6 +41,18 @@ def repeats_tell(curve: LoadCurve, search: str = "") -> str:
     return f"{words}, or `+sweep={search}`, tells" if _another(curve, search) else f"{words} tells"
 
 
+def knee_tells(curve: LoadCurve) -> str:
+    """Return which sweep would tell where throughput stops scaling, where that is undecided within noise.
+
+    A higher level first while the last doubling gains more than a knee's band, where a search would go on, too: what
+    lies at the rule's border takes more repeats than anybody has to tell it from the border.
+    """
+    if curve.knee.if_any and curve.knee.doubling is not None and curve.knee.doubling.share > WITHIN_PEAK:
+        repeats = f"more `{_measured_by(curve)[1]}.repeats`"
+        return f"{levels_tell(curve)} ({repeats} only where they tell the last doubling's gain from the rule's)"
+    return repeats_tell(curve) + (", or one with higher levels" if curve.knee.if_any else "")
+
+
 def blow_up_tells(curve: LoadCurve) -> str:
     """Return which sweep would tell where latency blows up, where that is undecided: the last that could be is the
     highest level."""
@@ -244,12 +256,12 @@ def _throughput(curve: LoadCurve) -> Phrase:
         )
     if knee.verdict is KneeVerdict.UNDECIDED:
         return phrase(
-            "Undecided: the last doubling, up to concurrency {last}, gained {gained}, which is {rule} within noise; "
-            + repeats_tell(curve)
-            + ", or one with higher levels.",
+            "Undecided: the last doubling, up to concurrency {last}, gained {gained}, which is {rule} within noise. "
+            "{either}; " + knee_tells(curve) + ".",
             last=concurrency_figure(last),
             gained=gained,
             rule=rule,
+            either=_either(curve),
         )
     first, best = curve.at(knee.could_be[0]), curve.best
     assert best is not None
@@ -263,6 +275,20 @@ def _throughput(curve: LoadCurve) -> Phrase:
         best=concurrency_figure(best),
         best_tok_s=cell(best, "tok_s"),
         gained=gained,
+    )
+
+
+def _either(curve: LoadCurve) -> Phrase:
+    """What is known where noise leaves open whether there is a knee."""
+    if_any, last = curve.knee.if_any, concurrency_figure(curve.levels[-1])
+    top, below = concurrency_figure(curve.at(if_any[-1])), curve.previous(curve.at(if_any[0]))
+    if below is None:
+        return phrase("Either there is no knee up to {last}, or it lies at {top} or below", last=last, top=top)
+    return phrase(
+        "Either there is no knee up to {last}, or it lies above {below} and up to {top}",
+        last=last,
+        below=concurrency_figure(below),
+        top=top,
     )
 
 

@@ -22,9 +22,8 @@ def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None
         keeps_up = phrase(", and the server ends {share} of what is sent as far as counting can tell", share=share)
     doc.say(
         "Objectives, repeat by repeat ({limits}{keeps_up}): a level *held* where every repeat meets them all, *broke* "
-        "where none does, and else its repeats disagree; a search goes by that. The border along "
-        + axis
-        + ": {border}",
+        "where none does, and else its repeats disagree; a search goes by that until its levels have repeats, and then "
+        "counts noise, too. The border along " + axis + ": {border}",
         limits=join(limits, ", "),
         keeps_up=keeps_up,
         border=border_words(curve, slo),
@@ -66,7 +65,7 @@ def _states(curve: LoadCurve, slo: Slo) -> dict[float, bool | None]:
 
 
 def _counting_noise(curve: LoadCurve, slo: Slo) -> Phrase:
-    """What operating_point.md goes by, beside the search's rule; needs noise that is known."""
+    """What operating_point.md goes by, and a search once levels have repeats; needs noise that is known."""
     if curve.tok_s_noise is None:
         return phrase("Every level has one repeat, so how far noise moves this is not known.")
     found: dict[Standing, list[float]] = {}

@@ -1,6 +1,7 @@
-"""Which levels hold the service level objectives: the rule, and the border it draws along an axis. Pure.
+"""Which levels hold the service level objectives, repeat by repeat, and the border that draws along an axis. Pure.
 
-Used by the pages, and by the search that looks for the border (`orchestrator.search.slo`).
+Used by the pages of load, and by the search for the border (`orchestrator.search.slo`) while levels have one repeat;
+with noise to count both go by `analysis.load.checks`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Border:
     held: float | None
     """The highest level that held below the first that broke."""
     undecided: tuple[float, ...]
-    """Ascending: levels between both whose repeats disagree."""
+    """Ascending: levels between both that do neither."""
     broke: float | None
     """The lowest level that broke."""
 

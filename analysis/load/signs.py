@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from analysis.load.knee import STILL_GAINS, KneeVerdict
+from analysis.load.knee import WITHIN_PEAK, KneeVerdict
 from analysis.load.load_curve import LoadCurve, level_of
 from analysis.load.verdicts import Signs
 from analysis.numbers.intervals import CONFIDENCE, mean_log, pooled_noise
@@ -52,18 +52,19 @@ def _flat(curve: LoadCurve, reading: Reading) -> bool | None:
     """Whether a level is at the knee or past it: beyond noise, or None."""
     knee = curve.knee
     if reading not in curve.levels or knee.verdict is KneeVerdict.UNDECIDED:
-        return None if not _clearly_below(curve, reading) else False
+        below = bool(knee.if_any) and reading.at < knee.if_any[0]
+        return False if below or _clearly_below(curve, reading) else None
     if knee.verdict is KneeVerdict.NO_KNEE_YET or reading.at < knee.could_be[0]:
         return False
     return True if reading.at >= knee.could_be[-1] else None
 
 
 def _clearly_below(curve: LoadCurve, reading: Reading) -> bool:
-    """Whether some higher level gives more than the rule's share more tok/s, beyond noise."""
+    """Whether some higher level gives so much more tok/s, beyond noise, that this one lies out of a knee's band."""
     here, noise = level_of(reading), curve.tok_s_noise
     if here is None or noise is None:
         return False
-    needed = math.log1p(STILL_GAINS)
+    needed = -math.log(1 - WITHIN_PEAK)
     return any(
         mean_log(other.tok_s) - mean_log(here.tok_s)
         > needed + noise.margin(1 / other.repeats + 1 / here.repeats, 1 - CONFIDENCE)

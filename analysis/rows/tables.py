@@ -117,6 +117,11 @@ def read_tables(run_dir: Path) -> Tables:
     )
 
 
+def run_point(row: PointRow) -> RunPoint:
+    """Return a row that no file holds yet, without figures of its server: those are of a session that has ended."""
+    return RunPoint(**{column.name: getattr(row, column.name) for column in fields(PointRow)})
+
+
 def _point(row: dict[str, Any]) -> RunPoint:
     clients = [ClientRow(**client) for client in row["clients"] or []]
     for client in clients:
