@@ -6,26 +6,34 @@
 
 Each round starts a server of each length once each way; the order of the two alternates. Of each it takes the seconds
 to ready and where they went, memory, and the configuration that the server says it has (`/server_info`); with
-`--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the mean counts as one.
-OVERRIDEs are Hydra's, as of `python -m orchestrator`. Ctrl-C ends it with what is there. `--save` writes what each
-server has shown as soon as it is stopped; `--read` starts nothing and pools such files, of the same arguments on
-machines of one kind, each round with its own two servers.
+`--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the mean counts as one. A
+level of which some requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of
+`python -m orchestrator`; servers are those of its committed mode, eager without `server.enforce_eager=false`. Ctrl-C
+ends it with what is there. `--save` writes what each server has shown as soon as it is stopped; `--read` starts nothing
+and pools such files, of the same arguments on machines of one kind, each round with its own two servers.
 
-Prints medians and their ratio; the keys of the configuration that differ among all rounds of both ways, less paths and
-names made for one server, which must differ; the least and the most memory at each length, when ready and after a load,
-and its growth between lengths; and for each level the 90 % interval of warm over cold. Where it is inside what one
-repeat on one cold server scatters by (a standard deviation either way; of its own level where levels scatter
-differently), two one-sided t-tests (TOST, Schuirmann 1987) at 5 % each say that the two are equivalent: less apart than
-two repeats are. Noise is that of whole servers at that level. Simulated, of one metric at three levels: a difference as
-large as the margin passes at a level in 5 to 8 of a hundred runs (the margin is an estimate, too); two ways that do not
-differ pass at all levels in nine of ten with 12 rounds of 3 repeats, or 8 of 5, where servers are all alike, in four or
-five of ten where they differ by half of what a repeat scatters by, and hardly ever with 4 rounds. The same verdict at a
-fixed share (`--within`) stands beside it and decides nothing. The ratio of the two ways' variances is printed, too; one
-beyond chance (5 % for all of them together) is a difference. The machine should have nothing else to do: the load
-average is printed. One with cards of several kinds is refused: no run forks there. Exit code 1 where the two ways are
-not shown to be equivalent: in the configuration, in memory (of cards at each length, of the CPU backend the median
-growth when ready: its shared pages count differently), at a level, or where a level or a memory reading is no
-measurement.
+Prints how the servers ran (eager or with CUDA graphs, `max_num_seqs`: their own words); medians and their ratio; the
+keys of the configuration that differ among all rounds of both ways, less paths and names made for one server, which
+must differ; the least and the most memory at each length, when ready and after a load, and its growth between lengths;
+and for each level the 90 % interval of warm over cold. Where it is inside what one repeat on one cold server scatters
+by (a standard deviation either way; of its own level where levels scatter differently), two one-sided t-tests (TOST,
+Schuirmann 1987) at 5 % each say that the two are equivalent: less apart than two repeats are. Noise is that of whole
+servers at that level. Simulated, of one metric at three levels: a difference as large as the margin passes at a level
+in 5 to 8 of a hundred runs (the margin is an estimate, too); two ways that do not differ pass at all levels in nine of
+ten with 12 rounds of 3 repeats, or 8 of 5, where servers are all alike, in four or five of ten where they differ by
+half of what a repeat scatters by, and hardly ever with 4 rounds. The same verdict at a fixed share (`--within`) stands
+beside it and decides nothing. The ratio of the two ways' variances is printed, too; one beyond chance (5 % for all of
+them together) is a difference.
+
+Memory of cards, the least and the most of either way in one go, may be `--memory-within-mib` apart when ready. After a
+load it differs from one cold server to the next by what torch keeps: there the two ways may be as far apart as two cold
+servers of one go and length were, at any length, if that is more. Simulated, of servers that do not differ, of which
+one in ten keeps 80 MiB and three in twenty 16: at four lengths 22 of a hundred runs of 3 rounds fail, 9 of 5, 3 of 8.
+Of the CPU backend the median growth when ready decides: its shared pages count differently.
+
+The machine should have nothing else to do: the load average is printed. One with cards of several kinds is refused: no
+run forks there. Exit code 1 where the two ways are not shown to be equivalent: in the configuration, in memory, at a
+level, or where a level or a memory reading is no measurement.
 """
 
 from __future__ import annotations
@@ -48,8 +56,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.warm_equivalence import MIB, Go, Level, Memory, Server, Setting, differing, read, save, verdict
 from contract.rows import MEASURED, SessionRow
 from contract.specs import Point, PointKind, Purpose, SessionSpec, Start
+from orchestrator import sizing
 from orchestrator.compose import compose
-from orchestrator.fleet import local_fleet
+from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.models import resolve
 from orchestrator.plan import make_plan
 from workers import probe, processes
@@ -59,6 +68,8 @@ from workers.launch.warm import WarmParent, offer, parent_for
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
 from workers.session import Session
+
+PROMPT_TOKENS, OUTPUT_TOKENS = 128, 32
 
 
 def main() -> int:
@@ -114,7 +125,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write what was seen, as JSON")
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="start nothing: pool what was saved")
     parser.add_argument("--within", type=float, default=0.05, help="share of tok/s and p95 to print a verdict at, too")
-    parser.add_argument("--memory-within-mib", type=float, default=2.0, help="what counts as no difference of memory")
+    parser.add_argument("--memory-within-mib", type=float, default=2.0, help="that counts as no difference when ready")
     options = parser.parse_args()
     if options.levels and options.repeats < 2:
         parser.error("--repeats must be at least 2: only repeats on one server tell what one scatters by")
@@ -128,7 +139,27 @@ def _specs(options: argparse.Namespace) -> list[SessionSpec]:
     asked = [f"model={options.model}", "+sweep=kv", f"sweep.max_model_len=[{lengths}]", "sweep.modes=[committed]"]
     (experiment,) = compose([*asked, *options.overrides], [])
     fleet = local_fleet(experiment.cluster, experiment.engine)
-    return list(make_plan([(experiment, resolve(experiment.model))], fleet).sessions)
+    specs = list(make_plan([(experiment, resolve(experiment.model))], fleet).sessions)
+    if problem := crowded(max(options.levels, default=0), specs[-1], fleet):
+        raise ValueError(problem)
+    return specs
+
+
+def crowded(level: int, spec: SessionSpec, fleet: Fleet) -> str | None:
+    """Return why some of a level's requests would wait for others, and what to set; None where all run at once.
+
+    Of a server whose number of sequences or pool is left to vLLM neither is known before it runs.
+    """
+    seats, pool = spec.server.max_num_seqs, spec.server.kv_cache_memory_bytes
+    if seats is not None and level > seats:
+        return f"level {level}: the servers run {seats} requests at once: add server.max_num_seqs={level}"
+    if pool is None:
+        return None
+    layout = sizing.layout(spec.model, spec.server, fleet)
+    held = sizing.most_at_once(layout, layout.num_blocks(pool) - 1, PROMPT_TOKENS + OUTPUT_TOKENS, PROMPT_TOKENS)
+    if level > held:
+        return f"level {level}: the servers' KV pool holds {held} of its requests at once: add sweep.sequences={level}"
+    return None
 
 
 def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]) -> Server:
@@ -184,7 +215,7 @@ def _cpu_s(pid: int) -> float:
 def _level(concurrency: int, number: int) -> Point:
     return Point(
         f"c{concurrency}-{number}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", concurrency,
-        max(48, 8 * concurrency), 128, 32, warmup_requests=concurrency, repeat=number,
+        max(48, 8 * concurrency), PROMPT_TOKENS, OUTPUT_TOKENS, warmup_requests=concurrency, repeat=number,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """benchmarks/warm_start.py: what it calls equivalent, what it does not pass over, and what it pools."""
 
+import argparse
 import math
 import random
 from collections.abc import Sequence
@@ -126,6 +127,62 @@ def test_memory_that_was_not_read_in_either_way_is_not_the_same(
 ) -> None:
     assert code(go(*(server(0, start, memory=missing) for start in Start), device=device)) == 1
     assert "NOT read of all 2 servers" in capsys.readouterr().out
+
+
+def kept(number: int, start: Start, loaded_mib: float, ready_mib: float = 100.0) -> Server:
+    """Return a server that has so much memory after a load."""
+    return server(number, start, memory=Memory(MEASURED, int(ready_mib * MIB), int(loaded_mib * MIB)))
+
+
+def scattered(cold: Sequence[float], warm: Sequence[float], more: float = 0.0) -> Go:
+    """Return a go of a round for each pair, which differ in what a load has left, `more` MiB in all of them."""
+    both = enumerate(zip(cold, warm, strict=True))
+    return go(
+        *(kept(n, start, mib + more, 100 + more) for n, pair in both for start, mib in zip(Start, pair, strict=True))
+    )
+
+
+def test_after_a_load_the_ways_may_be_as_far_apart_as_two_cold_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Torch keeps blocks that differ by tens of MiB from server to server, of one way too."""
+    assert code(scattered([110, 126, 110], [110, 110, 126])) == 0
+    assert code(scattered([110, 126, 110], [110, 110, 142])) == 0
+    assert "at most 16.0 MiB apart: within 16.0" in capsys.readouterr().out
+    assert code(scattered([110, 126, 110], [110, 110, 143])) == 1
+    assert "at most 17.0 MiB apart: NOT within 16.0" in capsys.readouterr().out
+
+
+def test_warm_servers_that_scatter_allow_themselves_nothing() -> None:
+    assert code(scattered([110, 110], [110, 112])) == 0
+    assert code(scattered([110, 110], [110, 126])) == 1
+
+
+def test_one_round_allows_no_more_after_a_load_than_when_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(scattered([110], [112])) == 0
+    assert code(scattered([110], [113])) == 1
+    assert "memory, loaded: one round tells nothing of what cold servers differ by" in capsys.readouterr().out
+
+
+def test_cold_servers_of_two_lengths_are_no_scatter_and_those_of_one_lend_it_to_another() -> None:
+    """An odd server is rare: of few at one length there may be none."""
+    alike = [server(n, start, length, length / 8) for n in range(2) for start in Start for length in (512, 1024)]
+    alike[-1] = replace(alike[-1], memory=Memory(MEASURED, 128 * MIB, 148 * MIB))
+    assert code(go(*alike, lengths=(512, 1024))) == 1
+    alike[0] = replace(alike[0], memory=Memory(MEASURED, 64 * MIB, 90 * MIB))
+    assert code(go(*alike, lengths=(512, 1024))) == 0
+
+
+def test_cold_servers_that_scatter_allow_nothing_when_ready() -> None:
+    seen = [kept(0, Start.COLD, 110), kept(0, Start.WARM, 110), kept(1, Start.COLD, 116, 103), kept(1, Start.WARM, 110)]
+    assert code(go(*seen)) == 1
+
+
+def test_memory_is_held_against_that_of_the_same_go(capsys: pytest.CaptureFixture[str]) -> None:
+    """What one machine has more than another is no scatter, and hides no server of the other."""
+    alike, off = scattered([110, 110], [110, 110], more=100), scattered([110, 110], [110, 160])
+    for each in off.servers:
+        each.configuration[NAME] += "'"
+    assert code(off, alike) == 1
+    assert "at most 50.0 MiB apart: NOT within 2.0" in capsys.readouterr().out
 
 
 def test_growth_is_taken_within_a_round() -> None:
@@ -273,6 +330,68 @@ def test_the_order_of_the_two_ways_alternates() -> None:
         (Start.COLD, Start.WARM),
         (Start.WARM, Start.COLD),
     ]
+
+
+# --- how the servers ran ---
+
+SEATS, EAGER = ".config.scheduler_config.max_num_seqs", ".config.model_config.enforce_eager"
+
+
+def telling(seen: Go, **more: str) -> Go:
+    for each in seen.servers:
+        each.configuration.update({{"seats": SEATS, "eager": EAGER}[name]: value for name, value in more.items()})
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("eager", "device", "expected"),
+    [("True", "cuda", "eager"), ("False", "cuda", "CUDA graphs"), ("False", "cpu", "compiled")],
+)
+def test_the_verdict_names_how_the_servers_ran(
+    eager: str, device: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict([telling(go(*(server(0, start) for start in Start), device=device), eager=eager, seats="48")], 0.05, MIB)
+    assert capsys.readouterr().out.startswith(f"tiny on {device}: {expected}, max_num_seqs 48\n")
+
+
+def test_what_the_servers_do_not_tell_is_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(go(*(server(0, start) for start in Start))) == 0
+    assert capsys.readouterr().out.startswith("tiny on cuda: eager or not: not told, max_num_seqs not told\n")
+
+
+def test_a_level_whose_requests_did_not_all_run_at_once_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    code(telling(rounds(), seats=str(LEVEL)))
+    assert "in flight" not in capsys.readouterr().out
+    code(telling(rounds(), seats="12"))
+    assert capsys.readouterr().out.count(f"  {LEVEL} in flight, at most 12 running: ") == 2
+
+
+def test_goes_whose_servers_ran_otherwise_are_not_pooled() -> None:
+    assert differing([telling(rounds(), seats="64"), telling(rounds(), seats="64"), rounds()]) == []
+    assert differing([telling(rounds(), seats="64"), telling(rounds(), seats="32")]) == ["max_num_seqs"]
+    assert differing([telling(rounds(), eager="True"), telling(rounds(), eager="False")]) == ["enforce_eager"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "level", "refused"),
+    [
+        (["server.max_num_seqs=32"], 33, "the servers run 32 requests at once: add server.max_num_seqs=33"),
+        (["server.max_num_seqs=32"], 32, None),
+        (["sweep.sequences=8"], 9, "the servers run 8 requests at once: add server.max_num_seqs=9"),
+        (["sweep.sequences=8", "server.max_num_seqs=99"], 99, "add sweep.sequences=99"),
+        (["sweep.sequences=8", "server.max_num_seqs=99"], 32, None),
+        (["sweep.modes=[utilization]"], 10**6, None),  # vLLM decides
+    ],
+)
+def test_a_level_whose_requests_would_wait_for_others_is_refused(
+    overrides: list[str], level: int, refused: str | None
+) -> None:
+    options = argparse.Namespace(model="tiny", lengths=[512, 1024], overrides=overrides, levels=[1, level])
+    if refused is None:
+        assert [each.server.max_model_len for each in warm_start._specs(options)] == [512, 1024]
+        return
+    with pytest.raises(ValueError, match=f"level {level}: .*{refused}"):
+        warm_start._specs(options)
 
 
 # --- interrupted, saved, pooled ---
