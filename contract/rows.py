@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -547,6 +547,9 @@ class SessionRow:
     """Memory of one worker's card that went while the engine captured CUDA graphs (its log, to 0.01 GiB): their pools,
     what the driver took for them, and what the warm-up before each capture loaded or left in the cache. Of several
     workers vLLM has the first alone log it, or each its own; here is the last line's."""
+    compiled: bool | None = None
+    """Whether the engine compiled its graphs (torch.compile) or loaded all of them from the cache, by its log; None of
+    an eager one and of an engine that does not tell. Rows before schema version 10 have none."""
     library_bytes: int | None = None
     """By how much a card rose, beyond a bare context and torch's allocator, when a probe process had torch compute on
     it before the server: torch's own kernels and cuBLAS. Read by a run's first session on a node, of its first card."""

@@ -227,13 +227,14 @@ def kv_columns(shape: Shape, length: int, pool: int, blocks: int, batched: int |
     if layout is not None:
         own = pool // ranks
         tokens = layout.kv_tokens(own, length)
+        one_kind = layout.num_blocks(own) * layout.block_size if len(layout.groups) == 1 else 0
         return {
             "engine_kv_tokens": tokens,
             "engine_max_concurrency": layout.max_concurrency(own, length),
             "engine_num_blocks": layout.num_blocks(own),
             "engine_block_size": layout.block_size,
             "engine_kv_bytes": own,
-            "engine_bytes_per_token": pool / tokens,
+            "engine_bytes_per_token": pool / (one_kind or tokens),
             "formula_bytes_per_token": ranks * layout.marginal_bytes_per_token(length),
             "formula_bytes_per_sequence": ranks * layout.bytes_per_sequence(length),
             "formula_max_concurrency": layout.max_concurrency(own, length),
@@ -246,7 +247,7 @@ def kv_columns(shape: Shape, length: int, pool: int, blocks: int, batched: int |
         "engine_num_blocks": blocks,
         "engine_block_size": shape.block,
         "engine_kv_bytes": pool // ranks,
-        "engine_bytes_per_token": pool / tokens,
+        "engine_bytes_per_token": pool / (blocks * shape.block),
         "formula_bytes_per_token": float(shape.bytes_per_token),
         "formula_bytes_per_sequence": per_sequence,
         "formula_max_concurrency": pool / per_sequence,
@@ -466,6 +467,7 @@ def session_of(row: PointRow, ended_at: str | None = None) -> SessionRow:
         mem_baseline_bytes=row.mem_baseline_bytes,
         mem_after_stop_bytes=4 * MIB,
         account=account_of(row),
+        compiled=None if row.enforce_eager or row.simulated else False,
         library_bytes=LIBRARY_BYTES if row.device != "cpu" else None,
         graph_capture_bytes=None if row.enforce_eager or row.device == "cpu" else round(0.66 * GIB),
     )

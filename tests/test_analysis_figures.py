@@ -608,23 +608,26 @@ class Auditor:
         own = self.memory("committed").formula_bytes_per_sequence
         known = own if len(own) > 1 else known
         formula = np.polyfit(known.index, known.values, 1)[0]
-        told = both[both.engine_bytes_per_token.notna()]
-        longest = told[told.index == told.index.max()]
-        exact = longest[longest["mode"] == "committed"]
-        engine = (exact if len(exact) else longest).engine_bytes_per_token.iloc[0]
+        engine = self.engine_row().engine_bytes_per_token
         model = self.points.model.iloc[0]
         values: dict[str, float | str | None] = {
             "formula_bytes_per_token": formula,
             "engine_bytes_per_token": engine,
             "formula_marginal_bytes_per_token": both.formula_bytes_per_token.iloc[-1],
             "estimates_beside_formula": 1 + 2 * (len(self.memory("committed")) > 1),
-            "estimates_apart": self.apart(formula, engine),
-            "estimates_furthest_pct": self.furthest(formula, engine),
+            "estimates_apart": self.apart(formula),
+            "estimates_furthest_pct": self.furthest(formula),
             "label": model,
             "title": self.title(),
             "version": self.version(),
         }
+        if self.config:
+            layout = self.layout("utilization")
+            ends = None if layout.window is None else float(layout.window - 1 + layout.flight)
+            values |= {"window_ends_tokens": ends, "block_tokens": layout.block}
         value = values[what]
+        if error and what == "engine_bytes_per_token":
+            return 100 * self.engine_error()
         if error:
             assert isinstance(value, float)
             return 100 * (value / formula - 1)
@@ -636,15 +639,27 @@ class Auditor:
         before, after = (layout.decoding(tokens + n * layout.block) for n in (1, 2))
         return (after - before) / layout.block
 
-    def apart(self, formula: float, engine: float) -> float:
-        return sum(abs(error) > 0.01 for error in self.errors(formula, engine))
+    def engine_row(self) -> pd.Series[Any]:
+        both = pd.concat([self.memory("committed"), self.memory("utilization")]).sort_index(kind="stable")
+        told = both[both.engine_bytes_per_token.notna()]
+        longest = told[told.index == told.index.max()]
+        exact = longest[longest["mode"] == "committed"]
+        return (exact if len(exact) else longest).iloc[0]
 
-    def furthest(self, formula: float, engine: float) -> float:
-        return 100 * max(self.errors(formula, engine), key=abs)
+    def engine_error(self) -> float:
+        row = self.engine_row()
+        sequence = self.ranks * row.engine_kv_bytes / row.engine_max_concurrency
+        return float(sequence / row.formula_bytes_per_sequence - 1)
 
-    def errors(self, formula: float, engine: float) -> list[float]:
+    def apart(self, formula: float) -> float:
+        return sum(abs(error) > 0.01 for error in self.errors(formula))
+
+    def furthest(self, formula: float) -> float:
+        return 100 * max(self.errors(formula), key=abs)
+
+    def errors(self, formula: float) -> list[float]:
         slopes = [self.line(word, "slope_bytes_per_token", None) or formula for word in ("ready", "loaded")]
-        return [value / formula - 1 for value in (*slopes, engine)]
+        return [*(value / formula - 1 for value in slopes), self.engine_error()]
 
     def title(self) -> str:
         row = self.first()
@@ -853,6 +868,10 @@ class Auditor:
 
     def flat(self, what: str) -> float | str:
         ready = self.memory("utilization").mem_ready_bytes / MIB
+        if what.startswith("mem_loaded"):
+            return self.flat_of(what, "mem_loaded", self.memory("utilization").mem_loaded_bytes / MIB)
+        if what.startswith("mem_ready"):
+            return self.flat_of(what, "mem_ready", ready)
         if what == "gpu_memory_utilization":
             return f"{self.memory('utilization').gpu_memory_utilization.max():g}"
         slope, intercept = np.polyfit(ready.index, ready.to_numpy(), 1)
@@ -862,11 +881,18 @@ class Auditor:
                 "slope_bytes_per_token": slope * MIB,
                 "r_squared": 1 - (residuals**2).sum() / ((ready - ready.mean()) ** 2).sum(),
                 "max_residual_mib": residuals.abs().max(),
-                "lengths": len(ready),
-                "mem_ready_lowest_mib": ready.min(),
-                "mem_ready_highest_mib": ready.max(),
-                "flat_limit_mib": 0.05 * ready.max() if self.points.device.iloc[0] == "cpu" else 10 * self.ranks,
             }[what]
+        )
+
+    def flat_of(self, what: str, prefix: str, column: pd.Series[float]) -> float:
+        cpu = self.points.device.iloc[0] == "cpu"
+        return float(
+            {
+                "lengths": len(column),
+                "lowest_mib": column.min(),
+                "highest_mib": column.max(),
+                "flat_limit_mib": 0.05 * column.max() if cpu else 10 * self.ranks,
+            }[what.removeprefix(f"{prefix}_")]
         )
 
     def joules(self, rows: pd.DataFrame) -> float:

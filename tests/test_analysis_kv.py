@@ -263,6 +263,17 @@ def test_estimates_that_agree_are_said_to_do_so_no_closer_than_they_do() -> None
     assert "agree with the formula within 1 %, but not within 0.1 %; the furthest is +0.254 % from it." in text
 
 
+def test_the_only_other_estimate_is_one_and_what_is_missing_is_named() -> None:
+    page = notes([row for row in memory() if row.mode == "utilization"])
+    assert "The other one (engine) agrees with the formula within 1 %, and within 0.1 %; it is +0.0" in page
+    assert "Memory's slope is not known from this run" in page
+    assert "others" not in page.split("three estimates")[1].split("###")[0].split("hold the others")[0]
+    apart = [replace(row, formula_bytes_per_sequence=2 * (row.formula_bytes_per_sequence or 0)) for row in memory()]
+    page = notes([row for row in apart if row.mode == "utilization"])
+    assert "The other one (engine) is further than 1 % from the formula." in page
+    assert "another number of bytes for a full-length sequence than the formula" in page
+
+
 def test_one_estimate_agrees_with_nothing() -> None:
     text = notes([replace(memory()[0], engine_bytes_per_token=None)])
     assert "There is one estimate alone, so nothing for it to agree with." in text
@@ -283,12 +294,16 @@ def test_all_failed_claims_nothing() -> None:
 
 
 def test_utilization_mode_is_flat_and_its_slope_is_not_offered() -> None:
-    assert "Memory is **flat**: from 73,940 to 73,942 MiB, a range of 2.0 MiB" in notes(memory())
+    page = notes(memory())
+    assert "Memory when *ready* is **flat**: from 73,940 to 73,942 MiB, a range of 2.0 MiB" in page
+    assert "Memory when *loaded* is **flat**: from 74,240 to 74,242 MiB, a range of 2.0 MiB" in page
+    assert "That is no cost of a KV token: the pool is the same at every length." in page
     grown = [
         replace(r, mem_ready_bytes=(r.mem_ready_bytes or 0) + r.max_model_len * 2**20) if r.mode == "utilization" else r
         for r in memory()
     ]
-    assert "Memory is **not flat**" in notes(grown)
+    assert "Memory when *ready* is **not flat**" in notes(grown)
+    assert "Memory when *loaded* is **flat**" in notes(grown)
     cut = [
         replace(r, mem_ready_bytes=(r.mem_ready_bytes or 0) + (20 if r.max_model_len > 512 else 0) * 2**20)
         if r.mode == "utilization"
@@ -296,6 +311,103 @@ def test_utilization_mode_is_flat_and_its_slope_is_not_offered() -> None:
         for r in memory()
     ]
     assert "a range of 22.0 MiB over 4 lengths (rule: at most 10 MiB)" in notes(cut)
+    assert "Whether the difference is of the length, or from start to start of one server, is not known" in notes(cut)
+
+
+def at_fixed_utilization(**by_length: dict[int, int]) -> list[PointRow]:
+    """Return the memory rows, bytes added to columns of those of a fixed utilization, by length."""
+    return [
+        replace(
+            row, **{column: getattr(row, column) + more.get(row.max_model_len, 0) for column, more in by_length.items()}
+        )
+        if row.mode == "utilization"
+        else row
+        for row in memory()
+    ]
+
+
+def test_memory_that_falls_again_is_said_not_to_follow_the_length() -> None:
+    """Of one H100 with warm starts: 74,613, 74,613, 74,695 and 74,647 MiB."""
+    page = notes(at_fixed_utilization(mem_loaded_bytes={2048: 82 * MIB, 4096: 34 * MIB}))
+    assert "Memory when *ready* is **flat**" in page
+    assert "Memory when *loaded* is **not flat**: from 74,240 to 74,324 MiB, a range of 84.0 MiB" in page
+    assert "It does not follow the length: from 2048 to 4096 tokens it falls by 48.0 MiB" in page
+    assert "Loaded, the 84.0 MiB between the servers of 512 and of 2048 tokens are, by the account: cache +84.0" in page
+    assert "from start to start" not in page
+    grain = notes(at_fixed_utilization(mem_loaded_bytes={1024: 82 * MIB, 2048: 80 * MIB, 4096: 78 * MIB}))
+    assert "does not follow the length" not in grain, "a fall that is no more than a segment"
+
+
+def compiling(monkeypatch: pytest.MonkeyPatch, by_length: dict[int, bool | None]) -> None:
+    """Have the servers with CUDA graphs of these lengths compile (True), load, or not tell."""
+    known = synthetic.session_of
+
+    def of(row: PointRow) -> SessionRow:
+        return replace(known(row), compiled=None if row.enforce_eager else by_length.get(row.max_model_len, True))
+
+    monkeypatch.setattr(synthetic, "session_of", of)
+
+
+def test_servers_that_compiled_among_others_that_loaded_are_named_as_what_moved_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one H100 with a compile cache that held one length of four."""
+    compiling(monkeypatch, {4096: False})
+    rows = at_fixed_utilization(
+        engine_kv_bytes={4096: 60 * MIB}, mem_ready_bytes={4096: 12 * MIB}, mem_loaded_bytes={4096: 12 * MIB}
+    )
+    page = notes(rows)
+    assert "Memory when *ready* is **not flat**: from 73,940 to 73,954 MiB, a range of 14.0 MiB" in page
+    assert "the pool itself differs by 60.0 MiB between these servers." in page
+    assert "the pool is the same" not in page
+    assert "They differ though the pool does not" not in page
+    assert "those of 512, 1024, 2048 tokens compiled their graphs, those of 4096 tokens loaded them" in page
+    assert "Those that compiled lie within 2.0 MiB when *ready* and within 2.0 MiB when *loaded*." in page
+    assert "Those that loaded lie" not in page
+    assert "from start to start" not in page, "the kinds are the cause: within them it is flat"
+
+
+def test_what_differs_among_servers_that_compiled_is_not_laid_to_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling(monkeypatch, {4096: False})
+    page = notes(at_fixed_utilization(mem_loaded_bytes={1024: 82 * MIB, 2048: 84 * MIB, 4096: 144 * MIB}))
+    assert "Those that compiled lie within 2.0 MiB when *ready* and within 86.0 MiB when *loaded*." in page
+    assert "Whether the difference is of the length, or from start to start of one server, is not known" in page
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_servers_that_all_compiled_or_all_loaded_are_not_told_apart(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling(monkeypatch, dict.fromkeys(synthetic.GPU.lengths, told))
+    page = notes(at_fixed_utilization(mem_ready_bytes={4096: 60 * MIB}))
+    assert "**not flat**" in page
+    assert "are mixed here" not in page
+    assert "Which of these servers compiled" not in page
+
+
+def test_of_rows_that_do_not_say_who_compiled_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling(monkeypatch, dict.fromkeys(synthetic.GPU.lengths))
+    assert "Which of these servers compiled" not in notes(memory()), "flat"
+    assert "Which of these servers compiled" in notes(at_fixed_utilization(mem_ready_bytes={4096: 60 * MIB}))
+
+
+def test_compiling_is_named_of_pools_sized_to_the_length_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = synthetic.session_of
+    monkeypatch.setattr(synthetic, "session_of", lambda row: replace(known(row), compiled=row.max_model_len > 512))
+    rows = [replace(row, enforce_eager=False) for row in memory() if row.mode == "committed"]
+    assert "those of 1024, 2048, 4096 tokens compiled their graphs, those of 512 tokens loaded them" in notes(rows)
+
+
+def test_a_pool_that_only_the_log_tells_is_said_to_be_known_to_its_rounding(
+    accounts_with: Callable[..., None],
+) -> None:
+    accounts_with(kv_bytes=None)
+    rounded = "as far as the log tells, which gives it to a hundredth of a GiB."
+    assert "the pool is the same at every length, " + rounded in notes(memory())
+    page = notes(at_fixed_utilization(engine_kv_bytes={4096: 60 * MIB}))
+    assert "the pool itself differs by 60.0 MiB between these servers, " + rounded in page
+    unknown = [replace(row, engine_kv_bytes=None) for row in memory()]
+    assert "how large it was is not known here." in notes(unknown)
 
 
 @pytest.mark.parametrize(
@@ -671,7 +783,7 @@ def loaded_range(moments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, **lo
 
 def test_what_loaded_memory_is_made_of_is_told_by_the_account_of_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     highest = (synthetic.utilization_row(synthetic.GPU, 4096).mem_loaded_bytes or 0) + 3 * MIB
-    said = "Loaded, the 5.0 MiB between 512 and 4096 tokens are, by the account: cache +5.0 MiB."
+    said = "Loaded, the 5.0 MiB between the servers of 512 and of 4096 tokens are, by the account: cache +5.0 MiB."
     assert loaded_range(("ready", "loaded", "peak"), monkeypatch, mem_loaded_bytes=highest) == said
 
 
@@ -693,7 +805,7 @@ def test_what_no_single_part_is_large_enough_for_is_the_rest(monkeypatch: pytest
     monkeypatch.setattr(synthetic, "account_of", of)
     highest = (synthetic.utilization_row(synthetic.GPU, 4096).mem_loaded_bytes or 0) + more + 3 * MIB
     page = notes(synthetic.changed(memory(), lambda row: row.point_id == "utilization-4096", mem_loaded_bytes=highest))
-    said = "Loaded, the 5.8 MiB between 512 and 4096 tokens are, by the account: cache +5.0 MiB, the rest +0.8 MiB."
+    said = "between the servers of 512 and of 4096 tokens are, by the account: cache +5.0 MiB, the rest +0.8 MiB."
     assert said in page
 
 
@@ -707,7 +819,10 @@ def test_a_peak_that_rose_as_loaded_memory_did_tells_of_it_where_nothing_else_do
 ) -> None:
     known = synthetic.account_of
     monkeypatch.setattr(synthetic, "account_of", lambda row: [p for p in known(row) if p.moment != "loaded"])
-    assert "Loaded, the 2.0 MiB between 512 and 2048 tokens are, by the account: cache +2.0 MiB." in notes(memory())
+    assert (
+        "Loaded, the 2.0 MiB between the servers of 512 and of 2048 tokens are, by the account: cache +2.0 MiB."
+        in notes(memory())
+    )
 
 
 def test_without_a_probe_of_the_libraries_they_are_in_the_residual_and_the_page_says_so(
@@ -731,6 +846,26 @@ def test_one_probe_of_a_run_tells_for_all_servers_on_such_cards(monkeypatch: pyt
 
     monkeypatch.setattr(synthetic, "session_of", of_the_first)
     assert notes(memory()).count(" | 527.0 | 158.0 | ") == 3 * 8
+    assert "; read on one card of a kind, taken for each |" in notes(memory())
+
+
+def test_a_server_has_the_probe_of_its_own_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes tell apart; one where no probe told has what another told."""
+    known, nodes = synthetic.session_of, {512: "a", 1024: "b", 2048: "b", 4096: "c"}
+
+    def of(row: PointRow) -> SessionRow:
+        told = {512: 158 * MIB, 1024: 160 * MIB} if row.mode == "utilization" else {}
+        return replace(known(row), node=nodes[row.max_model_len], library_bytes=told.get(row.max_model_len))
+
+    monkeypatch.setattr(synthetic, "session_of", of)
+    page = notes(memory())
+    found = [
+        (at, told)
+        for at in nodes
+        for told in ("158.0", "160.0")
+        if f" | 527.0 | {told} | " in row_of(page, f"| {at} | ready | ")
+    ]
+    assert found == [(512, "158.0"), (1024, "160.0"), (2048, "160.0"), (4096, "158.0")]
 
 
 def test_libraries_that_take_more_than_came_since_the_first_look_were_there_before(

@@ -187,6 +187,44 @@ def test_stairs_of_the_formula_are_named_with_what_makes_them() -> None:
     assert "The formula itself has no stair over these lengths" in notes(memory(MLA), MLA.config)
 
 
+def test_an_engine_whose_layers_differ_is_held_against_the_formula_at_its_own_length() -> None:
+    """Its figure is a mean over a sequence, in which states and windows weigh: no rate, and no disagreement."""
+    for shape in (LINEAR, SLIDING):
+        text = section(notes(memory(shape), shape.config), "Bytes per KV token: three estimates")
+        (row,) = (line for line in text.splitlines() if line.startswith("| engine"))
+        assert row.startswith("| engine: pool bytes / its KV tokens at max_model_len")
+        assert row.endswith("| +0.00 % |")
+        assert "the figure is a mean" in text
+        assert "The engine reserves another number" not in text
+    longest = max(SLIDING.lengths)
+    rows = [
+        replace(row, engine_max_concurrency=(row.engine_max_concurrency or 0) / 1.2)
+        if row.max_model_len == longest
+        else row
+        for row in memory(LINEAR) + memory(SLIDING)
+        if row.model == SLIDING.model
+    ]
+    text = section(notes(rows, SLIDING.config), "Bytes per KV token: three estimates")
+    assert "(committed) | 1,1" not in text
+    assert "| +20.00 % |" in text
+    assert "The engine reserves another number of bytes for a full-length sequence than the formula" in text
+
+
+def test_why_the_formula_is_not_one_rate_is_named_by_what_lies_within_the_lengths() -> None:
+    def why(shape: synthetic.Shape, config: dict[str, Any] | None) -> str:
+        text = section(notes(memory(shape), config), "Bytes per KV token: three estimates")
+        return next((line for line in text.splitlines() if "not one rate" in line), "")
+
+    assert why(SLIDING, SLIDING.config).endswith(", since a sliding window stops growing at 2559 tokens.")
+    assert why(LINEAR, LINEAR.config).endswith("over lengths that are counted in whole blocks of 640 tokens.")
+    assert "window" not in why(LINEAR, LINEAR.config)
+    assert "recurrent" not in why(LINEAR, LINEAR.config)
+    assert "not known from this run, which does not hold the model's config" in why(LINEAR, None)
+    assert why(MLA, MLA.config) == ""
+    below = replace(SLIDING, lengths=(512, 1000, 2000))
+    assert "window" not in why(below, below.config), "it ends past the longest"
+
+
 def test_stairs_are_found_without_a_config_but_their_window_is_not_named() -> None:
     text = notes(memory(SLIDING), None)
     assert "- 2048 to 4096: 1,152 bytes per token\n" in text
@@ -212,10 +250,15 @@ def test_a_step_without_an_account_has_no_named_cause() -> None:
 
 def test_the_slope_at_a_fixed_utilization_is_computed_and_disowned() -> None:
     text = notes(memory(synthetic.GPU), None)
-    assert "The line through them has a slope of 641.1 bytes per token of max_model_len (R² 0.704348, largest" in text
+    assert (
+        "The line through memory when ready has a slope of 641.1 bytes per token of max_model_len (R² 0.704348, largest"
+        in text
+    )
     assert "That is no cost of a KV token" in text
     two = [row for row in memory(synthetic.GPU) if row.max_model_len < 2000]
-    assert "The line through them has a slope of 0.0 bytes per token of max_model_len. That" in notes(two, None)
+    assert "The line through memory when ready has a slope of 0.0 bytes per token of max_model_len. That" in notes(
+        two, None
+    )
 
 
 # --- the envelope ---

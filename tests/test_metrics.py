@@ -56,6 +56,18 @@ LOG_025 = """\
 INFO [kv_cache_utils.py:1] GPU KV cache size: 322,016 tokens
 INFO [kv_cache_utils.py:2] Maximum concurrency for 4,096 tokens per request: 78.62x
 """
+COMPILED = """\
+(EngineCore pid=7543) INFO 11-28 02:24:44 [backends.py:378] Cache the graph of compile range (1, 8192) for later use
+(EngineCore pid=7543) INFO 11-28 02:24:47 [backends.py:393] Compiling a graph for compile range (1, 8192) takes 4.58 s
+(EngineCore pid=7543) INFO 11-28 02:24:52 [decorators.py:708] saved AOT compiled function to /c/rank_0_0/model
+(EngineCore pid=7543) INFO 11-28 02:24:52 [monitor.py:53] torch.compile took 15.52 s in total
+"""
+LOADED = """\
+(EngineCore pid=8143) INFO 11-28 02:26:14 [backends.py:292] Directly load the compiled graph(s) for compile range \
+(1, 8192) from the cache, took 1.715 s
+(EngineCore pid=8143) INFO 11-28 02:26:14 [decorators.py:311] Directly load AOT compilation from path /c/rank_0_0/model
+(EngineCore pid=8143) INFO 11-28 02:26:14 [monitor.py:53] torch.compile took 5.04 s in total
+"""
 LOG_CPU = "(Worker) INFO [cpu_worker.py:260] Auto set (0.19/8.34) GiB for KV cache on node 0, with 0.83 GiB requested"
 
 
@@ -112,6 +124,12 @@ def test_log_of_0_32_and_of_0_25_and_of_the_cpu_backend() -> None:
     assert (new.graph_capture_bytes, old.graph_capture_bytes) == (round(0.66 * 2**30), None)
     assert (old.kv_tokens, old.max_concurrency, old.available_kv_bytes) == (322_016, 78.62, None)
     assert cpu.available_kv_bytes == round(0.19 * 2**30)
+
+
+def test_a_server_compiled_where_one_of_its_graphs_was_not_in_the_cache() -> None:
+    assert [vllm_log.parse(log).compiled for log in (COMPILED, LOADED, LOADED + COMPILED)] == [True, False, True]
+    assert vllm_log.parse("INFO [monitor.py:53] torch.compile took 5.04 s in total").compiled is None
+    assert vllm_log.parse(LOG_CPU).compiled is None, "eager"
 
 
 def test_engines_rate_is_exact_where_the_pool_was_given() -> None:

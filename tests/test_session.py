@@ -35,6 +35,7 @@ from contract.specs import (
 from tests.configs import load
 from workers import probe, processes, temporary
 from workers.devices.base import CardLost, CardProcess
+from workers.engines import vllm_log
 from workers.engines.sim import RUNTIME_BYTES
 from workers.launch.process import ServerProcess
 from workers.load.client import generate
@@ -119,6 +120,15 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert accounts == (by_socket if transport == "uds" else [])
     assert not processes.is_running(started.server_pid or 0)
     assert not one._workspace.root.exists()
+
+
+def test_what_the_log_says_of_compiling_and_graphs_is_in_the_row(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = vllm_log.LogFigures(graph_capture_bytes=700 * MIB, compiled=True)
+    monkeypatch.setattr(vllm_log, "parse", lambda _: told)
+    row = session(spec()).start()
+    assert (row.graph_capture_bytes, row.compiled) == (700 * MIB, True)
 
 
 def test_a_session_whose_device_cannot_be_opened_leaves_no_directory(

@@ -205,6 +205,7 @@ class Session:
                 self.row.library_bytes = library_bytes(name, partial(self._used, 0), stopped)
         self._serving(lambda made: self._prove(made, contexts))
         self.row.graph_capture_bytes = self._log_figures.graph_capture_bytes
+        self.row.compiled = self._log_figures.compiled
 
     def _serving(self, prove: Callable[[ServerProcess], None]) -> None:
         """Start a server, forked where that was asked for and can be; wait until it is ready, and `prove` that it is.

@@ -95,9 +95,11 @@ class Accounts:
 
     def __init__(self, sessions: Sequence[SessionRow]) -> None:
         self._starts = {(session.session_id, session.attempt): session for session in sessions}
-        self._libraries = {
-            _stack(session): session.library_bytes for session in sessions if session.library_bytes is not None
-        }
+        self._libraries: dict[tuple[str | None, ...], dict[str, int]] = {}
+        """Of each stack what was told, by node."""
+        for session in sessions:
+            if session.library_bytes is not None:
+                self._libraries.setdefault(_stack(session), {}).setdefault(session.node, session.library_bytes)
         self.parts = (*COLUMNS, "libraries") if self._libraries else tuple(COLUMNS)
         """Of every account of the run: `COLUMNS`, and what torch and cuBLAS take where a probe told it."""
 
@@ -163,6 +165,20 @@ class Accounts:
             words.append(phrase("the rest {change} MiB", change=signed_mib(f"{name}.rest_mib", rest)))
         return join(words, ", ") if words else None
 
+    def compiled(self, reading: Reading) -> bool | None:
+        """Return whether the reading's server compiled its graphs (True) or loaded them from the cache.
+
+        None where neither is known, and where repeats differ.
+        """
+        starts = [self._starts.get((point.session_id, point.attempt)) for point in reading.measured]
+        told = {None if session is None else session.compiled for session in starts}
+        return told.pop() if len(told) == 1 else None
+
+    def _libraries_of(self, session: SessionRow) -> int | None:
+        """What torch and cuBLAS take of one card: told on the session's own node, or on another of the same kind."""
+        told = self._libraries.get(_stack(session), {})
+        return told.get(session.node, next(iter(told.values()), None))
+
     def _rows(self, reading: Reading, moment: str) -> tuple[SessionRow | None, list[MemoryAccount]]:
         """Find the start of a server that a reading was made on, and what it has of the moment."""
         point = reading.measured[0] if reading.measured else None
@@ -173,7 +189,7 @@ class Accounts:
     def _account(self, name: str, session: SessionRow, rows: Sequence[MemoryAccount], workers: int) -> Account:
         """Add up the rows of some cards, of a server of so many `workers`."""
         parts = {part: _total([getattr(row, column) for row in rows]) for part, column in COLUMNS.items()}
-        told = self._libraries.get(_stack(session))
+        told = self._libraries_of(session)
         libraries = None if told is None else told * len(rows)
         if "libraries" in self.parts:
             parts["libraries"] = libraries

@@ -21,7 +21,8 @@ HOW_READ = {
     "cache": "the same: blocks that activations have left",
     "context": "NVML: by how much it rose for a probe process that made a bare context, before the server",
     "libraries": "NVML: by how much it rose beyond a bare context and what torch's allocator held when a probe process "
-    "had torch make a tensor and multiply matrices, before the run's first server on the node",
+    "had torch make a tensor and multiply matrices, before the run's first server on the node; read on one card of a "
+    "kind, taken for each",
     "residual": "memory of the cards (NVML, less what was there before the server) minus all of the above: what no "
     "probe and not torch's allocator tells. Kernels and libraries are in it, what the driver keeps of CUDA graphs, and "
     "what processes of others took of the cards since",
@@ -41,6 +42,8 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
         return
     found = [account for series in series_with for _, account in _of(series, accounts)]
     _how_read(doc, accounts, result.group.points[0].simulated)
+    if any(account.moment == "peak" for account in found):
+        doc.say("*Peak*: when all cards of the server together held most; its parts are read after the last point.")
     for series in series_with:
         _parts(doc, series, accounts)
     _residual(doc, found, accounts)
@@ -133,7 +136,15 @@ def _by_card(doc: Document, series: Series, accounts: Accounts) -> None:
         for number, account in enumerate(cards)
     ]
     apart = max(max(used) - min(used) for _, cards in servers for used in [[account.used for account in cards]])
-    doc.say("The same card by card, numbered by its place among the server's. {who}:", who=_who(series))
+    one_for_all = (
+        " *Torch and cuBLAS* is what one card told, taken for each: where cards differ in it, that is in the residual."
+    )
+    doc.say(
+        "The same card by card, numbered by its place among the server's."
+        + (one_for_all if "libraries" in accounts.parts else "")
+        + " {who}:",
+        who=_who(series),
+    )
     heads = ["max_model_len", "moment", "card", "memory", *_heads(accounts), "share"]
     doc.table(heads, rows, series.sample.simulated)
     doc.say(

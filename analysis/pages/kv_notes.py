@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.advice.kv_headroom import add_decision, add_headroom
-from analysis.memory.kv_account import BESIDE, MOVED_BYTES, Accounts
+from analysis.memory.kv_account import Accounts
 from analysis.memory.kv_account_table import add_account
 from analysis.memory.kv_estimates import add_estimates
 from analysis.memory.kv_fit import (
     LINEAR_R_SQUARED,
     LINEAR_RESIDUAL,
     Committed,
-    Interval,
     KvResult,
-    flat_bytes,
     is_one_curve,
     kv_results,
     pool_bytes,
 )
+from analysis.memory.kv_flat import add_compiled, add_flat, add_kv_tokens
 from analysis.memory.kv_pages import pages_of
 from analysis.memory.kv_pages_table import add_pages
 from analysis.memory.kv_scaling import digits, interval_to, scaling_notes, series_notes
@@ -80,7 +79,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document:
         _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result, accounts)
         add_account(doc, result, accounts)
-        add_estimates(doc, result, accounts)
+        add_estimates(doc, result, accounts, tables.configs)
         add_pages(doc, result, tables.configs)
         add_headroom(doc, result, tables, targets)
     add_watching(doc, rows, "memory")
@@ -115,6 +114,7 @@ def _committed_section(doc: Document, result: KvResult, accounts: Accounts, tabl
             doc.say("Line, differences and steps: " + NO_CURVE)
             continue
         _linear(doc, committed)
+        add_compiled(doc, committed.series, accounts)
         add_steps(doc, committed, accounts, pages_of(committed.series.sample, tables.configs))
 
 
@@ -239,11 +239,9 @@ def _flat_section(doc: Document, result: KvResult, accounts: Accounts) -> None:
         )
     for series in result.capacity:
         _capacity_table(doc, series)
-        _kv_tokens(doc, series)
+        add_kv_tokens(doc, series, accounts)
         if is_one_curve(series):
-            _flat(doc, series)
-            for column in BESIDE:
-                _range(doc, series, accounts, column)
+            add_flat(doc, series, accounts)
         else:
             doc.say("Whether memory is flat is " + NO_CURVE)
 
@@ -277,83 +275,3 @@ def _capacity_row(series: Series, reading: Reading, by_process: bool) -> list[st
         reading.figure(decimal, "formula_max_concurrency"),
         join(notes),
     ]
-
-
-def _kv_tokens(doc: Document, series: Series) -> None:
-    """Needs one pool at all lengths, whose tokens differ."""
-    pools = {pool_bytes(reading) for reading in series.measured}
-    tokens = {reading.median("engine_kv_tokens") for reading in series.measured}
-    if len(pools) == 1 and len(tokens) > 1:
-        doc.say(
-            "KV tokens are the engine's concurrency times max_model_len. They differ though the pool does not: what a "
-            "sequence takes whatever its length (a block begun, a window's further block, a state) weighs less the "
-            "longer it is, and what a window has left behind costs nothing."
-        )
-
-
-def _flat(doc: Document, series: Series) -> None:
-    known = [value for reading in series.measured if (value := reading.median("mem_ready_bytes")) is not None]
-    if len(known) < 2:
-        doc.say("Whether memory is flat is not known: fewer than two lengths were measured.")
-        return
-    low, high = min(known), max(known)
-    places = digits(series.sample)
-    limit = flat_bytes(series.sample, high)
-    flat = high - low <= limit
-    doc.say(
-        ("Memory is **flat**" if flat else "Memory is **not flat**")
-        + ": from {low} to {high} MiB, a range of {span} MiB over {n} lengths (rule: at most {limit} MiB). "
-        + (
-            "Today's vLLM takes the share of the card that it is given and cuts the pool from what weights and "
-            "activations leave, whatever max_model_len is. "
-            if flat
-            else "vLLM sizes this pool from the memory it finds, not from max_model_len, so the difference comes from "
-            "elsewhere and is not a cost per token. "
-        )
-        + "Read the capacity instead: max_model_len divides the same pool into fewer, longer sequences.",
-        low=mib(f"{series.name}.mem_ready_lowest_mib", low, places),
-        high=mib(f"{series.name}.mem_ready_highest_mib", high, places),
-        span=mib(f"{series.name}.mem_ready_range_mib", high - low, max(places, 1)),
-        n=count(f"{series.name}.lengths", len(known)),
-        limit=mib(f"{series.name}.flat_limit_mib", limit, places),
-    )
-    _flat_fit(doc, series)
-
-
-def _range(doc: Document, series: Series, accounts: Accounts, column: str) -> None:
-    """Say what a memory column's range over the lengths is made of; needs an account of both its ends."""
-    known = [reading for reading in series.measured if reading.median(column) is not None]
-    low, high = (of(known, key=lambda reading: reading.median(column) or 0, default=None) for of in (min, max))
-    if low is None or high is None:
-        return
-    span = (high.median(column) or 0) - (low.median(column) or 0)
-    name = f"{series.name}.{column.removesuffix('_bytes')}_range"
-    causes = accounts.causes(Interval(low, high, None, column), name)
-    if span >= MOVED_BYTES and causes is not None:
-        doc.say(
-            ("Ready" if column == "mem_ready_bytes" else "Loaded")
-            + ", the {span} MiB between {low} and {high} tokens are, by the account: {causes}.",
-            span=mib(f"{name}_mib", span, 1),
-            low=plain(f"{low.name}.max_model_len", low.at),
-            high=plain(f"{high.name}.max_model_len", high.at),
-            causes=causes,
-        )
-
-
-def _flat_fit(doc: Document, series: Series) -> None:
-    """The line that the tutorial would read a cost per token from."""
-    known = [(r.at, value) for r in series.measured if (value := r.median("mem_ready_bytes")) is not None]
-    fit = linear_fit([at for at, _ in known], [value for _, value in known])
-    if fit is None:
-        return
-    parts: dict[str, Part] = {"slope": decimal(f"{series.name}.slope_bytes_per_token", fit.slope, 1)}
-    quality = ""
-    if fit.points > 2 and fit.r_squared is not None:
-        quality = " (R² {r2}, largest residual {residual} MiB)"
-        parts["r2"] = Figure(f"{series.name}.r_squared", fit.r_squared, f"{fit.r_squared:.6f}")
-        parts["residual"] = mib(f"{series.name}.max_residual_mib", fit.max_residual, 1)
-    doc.say(
-        "The line through them has a slope of {slope} bytes per token of max_model_len" + quality + ". That is no cost "
-        "of a KV token: the pool did not grow with the length.",
-        **parts,
-    )

@@ -19,6 +19,8 @@ class LogFigures:
     max_num_batched_tokens: int | None = None
     graph_capture_bytes: int | None = None
     """Memory of one worker's card that went while CUDA graphs were captured; rounded by vLLM to 0.01 GiB."""
+    compiled: bool | None = None
+    """Whether a graph was compiled for torch.compile; False where all that were needed came from the cache."""
 
 
 ROUNDING_BYTES = 0.005 * GIB
@@ -37,7 +39,15 @@ def parse(log: str) -> LogFigures:
         max_concurrency=_last(rf"Maximum concurrency for [\d,]+ tokens per request: {_NUMBER}x", log),
         max_num_batched_tokens=_whole(_last(r"max_num_batched_tokens[=:]\s*([\d,]+)", log)),
         graph_capture_bytes=_bytes(_last(rf"Graph capturing finished in .* took {_NUMBER} GiB", log)),
+        compiled=_compiled(log),
     )
+
+
+def _compiled(log: str) -> bool | None:
+    """One graph compiled, on any rank, is enough: it takes the memory of compiling."""
+    if re.search(r"Compiling a graph for compile range", log):
+        return True
+    return False if re.search(r"Directly load (?:the compiled graph|AOT compilation)", log) else None
 
 
 def _last(pattern: str, log: str) -> float | None:
