@@ -4,7 +4,7 @@
 
 The truth server has the first core, our client the others: of two load processes each has its own where three cores are
 named, else they share one. A run is a closed loop or a Poisson open one, draws streams, load processes, interval,
-length of the answers and one of six situations: nothing wrong; a slow server (four times the interval) or one that
+length of the answers and one of six situations: nothing wrong; a slow server (three times the interval) or one that
 stops writing for a while, where the client is innocent; a client of which one process's event loop is stalled again and
 again, for 3 to 250 ms (log-uniform) with rests of 0.05 to 3 s (log-uniform; each half to one and a half of the run's);
 such a client of a slow server; and one whose first core is shared with busy processes. Often that is too little to
@@ -54,9 +54,9 @@ from workers.load.plan import LoadPlan, LoadResult
 from workers.load.tasks import merge, split
 
 TOKENS = (32, 128, 256)
-SECONDS = 4.0
+SECONDS = 3.0
 """A run is about so long, or two rounds of its streams."""
-SLOWER = 4
+SLOWER = 3
 SITUATIONS = (
     "nothing", "slow server", "server pauses", "stalled client", "stalled, slow server", "crowded core",
 )  # fmt: skip
@@ -98,7 +98,7 @@ class Run:
     def requests(self) -> int:
         """Requests that are sent."""
         round_ms = self.tokens * (self.interval_ms if self.poisson else self.served_ms)
-        least = 8 if self.streams == 4 and self.poisson else 2
+        least = 6 if self.streams == 4 and self.poisson else 2
         return self.streams * max(math.ceil(SECONDS * 1000 / round_ms), least)
 
 
