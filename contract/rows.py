@@ -119,6 +119,10 @@ class ClientRow:
     """By how much stalls of its event loop raised the p99 of its gaps between chunks (`workers.load.stalls`)."""
     ttft_p95_raised_s: float | None = None
     """By how much they raised the p95 of its TTFT."""
+    e2e_p95_raised_s: float | None = None
+    """By how much they raised the p95 of its successes' E2EL, then that of their TPOT; None in rows before schema
+    version 10."""
+    tpot_p95_raised_s: float | None = None
     held_s: float | None = None
     """Requests in flight, integrated over the window by counting them at every timer: by Little's law also the sum of
     their times in flight, which comes from other stamps."""

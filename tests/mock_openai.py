@@ -43,6 +43,7 @@ class Fault(StrEnum):
     PROMPT_CUT = "prompt_cut"  # usage counts one prompt token too few
     DELTA_NOT_OBJECT = "delta_not_object"  # of a chat: the second chunk's delta is a list
     ROLE_ONLY = "role_only"  # of a chat: nothing but the chunk that names the role
+    UNKNOWN_FIELD = "unknown_field"  # refused for what vLLM alone takes
 
 
 @dataclass
@@ -130,6 +131,8 @@ class MockOpenAI:
         assert request.transport is not None
         if fault is Fault.STATUS_503:
             return web.Response(status=503, text="no capacity: " + "x" * 1000)
+        if fault is Fault.UNKNOWN_FIELD and "ignore_eos" in body:
+            return web.json_response({"error": {"message": "unrecognized field: ignore_eos"}}, status=400)
         if fault is Fault.NOT_A_STREAM:
             return web.json_response({"id": "c", "choices": [{"text": "a", "finish_reason": "length"}]})
         if fault is Fault.NOT_HTTP:

@@ -32,7 +32,7 @@ from tests.page_reader import prose
 from workers.load.keeping_up import keeping_up
 
 MIB, GIB = 2**20, 2**30
-NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
+NAMES_WITH_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e|E2EL)(?![A-Za-z0-9])|2\*\*20")
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]\d+)?")
 CONSTANTS = {
     "rule.linear_r_squared": 0.99,
@@ -87,6 +87,7 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             row = replace(row, throttle_reasons=["power brake", "power cap"][: row.repeat])
             row = replace(row, client_lag_s=0.013 + (row.repeat or 0) / 1000, server_hz=1.6 - (row.repeat or 0) / 10)
             late = ClientRow(2, 0.2, gap_p99_raised_s=0.009, ttft_p95_raised_s=0.003, slip_p99_s=0.0025)
+            late = replace(late, e2e_p95_raised_s=0.031, tpot_p95_raised_s=0.0011)
             row = replace(row, clients=[ClientRow(2, 0.1), replace(late, slip_p99_s=0.0025 + (row.repeat or 0) / 1000)])
             row = replace(row, p99_connect_s=0.04 + (row.repeat or 0) / 100)
             row = replace(row, warmup_stable=False, warmup_tok_s=[1.0, 2.0, 4.0, 8.0][: 4 - (row.repeat or 0)])
@@ -929,6 +930,8 @@ class Auditor:
             "connect_p99_ms": lambda: 1000 * own.p99_connect_s.max(),
             "client_gap_p99_raised_ms": lambda: _worst_client_ms(own, "gap_p99_raised_s"),
             "client_ttft_p95_raised_ms": lambda: _worst_client_ms(own, "ttft_p95_raised_s"),
+            "client_e2e_p95_raised_ms": lambda: _worst_client_ms(own, "e2e_p95_raised_s"),
+            "client_tpot_p95_raised_ms": lambda: _worst_client_ms(own, "tpot_p95_raised_s"),
             "client_slip_p99_ms": lambda: _worst_client_ms(own, "slip_p99_s"),
             "server_hz_lowest": lambda: own.server_hz.min(),
             "warmup_rounds": lambda: own.warmup_tok_s.map(len).max(),

@@ -37,6 +37,8 @@ def notes(**columns: object) -> str:
         ({"client_lag_s": 0.0132}, "the load client's event loop was up to 13.2 ms late (p99)"),
         ({"clients": [CALM, replace(CALM, gap_p99_raised_s=0.009)]}, "raised its p99 gap between chunks by 9.00 ms"),
         ({"clients": [CALM, replace(CALM, ttft_p95_raised_s=0.0031)]}, "raised its p95 of TTFT by 3.10 ms"),
+        ({"clients": [CALM, replace(CALM, e2e_p95_raised_s=0.0029)]}, "raised its p95 of E2EL by 2.90 ms"),
+        ({"clients": [CALM, replace(CALM, tpot_p95_raised_s=0.0004)]}, "raised its p95 of TPOT by 0.400 ms"),
         ({"clients": [CALM, replace(CALM, slip_p99_s=0.0025)]}, "a load process sent up to 2.50 ms late (p99)"),
         ({"p99_connect_s": 0.15}, "requests waited up to 150 ms for their connections (p99), which is in no latency"),
         ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),

@@ -247,6 +247,19 @@ def test_what_an_older_versions_nested_rows_had_not_is_empty(tmp_path: Path) -> 
     assert frame(tmp_path, "server_samples").prefix_hits.isna().all()
 
 
+def test_load_processes_of_before_version_10_say_nothing_of_e2el_and_tpot(tmp_path: Path) -> None:
+    row = replace(synthetic.rows()[-1], schema_version=9, clients=[ClientRow(8, 0.1, gap_p99_raised_s=0.003)])
+    shard = tmp_path / "shards" / row.session_id / f"{row.point_id}.parquet"
+    shard.parent.mkdir(parents=True)
+    content = to_table([row], PointRow).to_pylist()[0]
+    for client in content["clients"]:
+        del client["e2e_p95_raised_s"], client["tpot_p95_raised_s"]
+    pq.write_table(pa.Table.from_pylist([content]), shard)
+    build_tables(tmp_path)
+    (client,) = read_tables(tmp_path).points[0].clients
+    assert (client.gap_p99_raised_s, client.e2e_p95_raised_s, client.tpot_p95_raised_s) == (0.003, None, None)
+
+
 def test_requests_of_before_version_9_have_no_time_of_connecting(tmp_path: Path) -> None:
     row = replace(synthetic.rows()[-1], schema_version=8)
     shard = tmp_path / "shards" / row.session_id / f"{row.point_id}.parquet"

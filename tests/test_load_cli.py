@@ -77,7 +77,7 @@ def test_no_prompt_is_ever_used_twice(capsys: pytest.CaptureFixture[str]) -> Non
         for _ in range(2):
             assert run(capsys, "--url", server.url, *SMALL)[0] == 0
     prompts = [body["prompt"] for body in server.bodies]
-    assert len(set(prompts)) == len(prompts) == 16
+    assert len(set(prompts)) == len(prompts) == 18  # each time one is tried before the load
     assert all(prompt.endswith("Explain what a GPU is in one sentence.") for prompt in prompts)
 
 
@@ -102,7 +102,7 @@ def test_key_comes_from_the_environment(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_some_failures_are_reported_and_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(MockOpenAI(faults=[Fault.STATUS_503, Fault.ERROR_MID_STREAM])) as server:
+    with serving(MockOpenAI(faults=[Fault.NONE, Fault.STATUS_503, Fault.ERROR_MID_STREAM])) as server:
         code, report, complaint = run(capsys, "--url", server.url, *SMALL)
     assert (code, report["completed"], report["failed"], report["sequential_failed"]) == (0, 6, 2, 2)
     assert report["sequential_qps"] == pytest.approx(2 / report["sequential_s"])
@@ -171,7 +171,7 @@ def test_chat_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> None:
         code, report, _ = run(capsys, "--url", f"{server.url}/v1/chat/completions", "--chat", *SMALL)
     assert (code, report["completed"], report["failed"]) == (0, 8, 0)
     messages = [body["messages"] for body in server.bodies]
-    assert len({message["content"] for (message,) in messages}) == 8
+    assert len({message["content"] for (message,) in messages}) == 9
     assert all(message["content"].endswith("Explain what a GPU is in one sentence.") for (message,) in messages)
 
 
@@ -241,6 +241,21 @@ def test_a_server_that_counts_nothing_is_measured_all_the_same(
     assert (code, report["completed"]) == (0, 8)
 
 
+@pytest.mark.parametrize("max_model_len", [None, 80])
+@pytest.mark.parametrize("tokens_of_a_word", [None, 1])
+def test_a_server_that_refuses_such_requests_gets_one(
+    capsys: pytest.CaptureFixture[str], max_model_len: int | None, tokens_of_a_word: int | None
+) -> None:
+    """Whether its models are listed, their length with them, and texts are counted, or not."""
+    mock = MockOpenAI(fault=Fault.UNKNOWN_FIELD, max_model_len=max_model_len, tokens_of_a_word=tokens_of_a_word)
+    with serving(mock) as server:
+        code, report, complaint = run(capsys, "--url", server.url, *SMALL)
+        assert (code, report, len(server.bodies)) == (2, {}, 1)
+        assert "unrecognized field: ignore_eos" in complaint
+        code, report, _ = run(capsys, "--url", server.url, *SMALL, "--no-ignore-eos")
+        assert (code, report["completed"]) == (0, 8)
+
+
 def test_a_wrong_path_is_found_by_one_request_where_no_list_of_models_tells(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(MockOpenAI()) as server:
         code, report, complaint = run(capsys, "--url", f"{server.url}/wrong", *SMALL, "--model", "mock")
@@ -300,6 +315,18 @@ def test_a_late_client_is_called_so_by_what_it_says_of_itself() -> None:
     assert not any("busy" in words for words in report["sequential_client_limited"])
 
 
+def test_what_a_client_added_is_noted_whether_it_was_the_limit_or_not() -> None:
+    rows = [RequestRow(n, n * 0.1, ok=True, e2e_s=0.1, tpot_s=0.01, completion_tokens=11) for n in range(200)]
+    late = ClientRow(1, 0.1, gap_p99_raised_s=0.0042, tpot_p95_raised_s=0.0003, slip_p99_s=0.0019, lag_p99_s=0.0123)
+    assert command._client_notes("x", LoadResult(rows, 20.0, 0.0, 0.0, [ClientRow(1, 0.1), late])) == [
+        "x: stalls of a load process raised its p99 gap between chunks by 4.2 ms",
+        "x: stalls of a load process raised its p95 of TPOT by 0.3 ms",
+        "x: the load client's event loop was up to 12 ms late (p99)",
+    ]
+    assert command._client_notes("x", LoadResult(rows, 20.0, 0.0, 0.0, [ClientRow(1, 0.1)])) == []
+    assert command._client_notes("x", LoadResult(rows, 0.4, 0.0, 0.0, [late])) == []  # too short to tell
+
+
 @pytest.mark.parametrize(
     ("n", "note"),
     [
@@ -339,7 +366,7 @@ def test_a_server_that_answers_nothing_is_not_waited_for_to_the_end(
 def test_a_terminal_sees_how_far_a_part_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LOOK_S", 0.02)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with serving(MockOpenAI(faults=[Fault.NONE, Fault.HANG])) as server:
+    with serving(MockOpenAI(faults=[Fault.NONE, Fault.NONE, Fault.HANG])) as server:
         arguments = ["--url", server.url, "--n", "3", "--timeout", "0.3", "--max-tokens", "8"]
         assert main(arguments) == 0
     shown = capsys.readouterr().err
@@ -356,7 +383,7 @@ def test_who_reads_only_the_beginning_gets_no_traceback() -> None:
 def test_more_connections_than_open_files_are_refused_and_a_soft_limit_is_raised() -> None:
     with serving(MockOpenAI()) as server:
         command_line = f"exec {' '.join(COMMAND)} --url {server.url} --n 90 --concurrency 90 --max-tokens 1"
-        for limit, code, answered in (("-Sn 64", 0, 180), ("-n 64", 2, 0)):
+        for limit, code, answered in (("-Sn 64", 0, 181), ("-n 64", 2, 0)):
             server.bodies.clear()
             done = subprocess.run(
                 ["bash", "-c", f"ulimit {limit}; {command_line}"],
@@ -403,7 +430,7 @@ def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(caps
     assert report["open_loop_p99_send_delay_s"] >= 0
     assert report["open_loop_p99_connect_s"] >= 0
     assert 20 < report["open_loop_offered_qps"] < 2000  # of four arrivals
-    assert len({json.dumps(body["prompt"]) for body in server.bodies}) == 12
+    assert len({json.dumps(body["prompt"]) for body in server.bodies}) == 13
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
@@ -447,7 +474,7 @@ def test_an_open_loops_lines_are_connected_before_it(
 def test_an_open_loop_that_runs_out_of_files_is_limited_by_its_client() -> None:
     """All but its first requests stay in flight: more than this process may have connections."""
     n = 80
-    with serving(MockOpenAI(faults=[Fault.NONE] * (2 * n + 2), fault=Fault.HANG)) as server:
+    with serving(MockOpenAI(faults=[Fault.NONE] * (2 * n + 3), fault=Fault.HANG)) as server:
         arguments = f"--url {server.url} --n {n} --concurrency 2 --max-tokens 2 --rate 1000 --timeout 2"
         done = subprocess.run(
             ["bash", "-c", f"ulimit -n 60; exec {' '.join(COMMAND)} {arguments}"],

@@ -15,7 +15,16 @@ def closed_loop(streams: int, requests: int, e2e_s: float, slip_s: float) -> lis
     """Every stream sends its next request `slip_s` after its last answer."""
     each = requests // streams
     return [
-        RequestRow(stream * each + n, n * (e2e_s + slip_s), ok=True, ttft_s=0.02, e2e_s=e2e_s, gaps_us=[28_000] * 10)
+        RequestRow(
+            stream * each + n,
+            n * (e2e_s + slip_s),
+            ok=True,
+            ttft_s=0.02,
+            e2e_s=e2e_s,
+            tpot_s=0.028,
+            completion_tokens=11,
+            gaps_us=[28_000] * 10,
+        )
         for stream in range(streams)
         for n in range(each)
     ]
@@ -36,6 +45,10 @@ ON_TIME = closed_loop(8, 80, 0.3, 0.0001)
         (ClientRow(8, cpu_share=0.1, gap_p99_raised_s=0.009), None),
         (ClientRow(8, cpu_share=0.1, ttft_p95_raised_s=0.012), "raised its p95 of TTFT by 12 ms"),
         (ClientRow(8, cpu_share=0.1, ttft_p95_raised_s=0.009), None),
+        (ClientRow(8, cpu_share=0.1, e2e_p95_raised_s=0.031), "raised its p95 of E2EL by 31 ms"),  # a tenth of 300
+        (ClientRow(8, cpu_share=0.1, e2e_p95_raised_s=0.029), None),
+        (ClientRow(8, cpu_share=0.1, tpot_p95_raised_s=0.0029), "raised its p95 of TPOT by 2.9 ms"),  # a tenth of 28
+        (ClientRow(8, cpu_share=0.1, tpot_p95_raised_s=0.0027), None),
         (ClientRow(8, cpu_share=0.1, held_s=12.0), None),
         (ClientRow(8, cpu_share=0.1, held_s=9.0), None),  # the other process says nothing: nothing to compare
     ],
@@ -44,6 +57,15 @@ def test_a_busy_or_late_client_is_the_limit(client: ClientRow, words: str | None
     limits = client_limits([CALM, client], ON_TIME, 1.0)
     assert (limits == []) == (words is None)
     assert words is None or words in limits[0]
+
+
+@pytest.mark.parametrize(("tokens", "limited"), [(None, False), (3, False), (4, True)])
+def test_a_tpot_of_a_few_tokens_has_to_be_10_ms_late_in_all(tokens: int | None, limited: bool) -> None:
+    """4 ms of 28 are more than a tenth, but two of them less than what timers can tell."""
+    rows = closed_loop(8, 80, 0.3, 0.0001)
+    for row in rows:
+        row.completion_tokens = tokens
+    assert bool(client_limits([ClientRow(8, 0.1, tpot_p95_raised_s=0.004)], rows, 1.0)) == limited
 
 
 @pytest.mark.parametrize(("held_s", "broken"), [(24.0, False), (22.1, False), (21.9, True), (26.2, True)])

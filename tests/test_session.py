@@ -599,6 +599,7 @@ class SlowClients:
             for result in results:
                 for client in result.clients:
                     client.gap_p99_raised_s, client.ttft_p95_raised_s = self.raised_s.get(len(plans), 0.0), 0.0
+                    client.e2e_p95_raised_s = client.tpot_p95_raised_s = 0.0
                     client.cpu_share, client.wait_share, client.held_s = 0.1, 0.1, None
                 for row in result.requests:
                     row.due_s = row.due_s and row.sent_s  # this host may be late

@@ -7,19 +7,11 @@ from analysis.load.load_curve import NEAR_TARGET
 from analysis.rows.series import Reading
 from analysis.writing.document import Part, phrase
 from analysis.writing.figures import Figure, count, decimal, percent, signed_percent, significant
+from contract.lateness import ADDED, LAG, NAMED_FROM_S, named_s
 from contract.rows import JUDGED_FROM_S
 
 CLIENT_WAIT_SHARE = 0.05
 """From this share of the window on, a load client that waited for a core is named: it measured its host, too."""
-NAMED_FROM_S = 0.002
-"""From here on is named by how much a load client was late, far below what makes it the limit: a reader of a level
-with gaps of 10 ms must be told what of its p99 is the client's. The timers of its event loop are good for 1 ms."""
-ADDED = {
-    "gap_p99_raised_s": "stalls of a load process raised its p99 gap between chunks by {n} ms",
-    "ttft_p95_raised_s": "stalls of a load process raised its p95 of TTFT by {n} ms",
-    "slip_p99_s": "a load process sent up to {n} ms late (p99)",
-}
-"""What load processes say of themselves (`contract.rows.ClientRow`), and the words for the worst of them."""
 P95_NEEDS = 21
 """With fewer values a p95 lies between the two highest: it says little of the tail."""
 P99_NEEDS = 101
@@ -164,16 +156,13 @@ def _client(reading: Reading) -> list[Part]:
                 share=percent(f"{reading.name}.client_wait_pct", waited, 0),
             )
         )
-    for column, what in ADDED.items():
-        worst = max((getattr(c, column) or 0.0 for point in reading.measured for c in point.clients), default=0.0)
-        if worst > NAMED_FROM_S:
-            name = column.removesuffix("_s")
-            notes.append(phrase(what, n=_ms(reading, f"client_{name}", worst)))
+    clients = [client for point in reading.measured for client in point.clients]
+    tokens = reading.median("mean_completion_tokens") or reading.median("output_tokens")
+    for column, worst in named_s(clients, ADDED, tokens).items():
+        notes.append(phrase(ADDED[column], n=_ms(reading, f"client_{column.removesuffix('_s')}", worst)))
     lag = reading.highest("client_lag_s")
     if lag is not None and lag > NAMED_FROM_S:
-        notes.append(
-            phrase("the load client's event loop was up to {n} ms late (p99)", n=_ms(reading, "client_lag", lag))
-        )
+        notes.append(phrase(LAG, n=_ms(reading, "client_lag", lag)))
     return notes
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from analysis.writing.figures import Figure
 
-DIGITS_IN_NAMES = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e)(?![A-Za-z0-9])|2\*\*20")
+DIGITS_IN_NAMES = re.compile(r"(?<![A-Za-z0-9])(?:p50|p95|p99|e2e|E2EL)(?![A-Za-z0-9])|2\*\*20")
 """Names that are written with digits; everything else with a digit must be a figure."""
 
 

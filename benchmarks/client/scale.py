@@ -1,10 +1,11 @@
 """How much more do two load processes carry than one? Against truth servers that have cores of their own.
 
-    python benchmarks/client/scale.py [--streams 512 1024 1536 2048] [--servers 4] [--processes 1 2 4]
+    python benchmarks/client/scale.py [--streams 512 1024 1536 2048] [--servers 4] [--processes 1 2 4] [--poisson]
 
-Each load process and each server is pinned to its own core; the servers share one port, among which the kernel divides
-the connections. For every number of processes the ladder gives streams for each process; printed is the highest load
-that was carried and, as the check of the merge, rows against requests and tokens against what the servers wrote.
+A closed loop, or with --poisson an open one at the rate that keeps so many streams in flight on average. Each load
+process and each server is pinned to its own core; the servers share one port, among which the kernel divides the
+connections. For every number of processes the ladder gives streams for each process; printed is the highest load that
+was carried and, as the check of the merge, rows against requests and tokens against what the servers wrote.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clients import poisson_s
 from truth import TruthServer, truth_server
 
 from workers.load.client import generate
@@ -76,6 +78,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--servers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4, help="requests of every stream, one after the other")
     parser.add_argument("--runs", type=int, default=5, help="of every level: medians are shown")
+    parser.add_argument(
+        "--poisson", action="store_true", help="an open loop at the rate that keeps --streams in flight"
+    )
     return parser.parse_args()
 
 
@@ -90,9 +95,11 @@ def _level(
                 port = servers[0].port if servers else 0
                 servers.append(running.enter_context(truth_server(directory, core, INTERVAL_MS, port)))
             endpoint = Endpoint(f"http://127.0.0.1:{servers[0].port}", "truth")
+            answer_s, requests = TOKENS * INTERVAL_MS / 1000, streams * options.rounds
+            due_s = poisson_s(streams / answer_s, requests, "truth") if options.poisson else []
             plan = LoadPlan(
-                endpoint, streams, streams * options.rounds, PROMPT_TOKENS, TOKENS, first_ordinal=0,
-                vocab_size=32_000, seed=0, timeout_s=60.0,
+                endpoint, streams, requests, PROMPT_TOKENS, TOKENS, first_ordinal=0, vocab_size=32_000, seed=0,
+                timeout_s=60.0, due_s=tuple(due_s),
             )  # fmt: skip
             parts = [
                 replace(part, cores=(core,))
@@ -105,7 +112,9 @@ def _level(
     whole = [row.ordinal for row in result.requests if row.ok] == list(range(plan.num_requests))
     tok_s = tokens / result.duration_s
     busiest = max(client.cpu_share for client in result.clients)
-    return Carried(tok_s, tok_s / (streams * 1000 / INTERVAL_MS), busiest, whole and tokens == written)
+    # of an open loop: as many tokens, from the first arrival to the end of the last answer
+    ideal = requests * TOKENS / (due_s[-1] + answer_s) if due_s else streams * 1000 / INTERVAL_MS
+    return Carried(tok_s, tok_s / ideal, busiest, whole and tokens == written)
 
 
 if __name__ == "__main__":

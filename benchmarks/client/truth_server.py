@@ -4,8 +4,9 @@
 
 Listens on a free loopback port, written to PORT_FILE, or beside others of its kind on PORT. A request is a POST of any
 path whose body names `max_tokens`; its first token is due one interval after it has been read, each further one an
-interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: of every request `[read, [write, write, ...]]`,
-seconds on the monotonic clock that all processes of a host share. One thread on raw epoll, standard library only,
+interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: of every request `[read, [write, write, ...], crc]`,
+seconds on the monotonic clock that all processes of a host share, and the CRC-32 of its body, by which whoever sent it
+knows it again. One thread on raw epoll, standard library only,
 pinned to CORE.
 """
 
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +74,7 @@ class Server:
         self.poll.register(self.listener, select.EPOLLIN)
         self.connections: dict[int, Connection] = {}
         self.due: list[tuple[float, int, Connection]] = []
-        self.truth: list[tuple[float, list[float]]] = []
+        self.truth: list[tuple[float, list[float], int]] = []
         self.order = 0
 
     def serve(self, stopped: list[int]) -> None:
@@ -128,7 +130,7 @@ class Server:
         connection.prompt = body.partition(b'"prompt":')[2].partition(b"]")[0].count(b",") + 1
         connection.writes = []
         now = time.monotonic()
-        self.truth.append((now, connection.writes))
+        self.truth.append((now, connection.writes, zlib.crc32(body)))
         self._schedule(connection, now + self.interval_s)
 
     def _schedule(self, connection: Connection, at: float) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import uvloop
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
+from contract.lateness import ADDED, LAG, in_ms, named_s
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
@@ -82,8 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rate there is a third part, an open loop.",
         epilog="Times are in seconds, *_qps in successful requests per second, *_tok_s in completion tokens of "
         "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
-        "*_client_limited says why a part measured this client and not the server: [] where it did not, null where the "
-        f"part lasted less than {JUDGED_FROM_S:g} s, too short to tell. "
+        "*_client_limited says why a part measured this client and not the server: [] where it was not found to be, "
+        f"null where the part lasted less than {JUDGED_FROM_S:g} s, too short to tell; notes name from 2 ms on what "
+        "this client added to a part's figures all the same. "
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
@@ -155,8 +157,9 @@ async def _models(endpoint: Endpoint, wanted: str | None) -> Mapping[str, int | 
 async def _try_one(plan: LoadPlan) -> int | None:
     """Send a plan's first request, for one token and not streamed; return its prompt's tokens by the server's count.
 
-    It tells what a list of models or `/tokenize` would have told: is this the right place, and what does it take? A
-    server that is busy or broken (429, 5xx) is the right place, and counts nothing.
+    No list of models tells whether this server takes such requests at all: it may refuse a field of theirs, have no
+    such path, or serve a model that only embeds. One that is busy or broken (429, 5xx) does take them, and counts
+    nothing.
     """
     one = replace(plan, num_requests=1, output_tokens=1, due_s=())
     body = json.loads(next(each.body for each in prepare(one) if each is not None))
@@ -172,24 +175,28 @@ async def _try_one(plan: LoadPlan) -> int | None:
     return count if type(count) is int else None
 
 
-async def _check_lengths(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
-    """Refuse what the server would refuse. `plan` is the last part; text is counted by the server's `/tokenize` (vLLM),
-    or where it has none by one request of one token, which the server may refuse itself."""
-    if max_model_len is None:
-        return
-    room = f"max_model_len {max_model_len} of {plan.endpoint.model}"
-    if max_tokens >= max_model_len:
-        raise EndpointError(f"--max-tokens {max_tokens} leaves no room for a prompt in {room}")
+async def _check(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
+    """Refuse what the server would refuse, before any of the load is sent: what is too long for it, by its `/tokenize`
+    (vLLM) and by the one request of one token that is tried, and whatever it refuses that one for. `plan` is the last
+    part."""
     longest = plan.first_ordinal + plan.num_requests - 1  # the last one's number has the most digits
-    text = GivenText(plan.text or "", plan.seed).prompt(longest)
-    chat = {"messages": [{"role": "user", "content": text}]}
-    prompt_tokens = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
-    if prompt_tokens is None:
-        # Another seed: a prompt as long as the longest, and none of the load's own.
-        prompt_tokens = await _try_one(replace(plan, seed=plan.seed ^ 1, first_ordinal=longest))
-    if prompt_tokens is not None and prompt_tokens + max_tokens > max_model_len:
-        asked = f"a prompt of {prompt_tokens} tokens and --max-tokens {max_tokens}"
-        raise EndpointError(f"{asked} do not fit {room}")
+    if max_model_len is not None:
+        if max_tokens >= max_model_len:
+            room = f"max_model_len {max_model_len} of {plan.endpoint.model}"
+            raise EndpointError(f"--max-tokens {max_tokens} leaves no room for a prompt in {room}")
+        text = GivenText(plan.text or "", plan.seed).prompt(longest)
+        chat = {"messages": [{"role": "user", "content": text}]}
+        counted = await count_tokens(plan.endpoint, chat if plan.api is Api.CHAT else {"prompt": text})
+        _fit(plan, counted, max_tokens, max_model_len)
+    # Another seed: a prompt as long as the longest, and none of the load's own.
+    _fit(plan, await _try_one(replace(plan, seed=plan.seed ^ 1, first_ordinal=longest)), max_tokens, max_model_len)
+
+
+def _fit(plan: LoadPlan, prompt_tokens: int | None, max_tokens: int, max_model_len: int | None) -> None:
+    if prompt_tokens is None or max_model_len is None or prompt_tokens + max_tokens <= max_model_len:
+        return
+    asked = f"a prompt of {prompt_tokens} tokens and --max-tokens {max_tokens}"
+    raise EndpointError(f"{asked} do not fit max_model_len {max_model_len} of {plan.endpoint.model}")
 
 
 async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, dict[str, LoadResult]]:
@@ -213,10 +220,7 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, d
     )
     concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
     open_loop = None if args.rate is None else _open_loop(sequential, args.rate)
-    if models is None:
-        await _try_one(replace(sequential, first_ordinal=3 * args.n))
-    else:
-        await _check_lengths(open_loop or concurrent, args.max_tokens, models[model])
+    await _check(open_loop or concurrent, args.max_tokens, (models or {}).get(model))
     parts = {name: await run_watched(name, plan) for name, plan in zip(PARTS, (sequential, concurrent), strict=False)}
     if open_loop is not None:
         lines = _lines(open_loop, args.rate, args.concurrency, parts["concurrent"])
@@ -260,6 +264,7 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
         report[f"{part}_client_limited"] = _limits(parts[part])
     notes = [_tail_note(part, total.completed) for part, total in sums.items()]
     report["notes"] = [note for note in notes if note is not None]
+    report["notes"] += [note for part, result in parts.items() for note in _client_notes(part, result)]
     return report
 
 
@@ -268,6 +273,16 @@ def _limits(result: LoadResult) -> list[str] | None:
     if not limits and result.duration_s < JUDGED_FROM_S:
         return None
     return limits
+
+
+def _client_notes(part: str, result: LoadResult) -> list[str]:
+    """What this client added to a part's figures, whether it was the limit or not: as a session's tables name it."""
+    if result.duration_s < JUDGED_FROM_S:
+        return []
+    tokens = [row.completion_tokens for row in result.requests if row.ok and row.completion_tokens is not None]
+    words = {**ADDED, "lag_p99_s": LAG}
+    found = named_s(result.clients, words, percentile(tokens, 50))
+    return [f"{part}: {words[column].format(n=in_ms(worst))}" for column, worst in found.items()]
 
 
 def _tail_note(part: str, completed: int) -> str | None:

@@ -101,7 +101,9 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     slips = [each.slip_s for each in sent if each.slip_s is not None]
     client.slip_p99_s, client.slip_max_s = percentile(slips, 99), max(slips, default=None)
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
-    client.gap_p99_raised_s, client.ttft_p95_raised_s = made_later_s(rows, watch.stalls)
+    raised = made_later_s(rows, watch.stalls)
+    client.gap_p99_raised_s, client.ttft_p95_raised_s = raised.gap_p99_s, raised.ttft_p95_s
+    client.e2e_p95_raised_s, client.tpot_p95_raised_s = raised.e2e_p95_s, raised.tpot_p95_s
     judging_s = time.thread_time() - judging_s
     return LoadResult(
         rows,
