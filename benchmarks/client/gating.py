@@ -10,6 +10,10 @@ again, for 3 to 250 ms (log-uniform) with rests of 0.05 to 3 s (log-uniform; eac
 such a client of a slow server; and one whose first core is shared with busy processes. Often that is too little to
 matter: whether the client was the limit is told by `verdicts.blame` from the server's log, whatever the situation.
 
+The server's core has to be its own: late writes of it are an excuse, but a starved one also reads late between writes
+that are on time, and an open loop's client is blamed for that. Such a run stands out: `delay_p99_ms`, the client's own
+word, is far below how late its requests came.
+
 Printed is, of each situation and of all, how many were the limit and called so or missed, how many were not and called
 so or rightly not. Of a client that was the limit and not called so follows what the notes beside such a level in a
 run's artifacts say all the same.

@@ -42,7 +42,8 @@ def blame(told: Sequence[Told], streams: int, interval_s: float) -> list[str]:
     All streams together: their p99 gap, off the server's; their p95 of TTFT, E2EL and TPOT, above what it would be had
     chunks been stamped as they were written; of a closed loop the share of its streams that the server had to serve; of
     an open one how late requests (p99) came to the server, less what the server's own writes were late meanwhile, for
-    one that stands still or has much to write also reads late.
+    one that stands still or has much to write also reads late. (One that is starved of its core reads late between
+    writes that are on time; that is not excused.)
     """
     gap = [later - before for each in told for before, later in pairwise(each.writes_s)]
     steps = max(len(told[0].writes_s) - 1, 1)
