@@ -176,7 +176,7 @@ def test_simulated_plots_say_so_and_names_cannot_break_them(tmp_path: Path) -> N
 
 def test_answer_holds_the_main_results(gpu: Path) -> None:
     text = answer(gpu)
-    assert "memory slope (ready) 393,216, memory slope (loaded) 393,216, formula 393,216, engine 393,264" in text
+    assert "memory slope (ready) 393,216, memory slope (loaded) 393,216, formula 393,216, engine 393,216" in text
     assert "337.66 x 512, 168.83 x 1024, 84.41 x 2048, 42.21 x 4096 tokens" in text
     assert "6,481 tok/s at concurrency 32, p95 0.344 s (12 + 64 tokens)" in text
     assert "throughput was still rising at the last level (by 27 % in the last doubling)" in text
