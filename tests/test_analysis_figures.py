@@ -974,6 +974,8 @@ class Auditor:
             return self.room(own, own.most_in_flight.max() if purpose == "rate" else at, what)
         if what.endswith("_highest"):
             return float(own[what.removesuffix("_highest")].max())
+        if what.endswith("_p95_le_s"):
+            return float(own[what].max())
         return float(derived[what]() if what in derived else here[what])
 
     def price(self, rows: pd.DataFrame) -> float:
