@@ -1056,7 +1056,7 @@ class Auditor:
         if what == "longest_request":
             return float((measured.prompt_tokens + measured.output_tokens).max())
         if what == "model_limit_tokens":
-            return float(self.layout("utilization").limit)
+            return float(self.config["max_position_embeddings"] if self.config else "nan")
         double, n = 2 * self.target["context_tokens"], self.target["concurrency"]
         if len(self.memory("committed")) + len(self.memory("utilization")):
             audit = self.envelope(None)
@@ -1065,9 +1065,12 @@ class Auditor:
             holds = next(k for k in range(10**6) if audit.need(double, k + 1) > pool)
         else:
             row = measured.iloc[0]
-            need = n * double * row.formula_bytes_per_token
             pool = self.ranks * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
-            holds = int(pool // (need / n))
+            if self.config is None:
+                need = n * double * row.formula_bytes_per_token
+                holds = int(pool // (need / n))
+            else:
+                need, holds = Layout(self.config, row).at_once(n, double), self.holds(row, double)
         return float(
             {
                 "double_context_tokens": double,

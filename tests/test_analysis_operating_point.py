@@ -539,6 +539,19 @@ def test_a_context_that_the_model_does_not_take_is_refused_first() -> None:
     assert "Whether the model takes that length is not known from this run." in page(rows)
 
 
+def test_load_alone_knows_what_the_model_takes_and_what_its_windows_keep() -> None:
+    shape = synthetic.family("phi-3-mini-4k", synthetic.GPU)
+    rows = [row for row in synthetic.rows(shape) if row.purpose == "concurrency"]
+    needs = []
+    for config in (shape.config, None):
+        text = operating_page(synthetic.tables_of(rows, config), Slo(), TARGETS, None).text()
+        needs.append(float(re.findall(r"requests of 8,192 tokens need ([\d.]+) GiB of KV by formula", text)[0]))
+        assert "% of the pool of the server under load" in text
+        assert ("**No**: the model takes 4,096 tokens at most. Memory" in text) == (config is not None)
+        assert ("Whether the model takes that length is not known" in text) == (config is None)
+    assert needs[0] < needs[1] / 2, "one rate is an upper bound"
+
+
 def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -> None:
     assert "8 → 16: tok/s +38.9 %" in page(sweep())
     without = [row for row in sweep() if row.concurrency != 8]
