@@ -46,6 +46,7 @@ CONSTANTS = {
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
     "rule.between_starts_pct": 10,
+    "rule.above_p95_pct": 5,
     "rule.kv_near_full_pct": 95,
     "rule.drift_limit_pct": 5,
     "rule.false_alarms_pct": 5,
