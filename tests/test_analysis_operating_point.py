@@ -721,6 +721,44 @@ def test_no_latency_alert_fires_at_the_level_that_it_was_made_from(p95: list[flo
     assert above >= bucket_end
 
 
+def why_of(made: Choice, metric: str) -> str:
+    (found,) = [alert for alert in alerts(made) if metric in alert.metric]
+    return found.why.text
+
+
+def test_an_alert_on_p95_names_the_misses_that_it_does_not_see() -> None:
+    slo = Slo(p95_e2e_s=0.6)
+    near = choice(sweep(c16=0.52, c32=0.7), slo)
+    assert alert_above(near, "e2e_request_latency") == 0.8
+    unseen = "it fires at no repeat of concurrency 32, which missed the objective: "
+    assert why_of(near, "e2e_request_latency").endswith(unseen + "there the alert on requests in flight guards it")
+    once = choice(sweep(repeats=1, c16=0.52, c32=0.7), slo)
+    assert why_of(once, "e2e_request_latency").endswith(unseen + "there watch the client's"), "no number for the other"
+    below = why_of(choice(sweep(c8=0.7, c16=0.52, c32=0.9), slo), "e2e_request_latency")
+    assert below.endswith("at no repeat of concurrency 8, which missed the objective: there watch the client's")
+    for seen in ({"c16": 0.52, "c32": 0.9}, {"c16": 0.52, "c32": 0.798}):  # one repeat of three is above
+        assert "it fires at no" not in why_of(choice(sweep(**seen), slo), "e2e_request_latency")
+    undecided = choice(sweep(noise=0.05, c16=0.45, c32=0.62), slo)
+    assert "it fires at no" not in why_of(undecided, "e2e_request_latency")
+
+
+@settings(deadline=None)
+@given(p95=st.lists(st.floats(0.001, 100), min_size=5, max_size=5), limit=st.floats(0.01, 200))
+def test_a_level_that_misses_is_seen_by_the_alert_on_p95_or_named(p95: list[float], limit: float) -> None:
+    made = choice(with_curve(TOK_S, dict(zip(TOK_S, p95, strict=True)), 3, 0.02), Slo(p95_e2e_s=limit))
+    above = alert_above(made, "e2e_request_latency")
+    assert isinstance(above, float)
+    named = re.findall(r"at no repeat of concurrency ([\d, ]+), which", why_of(made, "e2e_request_latency"))
+    unseen = [c.reading.at for c in made.having(Standing.MISSES) if (c.reading.highest("p95_e2e_s") or 0) <= above]
+    assert [int(at) for at in (named[0].split(", ") if named else [])] == unseen
+
+
+def test_no_alert_rests_on_the_few_samples_of_how_many_waited() -> None:
+    made = choice(sweep(), Slo(p95_e2e_s=0.5))
+    watching = [alert.metric for alert in alerts(made) if "num_requests_waiting" in alert.metric]
+    assert watching == ["`vllm:num_requests_running` and `vllm:num_requests_waiting` together"]
+
+
 def test_alert_on_kv_usage_is_a_share_of_the_pool_where_it_has_no_room_to_spare() -> None:
     """vLLM's gauge runs from 0 to 1; what a quiet level happened to use says nothing of when the pool is full."""
     quiet = synthetic.changed(sweep(), lambda row: True, kv_usage_max=0.4, preemptions=0)
