@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 
 from analysis import answer, reduce
 from analysis.__main__ import main
-from contract.rows import SessionRow, to_table
+from analysis.rows.manifest import read_unfinished
+from contract.rows import PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 from tests.test_analysis_load import with_curve
 
@@ -97,6 +100,58 @@ def test_run_without_a_point_has_its_pages_and_says_why_they_are_empty(tmp_path:
         assert "Not known from this run: it holds no " in page, name
         assert "`+sweep=" in page, name
         assert "Sessions that failed before any of their points had a row: 1." in page, name
+
+
+def with_plan(run: Path, status: object, planned: Sequence[PointRow], searched_s: float = 0.0) -> Path:
+    """Write a manifest that planned these points, and reduce the run."""
+    sessions: dict[str, list[dict[str, str]]] = {}
+    for row in planned:
+        sessions.setdefault(row.session_id, []).append({"id": row.point_id})
+    plan = [{"id": name, "points": points, "searched_estimate_s": searched_s} for name, points in sessions.items()]
+    (run / "manifest.json").write_text(json.dumps({"status": status, "sessions": plan}))
+    reduce(run)
+    return run
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "ended early"])
+def test_a_run_that_was_cut_off_says_so_on_every_page(status: str, tmp_path: Path) -> None:
+    rows = synthetic.rows()
+    fewer = [row for row in rows if row.concurrency != 32]
+    run = with_plan(synthetic.write_run(tmp_path, fewer), status, rows)
+    words = f"**not whole**: this run's manifest says `{status}`: "
+    have = f"Of the points planned from the start {len(fewer)} of {len(rows)} have a row. "
+    pages = [run / name for name in PAGES if name.endswith(".md")]
+    for path in pages:
+        assert words in path.read_text(), path
+        assert have in path.read_text(), path
+    report = (run / "report.html").read_text()
+    assert f"{len(fewer)} of {len(rows)} points measured. It is not whole." in report
+    assert have in report
+    assert f"not whole: this run's manifest says `{status}`: " in answer(run)
+
+
+def test_points_that_a_search_added_are_not_counted_as_planned(tmp_path: Path) -> None:
+    rows = synthetic.rows()
+    run = with_plan(synthetic.write_run(tmp_path, rows), "running", rows[:3], searched_s=9.5)
+    assert "Of the points planned from the start 3 of 3 have a row; a search would have added further" in answer(run)
+    assert f"{len(rows)} of {len(rows)} points measured. It is not whole." in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("status", ["complete", "failed points", "budget used up", None, 7, ["running"]])
+def test_a_run_that_came_to_its_end_is_whole(status: object, tmp_path: Path) -> None:
+    rows = synthetic.rows()
+    run = with_plan(synthetic.write_run(tmp_path, rows[:8]), status, rows)
+    assert "not whole" not in answer(run)
+    assert "8 of 8 points measured." in (run / "report.html").read_text()
+    assert not [name for name in PAGES if "not whole" in (run / name).read_text()]
+
+
+@pytest.mark.parametrize("sessions", [None, 3, [4], [{"points": 5}], [{"id": "a", "points": [6, {}, {"id": 7}]}]])
+def test_a_plan_that_cannot_be_read_counts_nothing(sessions: object, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"status": "running", "sessions": sessions}))
+    found = read_unfinished(tmp_path)
+    assert found is not None
+    assert found.planned == frozenset()
 
 
 def test_artifact_of_an_earlier_state_does_not_stay(tmp_path: Path) -> None:

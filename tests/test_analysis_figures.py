@@ -46,6 +46,7 @@ CONSTANTS = {
     "rule.still_gains_pct": 10,
     "rule.confidence_pct": 95,
     "rule.between_starts_pct": 10,
+    "rule.above_p95_pct": 5,
     "rule.kv_near_full_pct": 95,
     "rule.drift_limit_pct": 5,
     "rule.false_alarms_pct": 5,
@@ -155,6 +156,7 @@ GEMMA = synthetic.family(
     "gemma-3-4b", synthetic.GPU, lengths=(512, 2048, 4096, 16384), batched={"committed": 2048, "utilization": 8192}
 )
 MLA = synthetic.family("deepseek-v2-lite", synthetic.GPU, gpus=2)
+WINDOWS = synthetic.family("phi-3-mini-4k", synthetic.GPU)
 LINEAR = synthetic.family(
     "qwen3-next-cut", synthetic.GPU, simulated=True, engine="sim", device="sim", device_name="SIM"
 )
@@ -203,7 +205,17 @@ def with_steps(rows: list[synthetic.PointRow]) -> list[synthetic.PointRow]:
     return [replace(r, server_step_mean_tokens=1.5 * (r.concurrency or 1), mean_prompt_tokens=12.25) for r in rows]
 
 
-MANIFESTS: dict[str, dict[str, dict[str, float]]] = {
+def cut_off() -> list[synthetic.PointRow]:
+    """Return a sweep that two points lack of, whose steady parts are far quicker than the whole runs."""
+    return [replace(row, steady_p95_e2e_s=0.01 + (row.repeat or 0) / 1000) for row in repeated(0.3)[:-2]]
+
+
+def bounds_apart(rows: list[synthetic.PointRow]) -> list[synthetic.PointRow]:
+    """Return rows whose repeats fall into several buckets of the server's histograms."""
+    return [replace(row, server_ttft_p95_le_s=(0.25, 0.5, 0.75)[row.repeat or 0]) for row in rows]
+
+
+MANIFESTS: dict[str, dict[str, Any]] = {
     "gpu": {"slo": {"p95_e2e_s": 0.25}, "cost": {"gpu_hour": 2.5}},
     "two cards": {"slo": {"p95_e2e_s": 0.16, "p95_ttft_s": 0.0225}, "cost": {"gpu_hour": 4}},
     "simulated": {"slo": {"p95_tpot_s": 0.0025}, "cost": {"gpu_hour": 2.5}},
@@ -215,6 +227,17 @@ MANIFESTS: dict[str, dict[str, dict[str, float]]] = {
     "no power": {"slo": {"p95_e2e_s": 0.05}},
     "objectives": {"slo": {"p95_ttft_s": 0.3, "p95_tpot_s": 0.00405}},
     "straddling": {"slo": {"p95_e2e_s": 0.0651}},
+    "cut off": {
+        "slo": {"p95_e2e_s": 0.0651},
+        "status": "interrupted",
+        "sessions": [
+            {
+                "id": "session-load",
+                "model": {"config": None},
+                "points": [{"id": row.point_id} for row in repeated(0.3)],
+            }
+        ],
+    },
 }
 """Objectives and prices of the runs that have them."""
 RUNS = {
@@ -227,7 +250,7 @@ RUNS = {
     "mla, two cards": about_kv(MLA),
     "linear, simulated": about_kv(LINEAR),
     "linear, cpu": about_kv(synthetic.family("tiny-linear", synthetic.CPU)),
-    "window of every layer": about_kv(synthetic.family("phi-3-mini-4k", synthetic.GPU)),
+    "window of every layer": about_kv(WINDOWS),
     "gpu": synthetic.rows(),
     "spoiled": spoiled(synthetic.GPU),
     "two cards": synthetic.rows(replace(synthetic.GPU, gpus=2)),
@@ -239,7 +262,9 @@ RUNS = {
     "cut": synthetic.changed(synthetic.rows(), lambda row: True, model_cut="4 of 32 layers", moe=True),
     "saturated": synthetic.rows(replace(synthetic.GPU, saturation=0.3)),
     "sweep alone": [r for r in synthetic.rows(replace(synthetic.GPU, saturation=0.3)) if r.purpose == "concurrency"],
-    "repeated": with_steps(repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9)),
+    "repeated": bounds_apart(with_steps(repeated(0.3, max_num_seqs=16, running_max=16, waiting_max=9))),
+    "cut off": cut_off(),
+    "windows, load alone": [row for row in about_kv(WINDOWS) if row.purpose == "concurrency"],
     "straddling": repeated(0.3),
     "open loop": open_loop(),
     "open loop, no objective": open_loop(),
@@ -273,7 +298,8 @@ CONFIGS = {
     "mla, two cards": MLA.config,
     "linear, simulated": LINEAR.config,
     "linear, cpu": published("tiny-linear"),
-    "window of every layer": published("phi-3-mini-4k"),
+    "window of every layer": WINDOWS.config,
+    "windows, load alone": WINDOWS.config,
 }
 """What the manifest holds of the models whose layers differ."""
 
@@ -505,10 +531,15 @@ class Auditor:
         return str(named["model" if what == "model" else "model_cut"].iloc[0])
 
     def of_the_run(self, what: str) -> float | str:
+        rows = set(zip(self.points.session_id, self.points.point_id, strict=True))
+        planned = {(s["id"], p["id"]) for s in self.manifest["sessions"] for p in s.get("points", ())}
         return {
             "id": str(self.points.run_id.iloc[0]),
             "points": float(len(self.points)),
             "measured": float((self.points.status == "measured").sum()),
+            "planned": float(len(planned)),
+            "planned_with_row": float(len(planned & rows)),
+            "known": float(len(planned | rows)),
             "seeds": ", ".join(f"{seed:.0f}" for seed in sorted(self.points.seed.dropna().unique())),
         }[what]
 
@@ -974,6 +1005,8 @@ class Auditor:
             return self.room(own, own.most_in_flight.max() if purpose == "rate" else at, what)
         if what.endswith("_highest"):
             return float(own[what.removesuffix("_highest")].max())
+        if what.endswith("_p95_le_s"):
+            return float(own[what].max())
         return float(derived[what]() if what in derived else here[what])
 
     def price(self, rows: pd.DataFrame) -> float:
@@ -1054,7 +1087,7 @@ class Auditor:
         if what == "longest_request":
             return float((measured.prompt_tokens + measured.output_tokens).max())
         if what == "model_limit_tokens":
-            return float(self.layout("utilization").limit)
+            return float(self.config["max_position_embeddings"] if self.config else "nan")
         double, n = 2 * self.target["context_tokens"], self.target["concurrency"]
         if len(self.memory("committed")) + len(self.memory("utilization")):
             audit = self.envelope(None)
@@ -1063,9 +1096,12 @@ class Auditor:
             holds = next(k for k in range(10**6) if audit.need(double, k + 1) > pool)
         else:
             row = measured.iloc[0]
-            need = n * double * row.formula_bytes_per_token
             pool = self.ranks * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
-            holds = int(pool // (need / n))
+            if self.config is None:
+                need = n * double * row.formula_bytes_per_token
+                holds = int(pool // (need / n))
+            else:
+                need, holds = Layout(self.config, row).at_once(n, double), self.holds(row, double)
         return float(
             {
                 "double_context_tokens": double,

@@ -137,6 +137,18 @@ def test_what_the_servers_histograms_say_stands_in_a_table() -> None:
     assert doc.text().strip() == ""
 
 
+def test_a_bound_in_the_table_is_one_that_the_histogram_has() -> None:
+    rows = [
+        replace(synthetic.load_row(synthetic.GPU, "concurrency", 8, n), server_decode_p95_le_s=bound)
+        for n, bound in enumerate((0.3, 0.5))
+    ]
+    (made,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
+    doc = Document("page.md")
+    add_server_table(doc, made, "concurrency", concurrency_figure)
+    (bound,) = [figure.value for figure in doc.figures if figure.name.endswith("server_decode_p95_le_s")]
+    assert bound == 0.5
+
+
 def sweep(**columns: object) -> LoadCurve:
     """Three repeats of five levels, and what their steady parts gave."""
     rows = [synthetic.load_row(synthetic.GPU, "concurrency", c, r) for c in (1, 2, 4, 8, 16) for r in range(3)]

@@ -74,6 +74,74 @@ def test_a_level_whose_interval_straddles_the_objective_is_undecided_and_not_cho
     assert "The next higher, concurrency 16, is undecided" in text
 
 
+def steady(rows: Iterable[PointRow], p95: dict[int, float], **columns: object) -> list[PointRow]:
+    """The rows with steady parts of a known p95 by level, scattered as the whole runs are; else as the whole run's."""
+    made = []
+    for row in rows:
+        factor = (row.p95_e2e_s or 0) / P95[row.concurrency or 0]
+        own = p95.get(row.concurrency or 0, P95[row.concurrency or 0])
+        made.append(replace(row, steady_p95_e2e_s=own * factor, **columns))
+    return made
+
+
+OTHER_SIDE = "By the steady parts alone, which begin after it, "
+
+
+@pytest.mark.parametrize(
+    ("p95", "says"),
+    [
+        ({32: 0.40}, "concurrency 32 would meet every objective."),
+        ({16: 0.40, 32: 0.49}, "concurrency 32 would meet every objective."),
+        ({16: 0.60}, "concurrency 16 would miss one."),
+        ({8: 0.7, 16: 0.60, 32: 0.4}, "concurrency 32 would meet every objective; concurrency 8, 16 would miss one."),
+        ({}, ""),
+        ({16: 0.49, 32: 0.60}, ""),
+        ({16: 0.5, 32: 0.5}, ""),  # across the objective: neither side
+    ],
+)
+def test_levels_whose_steady_part_is_on_the_other_side_are_named(p95: dict[int, float], says: str) -> None:
+    text = page(steady(sweep(), p95), Slo(p95_e2e_s=0.5))
+    assert (OTHER_SIDE in text) == bool(says)
+    assert says == "" or OTHER_SIDE + says in text
+    nothing = page(steady(sweep(), p95), Slo(p95_e2e_s=0.1))
+    assert OTHER_SIDE not in nothing, "no side of it is below that"
+    assert OTHER_SIDE not in page(steady(sweep(), p95)), "without an objective there is no side"
+
+
+def test_a_steady_part_tells_where_nothing_is_chosen_and_by_single_repeats() -> None:
+    lower = {at: value / 2 for at, value in P95.items()}
+    for repeats in (1, 3):
+        text = page(steady(sweep(repeats=repeats), lower), Slo(p95_e2e_s=0.19))
+        assert OTHER_SIDE + "concurrency 1, 4, 8 would meet every objective." in text
+
+
+def test_a_steady_part_with_the_burst_in_it_tells_nothing_nor_one_without_latencies() -> None:
+    slo = Slo(p95_e2e_s=0.5)
+    assert OTHER_SIDE not in page(steady(sweep(), {32: 0.4}, steady_settled_s=None), slo)
+    assert OTHER_SIDE not in page(synthetic.changed(sweep(), lambda row: True, steady_p95_e2e_s=None), slo)
+    arrivals = synthetic.changed(rates(), lambda row: True, steady_p95_e2e_s=0.001)
+    assert OTHER_SIDE not in page(arrivals, Slo(p95_e2e_s=0.01)), "an open loop has no opening burst"
+
+
+def test_the_burst_is_named_where_it_is_more_than_lies_above_a_p95() -> None:
+    slo = Slo(p95_e2e_s=0.5)
+    words = " At concurrency 32 the burst is 32 of {} requests, more than the 5 % that lie above a p95."
+    for requests in (128, 320, 639):
+        assert words.format(requests) in page(steady(sweep(), {32: 0.4}, num_requests=requests), slo)
+    long = page(steady(sweep(), {32: 0.4}, num_requests=640), slo)
+    assert OTHER_SIDE in long
+    assert "the burst is" not in long
+
+
+def test_how_large_levels_were_stands_beside_what_is_said_of_them() -> None:
+    rows = synthetic.changed(sweep(), lambda row: row.concurrency == 16, num_requests=44, duration_s=2.25)
+    text = page(rows, Slo(p95_e2e_s=0.5))
+    assert "Measured: 3 repeats, 44 requests in 2.250 s each (medians)" in text
+    assert "| purpose | concurrency | num_requests | duration_s | tok_s |" in text
+    assert re.search(r"\| concurrency \| 16 \| 44 \| 2.250 \| 2,500 \|", text)
+    assert "Measured: 1 repeat, 44 requests in 2.250 s" in page([r for r in rows if r.repeat == 1], Slo(p95_e2e_s=0.5))
+
+
 def test_a_margin_that_another_start_may_eat_is_called_thin(tmp_path: Path) -> None:
     thin, wide = Slo(p95_e2e_s=0.49), Slo(p95_e2e_s=0.52)
     for slo in (thin, wide):
@@ -251,7 +319,8 @@ def test_an_answer_of_one_token_cannot_miss_its_tpot() -> None:
         text = page(rows, slo)
         assert f"| p95_tpot_s | {NOTHING} | answers of one token have no TPOT to miss |" in text
         assert re.search(
-            rf"\| concurrency \| 16 \| 2,500 \| 0.4500 \| [^|]* \| {NOTHING} \| {NOTHING} \| meets \|", text
+            rf"\| concurrency \| 16 \| 160 \| [^|]* \| 2,500 \| 0.4500 \| [^|]* \| {NOTHING} \| {NOTHING} \| meets \|",
+            text,
         )
         assert at(choice(rows, Slo(p95_tpot_s=1e-9))) == 32
 
@@ -539,6 +608,19 @@ def test_a_context_that_the_model_does_not_take_is_refused_first() -> None:
     assert "Whether the model takes that length is not known from this run." in page(rows)
 
 
+def test_load_alone_knows_what_the_model_takes_and_what_its_windows_keep() -> None:
+    shape = synthetic.family("phi-3-mini-4k", synthetic.GPU)
+    rows = [row for row in synthetic.rows(shape) if row.purpose == "concurrency"]
+    needs = []
+    for config in (shape.config, None):
+        text = operating_page(synthetic.tables_of(rows, config), Slo(), TARGETS, None).text()
+        needs.append(float(re.findall(r"requests of 8,192 tokens need ([\d.]+) GiB of KV by formula", text)[0]))
+        assert "% of the pool of the server under load" in text
+        assert ("**No**: the model takes 4,096 tokens at most. Memory" in text) == (config is not None)
+        assert ("Whether the model takes that length is not known" in text) == (config is None)
+    assert needs[0] < needs[1] / 2, "one rate is an upper bound"
+
+
 def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -> None:
     assert "8 → 16: tok/s +38.9 %" in page(sweep())
     without = [row for row in sweep() if row.concurrency != 8]
@@ -637,6 +719,44 @@ def test_no_latency_alert_fires_at_the_level_that_it_was_made_from(p95: list[flo
     above = alert_above(made, "e2e_request_latency")
     assert isinstance(above, float)
     assert above >= bucket_end
+
+
+def why_of(made: Choice, metric: str) -> str:
+    (found,) = [alert for alert in alerts(made) if metric in alert.metric]
+    return found.why.text
+
+
+def test_an_alert_on_p95_names_the_misses_that_it_does_not_see() -> None:
+    slo = Slo(p95_e2e_s=0.6)
+    near = choice(sweep(c16=0.52, c32=0.7), slo)
+    assert alert_above(near, "e2e_request_latency") == 0.8
+    unseen = "it fires at no repeat of concurrency 32, which missed the objective: "
+    assert why_of(near, "e2e_request_latency").endswith(unseen + "there the alert on requests in flight guards it")
+    once = choice(sweep(repeats=1, c16=0.52, c32=0.7), slo)
+    assert why_of(once, "e2e_request_latency").endswith(unseen + "there watch the client's"), "no number for the other"
+    below = why_of(choice(sweep(c8=0.7, c16=0.52, c32=0.9), slo), "e2e_request_latency")
+    assert below.endswith("at no repeat of concurrency 8, which missed the objective: there watch the client's")
+    for seen in ({"c16": 0.52, "c32": 0.9}, {"c16": 0.52, "c32": 0.798}):  # one repeat of three is above
+        assert "it fires at no" not in why_of(choice(sweep(**seen), slo), "e2e_request_latency")
+    undecided = choice(sweep(noise=0.05, c16=0.45, c32=0.62), slo)
+    assert "it fires at no" not in why_of(undecided, "e2e_request_latency")
+
+
+@settings(deadline=None)
+@given(p95=st.lists(st.floats(0.001, 100), min_size=5, max_size=5), limit=st.floats(0.01, 200))
+def test_a_level_that_misses_is_seen_by_the_alert_on_p95_or_named(p95: list[float], limit: float) -> None:
+    made = choice(with_curve(TOK_S, dict(zip(TOK_S, p95, strict=True)), 3, 0.02), Slo(p95_e2e_s=limit))
+    above = alert_above(made, "e2e_request_latency")
+    assert isinstance(above, float)
+    named = re.findall(r"at no repeat of concurrency ([\d, ]+), which", why_of(made, "e2e_request_latency"))
+    unseen = [c.reading.at for c in made.having(Standing.MISSES) if (c.reading.highest("p95_e2e_s") or 0) <= above]
+    assert [int(at) for at in (named[0].split(", ") if named else [])] == unseen
+
+
+def test_no_alert_rests_on_the_few_samples_of_how_many_waited() -> None:
+    made = choice(sweep(), Slo(p95_e2e_s=0.5))
+    watching = [alert.metric for alert in alerts(made) if "num_requests_waiting" in alert.metric]
+    assert watching == ["`vllm:num_requests_running` and `vllm:num_requests_waiting` together"]
 
 
 def test_alert_on_kv_usage_is_a_share_of_the_pool_where_it_has_no_room_to_spare() -> None:

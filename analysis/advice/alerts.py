@@ -5,10 +5,11 @@ A number comes from the level that was chosen or from an objective; where neithe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from analysis.advice.operating_point import Basis, Choice, OperatingPoint
+from analysis.advice.operating_point import Basis, Choice, OperatingPoint, requests_in_flight
 from analysis.advice.operating_sentences import objective_figure
 from analysis.load import latency_buckets
 from analysis.load.checks import Standing
@@ -16,10 +17,10 @@ from analysis.load.ladder import highest
 from analysis.load.latency_buckets import bucket_of
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, confidence
-from analysis.load.rates import level_words
+from analysis.load.rates import level_figure, level_words
 from analysis.memory.kv_envelope import HEADROOM
 from analysis.rows.series import Reading, concurrency_figure
-from analysis.writing.document import Document, Part, Phrase, phrase
+from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, decimal, significant
 
 HISTOGRAMS = {
@@ -52,13 +53,10 @@ def add_alerts(doc: Document, choice: Choice) -> None:
 def alerts(choice: Choice) -> list[Alert]:
     """Return the alerts for a choice; without an operating point only objectives give numbers."""
     point = choice.point
-    made = [_in_flight(choice, point)]
-    if point is not None and point.reading.highest("waiting_max") is not None:
-        why = phrase("the most seen waiting at {level}", level=level_words(point.reading))
-        made.append(Alert("`vllm:num_requests_waiting`", highest(point.reading, "waiting_max"), why))
+    in_flight = _in_flight(choice, point)
     columns = dict.fromkeys(("p95_e2e_s", *choice.slo.percentiles()))
-    made += [_latency(choice, point, column) for column in columns]
-    return [*made, _kv_usage(choice, point), *_preemptions(point)]
+    latencies = [_latency(choice, point, column, in_flight) for column in columns]
+    return [in_flight, *latencies, _kv_usage(choice, point), *_preemptions(point)]
 
 
 def _in_flight(choice: Choice, point: OperatingPoint | None) -> Alert:
@@ -92,7 +90,7 @@ def _at_the_knee(curve: LoadCurve) -> Phrase:
     return phrase("{why}; whether more pays, up to {last}, noise leaves open", why=why, last=last)
 
 
-def _latency(choice: Choice, point: OperatingPoint | None, column: str) -> Alert:
+def _latency(choice: Choice, point: OperatingPoint | None, column: str, in_flight: Alert) -> Alert:
     """What one window of the chosen level may reach by chance, or the objective where that is lower."""
     metric, bounds = HISTOGRAMS[column]
     limit = choice.slo.percentiles().get(column)
@@ -108,7 +106,27 @@ def _latency(choice: Choice, point: OperatingPoint | None, column: str) -> Alert
         return Alert(metric, None, phrase("no objective, and no operating point"))
     else:
         return Alert(metric, None, phrase("no objective, and one repeat does not tell what the next may reach"))
-    return _at_a_bound(metric, value, bounds, why)
+    alert = _at_a_bound(metric, value, bounds, why)
+    return replace(alert, why=join([alert.why, *_unseen(choice, column, alert, in_flight)]))
+
+
+def _unseen(choice: Choice, column: str, alert: Alert, in_flight: Alert) -> Iterator[Phrase]:
+    """Needs levels that miss the objective and whose every repeat has a p95 up to where the alert begins to fire."""
+    if alert.above is None:
+        return
+    missed = [c for c in choice.candidates if c.curve is choice.curve and c.misses(column)]
+    unseen = [c.reading for c in missed if (c.reading.highest(column) or math.inf) <= float(alert.above.value or 0.0)]
+    if not unseen:
+        return
+    most = None if in_flight.above is None else float(in_flight.above.value or 0.0)
+    guarded = most is not None and all(requests_in_flight(reading) > most for reading in unseen)
+    yield phrase(
+        "it fires at no repeat of "
+        + ("{levels} requests/s" if choice.open_loop else "concurrency {levels}")
+        + ", which missed the objective: "
+        + ("there the alert on requests in flight guards it" if guarded else "there watch the client's"),
+        levels=join(map(level_figure, unseen), ", "),
+    )
 
 
 def _at_a_bound(metric: str, value_s: float, bounds: tuple[float, ...], why: Phrase) -> Alert:

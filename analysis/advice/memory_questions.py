@@ -12,7 +12,7 @@ from analysis.advice.kv_headroom import TWO_COUNTS, capacities, longest_safe, ro
 from analysis.advice.rules import per_token
 from analysis.advice.subject import UNKNOWN, Subject
 from analysis.memory.kv_envelope import HEADROOM, fit_of
-from analysis.memory.kv_pages import Pages
+from analysis.memory.kv_pages import Pages, pages_of
 from analysis.memory.kv_room import kv_room
 from analysis.writing.document import Part, Phrase, join, phrase
 from analysis.writing.figures import count, gib, percent, plain
@@ -131,10 +131,13 @@ def _need(subject: Subject, tokens: int, n: int) -> _Need | None:
         need, holds = envelope.need_bytes(tokens, n), math.floor(envelope.most(tokens))
         return _Need(need, envelope.room_bytes, holds, which, envelope.pages)
     reading = next((r for choice in subject.choices for c in choice.curves for r in c.series.measured), None)
-    room = None if reading is None else kv_room(reading, tokens, n, None)
+    if reading is None:
+        return None
+    pages = pages_of(reading.measured[0], subject.configs)
+    room = kv_room(reading, tokens, n, pages)
     if room is None:
         return None
-    return _Need(room.held_bytes, room.pool_bytes, room.holds, "the pool of the server under load", None)
+    return _Need(room.held_bytes, room.pool_bytes, room.holds, "the pool of the server under load", pages)
 
 
 def _latency_at(subject: Subject, tokens: int) -> Phrase:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from analysis.load.checks import Check, Standing, checks_of, contradicted, keeps_up, standing_of
+from analysis.load.checks import Check, Standing, all_met, checks_of, contradicted, keeps_up, standing_of
 from analysis.load.knee import KneeVerdict
-from analysis.load.load_curve import LoadCurve, level_of, load_curves, one_per_server
+from analysis.load.load_curve import STEADY, WHOLE, LoadCurve, level_of, load_curves, one_per_server
 from analysis.load.rates import rate_curves
 from analysis.load.token_cost import Price, joules_per_output_token, price_per_million
 from analysis.memory.kv_pages import Configs, Pages, pages_of
@@ -48,6 +48,8 @@ class Candidate:
     """Of an open loop: whether the server ended as many as were sent, None where it cannot be told."""
     contradicted: bool = False
     """Whether the same level of the same server, measured under another purpose, misses what this one meets."""
+    steady_checks: tuple[Check, ...] = ()
+    """The objectives held against its steady part; none where that is not free of the opening burst."""
 
     @property
     def measured(self) -> bool:
@@ -81,6 +83,21 @@ class Candidate:
     def missed_as_measured(self) -> bool:
         """Whether an objective is missed by repeats whose noise is not known."""
         return any(c.interval is None and c.value is not None and c.value > c.limit_s for c in self.checks)
+
+    @property
+    def met_when_steady(self) -> bool | None:
+        """Whether its steady part meets every objective where the whole run is not known to (True), or misses one where
+        the whole run meets them all (False); None where the two agree, or the steady part does not tell."""
+        if not self.steady_checks:
+            return None
+        whole, steady = all_met(self.checks), all_met(self.steady_checks)
+        if steady and not whole:
+            return True
+        return False if steady is False and whole else None
+
+    def misses(self, column: str) -> bool:
+        """Whether it misses the objective for a p95, beyond noise where that is known."""
+        return any(check.column == column and check.met is False for check in self.checks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +199,22 @@ def choose(group: Group, curves: tuple[LoadCurve, ...], slo: Slo, gpu_hour: floa
 
 
 def _candidate(curve: LoadCurve, reading: Reading, slo: Slo) -> Candidate:
+    checks, steady = (checks_of(curve, reading, slo, window) for window in (WHOLE, STEADY))
     return Candidate(
-        curve, reading, checks_of(curve, reading, slo), keeps_up(reading), contradicted(curve, reading, slo)
+        curve,
+        reading,
+        checks,
+        keeps_up(reading),
+        contradicted(curve, reading, slo),
+        steady if without_opening_burst(reading) else (),
     )
+
+
+def without_opening_burst(reading: Reading) -> bool:
+    """Return whether the steady latencies of a closed loop's level begin after its opening burst: an open loop has
+    none, and rows of before schema version 9 have it among them."""
+    settled = reading.values("steady_settled_s")
+    return bool(settled) and len(settled) == len(reading.measured) and reading.measured[0].arrivals is None
 
 
 def _pick(candidates: Sequence[Candidate], curves: Sequence[LoadCurve], slo: Slo) -> tuple[Basis, Candidate | None]:

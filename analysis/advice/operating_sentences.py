@@ -20,7 +20,7 @@ from analysis.load.checks import BETWEEN_STARTS, Standing
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_levels, knee_tells, levels_tell, repeats_tell
 from analysis.load.load_curve import LoadCurve
-from analysis.load.load_tables import cell, label_figure, server, unmeasured_notes
+from analysis.load.load_tables import cell, label_figure, requests_sent, server, unmeasured_notes
 from analysis.load.rates import level_figure, level_words
 from analysis.load.request_notes import request_notes
 from analysis.load.signs import signs
@@ -31,6 +31,8 @@ from analysis.rows.targets import Targets
 from analysis.writing.document import Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, percent, plain
 
+ABOVE_P95 = 0.05
+"""Share of requests that lie above a p95."""
 PRESSED = (Limit.KV, Limit.QUEUE, Limit.NEIGHBOUR)
 """Verdicts that a reader must know of a level before running it."""
 
@@ -199,9 +201,12 @@ def _knee_found(choice: Choice, curve: LoadCurve) -> Phrase:
 def _listed(choice: Choice, some: Sequence[Candidate]) -> Phrase:
     if len(some) == sum(candidate.measured for candidate in choice.candidates):
         return phrase("every one is")
+    return phrase("{levels} " + ("is" if len(some) == 1 else "are"), levels=_each_level(choice, some))
+
+
+def _each_level(choice: Choice, some: Sequence[Candidate]) -> Phrase:
     levels = join(dict.fromkeys(_named(choice, c, level_figure(c.reading)) for c in some), ", ")
-    what = "rate" if choice.open_loop else "concurrency"
-    return phrase(what + " {levels} " + ("is" if len(some) == 1 else "are"), levels=levels)
+    return phrase(("rate" if choice.open_loop else "concurrency") + " {levels}", levels=levels)
 
 
 def around(choice: Choice, targets: Targets) -> list[Phrase]:
@@ -209,13 +214,52 @@ def around(choice: Choice, targets: Targets) -> list[Phrase]:
     point = choice.point
     if point is None or not choice.slo.percentiles():
         services = [] if choice.open_loop else _services(choice)
-        return services if point is None else [*services, *_beside(choice, point, targets)]
+        return [*services, *_when_steady(choice), *([] if point is None else _beside(choice, point, targets))]
     return [
         *_margin(choice),
         *_next_level(choice, point),
+        *_when_steady(choice),
         *_past_the_knee(choice, point),
         *_beside(choice, point, targets),
     ]
+
+
+def _when_steady(choice: Choice) -> Iterator[Phrase]:
+    """Needs a level whose steady part, free of the opening burst, is on the other side of the objectives."""
+    better = [c for c in choice.candidates if c.met_when_steady is True]
+    worse = [c for c in choice.candidates if c.met_when_steady is False]
+    each = [
+        phrase(words, levels=_each_level(choice, some))
+        for words, some in (
+            ("{levels} would meet every objective", better),
+            ("{levels} would miss one", worse),
+        )
+        if some
+    ]
+    if not each:
+        return
+    yield phrase(
+        "Whole runs are held against the objectives, each with its opening burst, in which all prompts wait for each "
+        "other. By the steady parts alone, which begin after it, {each}.{burst} Longer levels "
+        "(`load.requests_per_level`, `load.seconds`) tell what a service sees.",
+        each=join(each),
+        burst=_burst(better),
+    )
+
+
+def _burst(some: Sequence[Candidate]) -> Phrase:
+    """Needs a level whose opening burst is so large a share of its requests that their p95 is one of the burst's."""
+    for reading in (candidate.reading for candidate in some):
+        sent = reading.median("num_requests")
+        if sent and reading.at > ABOVE_P95 * sent:
+            return phrase(
+                " At {level} the burst is {n} of {sent} requests, more than the {above} that lie above a p95.",
+                level=level_words(reading),
+                n=level_figure(reading),
+                sent=requests_sent(reading),
+                above=percent("rule.above_p95_pct", ABOVE_P95, 0),
+            )
+    return phrase("")
 
 
 def _services(choice: Choice) -> list[Phrase]:
@@ -248,7 +292,13 @@ def _beside(choice: Choice, point: OperatingPoint, targets: Targets) -> Iterator
 def _measured(reading: Reading) -> Phrase:
     n = len(reading.measured)
     repeats = count(f"{reading.name}.repeats", n)
-    notes: list[Part] = [phrase("{n} repeat" + ("" if n == 1 else "s"), n=repeats), *request_notes(reading)]
+    each = phrase(
+        "{n} repeat" + ("" if n == 1 else "s") + ", {sent} requests in {s} s" + ("" if n == 1 else " each (medians)"),
+        n=repeats,
+        sent=requests_sent(reading),
+        s=cell(reading, "duration_s", 4),
+    )
+    notes: list[Part] = [each, *request_notes(reading)]
     return join([*notes, *foreign_process_notes(reading), *clock_notes(reading), *unmeasured_notes(reading)])
 
 

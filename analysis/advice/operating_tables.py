@@ -11,7 +11,7 @@ from analysis.advice.under_use import joules_figure
 from analysis.load.checks import of_one_token
 from analysis.load.ladder import kv_usage
 from analysis.load.load_curve import LoadCurve
-from analysis.load.load_tables import NO_REQUESTS, cell, confidence, interval_words, label_figure
+from analysis.load.load_tables import NO_REQUESTS, SIZE, cell, confidence, interval_words, label_figure, size_cells
 from analysis.load.rates import level_figure
 from analysis.rows.series import Reading
 from analysis.writing.document import Part, Phrase, phrase
@@ -105,7 +105,7 @@ def level_rows(choice: Choice) -> tuple[list[str], list[list[str | Part]]]:
         return [], []
     axis = "request_rate" if choice.open_loop else "concurrency"
     servers = len({curve.label for curve in choice.curves}) > 1
-    columns = ["purpose", *(["model"] if servers else []), axis, "tok_s"]
+    columns = ["purpose", *(["model"] if servers else []), axis, *SIZE, "tok_s"]
     columns += [column for limit_ in limits for column in (limit_, "interval")] + ["verdict"]
     return columns, [_level_row(candidate, servers) for candidate in choice.candidates]
 
@@ -115,7 +115,7 @@ def _level_row(candidate: Candidate, servers: bool) -> list[str | Part]:
     row: list[str | Part] = [curve.series.sample.purpose]
     if servers:
         row.append(label_figure(curve))
-    row += [level_figure(reading), cell(reading, "tok_s", 4)]
+    row += [level_figure(reading), *size_cells(reading), cell(reading, "tok_s", 4)]
     for check in candidate.checks:
         row += [cell(reading, check.column, 4), interval_words(curve, reading, check.column)]
     return [*row, _verdict(candidate)]

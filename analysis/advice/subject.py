@@ -8,6 +8,7 @@ from analysis.advice.operating_point import Choice, choices
 from analysis.load.load_curve import LoadCurve
 from analysis.memory.kv_envelope import Envelope, card_envelope
 from analysis.memory.kv_fit import KvResult, kv_results
+from analysis.memory.kv_pages import Configs
 from analysis.rows.groups import BASE, Group, grouped
 from analysis.rows.tables import Tables
 from analysis.rows.targets import Slo, Targets
@@ -25,6 +26,8 @@ class Subject:
     envelope: Envelope | None
     """The pool that stands for the card, and what requests take of it."""
     targets: Targets
+    configs: Configs
+    """Of the models, by session."""
 
     @property
     def name(self) -> str:
@@ -50,5 +53,5 @@ def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None)
         own = tuple(choice for choice in made if id(choice.group.points[0]) in ids)
         kv = next((result for result in results if id(result.group.points[0]) in ids), None)
         envelope = card_envelope(kv, tables.points, tables.configs) if kv is not None else None
-        found.append(Subject(group, own, kv, envelope, targets))
+        found.append(Subject(group, own, kv, envelope, targets, tables.configs))
     return found

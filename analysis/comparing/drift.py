@@ -26,9 +26,6 @@ from analysis.rows.caveats import silent_sessions
 
 THRESHOLD = BETWEEN_STARTS
 """Less is not called drift."""
-UNFINISHED = ("running", "interrupted", "ended early")
-"""What a manifest says of a run that lives, was killed or stopped, or could not go on writing: levels that it was asked
-for may have no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ def drift_of(before: Run, after: Run, threshold: float = THRESHOLD) -> Drift:
 
 def _unfinished(run: Run) -> str:
     """Return how a run is known not to have been measured to its end; nothing where that is not known."""
-    if run.manifest.get("status") in UNFINISHED:
-        return f"its manifest says {run.manifest['status']}"
+    if run.tables.unfinished is not None:
+        return f"its manifest says {run.tables.unfinished.status}"
     silent = silent_sessions(run.tables)
     return f"{silent} of its sessions left no row" if silent else ""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from analysis.load.load_curve import LoadCurve
+from analysis.load.load_curve import WHOLE, LoadCurve
 from analysis.load.objectives import holds, states
 from analysis.numbers.intervals import Interval
 from analysis.rows.groups import Group
@@ -70,15 +70,28 @@ class Check:
         """Whether the median lies within the limit and its noise is not known."""
         return self.interval is None and self.value is not None and self.value <= self.limit_s
 
+    @property
+    def met(self) -> bool | None:
+        """Whether it is met: beyond noise where that is known, else by the median; None where neither tells."""
+        if self.standing is not Standing.UNDECIDED:
+            return self.standing is Standing.MEETS
+        return None if self.interval is not None or self.value is None else self.met_as_measured
 
-def checks_of(curve: LoadCurve, reading: Reading, slo: Slo) -> tuple[Check, ...]:
-    """Return every objective held against a level."""
+
+def all_met(checks: Sequence[Check]) -> bool | None:
+    """Return whether all objectives are met, as `Check.met` says of each; None where one is open and none is missed."""
+    each = {check.met for check in checks}
+    return False if False in each else None if None in each else True
+
+
+def checks_of(curve: LoadCurve, reading: Reading, slo: Slo, window: str = WHOLE) -> tuple[Check, ...]:
+    """Return every objective held against a level, or against its steady part."""
     return tuple(
         Check(
             column,
             limit,
-            reading.median(column),
-            curve.interval(reading, column),
+            reading.median(window + column),
+            curve.interval(reading, window + column),
             nothing_to_miss=column == "p95_tpot_s" and of_one_token(reading),
         )
         for column, limit in slo.percentiles().items()

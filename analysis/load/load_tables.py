@@ -86,6 +86,20 @@ def cell(reading: Reading, column: str, digits: int = 3) -> Figure:
     return Figure(f"{reading.name}.{column}", value, NOTHING if value is None else significant_text(value, digits))
 
 
+def requests_sent(reading: Reading) -> Figure:
+    """Return the requests of a level, the median of its repeats."""
+    return reading.figure(count, "num_requests")
+
+
+SIZE = ("num_requests", "duration_s")
+"""Columns that say how large a level was, in requests and seconds: what a percentile of it is worth."""
+
+
+def size_cells(reading: Reading) -> list[Part]:
+    """Return a level's cells in the order of `SIZE`."""
+    return [requests_sent(reading), cell(reading, "duration_s", 4)]
+
+
 def goodput_column(slo: Slo) -> list[str]:
     """Return the column of goodput where the run has objectives."""
     return ["goodput_qps"] if slo.percentiles() else []

@@ -12,12 +12,14 @@ from analysis.load.knee_sentences import add_rule, knee_sentences, knee_table, t
 from analysis.load.ladder import add_ladder
 from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
 from analysis.load.load_tables import (
+    SIZE,
     SWEEP_COLUMNS,
     cell,
     goodput_column,
     level_notes,
     say_without_goodput,
     server,
+    size_cells,
     sweep_cells,
     workload,
 )
@@ -160,8 +162,8 @@ def level_tables(doc: Document, curve: LoadCurve, slo: Slo) -> None:
     doc.table([*SWEEP_COLUMNS, "notes"], [[*sweep_cells(r), level_notes(curve, r)] for r in readings], simulated)
     columns = [*MORE_COLUMNS, *goodput_column(slo)]
     doc.table(
-        ["concurrency", *columns],
-        [[concurrency_figure(r), *(_more_cell(r, column) for column in columns)] for r in readings],
+        ["concurrency", *SIZE, *columns],
+        [[concurrency_figure(r), *size_cells(r), *(_more_cell(r, column) for column in columns)] for r in readings],
         simulated,
     )
     say_without_goodput(doc, slo, readings)

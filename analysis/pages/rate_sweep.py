@@ -10,11 +10,13 @@ from pathlib import Path
 
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import (
+    SIZE,
     cell,
     csv_number,
     goodput_column,
     say_without_goodput,
     server,
+    size_cells,
     unmeasured_notes,
     workload,
 )
@@ -79,8 +81,11 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         )  # fmt: skip
         shown = [*SHOWN, *goodput_column(slo)]
         doc.table(
-            ["request_rate", *shown, "notes"],
-            [[rate_figure(r), *(cell(r, column, 4) for column in shown), _notes(r)] for r in curve.series.readings],
+            ["request_rate", *SIZE, *shown, "notes"],
+            [
+                [rate_figure(r), *size_cells(r), *(cell(r, column, 4) for column in shown), _notes(r)]
+                for r in curve.series.readings
+            ],
             sample.simulated,
         )
         say_without_goodput(doc, slo, curve.series.readings)

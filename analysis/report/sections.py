@@ -84,12 +84,12 @@ def _run_id(tables: Tables) -> str:
 
 def _run(doc: Page, tables: Tables) -> None:
     points, measured = len(tables.points), sum(point.status == MEASURED for point in tables.points)
-    doc.say(
-        "Run {run}: {measured} of {points} points measured.",
-        run=quote("run.id", _run_id(tables)),
-        measured=count("run.measured", measured),
-        points=count("run.points", points),
-    )
+    words = "Run {run}: {measured} of {points} points measured."
+    parts: dict[str, Part] = {"run": quote("run.id", _run_id(tables)), "measured": count("run.measured", measured)}
+    if tables.unfinished is None:
+        doc.say(words, points=count("run.points", points), **parts)
+    else:
+        doc.say(words + " It is not whole.", points=count("run.known", points + tables.planned_without_row), **parts)
 
 
 def _answer(doc: Page, tables: Tables, slo: Slo, targets: Targets) -> None:

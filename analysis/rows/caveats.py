@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from analysis.rows.groups import unique_slug
+from analysis.rows.manifest import UNFINISHED
 from analysis.rows.series import outcome_figure, point_name
 from analysis.rows.tables import RunPoint, Tables
 from analysis.writing.document import Document, Phrase, join, phrase
@@ -71,8 +72,28 @@ def missing_words(tables: Tables) -> list[Phrase]:
     return [phrase(f"no {file} that can be read in this run: {MISSING[file]}.") for file in tables.missing]
 
 
+def not_whole(tables: Tables) -> list[Phrase]:
+    """Return that a run is not known to have ended, and what it lacks of its plan; nothing of one that has."""
+    unfinished = tables.unfinished
+    if unfinished is None:
+        return []
+    planned, lacking = len(unfinished.planned), tables.planned_without_row
+    return [
+        phrase(
+            f"this run's manifest says `{unfinished.status}`: {UNFINISHED[unfinished.status]}. Of the points planned "
+            "from the start {there} of {planned} have a row"
+            + ("; a search would have added further ones" if unfinished.searches else "")
+            + ". `python -m orchestrator resume=RUN` measures what is missing.",
+            there=count("run.planned_with_row", planned - lacking),
+            planned=count("run.planned", planned),
+        )
+    ]
+
+
 def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> None:
     """Write the caveats that these points of the run call for."""
+    for part in not_whole(tables):
+        doc.caution("**not whole**: {part}", part=part)
     for missing in missing_words(tables):
         doc.caution("**incomplete**: {missing}", missing=missing)
     if any(point.simulated for point in points):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError, first_line
-from analysis.rows.manifest import read_configs, read_manifest
+from analysis.rows.manifest import Unfinished, read_configs, read_manifest, read_unfinished
 from contract.rows import (
     SCHEMA_VERSION,
     ClientRow,
@@ -97,12 +97,21 @@ class Tables:
     """Content of config.json of each session's model, by session id; the manifest's, so it may be missing."""
     missing: tuple[str, ...] = ()
     """Which of `sessions.parquet` and `manifest.json` the run does not hold: much may rest on them."""
+    unfinished: Unfinished | None = None
+    """What was planned of a run that is not known to have come to its end."""
+
+    @property
+    def planned_without_row(self) -> int:
+        """How many points an unfinished run planned from the start and has no row of."""
+        if self.unfinished is None:
+            return 0
+        return len(self.unfinished.planned - {(point.session_id, point.point_id) for point in self.points})
 
 
 def read_tables(run_dir: Path) -> Tables:
     """Return the rows of points.parquet and sessions.parquet (which may be missing), each by its last attempt.
 
-    With them come the models' configs, where the run has its manifest.
+    With them come the models' configs and what an unfinished run planned, where the run has its manifest.
     """
     points = _rows(run_dir / "points.parquet", POINTS_SCHEMA, PointRow)
     sessions_path = run_dir / "sessions.parquet"
@@ -114,6 +123,7 @@ def read_tables(run_dir: Path) -> Tables:
         tuple(_session(row) for row in sessions),
         read_configs(run_dir),
         tuple(missing),
+        read_unfinished(run_dir),
     )
 
 
