@@ -46,6 +46,8 @@ class Cause:
     why: str
     is_result: bool = False
     """The failure is the answer: resume does not try it again, as it does all others."""
+    card_is_lost: bool = False
+    """Its card would fail every other server of the run, too."""
 
 
 def _request(why: str) -> Cause:
@@ -76,9 +78,14 @@ CAUSES: dict[F, Cause] = {
     ),
     F.BAD_ARGUMENT: _fixed("vLLM would refuse the same command line again"),
     F.LENGTH_ABOVE_MODEL: _fixed("the model stays what it is"),
-    F.MODEL_MISSING: _fixed("the name, the token or the network has to be mended first"),
+    F.MODEL_MISSING: Cause(
+        Reach.START,
+        Again.OTHER_NODE,
+        "another node may have it; else the name, the token or the network is to be mended",
+    ),
     F.NOT_INSTALLED: Cause(Reach.START, Again.OTHER_NODE, "another node may have vLLM"),
     F.KV_TOO_SMALL: Cause(Reach.START, Again.NEVER, "the engine's own estimate is the measured limit", is_result=True),
+    F.NO_SPACE: Cause(Reach.START, Again.OTHER_NODE, "another node may have room"),
     F.FREE_MEMORY_LOW: Cause(Reach.START, Again.OTHER_CARD, "somebody else uses this card"),
     F.MEMORY_PROFILE: Cause(Reach.START, Again.FRESH_SERVER, "somebody else's memory moved; it may be over"),
     F.OUT_OF_MEMORY: _fixed("the same weights and pool would not fit again; a forked server is started cold first"),
@@ -92,6 +99,9 @@ CAUSES: dict[F, Cause] = {
     F.NO_PROGRESS: Cause(
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"
     ),
+    F.CUDA_ERROR: Cause(
+        Reach.START, Again.OTHER_CARD, "another card tells whose it is; a forked server is started cold first"
+    ),
     F.START_FAILED: _fixed(
         "nothing is known that would change; so too where an error that the log names as its own ended it at its first "
         "completion; a forked server is started cold first"
@@ -100,7 +110,7 @@ CAUSES: dict[F, Cause] = {
         Reach.SERVER,
         Again.FRESH_SERVER,
         "what ended it may not happen again; so too at its first completion where the log names no error of its own (a "
-        "killed worker, a hang), or one of CUDA or NCCL",
+        "killed worker, a hang)",
     ),
     F.MEMORY_UNDER_LOAD: Cause(Reach.SERVER, Again.NEVER, "the same load would need the same memory"),
     F.POINT_TIMEOUT: Cause(Reach.SERVER, Again.NEVER, "it would take as long again"),
@@ -120,7 +130,13 @@ CAUSES: dict[F, Cause] = {
     F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session got no further start: nothing is known of the point"),
     F.STOPPED: Cause(Reach.RUN, Again.NEVER, "it was asked for"),
     F.ACTOR_LOST: Cause(Reach.SERVER, Again.OTHER_NODE, "it says nothing about the point"),
-    F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_CARD, "it says nothing about the point"),
+    F.CARD_LOST: Cause(Reach.SERVER, Again.OTHER_CARD, "it says nothing about the point", card_is_lost=True),
+    F.CARD_FAILED: Cause(
+        Reach.SERVER,
+        Again.OTHER_CARD,
+        "it says nothing about the point; a forked server is started cold first",
+        card_is_lost=True,
+    ),
     F.NODE_LOST: Cause(Reach.NODE, Again.OTHER_NODE, "it says nothing about the point"),
     F.NOT_WRITTEN: Cause(Reach.RUN, Again.NEVER, "what cannot be kept need not be measured"),
     F.INTERNAL: Cause(Reach.POINT, Again.NEVER, "a defect of ours: it would happen again"),

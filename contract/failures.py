@@ -31,6 +31,7 @@ class FailureClass(StrEnum):
     MODEL_MISSING = "model_missing"
     NOT_INSTALLED = "not_installed"  # no vLLM on the session's node
     KV_TOO_SMALL = "kv_too_small"  # not one sequence of max_model_len fits: a result, with the engine's own estimate
+    NO_SPACE = "no_space"  # a disk of the session's node is full
     FREE_MEMORY_LOW = "free_memory_low"  # somebody else uses the card
     MEMORY_PROFILE = "memory_profile"  # memory changed under vLLM while it measured
     OUT_OF_MEMORY = "out_of_memory"
@@ -39,6 +40,7 @@ class FailureClass(StrEnum):
     WRONG_SERVER = "wrong_server"  # what answers is not the server that was started
     READY_TIMEOUT = "ready_timeout"  # it went on, but not to its end: the hard cap
     NO_PROGRESS = "no_progress"  # it was silent for several times what its phase usually takes
+    CUDA_ERROR = "cuda_error"  # an error of CUDA or NCCL before it had answered: of a card or of a kernel, nobody knows
     START_FAILED = "start_failed"  # any other end before it was ready, or at its first completion
     # --- one point on a live server ---
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
@@ -57,7 +59,8 @@ class FailureClass(StrEnum):
     NOT_TRIED = "not_tried"  # its session's servers ended before its turn came, and it got no further start
     STOPPED = "stopped"  # the user or the scheduler stopped the run
     ACTOR_LOST = "actor_lost"  # the session's actor is gone, or not to be reached
-    CARD_LOST = "card_lost"  # a card of the session does not answer NVML any more
+    CARD_LOST = "card_lost"  # a card of the session does not answer NVML, or no more
+    CARD_FAILED = "card_failed"  # NVML reads the session's cards, and CUDA cannot use one of them
     NODE_LOST = "node_lost"  # the session's node is gone for good
     NOT_WRITTEN = "not_written"  # the run directory takes no more files: a full disk, say
     INTERNAL = "internal"  # a defect of ours: the message is the exception

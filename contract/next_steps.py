@@ -23,6 +23,8 @@ NEXT_STEPS: dict[F, str] = {
     F.NOT_INSTALLED: "install vLLM in the Python environment of that node",
     F.KV_TOO_SMALL: "this is a result; for the length itself raise `server.gpu_memory_utilization`, or spread the "
     "model over more cards (`server.tensor_parallel_size`)",
+    F.NO_SPACE: "make room on the disk of that node which its message or the end of the log names (TMPDIR, /var/tmp or "
+    "VLLM_CAPACITY_CACHE_ROOT, /dev/shm); then " + _RESUME,
     F.FREE_MEMORY_LOW: "end what else holds the card's memory, or name other cards in CUDA_VISIBLE_DEVICES, or lower "
     "`server.gpu_memory_utilization`; after the first " + _RESUME,
     F.MEMORY_PROFILE: "have nobody else start or stop on the card; then " + _RESUME,
@@ -31,6 +33,8 @@ NEXT_STEPS: dict[F, str] = {
     F.GRAPH_MEMORY: "leave memory for CUDA graphs (a lower `server.gpu_memory_utilization` or "
     "`server.kv_cache_memory_bytes`), or do without them (`server.enforce_eager=true`)",
     F.READY_TIMEOUT: "give it longer: " + _resume("engine.ready_timeout_s=SECONDS"),
+    F.CUDA_ERROR: "see at the end of its log what CUDA or NCCL could not do: where one card alone has it, leave that "
+    "out (CUDA_VISIBLE_DEVICES), where all have it, it is the configuration or the driver; then " + _RESUME,
     F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
     F.POINT_TIMEOUT: "it had an hour, or three times its estimate where that is more: ask for less of it (fewer "
@@ -49,6 +53,8 @@ NEXT_STEPS: dict[F, str] = {
     F.ACTOR_LOST: _RESUME,
     F.CARD_LOST: "see what the kernel says of the card (`dmesg`, Xid) and reset it, or leave it out "
     "(CUDA_VISIBLE_DEVICES); then " + _RESUME,
+    F.CARD_FAILED: "see what `nvidia-smi -q` (ECC, row remapping, fabric) and `dmesg` (Xid) say of the card and reset "
+    "it, or leave it out (CUDA_VISIBLE_DEVICES); then " + _RESUME,
     F.NODE_LOST: _RESUME,
     F.NOT_WRITTEN: "make room for the run directory; then " + _RESUME,
 }

@@ -59,9 +59,9 @@ DYING_S = 2.0
 """For an actor that is killed to be dead."""
 NODES_LIMIT_S = 5.0
 """For the cluster to say which of its nodes live."""
-OF_THE_NODE = ("[Errno ", "NVML", "NoSuchCard")
+OF_THE_NODE = "[Errno "
 """In the message of an actor that could not be made on a node, where it may be elsewhere: the system's errors (no space
-left), and those of the node's cards."""
+left). Cards that are lost its server's start tells."""
 
 
 class ActorLost(Exception):
@@ -454,7 +454,7 @@ async def _result(reference: Any) -> Any:
         why = _in_a_line(error)
         if not _in_its_making(error):
             raise ActorLost(f"{type(error).__name__}: {why}") from None
-        if any(word in why for word in OF_THE_NODE):
+        if OF_THE_NODE in why:
             raise ActorLost(f"it could not be made: {why}") from None
         raise ActorFailed(why) from None
 

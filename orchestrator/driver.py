@@ -85,9 +85,7 @@ class Driver:
         self._controls: Mapping[str, Control] = {}
         self._rows: dict[str, dict[str, PointRow]] = {}
         """What searches know: rows of this run and of what it goes on with, without what is nested in them."""
-        self._queue = Queue({node.id: node.slots for node in fleet.nodes}, let_go=self._let_go)
-        self._holding: dict[str, list[SessionHandle]] = {}
-        """By node the actors of servers whose cards failed them: while an actor lives, nobody gets its cards."""
+        self._queue = Queue({node.id: node.slots for node in fleet.nodes})
         self._spending = Spending(budget or Budget())
         self._attempts: dict[str, int] = {}
         """The start of each session that counts: rows of another are late ones of an actor that was given up."""
@@ -153,10 +151,6 @@ class Driver:
             failure = Failure(FailureClass.NODE_LOST, "no node is left that has room for it")
             await self._give_up(self._sessions[job.id], failure)
 
-    def _let_go(self, node: str) -> None:
-        for handle in self._holding.pop(node, []):
-            handle.kill()
-
     def _interrupt(self, task: asyncio.Future[None], number: int) -> None:
         """Stop: with SIGTERM in two seconds, for `ray job stop` kills after three; else each server in its own time."""
         now = time.monotonic()
@@ -198,10 +192,7 @@ class Driver:
         finally:
             if handle is not None:
                 self._leaving.setdefault(spec.id, asyncio.Event())
-                card_failed = failure is not None and cause(failure.failure_class).again is Again.OTHER_CARD
-                keep_cards = card_failed and self._queue.keep_back(spec.id)
-                if keep_cards:
-                    self._holding.setdefault(node, []).append(handle)
+                keep_cards = self._keeps_cards(spec, handle, failure)
                 try:
                     await _whole(self._leave(spec, handle, keep_cards))  # or an interrupt would cost its row and log
                 finally:
@@ -210,6 +201,12 @@ class Driver:
             self._live.pop(spec.id, None)
             self._progress.ended(spec)
         return await self._after(spec, node, failure)
+
+    def _keeps_cards(self, spec: SessionSpec, handle: SessionHandle, failure: Failure | None) -> bool:
+        """Whether the actor of a server whose cards failed it stays: while it lives, nobody gets its cards."""
+        if failure is None or (what := cause(failure.failure_class)).again is not Again.OTHER_CARD:
+            return False
+        return self._queue.keep_back(spec.id, handle.kill, what.card_is_lost)
 
     async def _lost(self, error: ActorLost, node: str) -> Failure:
         lost = FailureClass.NODE_LOST if await self._cluster.has_lost(node) else FailureClass.ACTOR_LOST
@@ -258,7 +255,7 @@ class Driver:
         # what its numbers are measured with must not be lost with this process; its stop replaces the row
         await self._keep(partial(self._store.put_session, SessionEnd(started, "")))
         if started.status != MEASURED and self._starts_again(spec, cause(started.failure_class)):
-            return Failure(started.failure_class or "", started.failure_message or "")
+            return _failure_of(started)
         pending = self._pending[spec.id]
         while await self._leave_out_what_has_no_room(spec) or (
             await self._ask_control(spec) and await self._leave_out_what_has_no_room(spec)
@@ -303,7 +300,7 @@ class Driver:
         self._progress.doing(spec, "settling its account")
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
             await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
-        return None
+        return None if started.status == MEASURED else _failure_of(started)
 
     async def _leave_out_what_has_no_room(self, spec: SessionSpec) -> bool:
         """Put a row for each pending point that the budget does not hold, up to one that it does: is there one?
@@ -481,6 +478,10 @@ class Driver:
         if known.status != MEASURED:  # why it did not start says more
             return replace(known, ended_at=now)
         return replace(known, status=FAILED, ended_at=now, failure_class=failure_class, failure_message=message)
+
+
+def _failure_of(row: SessionRow) -> Failure:
+    return Failure(row.failure_class or "", row.failure_message or "")
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:

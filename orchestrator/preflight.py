@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.fleet import Fleet
 from orchestrator.problems import ConfigError
 from orchestrator.schema import EngineConfig, Experiment
+from workers import caches
 from workers.node_report import NodeReport
 
 LEAST_FREE_BYTES = 2**30
@@ -81,6 +82,11 @@ def check_nodes(
         (warnings if shared_gpus else problems).extend(foreign)
     problems += [f"{r.host}: {missing}" for r in hosts for missing in r.missing_models]
     problems += [_full(f"{r.host}: {r.temporary}", r.free_bytes) for r in hosts if r.free_bytes < LEAST_FREE_BYTES]
+    problems += [
+        _full(f"{r.host}: {r.cache} (or name another in {caches.VARIABLE})", r.cache_free_bytes)
+        for r in hosts
+        if r.cache is not None and r.cache_free_bytes < LEAST_FREE_BYTES
+    ]
     if free_for_results < LEAST_FREE_BYTES:
         problems.append(_full("where results are written", free_for_results))
     if problems:

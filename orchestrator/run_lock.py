@@ -47,7 +47,10 @@ def _locked(path: Path) -> int | None:
         except BlockingIOError:
             who = os.pread(file, 200, 0).decode(errors="replace").strip() or "another driver"
             os.close(file)
-            raise ConfigError([f"{path.parent} is being measured by {who}: wait for its end, or stop it"]) from None
+            elsewhere = " on " in who and f" on {socket.gethostname()} " not in who
+            gone = f"; where that host is gone for good, remove {path}" if elsewhere else ""
+            message = f"{path.parent} is being measured by {who}: wait for its end, or stop it{gone}"
+            raise ConfigError([message]) from None
         except OSError as error:
             os.close(file)
             print(f"WARNING  {path.parent} takes no locks ({error.strerror}): nothing keeps a second driver off it")

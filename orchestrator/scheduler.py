@@ -6,7 +6,6 @@ Used by `orchestrator.driver`.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 from contract.causes import Again
 
 KEPT_BACK_S = 300.0
-"""After so long cards that failed a job may be tried again: somebody's process on them may have ended."""
+"""After so long cards whose failure may pass are tried again: somebody's process on them may have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,17 @@ class _Running:
     card_failed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Slots whose cards failed their job, which no other shall get."""
+
+    node: str
+    slots: int
+    since: float
+    lasts: bool
+    let_go: Callable[[], None]
+
+
 Execute = Callable[[Job, str], Awaitable[Again]]
 """Runs a job on a node; returns whether and where it should be tried again."""
 
@@ -52,13 +62,10 @@ class Queue:
     """Jobs over nodes with so many free slots each."""
 
     free: dict[str, int]
-    let_go: Callable[[str], None] = lambda node: None
-    """Called with a node whose slots are no longer kept back, before any job gets them."""
     _capacity: dict[str, int] = field(init=False)
     _waiting: list[Job] = field(default_factory=list)
     _running: dict[asyncio.Task[Again], _Running] = field(default_factory=dict)
-    _kept_back: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """By node the slots whose cards failed their jobs, which no other shall get, and since when."""
+    _kept_back: list[_Kept] = field(default_factory=list)
     _woken: asyncio.Future[None] | None = None
     """Done when a server has become ready: a job may have waited for it."""
 
@@ -77,7 +84,7 @@ class Queue:
             while True:
                 self._start_what_fits(execute)
                 if not self._running and self._waiting and self._kept_back:
-                    self._let_all_go()  # else what waits would fit nowhere
+                    self._let_go(lambda kept: True)  # else what waits would fit nowhere
                     continue
                 if not self._running:
                     return self._waiting
@@ -90,13 +97,13 @@ class Queue:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
-            self._let_all_go()
+            self._let_go(lambda kept: True)
 
     def lose(self, node: str) -> None:
         """Place nothing on a node any more."""
         self.free.pop(node, None)
         self._capacity.pop(node, None)
-        self._let_go(node)
+        self._let_go(lambda kept: kept.node == node)
 
     def ready(self, job_id: str) -> None:
         """A job's server is up, or will not be: what it has compiled, others of its key find now."""
@@ -106,30 +113,33 @@ class Queue:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
-    def keep_back(self, job_id: str) -> bool:
+    def keep_back(self, job_id: str, let_go: Callable[[], None], lasts: bool = False) -> bool:
         """Keep the slots of a job that runs from others: its cards are of no use. Returns whether they are.
 
-        They are not where the rest of its node would be too small for the job: all may be tried again then.
+        They are not where no node would have room left for the job: those that are kept and may be of use again are
+        tried again then. `let_go` is called when they are no longer kept, before any job gets them: after
+        `KEPT_BACK_S`, but for those whose failure `lasts`, or when what waits would fit nowhere, or at the end.
         """
         ended = next(running for running in self._running.values() if running.job.id == job_id)
         node, slots = ended.node, ended.job.slots
-        kept, since = self._kept_back.get(node, (0, time.monotonic()))
-        if self._capacity.get(node, 0) - kept - slots < slots:
-            self._let_go(node)
+        if not any(self._of_use(other) - (slots if other == node else 0) >= slots for other in self._capacity):
+            self._let_go(lambda kept: not kept.lasts)
             return False
-        self._kept_back[node] = kept + slots, since
+        self._kept_back.append(_Kept(node, slots, time.monotonic(), lasts, let_go))
         ended.card_failed = True
         return True
 
-    def _let_all_go(self) -> None:
-        for node in list(self._kept_back):
-            self._let_go(node)
+    def _of_use(self, node: str) -> int:
+        """The slots of a node that are not kept back."""
+        return self._capacity[node] - sum(kept.slots for kept in self._kept_back if kept.node == node)
 
-    def _let_go(self, node: str) -> None:
-        slots, _ = self._kept_back.pop(node, (0, 0.0))
-        if slots and node in self.free:
-            self.free[node] += slots
-        self.let_go(node)
+    def _let_go(self, which: Callable[[_Kept], bool]) -> None:
+        gone = [kept for kept in self._kept_back if which(kept)]
+        self._kept_back = [kept for kept in self._kept_back if not which(kept)]
+        for kept in gone:
+            if kept.node in self.free:
+                self.free[kept.node] += kept.slots
+            kept.let_go()
 
     def _start_what_fits(self, execute: Execute) -> None:
         for job, node in place(self._waiting, self.free, self._ends(), time.monotonic(), self._compiling()):
@@ -149,8 +159,8 @@ class Queue:
         again = task.result()
         if ended.node in self.free and not ended.card_failed:
             self.free[ended.node] += ended.job.slots
-            if time.monotonic() - self._kept_back.get(ended.node, (0, math.inf))[1] > KEPT_BACK_S:
-                self._let_go(ended.node)
+            before = time.monotonic() - KEPT_BACK_S
+            self._let_go(lambda kept: not kept.lasts and kept.since < before)
         if again is not Again.NEVER:
             avoid = ended.job.avoid | (frozenset() if again is Again.FRESH_SERVER else {ended.node})
             first = len(self._waiting) if again is Again.OTHER_CARD else 0
@@ -159,7 +169,7 @@ class Queue:
 
     def _avoidable(self, job: Job) -> frozenset[str]:
         """Nothing, for a job that failed wherever it fits: any node may try again."""
-        fits = {node for node, slots in self._capacity.items() if slots >= job.slots}
+        fits = {node for node in self._capacity if self._of_use(node) >= job.slots}
         return job.avoid if fits - job.avoid else frozenset()
 
 

@@ -164,8 +164,6 @@ def test_an_actor_that_cannot_be_made_is_a_defect_and_what_is_left_on_nodes_is_r
     [
         ("ValueError: a defect", ActorFailed),
         ("OSError: [Errno 28] No space left on device: '/tmp/vc-x'", ActorLost),
-        ("pynvml.NVMLError_GpuIsLost: GPU is lost", ActorLost),
-        ("workers.devices.nvml.NoSuchCard: no card 3", ActorLost),
     ],
 )
 def test_an_actor_that_could_not_be_made_is_tried_elsewhere_only_for_a_reason_of_its_node(

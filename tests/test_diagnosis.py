@@ -43,6 +43,35 @@ TOO_SMALL = (
             "  Value error, Cannot find the config file for awq [type=value_error, input_value=ArgsKwargs(...)]\n",
             FailureClass.BAD_ARGUMENT,
         ),
+        ("(Worker pid=7) ERROR RuntimeError: No CUDA GPUs are available", FailureClass.CARD_FAILED),
+        (
+            "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "
+            "NumCudaDevices() that might have already set an error? Error 802: system not yet initialized",
+            FailureClass.CARD_FAILED,
+        ),
+        (
+            "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be "
+            "asynchronously reported at some other API call\n"
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n",
+            FailureClass.CARD_FAILED,
+        ),
+        (
+            "torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            FailureClass.CUDA_ERROR,
+        ),
+        ("RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO)", FailureClass.CUDA_ERROR),
+        (
+            "NCCL version 2.27.5+cuda12.9\nRuntimeError: CUDA error: no kernel image is available for execution on the "
+            "device\n",
+            FailureClass.START_FAILED,
+        ),
+        ("NCCL version 2.27.5+cuda12.9\nRuntimeError: something new", FailureClass.START_FAILED),
+        ("OSError: [Errno 28] No space left on device: '/var/tmp/vllm-capacity-0/vllm'", FailureClass.NO_SPACE),
+        ("RuntimeError: Cannot find any model weights with `/models/x`", FailureClass.MODEL_MISSING),
+        (
+            "FileNotFoundError: No such file or directory: /models/x/model-00003-of-00004.safetensors",
+            FailureClass.MODEL_MISSING,
+        ),
         ("RuntimeError: something new", FailureClass.START_FAILED),
         ("", FailureClass.START_FAILED),
     ],
@@ -111,7 +140,8 @@ def first_completion(error: str, serves: bool = False) -> Failure:
     [
         (ENDED.format("ModuleNotFoundError: No module named 'flashinfer'"), FailureClass.START_FAILED, "'flashinfer'"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried\n", FailureClass.OUT_OF_MEMORY, "CUDA out of memory"),
-        (ENDED.format("RuntimeError: CUDA error: launch failure"), FailureClass.ENGINE_DEAD, "CUDA error: launch"),
+        (ENDED.format("RuntimeError: CUDA error: launch failure"), FailureClass.CUDA_ERROR, "CUDA error: launch"),
+        (ENDED.format("RuntimeError: CUDA error: uncorrectable ECC error"), FailureClass.CARD_FAILED, "ECC error"),
         ("", FailureClass.ENGINE_DEAD, "failed: http_error: HTTP 500"),
         # a worker is killed
         (KILLED + ENDED.format("RuntimeError: cancelled"), FailureClass.ENGINE_DEAD, "VllmWorker-1 died unexpectedly"),
@@ -134,7 +164,7 @@ def first_completion(error: str, serves: bool = False) -> Failure:
             "(Worker pid=7) ERROR [multiproc.py:1] torch.AcceleratorError: CUDA error: an illegal memory access\n"
             + PASSED_ON.format("CUDA error: an illegal memory access")
             + ENDED.format("RuntimeError: cancelled"),
-            FailureClass.ENGINE_DEAD,
+            FailureClass.CUDA_ERROR,
             "AcceleratorError: CUDA error: an illegal memory access",
         ),
         (
@@ -190,3 +220,15 @@ def test_a_server_that_ended_under_load_says_whether_it_was_for_memory() -> None
     full = diagnosis.of_death("torch.OutOfMemoryError: CUDA out of memory. Tried\n", 0, "7 of 8 requests failed")
     assert full.failure_class == FailureClass.MEMORY_UNDER_LOAD
     assert full.message == "7 of 8 requests failed; OutOfMemoryError: CUDA out of memory. Tried"
+
+
+@pytest.mark.parametrize(
+    ("error", "failure_class"),
+    [
+        ("uncorrectable ECC error encountered", FailureClass.CARD_FAILED),
+        ("an illegal memory access was encountered", FailureClass.ENGINE_DEAD),
+    ],
+)
+def test_a_card_that_fails_under_load_is_told_from_a_kernel_that_does(error: str, failure_class: FailureClass) -> None:
+    log = STARTED + f"ERROR torch.AcceleratorError: CUDA error: {error}\n" + DEAD
+    assert diagnosis.of_death(log, len(STARTED), "7 of 8 failed").failure_class == failure_class

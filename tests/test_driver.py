@@ -260,6 +260,10 @@ def test_a_lost_node_gets_no_more_work_and_without_another_every_point_says_so(t
         (FailureClass.NO_PROGRESS, SESSION_STARTS),
         (FailureClass.FREE_MEMORY_LOW, SESSION_STARTS),
         (FailureClass.CARD_LOST, SESSION_STARTS),
+        (FailureClass.CARD_FAILED, SESSION_STARTS),
+        (FailureClass.CUDA_ERROR, SESSION_STARTS),
+        (FailureClass.MODEL_MISSING, SESSION_STARTS),
+        (FailureClass.NO_SPACE, SESSION_STARTS),
     ],
 )
 def test_a_start_is_tried_again_where_another_may_do(failure: FailureClass, starts: int, tmp_path: Path) -> None:
@@ -595,6 +599,80 @@ def test_a_card_that_somebody_has_filled_is_held_while_another_is_tried_and_let_
     assert sorted(ran.rows) == sorted(LEVELS)
     assert held == [0, 1]
     assert cluster.holding == []
+
+
+class CardsOfRay(PretendedCluster):
+    """One node whose lowest free card each actor gets, and of which some fail what is started on them."""
+
+    def __init__(self, sick: dict[int, FailureClass]) -> None:
+        super().__init__(starts=lambda handle: sick.get(self.card_of[id(handle)]))
+        self.card_of: dict[int, int] = {}
+        self.taken: list[int] = []
+        self.runs: list[int] = []
+
+    async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int, again: bool = False) -> Handle:
+        handle = OnACard(self, spec, node, attempt)
+        card = self.card_of[id(handle)] = min(set(range(8)) - set(self.taken))
+        self.taken.append(card)
+        self.runs.append(card)
+        return handle
+
+
+class OnACard(Handle):
+    async def measure(self, point: Point) -> PointRow:
+        for _ in range(50):  # what fails at its start is through long before
+            await asyncio.sleep(0)
+        return await super().measure(point)
+
+    async def stop(self, limit_s: float, keep_cards: bool = False) -> SessionEnd:
+        end = await super().stop(limit_s, keep_cards)
+        if not keep_cards:
+            self.give_back()
+        return end
+
+    def kill(self) -> None:
+        super().kill()
+        self.give_back()
+
+    def give_back(self) -> None:
+        cluster = self.cluster
+        assert isinstance(cluster, CardsOfRay)
+        cluster.taken.remove(cluster.card_of[id(self)])
+
+
+@pytest.mark.parametrize("what", [FailureClass.CARD_LOST, FailureClass.CARD_FAILED, FailureClass.CUDA_ERROR])
+@pytest.mark.parametrize("sick", [{5}, {0, 5}])
+def test_a_sick_card_costs_one_start_and_the_rest_of_the_plan_is_measured(
+    what: FailureClass, sick: set[int], tmp_path: Path
+) -> None:
+    asked = experiment("concurrency", engine="sim", sweep__concurrency=[1], sweep__repeats=1, controls="off")
+    (spec,) = make_plan(resolved(asked), sim_fleet(1)).sessions
+    (point,) = spec.points
+    sessions = [replace(spec, id=f"s{n}", points=(replace(point, id=f"p{n}", estimate_s=0.01),)) for n in range(20)]
+    cluster = CardsOfRay(dict.fromkeys(sick, what))
+    driver = Driver(cluster, sim_fleet(8), Store.create(tmp_path, "test"), Progress(20, 1.0, io.StringIO()))  # type: ignore[arg-type]
+    outcome = driver.run(sessions)
+    assert (outcome.measured, outcome.failed) == (20, [])
+    assert [cluster.runs.count(card) for card in sick] == [1] * len(sick)
+    assert cluster.taken == []
+
+
+def test_a_card_that_fails_the_last_start_of_a_session_is_held_too(tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def starts(handle: Handle) -> str | None:
+        held.append(len(cluster.holding))
+        return "cuda_error"
+
+    cluster = PretendedCluster(starts=starts)
+    asked = experiment("concurrency", engine="sim", sweep__concurrency=[1], sweep__repeats=1, controls="off")
+    (spec,) = make_plan(resolved(asked), sim_fleet(1)).sessions
+    (point,) = spec.points
+    sessions = [replace(spec, id=f"s{n}", points=(replace(point, id=f"p{n}"),)) for n in range(2)]
+    progress = Progress(2, 1.0, io.StringIO())
+    Driver(cluster, sim_fleet(8), Store.create(tmp_path, "test"), progress).run(sessions)  # type: ignore[arg-type]
+    assert held == [0, 0, 2, 2, 4, 4]
+    assert len(cluster.stopped) == 2 * SESSION_STARTS
 
 
 def test_the_only_card_is_not_held_from_the_next_start(tmp_path: Path) -> None:

@@ -17,7 +17,16 @@ from orchestrator.models import resolve_all
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment
 from tests.configs import experiment
-from workers.models import ModelNotFound, read_commit, read_config, special_tokens, tokenizer_json, write_model_dir
+from workers.models import (
+    INDEX,
+    ModelNotFound,
+    missing_weights,
+    read_commit,
+    read_config,
+    special_tokens,
+    tokenizer_json,
+    write_model_dir,
+)
 
 MODELS = sorted((Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
 SHAPES = [path for path in MODELS if path.stem != "hf"]
@@ -261,3 +270,56 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(ModelNotFound, match="check the network"):
         read_config("org/name")
+
+
+# --- are its weights there? ---
+
+
+def files_of(directory: Path, *names: str, index: tuple[str, ...] = ()) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", *names):
+        (directory / name).write_text("{}")
+    if index:
+        weight_map = {f"layer{n}": name for n, name in enumerate(index)}
+        (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "said"),
+    [
+        (("model.safetensors",), (), None),
+        (("pytorch_model.bin",), (), None),
+        (SHARDS, SHARDS, None),
+        (("consolidated.safetensors",), SHARDS, None),
+        ((), (), "has no weights"),
+        ((), SHARDS, "has no weights"),
+        (SHARDS[:1], SHARDS, f"lacks 1 of the 2 files of its {INDEX}, {SHARDS[1]} first"),
+    ],
+)
+def test_a_directory_that_was_copied_in_part_is_told(
+    names: tuple[str, ...], index: tuple[str, ...], said: str | None, tmp_path: Path
+) -> None:
+    found = missing_weights(str(files_of(tmp_path, *names, index=index)))
+    assert found is None if said is None else found is not None and said in found
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": []}}'])
+def test_an_index_that_cannot_be_read_is_for_vllm_to_judge(content: str, tmp_path: Path) -> None:
+    (files_of(tmp_path, "model.safetensors") / INDEX).write_text(content)
+    assert missing_weights(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_cache_with_a_config_alone_is_told_where_the_hub_may_not_be_asked(
+    offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = files_of(tmp_path / "snapshots" / "c0ffee")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(snapshot / "config.json"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
+    assert (missing_weights("org/name") is not None) is offline
+    (snapshot / "model.safetensors").touch()
+    assert missing_weights("org/name") is None

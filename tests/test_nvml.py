@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,10 @@ from orchestrator.fleet import NoRoom, local_fleet
 from orchestrator.plan import make_plan
 from tests.configs import experiment, resolved
 from workers import node_report, processes
+from workers.devices import open_device
 from workers.devices.base import CardLost
 from workers.devices.nvml import NoSuchCard, NvmlDevice, kinds_of_cards, throttle_reasons, visible_cards
+from workers.launch.workspace import Workspace
 
 GIB = 2**30
 PID = os.getpid()
@@ -192,6 +195,22 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Made:
 @pytest.fixture
 def three(nvml: Made) -> PretendedNvml:
     return nvml(Chip(FIRST), Chip(SECOND), Chip(THIRD, "NVIDIA A100", 40 * GIB, 3 * GIB))
+
+
+def test_cards_that_nvml_does_not_give_make_a_device_that_says_so(nvml: Made, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    pretended = nvml(Chip(FIRST), Chip(SECOND, refused=("UUID",)))
+    assert [card.id for card in open_device("cuda", ["0"], workspace).cards] == [FIRST]
+    for names in (["7"], ["0", "1"]):  # not there any more; there, but off the bus
+        device = open_device("cuda", names, workspace)
+        assert (device.cards, device.sample(None), device.processes(None)) == ([], [], [])
+        with pytest.raises(CardLost, match=rf"^NVML does not give the session its cards \({', '.join(names)}\): "):
+            device.memory_by_card(None)
+        device.close()
+    assert pretended.opened == 1  # what could not be opened has let go of NVML
+    nvml(driver=False)
+    with pytest.raises(CardLost, match="NVML Shared Library Not Found"):
+        open_device("cuda", ["0"], workspace).memory_by_card(None)
 
 
 NOT_OF_A_SLICE = (

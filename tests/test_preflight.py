@@ -10,7 +10,7 @@ from orchestrator.fleet import Fleet, Node, NoRoom, kind_of, of_one_kind
 from orchestrator.preflight import LEAST_FREE_BYTES, NotReady, check_nodes
 from orchestrator.schema import EngineConfig
 from tests.configs import experiment
-from workers import node_report
+from workers import caches, node_report
 from workers.node_report import NodeReport
 
 GOOD = NodeReport("a", ("NVIDIA H100",) * 2, 80 * 2**30, "580.1", "0.25.1", "schema 5", (), 2**40, "/tmp")
@@ -48,6 +48,10 @@ def test_equal_nodes_pass_without_a_word() -> None:
         (replace(GOOD, code="schema 4"), "this package differs: schema 4 on b; schema 5 on a"),
         (replace(GOOD, gpu_names=("NVIDIA H100",)), "b: Ray was told of 2 GPUs, NVML shows 1"),
         (replace(GOOD, foreign_processes=("pid 7 on GPU-1: 900 MiB",)), "b: somebody else is on its GPUs: pid 7"),
+        (
+            replace(GOOD, cache="/var/tmp/x", cache_free_bytes=0),
+            "b: /var/tmp/x (or name another in VLLM_CAPACITY_CACHE_ROOT) has 0 MiB free, a run needs 1024",
+        ),
         (replace(GOOD, missing_models=("/models/x is no directory there",)), "b: /models/x is no directory there"),
         (replace(GOOD, free_bytes=2**20), "b: /tmp has 1 MiB free"),
     ],
@@ -104,8 +108,10 @@ def test_one_kind_passes_and_so_do_nodes_without_cards() -> None:
 # --- what a node says ---
 
 
-def test_a_node_says_which_models_it_cannot_read(tmp_path: Path) -> None:
+def test_a_node_says_which_models_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setenv(caches.VARIABLE, str(tmp_path / "cache"))
     here = ModelSpec("here", {}, False, path=str(tmp_path))
     gone = ModelSpec("gone", {}, False, path="/no/such/model")
     shape = ModelSpec("shape", {}, True)
@@ -114,4 +120,13 @@ def test_a_node_says_which_models_it_cannot_read(tmp_path: Path) -> None:
         "/no/such/model is no directory there: models belong on a shared file system, or on every node alike",
     )
     assert report.free_bytes > 0
+    assert (report.cache, report.cache_free_bytes > 0) == (str(tmp_path / "cache"), True)
     assert report.foreign_processes == ()
+
+
+def test_weights_that_are_not_there_are_missed_unless_none_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    model = ModelSpec("m", {}, False, path=str(tmp_path))
+    (said,) = node_report.look((model,), most_cards=0).missing_models
+    assert said.startswith(f"{tmp_path} has no weights (*.safetensors, ")
+    assert node_report.look((replace(model, dummy_weights=True),), most_cards=0).missing_models == ()

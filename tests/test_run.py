@@ -18,6 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from contract.causes import SESSION_STARTS
 from contract.rows import MEASURED, PointRow, SessionRow
 from contract.specs import Point, Purpose, SessionSpec
 from orchestrator.cluster import Cluster, SessionHandle
@@ -29,6 +30,7 @@ from orchestrator.search.control import Control
 from orchestrator.store import Store
 from tests.command_line import ROOT, Place, orchestrate
 from tests.configs import experiment, resolved
+from workers.devices.nvml import driver_version
 
 pytestmark = pytest.mark.ray
 QUICK = {"load__requests_min": 4, "load__requests_per_level": 1, "load__output_tokens": 4}
@@ -220,6 +222,27 @@ def test_a_filled_card_costs_one_start_and_is_given_back_at_the_end(
     while ray.available_resources().get("GPU") != 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources().get("GPU") == 4
+
+
+def test_a_sick_card_costs_one_start_and_the_rest_is_measured(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
+    extra = {"fail": "RuntimeError: No CUDA GPUs are available", "fail_on": "1", "start_s": 0.2}
+    plan = make_plan(resolved(experiment("kv", engine="sim", server__extra_args=extra, **QUICK)), cluster[1])
+    outcome, _ = run(cluster, list(plan.sessions), tmp_path)
+    assert (outcome.failed, outcome.measured) == ([], plan.points)
+    failed = [(row.visible_devices, row.failure_class) for row in outcome.servers if row.failure_class]
+    assert failed == [(["1"], "card_failed")]
+
+
+@pytest.mark.skipif(driver_version() is not None, reason="needs a host whose NVML does not give the cards")
+def test_a_card_that_cannot_be_opened_is_held_by_its_actor(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
+    plan = make_plan(resolved(experiment("kv", engine="sim", server__extra_args={"start_s": 0.2}, **QUICK)), cluster[1])
+    first, *others = plan.sessions
+    outcome, _ = run(cluster, [replace(first, device="cuda"), *others], tmp_path)
+    lost = [row for row in outcome.servers if row.failure_class]
+    assert {row.session_id for row in lost} == {first.id}
+    assert [row.failure_class for row in lost] == ["card_lost"] * SESSION_STARTS
+    assert len({name for row in lost for name in row.visible_devices}) == SESSION_STARTS
+    assert (len(outcome.failed), outcome.measured) == (len(first.points), plan.points - len(first.points))
 
 
 def test_multirun_is_one_queue_and_one_directory_and_failures_are_rows(place: Place) -> None:

@@ -39,6 +39,18 @@ def test_a_driver_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         assert f"process {os.getpid()} " in (tmp_path / NAME).read_text()
 
 
+def test_only_of_another_hosts_lock_it_is_said_how_to_be_rid_of_it(tmp_path: Path) -> None:
+    with held(tmp_path):
+        with pytest.raises(ConfigError, match=r"or stop it$"):
+            held(tmp_path).__enter__()
+        (tmp_path / NAME).write_text("process 7 on node9 since 2026-11-24T10:15:00+01:00\n")
+        with pytest.raises(ConfigError, match=rf"; where that host is gone for good, remove {tmp_path / NAME}$"):
+            held(tmp_path).__enter__()
+        (tmp_path / NAME).write_text("")
+        with pytest.raises(ConfigError, match=r"measured by another driver: wait for its end, or stop it$"):
+            held(tmp_path).__enter__()
+
+
 def test_a_file_system_without_locks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ from contract.specs import (
 )
 from tests.configs import load
 from workers import probe, processes, temporary
-from workers.devices.base import CardLost, CardProcess
+from workers.devices.base import CardLost, CardProcess, LostDevice
 from workers.engines import vllm_log
 from workers.engines.sim import RUNTIME_BYTES
 from workers.launch.process import ServerProcess
@@ -201,6 +201,34 @@ def test_a_card_that_is_lost_before_the_start_is_no_defect_of_ours(
     row = one.measure(MEMORY)
     assert (row.status, row.failure_class) == (FAILED, FailureClass.CARD_LOST)
     assert row.failure_message == "NVML does not read GPU-0 any more: GPU is lost"
+
+
+def test_cards_that_cannot_be_opened_are_lost_and_their_session_lives(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.session.open_device", lambda *_: LostDevice("NVML does not give them"))
+    one = session(spec())
+    row = one.start()
+    assert (row.status, row.failure_class, row.failure_message) == (FAILED, "card_lost", "NVML does not give them")
+    assert (row.visible_devices, row.device_ids, row.device_name) == (["3"], [], None)
+    assert one.measure(MEMORY).failure_class == FailureClass.CARD_LOST
+    end = one.stop().row
+    assert (end.failure_class, end.server_pid, end.ended_at is not None) == ("card_lost", None, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "failure_class"), [(errno.ENOSPC, "no_space"), (errno.EDQUOT, "no_space"), (errno.EIO, "internal")]
+)
+def test_a_full_disk_of_the_node_is_no_defect_of_ours(
+    session: Made, monkeypatch: pytest.MonkeyPatch, number: int, failure_class: str
+) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(number, os.strerror(number), "/var/tmp/x")
+
+    monkeypatch.setattr("workers.session.cached_model_dir", full)
+    monkeypatch.setattr("workers.session.write_model_dir", full)
+    row = session(spec()).start()
+    assert (row.failure_class, "/var/tmp/x" in (row.failure_message or "")) == (failure_class, True)
 
 
 def test_a_card_that_is_lost_while_memory_is_read_costs_the_server(

@@ -184,6 +184,39 @@ def read_commit(name_or_path: str, revision: str | None = None) -> tuple[dict[st
     return config, commit
 
 
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+"""Files that hold weights, by what vLLM's loaders look for."""
+INDEX = "model.safetensors.index.json"
+
+
+def missing_weights(name_or_path: str, revision: str | None = None) -> str | None:
+    """Return what of a model's weights is not on this host, in words; None where nothing is known to be missing.
+
+    Of a model on the hub it is known only where that may not be asked (HF_HUB_OFFLINE): else a server fetches them.
+    """
+    directory = Path(name_or_path).expanduser()
+    if not directory.is_dir():
+        if not _is_offline():
+            return None
+        config, _ = _hub_file(name_or_path, revision)
+        assert isinstance(config, Path)  # else it is not in the cache, which has been said
+        directory = config.parent
+    there = {file.name for pattern in WEIGHTS for file in directory.glob(pattern)}
+    if not there:
+        return f"{directory} has no weights ({', '.join(WEIGHTS)})"
+    named: set[str] = set()
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):  # vLLM judges an index, not we
+        named = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    # consolidated weights of another loader may lie there without those that the index names
+    if lacks := sorted(named - there) if named & there else []:
+        return f"{directory} lacks {len(lacks)} of the {len(named)} files of its {INDEX}, {lacks[0]} first"
+    return None
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _hub_file(name: str, revision: str | None) -> tuple[Path | str, str | None]:
     """The cached file, or what the hub gives in one request (its own client tries again for half a minute), and its
     commit. The cache has a file of a commit at snapshots/COMMIT/FILE."""
@@ -198,7 +231,7 @@ def _hub_file(name: str, revision: str | None) -> tuple[Path | str, str | None]:
         raise ModelNotFound(f"{name!r} is neither a directory nor a hub name of the form ORG/NAME") from error
     if isinstance(cached, str):
         return Path(cached), Path(cached).parent.name
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _is_offline():
         raise ModelNotFound(f"{where} is not in the local cache: unset HF_HUB_OFFLINE, or download it before")
     return _from_hub(f"{constants.ENDPOINT}/{name}/resolve/{quote(revision or 'main', safe='')}/config.json", where)
 

@@ -39,8 +39,12 @@ class NodeReport:
     """Where servers keep their sockets, logs and temporary files."""
     temporary: str = ""
     """That directory."""
+    cache: str | None = None
+    """Where servers keep what they compile and the shapes they load; None where nothing is kept."""
+    cache_free_bytes: int = 0
+    """There."""
     missing_models: tuple[str, ...] = ()
-    """Models that cannot be read there, and why."""
+    """Models that cannot be loaded there, and why."""
     slices: bool = False
     """Whether any of the cards is a slice of one (MIG)."""
     environment: tuple[str, ...] = ()
@@ -58,12 +62,13 @@ def look(
 
     Raises `NoSuchCard` where CUDA_VISIBLE_DEVICES names a card that is not there.
     """
+    from workers.caches import cache_root
     from workers.devices.nvml import driver_version, kinds_of_cards, visible_cards
     from workers.engines.base import environment_of_numbers
     from workers.engines.vllm import installed_version
 
     cards = visible_cards()[:most_cards] if most_cards != 0 else []
-    temporary = tempfile.gettempdir()
+    temporary, cache = tempfile.gettempdir(), cache_root()
     return NodeReport(
         host=socket.gethostname(),
         gpu_names=tuple(card.name for card in cards),
@@ -75,6 +80,8 @@ def look(
         foreign_processes=_others_on([card.id for card in cards]),
         free_bytes=shutil.disk_usage(temporary).free,
         temporary=temporary,
+        cache=str(cache) if cache is not None else None,
+        cache_free_bytes=shutil.disk_usage(cache).free if cache is not None else 0,
         environment=environment_of_numbers(omp_num_threads),
         all_kinds=kinds_of_cards(),
         missing_models=tuple(missing for model in models if (missing := _missing(model))),
@@ -98,7 +105,7 @@ def _others_on(cards: list[str]) -> tuple[str, ...]:
 
 
 def _missing(model: ModelSpec) -> str | None:
-    from workers.models import ModelNotFound, read_config
+    from workers.models import ModelNotFound, missing_weights, read_config
 
     if model.path is None:
         return None
@@ -108,4 +115,4 @@ def _missing(model: ModelSpec) -> str | None:
         read_config(model.path, model.revision)
     except ModelNotFound as error:
         return str(error)
-    return None
+    return None if model.dummy_weights else missing_weights(model.path, model.revision)

@@ -7,6 +7,7 @@ another thread at any time. Failures come back as rows; what is raised is a defe
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import secrets
@@ -88,9 +89,12 @@ FORKING_CAN_CAUSE = (
     FailureClass.MEMORY_PROFILE,
     FailureClass.OUT_OF_MEMORY,
     FailureClass.GRAPH_MEMORY,
+    FailureClass.CUDA_ERROR,
+    FailureClass.CARD_FAILED,
 )
-"""The last five are what a fork on the cards of others meets: its driver may have read which are visible before. A
+"""The last seven are what a fork on the cards of others meets: its driver may have read which are visible before. A
 small utilization passes the look at free memory there, and weights, pool or graphs do not fit."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FIRST_COMPLETION_LIMIT_S = {Start.WARM: 120.0, Start.COLD: 600.0}
 """Of one token, by how the server was started. Kernels may be compiled for it, in minutes; a fork that is at it for
 longer is only started cold."""
@@ -194,7 +198,9 @@ class Session:
         except CardLost as error:
             self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
         except Exception as error:
-            self._fail(Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}", self._log_tail()))
+            full = isinstance(error, OSError) and error.errno in NO_SPACE
+            failed = FailureClass.NO_SPACE if full else FailureClass.INTERNAL
+            self._fail(Failure(failed, f"{type(error).__name__}: {error}", self._log_tail()))
         return self.row
 
     def _launch(self) -> None:

@@ -43,7 +43,7 @@ class CardProcess:
 
 
 class CardLost(Exception):
-    """A card that was there does not tell its memory any more."""
+    """A card of the session does not tell its memory, or not any more."""
 
 
 class Device(Protocol):
@@ -68,3 +68,29 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Let go of the driver's library."""
+
+
+class LostDevice:
+    """Cards that could not be opened: none to list, and every reading of their memory raises `CardLost`."""
+
+    period_s = 1.0
+
+    def __init__(self, why: str) -> None:
+        self.cards: list[Card] = []
+        self.driver_version: str | None = None
+        self._why = why
+
+    def memory_by_card(self, pid: int | None) -> list[int]:
+        """Raise `CardLost`."""
+        raise CardLost(self._why)
+
+    def sample(self, pid: int | None) -> list[TelemetryRow]:
+        """Return nothing."""
+        return []
+
+    def processes(self, pid: int | None) -> list[CardProcess]:
+        """Return nothing."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -7,7 +7,16 @@ import re
 from contract.failures import FailureClass
 from contract.rows import Failure
 
+_CARD_FAILED = (
+    r"\b(?:[A-Z]\w*Error): [^\n]*(?:No CUDA GPUs are available|no CUDA-capable device is detected|CUDA unknown error"
+    r"|system not yet initialized|uncorrectable ECC error|uncorrectable NVLink error)[^\n]*"
+)
+"""What torch and CUDA say of a card that is there and of no use: no kernel or configuration brings that about. Not
+`busy or unavailable`, which may be over in a moment. Source: cudaError_t of the CUDA runtime's reference."""
+_CUDA_ERROR = r"\b(?:[A-Z]\w*Error): [^\n]*\b(?:CUDA error|NCCL)\b(?![^\n]*(?:no kernel image|provided PTX))[^\n]*"
+"""Any other; but a kernel that the architecture or the driver cannot run would be met on every card of the kind."""
 _PATTERNS: tuple[tuple[str, FailureClass], ...] = (
+    (_CARD_FAILED, FailureClass.CARD_FAILED),
     (r"is larger than the available KV cache memory.*", FailureClass.KV_TOO_SMALL),
     (r"No available memory for the cache blocks.*", FailureClass.KV_TOO_SMALL),
     (r"Free memory on device .* less than desired GPU memory utilization.*", FailureClass.FREE_MEMORY_LOW),
@@ -22,6 +31,10 @@ _PATTERNS: tuple[tuple[str, FailureClass], ...] = (
     (r"No module named '?vllm.*", FailureClass.NOT_INSTALLED),
     (r"(?:RepositoryNotFound|LocalEntryNotFound|GatedRepo)Error.*", FailureClass.MODEL_MISSING),
     (r"is not a local folder.*", FailureClass.MODEL_MISSING),
+    (r"Cannot find any model weights with.*", FailureClass.MODEL_MISSING),
+    (r"\bNo such file or directory: [^\n]*\.safetensors\b.*", FailureClass.MODEL_MISSING),
+    (r"\b[A-Z]\w*Error: [^\n]*(?:No space left on device|Disk quota exceeded).*", FailureClass.NO_SPACE),
+    (_CUDA_ERROR, FailureClass.CUDA_ERROR),
 )
 _NOISE = re.compile(r"Engine core initialization failed|Failed core proc|See root cause above|EngineDeadError")
 _CONSEQUENCE = re.compile(
@@ -38,7 +51,6 @@ _NO_ERROR = re.compile(r"\b(?:DEBUG|INFO|WARNING)\b.*$", re.MULTILINE)
 _ENGINE_DEAD = re.compile(r"^.*\bEngineDeadError\b", re.MULTILINE)
 """From there on a log tells of the shutdown."""
 _FULL = re.compile(r"CUDA out of memory.*")
-_MAY_PASS = re.compile(r"\b(?:CUDA error|NCCL|Xid)\b")
 _ADVICE = re.compile(r"\bSet --[\w-]+[^\n]*")
 _ESTIMATE = re.compile(r"estimated maximum model length is (\d+)")
 TAIL_LINES = 40
@@ -60,8 +72,8 @@ def of_first_completion(log: str, ready_at: int, answered: str, serves: bool) ->
 
     `ready_at`: characters of its log when it came to listen. `serves`: it and its engine live on, so that nothing is
     known to have ended. Where they do not and the log names an error of their own, the same start would meet it again,
-    but for what a card may do once. Else it was ended from outside (a worker too), or hung, or nobody knows. A flag
-    that the log said to set stands beside the error.
+    on another card too, unless it is one of CUDA or NCCL. Else it was ended from outside (a worker too), or hung, or
+    nobody knows. A flag that the log said to set stands beside the error.
     """
     tail = "\n".join(log.splitlines()[-TAIL_LINES:])
     told = _until_the_end(log[ready_at:])
@@ -69,12 +81,14 @@ def of_first_completion(log: str, ready_at: int, answered: str, serves: bool) ->
     full = _FULL.search(told)
     if not serves and full is not None:
         failed, error = FailureClass.OUT_OF_MEMORY, _sentence(told, full)
+    elif not serves and error is not None and (of_cards := _of_cards(told)) is not None:
+        failed = of_cards
     elif serves or error is None or _CONSEQUENCE.search(error) or _WORKER_DIED.search(told):
         return Failure(
             FailureClass.ENGINE_DEAD, f"ready, but the first completion failed: {answered}{_last(told)}", tail
         )
     else:
-        failed = FailureClass.ENGINE_DEAD if _MAY_PASS.search(told) else FailureClass.START_FAILED
+        failed = FailureClass.START_FAILED
     advice = _ADVICE.search(log)
     before = f" (its log said before: {advice.group(0).strip()})" if advice else ""
     return Failure(failed, f"ready, but the first completion ended the engine: {error}{before}; seen: {answered}", tail)
@@ -88,13 +102,22 @@ def of_death(log: str, ready_at: int, message: str) -> Failure:
     match = _FULL.search(log, ready_at)
     if match is not None:
         return Failure(FailureClass.MEMORY_UNDER_LOAD, f"{message}; {_sentence(log, match)}")
-    return Failure(FailureClass.ENGINE_DEAD, f"{message}{_last(_until_the_end(log[ready_at:]))}")
+    told = _until_the_end(log[ready_at:])
+    card_failed = _of_cards(told) is FailureClass.CARD_FAILED
+    return Failure(FailureClass.CARD_FAILED if card_failed else FailureClass.ENGINE_DEAD, f"{message}{_last(told)}")
 
 
 def estimated_max_model_len(message: str) -> int | None:
     """Return vLLM's own estimate of the longest length that fits, where the message carries one (tokens)."""
     match = _ESTIMATE.search(message)
     return int(match.group(1)) if match else None
+
+
+def _of_cards(told: str) -> FailureClass | None:
+    """The class of an error of CUDA or NCCL, where there is one."""
+    if re.search(_CARD_FAILED, told):
+        return FailureClass.CARD_FAILED
+    return FailureClass.CUDA_ERROR if re.search(_CUDA_ERROR, told) else None
 
 
 def _until_the_end(log: str) -> str:
