@@ -37,8 +37,8 @@ NEXT_STEPS: dict[F, str] = {
     "`load.requests_per_level`, shorter lengths); where the server hung " + _RESUME,
     F.LOAD_TOO_LARGE: "send fewer or shorter answers (`load.requests_per_level`, `load.output_tokens`)",
     F.CLIENT_LIMITED: "its row, of an older version, does not say what its load client lacked; " + _RESUME,
-    F.CLIENT_CORES_FEW: "its load processes need more free cores than the host had: with fewer servers on it, or on "
-    "one with more cores, " + _RESUME,
+    F.CLIENT_CORES_FEW: "its load processes need more free cores than the host had, or than its container's CPU quota "
+    "allows: with fewer servers on it, a larger quota, or on a host with more cores, " + _RESUME,
     F.CLIENT_STREAMS_FEW: "more processes or cores would not help: see in its message what held its load processes up, "
     "and have nothing else busy on that host; then " + _RESUME,
     F.CLIENT_PROCESSES_FIXED: "leave the number of load processes open: " + _resume("load.processes=auto"),

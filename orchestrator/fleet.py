@@ -124,7 +124,9 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     """Return this host as a fleet. Raises `NoRoom` where it has fewer GPUs than `cluster.num_gpus` asks for."""
     import psutil
 
-    cores, ram = len(os.sched_getaffinity(0)), int(min(psutil.virtual_memory().total, _cgroup_limit()))
+    from workers.cores import usable_cores
+
+    cores, ram = usable_cores(), int(min(psutil.virtual_memory().total, _cgroup_limit()))
     if engine.name == "sim":
         gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
