@@ -69,6 +69,10 @@ class ActorLost(Exception):
     """The session's actor or its node is gone; another node may do."""
 
 
+class NoCards(ActorLost):
+    """The session's actor never came to life: cards that the queue takes for free are somebody else's."""
+
+
 class ActorFailed(Exception):
     """The session's actor could not be made, for a reason that it would meet anywhere: a defect of ours."""
 
@@ -357,7 +361,7 @@ class Cluster:
     ) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. `again`: another start came to nothing.
 
-        Raises `ActorLost`, `ActorFailed`.
+        Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
@@ -403,12 +407,12 @@ class SessionHandle:
         self._renewing: asyncio.Future[None] | None = None
 
     async def alive(self) -> None:
-        """Wait until the actor answers. Raises `ActorLost` where its cards do not become free."""
+        """Wait until the actor answers. Raises `NoCards` where its cards do not become free."""
         try:
             await asyncio.wait_for(_result(self._actor.ping.remote()), ACTOR_LIMIT_S)
         except TimeoutError:
             self.kill()
-            raise ActorLost(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
+            raise NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
         except BaseException:
             self.kill()
             raise
