@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -312,14 +313,21 @@ class Cluster:
         for node, problem in problems.items():
             print(f"WARNING  {problem}. It is left out: to Ray its cards are {types[node]}, not cluster.gpu's")
 
-    def held_by_others(self) -> int:
-        """Return how many GPUs of the cluster other jobs hold now."""
+    def held_by_others(self, fleet: Fleet) -> dict[str, int]:
+        """Return how many GPUs of each node of the fleet other jobs hold now, by id; not of those where none are."""
         import ray
+        from ray._private.state import available_resources_per_node
 
         if self._local is not None:
-            return 0
-        every, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-        return int(every.get("GPU", 0) - free.get("GPU", 0))
+            return {}
+        free = available_resources_per_node()  # type: ignore[no-untyped-call]
+        ours = {node.id for node in fleet.nodes}
+        nodes = [node for node in ray.nodes() if node["NodeID"] in ours]  # type: ignore[no-untyped-call]
+        held = {
+            node["NodeID"]: math.ceil(node["Resources"].get("GPU", 0) - free.get(node["NodeID"], {}).get("GPU", 0))
+            for node in nodes
+        }
+        return {node: gpus for node, gpus in held.items() if gpus > 0}
 
     def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
         """Have every node import what servers like `spec` are forked from; who needs it waits for it.
