@@ -35,14 +35,17 @@ NEXT_STEPS: dict[F, str] = {
     F.READY_TIMEOUT: "give it longer: " + _resume("engine.ready_timeout_s=SECONDS"),
     F.CUDA_ERROR: "see at the end of its log what CUDA or NCCL could not do: where one card alone has it, leave that "
     "out (CUDA_VISIBLE_DEVICES), where all have it, it is the configuration or the driver; then " + _RESUME,
+    F.NO_PROGRESS: "see in the end of its log where it hung; where it was only slow (imports from a shared file "
+    "system, say), give it longer, for its silence may last a sixth of that before the weights, and half after them: "
+    + _resume("engine.ready_timeout_s=SECONDS"),
     F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
     F.POINT_TIMEOUT: "it had an hour, or three times its estimate where that is more: ask for less of it (fewer "
     "`load.requests_per_level`, shorter lengths); where the server hung " + _RESUME,
     F.LOAD_TOO_LARGE: "send fewer or shorter answers (`load.requests_per_level`, `load.output_tokens`)",
     F.CLIENT_LIMITED: "its row, of an older version, does not say what its load client lacked; " + _RESUME,
-    F.CLIENT_CORES_FEW: "its load processes need more free cores than the host had: with fewer servers on it, or on "
-    "one with more cores, " + _RESUME,
+    F.CLIENT_CORES_FEW: "its load processes need more free cores than the host had, or than its container's CPU quota "
+    "allows: with fewer servers on it, a larger quota, or on a host with more cores, " + _RESUME,
     F.CLIENT_STREAMS_FEW: "more processes or cores would not help: see in its message what held its load processes up, "
     "and have nothing else busy on that host; then " + _RESUME,
     F.CLIENT_PROCESSES_FIXED: "leave the number of load processes open: " + _resume("load.processes=auto"),

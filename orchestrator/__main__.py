@@ -204,10 +204,12 @@ def _look_at_nodes(
     engine, shared = experiment.engine, experiment.cluster.shared_gpus
     if engine.name == "sim":
         models = tuple(replace(model, dummy_weights=True) for model in models)  # it loads none
-    for line in check_nodes(fleet, cluster.reports(fleet, models), engine, shared, free_bytes(root)):
+    reports, held = cluster.reports(fleet, models), cluster.held_by_others(fleet)
+    for line in check_nodes(fleet, reports, engine, shared, free_bytes(root), held):
         print(f"WARNING  {line}")
-    if held := cluster.held_by_others():
-        print(f"WARNING  other jobs hold {held} GPU(s) of the cluster: sessions wait for theirs, but not for long")
+    if held:
+        names = ", ".join(f"{gpus} on {reports[node].host}" for node, gpus in held.items())
+        print(f"WARNING  other jobs hold GPUs: {names}; sessions wait for theirs while others of the run live there")
 
 
 def _warm_up(cluster: Cluster, fleet: Fleet, sessions: list[SessionSpec]) -> None:

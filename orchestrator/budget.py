@@ -177,10 +177,11 @@ class Spending:
         """A point has taken so long."""
         self._took_s, self._estimated_s = self._took_s + seconds, self._estimated_s + point.estimate_s
 
-    def ends(self, session: SessionSpec) -> None:
-        """A session has given its cards back."""
+    def ends(self, session: SessionSpec, had_cards: bool = True) -> None:
+        """A session has given its cards back, or waited for some in vain."""
         live = self._live.pop(session.id)
-        self._ended_gpu_s += live.gpus * (self.clock() - live.since_s)
+        if had_cards:
+            self._ended_gpu_s += live.gpus * (self.clock() - live.since_s)
 
 
 def _first_s(session: SessionSpec) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -35,6 +36,7 @@ from orchestrator.fleet import (
     users_omp_num_threads,
 )
 from orchestrator.forks import Forks
+from orchestrator.preflight import NotReady
 from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
 from workers.caretaker import Caretaker
@@ -66,6 +68,10 @@ left). Cards that are lost its server's start tells."""
 
 class ActorLost(Exception):
     """The session's actor or its node is gone; another node may do."""
+
+
+class NoCards(ActorLost):
+    """The session's actor never came to life: cards that the queue takes for free are somebody else's."""
 
 
 class ActorFailed(Exception):
@@ -224,7 +230,8 @@ class Cluster:
     def fleet(self, engine: EngineConfig) -> Fleet:
         """Return the nodes as Ray sees them.
 
-        Raises `NoRoom` where there are no GPUs to run on, or GPUs of several kinds.
+        Raises `NoRoom` where there are no GPUs to run on, or GPUs of several kinds; `NotReady` where a node that may be
+        of the run cannot be looked at.
         """
         import ray
 
@@ -240,13 +247,19 @@ class Cluster:
             seen = self._reports([node.id for node in nodes], (), most_cards=0)
             nodes = [replace(node, environment=seen[node.id].environment) for node in nodes]
             return _some("cpu", nodes, next(iter(seen.values())).vllm_version)
-        seen = self._reports([node["NodeID"] for node in on_gpu], (), most_cards=None)
-        nodes = [_node_of_cards(node, seen[node["NodeID"]]) for node in on_gpu]
-        chosen = of_one_kind(nodes, self._config.gpu)
+        seen, problems = self._looks([node["NodeID"] for node in on_gpu], (), most_cards=None)
+        nodes = [_node_of_cards(node, seen[node["NodeID"]]) for node in on_gpu if node["NodeID"] in seen]
+        try:
+            chosen = of_one_kind(nodes, self._config.gpu)
+        except NoRoom as error:
+            if problems:
+                raise NotReady([*problems.values(), str(error)]) from None
+            raise
+        self._leave_out(problems, on_gpu, {node.id for node in chosen})
         return _some("cuda", chosen, seen[chosen[0].id].vllm_version if chosen else None)
 
     def reports(self, fleet: Fleet, models: tuple[ModelSpec, ...]) -> dict[str, NodeReport]:
-        """Return what each node of the fleet says of itself, by id. Raises `ClusterError` where one says nothing."""
+        """Return what each node of the fleet says of itself, by id. Raises `NotReady` where one says nothing."""
         if fleet.device != "cuda":
             most_cards: int | None = 0
         else:
@@ -256,31 +269,65 @@ class Cluster:
     def _reports(
         self, nodes: list[str], models: tuple[ModelSpec, ...], most_cards: int | None
     ) -> dict[str, NodeReport]:
+        seen, problems = self._looks(nodes, models, most_cards)
+        if problems:
+            raise NotReady(list(problems.values()))
+        return seen
+
+    def _looks(
+        self, nodes: list[str], models: tuple[ModelSpec, ...], most_cards: int | None
+    ) -> tuple[dict[str, NodeReport], dict[str, str]]:
+        """Return the reports of the nodes, and of those that have none why, each by id."""
         if self._local is not None:
-            return dict.fromkeys(nodes, node_report.look((), most_cards))  # its models were read for the plan
+            return dict.fromkeys(nodes, node_report.look((), most_cards)), {}  # its models were read for the plan
         import ray
 
         look: Any = ray.remote(num_cpus=0, max_retries=1)(node_report.look)
-        looks = [
-            look.options(scheduling_strategy=_on(node)).remote(models, most_cards, users_omp_num_threads())
+        looks = {
+            look.options(scheduling_strategy=_on(node)).remote(models, most_cards, users_omp_num_threads()): node
             for node in nodes
-        ]
-        try:
-            seen: list[NodeReport] = ray.get(looks, timeout=PROBE_LIMIT_S)
-        except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
-            raise ClusterError(
-                f"a node could not be looked at: {_in_a_line(error)}. Is the package on all nodes?"
-            ) from None
-        return dict(zip(nodes, seen, strict=True))
+        }
+        done, silent = ray.wait(list(looks), num_returns=len(looks), timeout=PROBE_LIMIT_S)
+        seen: dict[str, NodeReport] = {}
+        why = {looks[each]: f"it says nothing within {PROBE_LIMIT_S:.0f} s" for each in silent}
+        for each in done:
+            try:
+                seen[looks[each]] = ray.get(each)
+            except Exception as error:  # whatever a node's task raises: the package missing there, a card that is not
+                why[looks[each]] = _in_a_line(error) + _way_out(error)
+        hosts = {node["NodeID"]: node.get("NodeManagerHostname") for node in ray.nodes()}  # type: ignore[no-untyped-call]
+        return seen, {
+            node: f"{hosts.get(node) or node} could not be looked at: {why[node]}" for node in nodes if node in why
+        }
 
-    def held_by_others(self) -> int:
-        """Return how many GPUs of the cluster other jobs hold now."""
+    def _leave_out(self, problems: dict[str, str], on_gpu: list[dict[str, Any]], chosen: set[str]) -> None:
+        """Say which nodes that could not be looked at are left out: where `cluster.gpu` has chosen others, those whose
+        first card is, by Ray's word, of another type. Raises `NotReady` where one may be of the run.
+        """
+        types = {node["NodeID"]: _accelerator(node) for node in on_gpu}
+        wanted = {types[node] for node in chosen}
+        tells = self._config.gpu is not None and None not in wanted
+        of_another = {node for node in problems if tells and types[node] not in {*wanted, None}}
+        if in_the_way := [problem for node, problem in problems.items() if node not in of_another]:
+            raise NotReady(in_the_way)
+        for node, problem in problems.items():
+            print(f"WARNING  {problem}. It is left out: to Ray its cards are {types[node]}, not cluster.gpu's")
+
+    def held_by_others(self, fleet: Fleet) -> dict[str, int]:
+        """Return how many GPUs of each node of the fleet other jobs hold now, by id; not of those where none are."""
         import ray
+        from ray._private.state import available_resources_per_node
 
         if self._local is not None:
-            return 0
-        every, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-        return int(every.get("GPU", 0) - free.get("GPU", 0))
+            return {}
+        free = available_resources_per_node()  # type: ignore[no-untyped-call]
+        ours = {node.id for node in fleet.nodes}
+        nodes = [node for node in ray.nodes() if node["NodeID"] in ours]  # type: ignore[no-untyped-call]
+        held = {
+            node["NodeID"]: math.ceil(node["Resources"].get("GPU", 0) - free.get(node["NodeID"], {}).get("GPU", 0))
+            for node in nodes
+        }
+        return {node: gpus for node, gpus in held.items() if gpus > 0}
 
     def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
         """Have every node import what servers like `spec` are forked from; who needs it waits for it.
@@ -322,7 +369,7 @@ class Cluster:
     ) -> SessionHandle:
         """Make the actor of a session on `node`; Ray chooses the cards. `again`: another start came to nothing.
 
-        Raises `ActorLost`, `ActorFailed`.
+        Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
         warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
@@ -368,12 +415,12 @@ class SessionHandle:
         self._renewing: asyncio.Future[None] | None = None
 
     async def alive(self) -> None:
-        """Wait until the actor answers. Raises `ActorLost` where its cards do not become free."""
+        """Wait until the actor answers. Raises `NoCards` where its cards do not become free."""
         try:
             await asyncio.wait_for(_result(self._actor.ping.remote()), ACTOR_LIMIT_S)
         except TimeoutError:
             self.kill()
-            raise ActorLost(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
+            raise NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
         except BaseException:
             self.kill()
             raise
@@ -605,6 +652,13 @@ def _in_its_making(error: Exception) -> bool:
     return bool(getattr(error, "actor_init_failed", False))
 
 
+def _way_out(error: Exception) -> str:
+    """What to do about a node that could not be looked at, where its error tells."""
+    if "No module named" in str(error):
+        return " (is this package installed there?)"
+    return " (CUDA_VISIBLE_DEVICES is set before `ray start`)" if "NoSuchCard" in str(error) else ""
+
+
 def _on(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -626,6 +680,12 @@ def _node_of_cards(node: dict[str, Any], seen: NodeReport) -> Node:
         environment=seen.environment,
         all_kinds=seen.all_kinds,
     )
+
+
+def _accelerator(node: dict[str, Any]) -> str | None:
+    """The type that Ray has read from the name of a node's first card; None where it has none."""
+    prefix = "accelerator_type:"
+    return next((name.removeprefix(prefix) for name in node["Resources"] if name.startswith(prefix)), None)
 
 
 def _gpus(node: dict[str, Any]) -> int:

@@ -34,7 +34,7 @@ from contract.rows import (
 from contract.specs import Point, SessionSpec
 from orchestrator import interrupts
 from orchestrator.budget import Budget, Spending, by_use, jobs
-from orchestrator.cluster import ActorLost, Cluster, SessionHandle
+from orchestrator.cluster import ActorLost, Cluster, NoCards, SessionHandle
 from orchestrator.fleet import Fleet
 from orchestrator.plan import memory_first
 from orchestrator.progress import Progress, title
@@ -91,6 +91,8 @@ class Driver:
         """The start of each session that counts: rows of another are late ones of an actor that was given up."""
         self._earlier: dict[str, int] = {}
         """Starts that each session had before this run was gone on with."""
+        self._not_counted: Counter[str] = Counter()
+        """Starts of each session that got no cards while others of the run had theirs on that node."""
         self._started: dict[str, SessionRow] = {}
         """What a session's actor said of its server in the start that counts."""
         self._writing = asyncio.Lock()
@@ -179,12 +181,14 @@ class Driver:
         self._arrive(spec, node)
         handle: SessionHandle | None = None
         failure: Failure | None = None
+        waits = False
         try:
-            handle = await self._cluster.session(spec, node, self._run_id, attempt, again=job.attempt > 1)
+            handle = await self._cluster.session(spec, node, self._run_id, attempt, self._starts(spec) > 1)
             self._handles[spec.id] = handle
             failure = await self._measure_all(spec, handle, node)
         except ActorLost as error:
             failure = await self._lost(error, node)
+            waits = isinstance(error, NoCards) and self._have_cards_beside(spec)
         except NotWritten:
             raise
         except Exception as error:  # a defect of ours in one session must not cost the others their rows
@@ -197,9 +201,11 @@ class Driver:
                     await _whole(self._leave(spec, handle, keep_cards))  # or an interrupt would cost its row and log
                 finally:
                     del self._handles[spec.id]
-            self._spending.ends(spec)
+            self._spending.ends(spec, had_cards=handle is not None)
             self._live.pop(spec.id, None)
             self._progress.ended(spec)
+        if waits and failure is not None and failure.failure_class == FailureClass.ACTOR_LOST:
+            return self._wait_for_cards(spec)
         return await self._after(spec, node, failure)
 
     def _keeps_cards(self, spec: SessionSpec, handle: SessionHandle, failure: Failure | None) -> bool:
@@ -207,6 +213,13 @@ class Driver:
         if failure is None or (what := cause(failure.failure_class)).again is not Again.OTHER_CARD:
             return False
         return self._queue.keep_back(spec.id, handle.kill, what.card_is_lost)
+
+    def _wait_for_cards(self, spec: SessionSpec) -> Again:
+        """Have a session wait, behind the others, for cards that another job holds: it is not its start that failed."""
+        if not self._not_counted[spec.id]:
+            self._progress.say(f"waits    {title(spec)}: another job holds GPUs of its node")
+        self._not_counted[spec.id] += 1
+        return Again.OTHER_CARD
 
     async def _lost(self, error: ActorLost, node: str) -> Failure:
         lost = FailureClass.NODE_LOST if await self._cluster.has_lost(node) else FailureClass.ACTOR_LOST
@@ -244,7 +257,11 @@ class Driver:
         return goes_on and self._starts(spec) < SESSION_STARTS
 
     def _starts(self, spec: SessionSpec) -> int:
-        return self._attempts[spec.id] - self._earlier[spec.id]
+        return self._attempts[spec.id] - self._earlier[spec.id] - self._not_counted[spec.id]
+
+    def _have_cards_beside(self, spec: SessionSpec) -> bool:
+        """Whether other sessions live on its node: once they end, theirs are to be had."""
+        return any(other in self._handles for other in self._neighbours(spec))
 
     async def _measure_all(self, spec: SessionSpec, handle: SessionHandle, node: str) -> Failure | None:
         """Measure what is pending on one server. Returns what ended it before it was through."""

@@ -124,7 +124,9 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     """Return this host as a fleet. Raises `NoRoom` where it has fewer GPUs than `cluster.num_gpus` asks for."""
     import psutil
 
-    cores, ram = len(os.sched_getaffinity(0)), int(min(psutil.virtual_memory().total, _cgroup_limit()))
+    from workers.cores import usable_cores
+
+    cores, ram = usable_cores(), int(min(psutil.virtual_memory().total, _cgroup_limit()))
     if engine.name == "sim":
         gpus = SIM_GPUS if cluster.num_gpus is None else cluster.num_gpus
         return Fleet("sim", (Node("local", gpus, SIM_GPU_BYTES, "simulated GPU", ram, cores),))
@@ -135,8 +137,9 @@ def local_fleet(cluster: ClusterConfig, engine: EngineConfig) -> Fleet:
     try:
         cards = [] if engine.device == "cpu" else visible_cards()
     except NoSuchCard as error:
-        way_out = "name cards that are here, each once, or unset it for all of them; engine.device=cpu needs none"
-        raise NoRoom(f"{error}: {way_out}") from None
+        named = "CUDA_VISIBLE_DEVICES" in os.environ
+        way_out = ": name cards that are here, each once, or unset it for all of them" if named else ""
+        raise NoRoom(f"{error}{way_out}; engine.device=cpu needs none") from None
     version, inherited = vllm.installed_version(), environment_of_numbers(users_omp_num_threads())
     wanted = len(cards) if cluster.num_gpus is None else cluster.num_gpus
     if wanted > len(cards):

@@ -45,7 +45,12 @@ def check(experiments: list[Experiment]) -> None:
 
 
 def check_nodes(
-    fleet: Fleet, reports: Mapping[str, NodeReport], engine: EngineConfig, shared_gpus: bool, free_for_results: int
+    fleet: Fleet,
+    reports: Mapping[str, NodeReport],
+    engine: EngineConfig,
+    shared_gpus: bool,
+    free_for_results: int,
+    held: Mapping[str, int],
 ) -> list[str]:
     """Return what a user should know of the nodes before the first server, one line each.
 
@@ -53,6 +58,8 @@ def check_nodes(
         reports: by node id, of all nodes of the fleet.
         shared_gpus: others may be on the cards: they are named and no problem.
         free_for_results: bytes free where the run directory will be.
+        held: GPUs that other jobs of the cluster hold, by node id. Processes there are taken for theirs, and Ray gives
+            this run none of those cards; rows name who is on a server's own.
 
     Raises:
         NotReady: with all that would make servers fail, or measure different things on different nodes.
@@ -72,14 +79,16 @@ def check_nodes(
             for node, r in zip(fleet.nodes, hosts, strict=True)
             if node.slots > len(r.gpu_names)
         ]
-        foreign = [
-            f"{r.host}: somebody else is on its GPUs: {'; '.join(r.foreign_processes)}"
-            for r in hosts
+        foreign = {
+            node.id: f"{r.host}: somebody else is on its GPUs: {'; '.join(r.foreign_processes)}"
+            for node, r in zip(fleet.nodes, hosts, strict=True)
             if r.foreign_processes
-        ]
-        if foreign and not shared_gpus:
-            foreign.append("end them, leave their cards out (CUDA_VISIBLE_DEVICES), or cluster.shared_gpus=true")
-        (warnings if shared_gpus else problems).extend(foreign)
+        }
+        in_the_way = [said for node, said in foreign.items() if not (shared_gpus or held.get(node))]
+        warnings += [said for said in foreign.values() if said not in in_the_way]
+        if in_the_way:
+            problems += in_the_way
+            problems.append("end them, leave their cards out (CUDA_VISIBLE_DEVICES), or cluster.shared_gpus=true")
     problems += [f"{r.host}: {missing}" for r in hosts for missing in r.missing_models]
     problems += [_full(f"{r.host}: {r.temporary}", r.free_bytes) for r in hosts if r.free_bytes < LEAST_FREE_BYTES]
     problems += [

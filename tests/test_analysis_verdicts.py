@@ -243,7 +243,11 @@ def test_full_queue_needs_max_num_seqs() -> None:
             "whether the host had more for it is not known",
             "the same sweep again tells whether it had.",
         ),
-        ("client_cores_few", "the host had no cores for more of it", "a host with more free cores tells."),
+        (
+            "client_cores_few",
+            "the host had no cores for more of it",
+            "a host with more free cores (or CPU quota) tells.",
+        ),
         (
             "client_streams_few",
             "with a process for each of its streams",

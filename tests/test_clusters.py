@@ -27,12 +27,14 @@ from orchestrator import cluster as clusters
 from orchestrator import knock
 from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
 from orchestrator.fleet import Fleet, local_fleet
+from orchestrator.preflight import NotReady
 from tests.command_line import ROOT
 from tests.configs import experiment, gpu_fleet, sim_fleet
 from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
 from workers import processes
 from workers.launch import warm
+from workers.node_report import NodeReport
 from workers.temporary import own
 
 pytestmark = pytest.mark.ray
@@ -241,6 +243,101 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
         "know the first one only"
     )
     assert [arguments[-3:-1] for arguments in sessions[1:]] == [("/one", None), (None, why)]
+
+
+HOSTS = {"a": "gpu-01", "b": "gpu-02", "c": "gpu-03"}
+H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
+NO_PACKAGE = "gpu-02 could not be looked at: ModuleNotFoundError: No module named 'workers' (is this package installed"
+
+
+def cluster_of(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], types: dict[str, str], gpu: str | None = None
+) -> Cluster:
+    """A cluster whose nodes answer so when they are looked at (None: not at all), and are of these types to Ray."""
+
+    def get(node: str) -> Any:
+        if isinstance(answers[node], Exception):
+            raise answers[node]
+        return answers[node]
+
+    def wait(looks: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        return [node for node in looks if answers[node] is not None], [node for node in looks if answers[node] is None]
+
+    def on(node: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: node)
+
+    nodes = [
+        {"NodeID": node, "Alive": True, "NodeManagerHostname": host, "Resources": {"GPU": 8.0, "CPU": 64.0}}
+        for node, host in HOSTS.items()
+        if node in answers
+    ]
+    for node in nodes:
+        node["Resources"] |= {f"accelerator_type:{types[each]}": 1.0 for each in types if each == node["NodeID"]}  # type: ignore[operator]
+    look = SimpleNamespace(options=lambda scheduling_strategy: on(scheduling_strategy))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: look)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(clusters, "_on", lambda node: node)
+    return Cluster(experiment("kv", cluster__address="auto", cluster__gpu=gpu).cluster, None)
+
+
+def of(name: str, host: str) -> NodeReport:
+    return NodeReport(host, (name,) * 8, 80 * 2**30, "570", "0.25.1")
+
+
+def a_missing_package() -> Exception:
+    class RayTaskError(Exception):
+        """As Ray's: its message is a traceback of the node."""
+
+    return RayTaskError(
+        "ray::look() (pid=7, ip=10.0.0.2)\n  File \"x\"\nModuleNotFoundError: No module named 'workers'"
+    )
+
+
+def test_all_nodes_that_could_not_be_looked_at_are_named_at_once_with_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"a": of(H100, "gpu-01"), "b": a_missing_package(), "c": None}
+    with pytest.raises(NotReady) as refused:
+        cluster_of(monkeypatch, answers, {}).fleet(experiment("kv").engine)
+    first, second = refused.value.problems
+    assert first.startswith(NO_PACKAGE)
+    assert second == "gpu-03 could not be looked at: it says nothing within 120 s"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "types", "left_out"),
+    [
+        ("H100", {"a": "H100", "b": "A100"}, True),
+        ("H100", {"a": "H100", "b": "H100"}, False),
+        ("H100", {"a": "H100"}, False),
+        ("H100", {"b": "A100"}, False),
+        (None, {"a": "H100", "b": "A100"}, False),
+    ],
+    ids=["another kind", "the same", "not known", "those chosen not known", "no kind asked for"],
+)
+def test_a_node_that_cannot_be_looked_at_is_in_the_way_unless_it_is_surely_of_another_kind(
+    gpu: str | None,
+    types: dict[str, str],
+    left_out: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = cluster_of(monkeypatch, {"a": of(H100, "gpu-01"), "b": a_missing_package()}, types, gpu)
+    if left_out:
+        assert [node.id for node in cluster.fleet(experiment("kv").engine).nodes] == ["a"]
+        assert f"WARNING  {NO_PACKAGE} there?). It is left out: to Ray its cards are A100" in capsys.readouterr().out
+    else:
+        with pytest.raises(NotReady, match="gpu-02 could not be looked at"):
+            cluster.fleet(experiment("kv").engine)
+
+
+def test_a_node_without_a_report_is_said_beside_the_lack_of_the_kind_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = cluster_of(monkeypatch, {"a": of(A100, "gpu-01"), "b": a_missing_package()}, {}, "H100")
+    with pytest.raises(NotReady) as refused:
+        cluster.fleet(experiment("kv").engine)
+    assert [problem[:20] for problem in refused.value.problems] == ["gpu-02 could not be ", "cluster.gpu=H100: no"]
 
 
 async def never() -> str:

@@ -19,7 +19,7 @@ from contract.causes import POINT_TRIES, SESSION_STARTS
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, MemoryAccount, PointRow, SessionEnd, SessionRow, to_table
 from contract.specs import Point, SessionSpec
-from orchestrator.cluster import ActorLost
+from orchestrator.cluster import ActorLost, NoCards
 from orchestrator.driver import Driver, Outcome, _limit_s
 from orchestrator.fleet import Fleet, Node
 from orchestrator.plan import make_plan
@@ -756,3 +756,64 @@ def test_a_server_finds_what_another_of_its_key_has_compiled(tmp_path: Path) -> 
     outcome = driver.run(sessions)
     assert said == ["starts", "is ready"] * 2
     assert (outcome.measured, outcome.failed) == (2, [])
+
+
+# --- cards that another job holds ---
+
+
+def on_a_node_of_two(held: int, directory: Path, sessions: int = 3) -> tuple[Outcome, list[tuple[str, int, bool]], str]:
+    """Run sessions of one card each on a node of two, of which another job holds so many all the time."""
+    starts: list[tuple[str, int, bool]] = []
+
+    class Held(PretendedCluster):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free = 2 - held
+
+        async def session(self, spec: SessionSpec, node: str, run_id: str, attempt: int, again: bool = False) -> Handle:
+            starts.append((spec.id, attempt, again))
+            if not self.free:
+                await asyncio.sleep(0.001)
+                raise NoCards("no actor")
+            self.free -= 1
+            return Alone(self, spec, node, attempt)
+
+    class Alone(Handle):
+        async def measure(self, point: Point) -> PointRow:
+            await asyncio.sleep(0.05)  # some tries of who gets no card
+            return await super().measure(point)
+
+        async def stop(self, limit_s: float, keep_cards: bool = False) -> SessionEnd:
+            self.cluster.free += 1  # type: ignore[attr-defined]
+            return await super().stop(limit_s, keep_cards)
+
+    asked = [
+        experiment("concurrency", engine="sim", controls="off", server__gpu_memory_utilization=0.6 + 0.1 * at,
+                   sweep__concurrency=[1, 2], sweep__repeats=1)
+        for at in range(sessions)
+    ]  # fmt: skip
+    said = io.StringIO()
+    fleet, progress = sim_fleet(2), Progress(2 * sessions, 1.0, said)
+    planned = make_plan(resolved(*asked), fleet).sessions
+    assert len(planned) == sessions
+    try:
+        outcome = Driver(Held(), fleet, Store.create(directory, "test"), progress).run(planned)  # type: ignore[arg-type]
+    finally:
+        progress.close()
+    return outcome, starts, said.getvalue()
+
+
+def test_a_card_that_another_job_holds_costs_no_point_while_others_turn_over(tmp_path: Path) -> None:
+    outcome, starts, said = on_a_node_of_two(1, tmp_path)
+    assert (outcome.measured, outcome.failed) == (6, [])
+    assert len(starts) > 3 + SESSION_STARTS, "more than would have been enough to give one up"
+    assert not any(again for _, _, again in starts), "no server of it came to nothing"
+    assert len({start[:2] for start in starts}) == len(starts), "each start has a number of its own"
+    assert 1 <= said.count("another job holds GPUs of its node") <= 2, "once a session"
+    assert "again " not in said
+
+
+def test_where_another_job_holds_all_cards_a_session_is_given_up_after_its_starts(tmp_path: Path) -> None:
+    outcome, starts, _ = on_a_node_of_two(2, tmp_path)
+    assert (outcome.measured, len(outcome.failed)) == (0, 6)
+    assert len(starts) == 3 * SESSION_STARTS

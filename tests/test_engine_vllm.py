@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec
+from contract.specs import Mode, ModelSpec, ServerSpec, SessionSpec, Timeouts
 from workers.engines.base import Address, environment_of_numbers, inherited_environment
 from workers.engines.vllm import WARM_MODULES, VllmEngine, flag
 
@@ -73,6 +73,11 @@ def test_a_fork_that_compiles_nothing_is_given_up_sooner() -> None:
     eager, compiling = spec(ServerSpec(512, enforce_eager=True)), spec(ServerSpec(512))
     asked = (eager, compiling, replace(eager, device="cpu"))
     assert [VllmEngine().silence_limit_s(one, lines, True) for one in asked] == [300.0, 900.0, 900.0]
+
+
+def test_a_longer_start_may_be_silent_for_longer() -> None:
+    slow = replace(spec(ServerSpec(512)), timeouts=Timeouts(ready_s=7200.0))
+    assert VllmEngine().silence_limit_s(slow, [], False) == 1200.0
 
 
 # --- where it listens, what it loads ---

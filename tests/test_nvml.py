@@ -498,6 +498,22 @@ def test_an_unknown_card_in_cuda_visible_devices_is_an_error_in_words(
     assert three.opened == 0
 
 
+def test_a_card_that_nobody_has_named_and_nvml_does_not_read_is_said_with_what_leaves_it_out(nvml: Made) -> None:
+    made = nvml(Chip(FIRST), Chip(SECOND, refused=("MemoryInfo",)), Chip(THIRD))
+    with pytest.raises(NoSuchCard) as refused:
+        visible_cards()
+    words = "NVML does not read card 1 (Not Supported): leave it out with CUDA_VISIBLE_DEVICES=0,2"
+    assert str(refused.value) == words
+    asked = experiment("kv")
+    with pytest.raises(NoRoom) as no_room:
+        local_fleet(asked.cluster, asked.engine)
+    assert str(no_room.value) == f"{words}; engine.device=cpu needs none"
+    assert made.opened == 0
+    nvml(Chip(FIRST, refused=("MemoryInfo",)))
+    with pytest.raises(NoSuchCard, match=r"does not read card 0 \(Not Supported\)$"):
+        visible_cards()
+
+
 @pytest.mark.parametrize("value", [None, "", "-1", "-1,0", "NoDevFiles"])
 def test_a_host_without_a_driver_has_no_cards(nvml: Made, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     nvml(driver=False)

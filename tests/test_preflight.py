@@ -26,8 +26,16 @@ def two_nodes(device: str = "cuda") -> Fleet:
     return Fleet(device, nodes)  # type: ignore[arg-type]
 
 
-def judged(second: NodeReport, shared_gpus: bool = False, name: str = "vllm", room: int = ROOM) -> list[str]:
-    return check_nodes(two_nodes(), {"a": GOOD, "b": replace(second, host="b")}, engine(name), shared_gpus, room)
+def judged(
+    second: NodeReport,
+    shared_gpus: bool = False,
+    name: str = "vllm",
+    room: int = ROOM,
+    held: dict[str, int] | None = None,
+) -> list[str]:
+    return check_nodes(
+        two_nodes(), {"a": GOOD, "b": replace(second, host="b")}, engine(name), shared_gpus, room, held or {}
+    )
 
 
 def problems(second: NodeReport, **changes: object) -> list[str]:
@@ -71,9 +79,15 @@ def test_a_driver_that_differs_and_processes_on_shared_cards_are_only_named() ->
     assert said == ["driver differs: 570.2 on b; 580.1 on a", "b: somebody else is on its GPUs: pid 7"]
 
 
+def test_processes_are_another_jobs_where_one_holds_cards_and_in_the_way_where_none_does() -> None:
+    second = replace(GOOD, foreign_processes=("pid 7",))
+    assert judged(second, held={"b": 1}) == ["b: somebody else is on its GPUs: pid 7"]
+    assert problems(second, held={"a": 1})[0] == "b: somebody else is on its GPUs: pid 7"
+
+
 def test_pretended_cards_need_no_vllm_and_no_nvml() -> None:
     bare = replace(GOOD, gpu_names=(), vllm_version=None, driver_version=None)
-    assert check_nodes(two_nodes("sim"), {"a": bare, "b": bare}, engine("sim"), False, ROOM) == []
+    assert check_nodes(two_nodes("sim"), {"a": bare, "b": bare}, engine("sim"), False, ROOM, {}) == []
 
 
 # --- kinds of cards ---

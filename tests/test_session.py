@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 import tempfile
 import threading
 import time
@@ -34,6 +33,7 @@ from contract.specs import (
 )
 from tests.configs import load
 from workers import probe, processes, temporary
+from workers.cores import FreeCores
 from workers.devices.base import CardLost, CardProcess, LostDevice
 from workers.engines import vllm_log
 from workers.engines.sim import RUNTIME_BYTES
@@ -602,17 +602,6 @@ def test_the_key_of_a_tcp_session_is_nowhere_in_what_is_kept(session: Made) -> N
     assert "VLLM_API_KEY=***" in end.row.environment
 
 
-def test_cores_that_a_server_binds_are_left_to_it() -> None:
-    every = sorted(os.sched_getaffinity(0))
-    assert processes.free_cores(os.getpid()) == tuple(every)
-    bound = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: os.sched_setaffinity(0, every[:1]))
-    try:
-        assert processes.free_cores(bound.pid) == tuple(every[1:] or every)
-    finally:
-        bound.kill()
-        bound.wait()
-
-
 class SlowClients:
     """Runs a level's load and says of every process by how much its stalls raised its p99 gap, by their number."""
 
@@ -639,7 +628,7 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
     one = made.sessions[-1]
     one.start()
     one.row.simulated = False  # what a stand-in gives is not judged
-    one.plans.cores = tuple(range(8))
+    one.plans.free = FreeCores(tuple(range(8)), 8)
     return one
 
 
@@ -655,18 +644,19 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
 
 
 @pytest.mark.parametrize(
-    ("cores", "load_processes", "failure_class", "words"),
+    ("cores", "at_once", "load_processes", "failure_class", "words"),
     [
-        (64, None, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
-        (2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the host has no cores for more)"),
-        (64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
+        (64, 64, None, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
+        (2, 2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the host has no cores for more)"),
+        (64, 2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the CPU quota has no cores for more)"),
+        (64, 64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
     ],
 )
 def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers(
-    session: Made, cores: int, load_processes: int | None, failure_class: FailureClass, words: str
+    session: Made, cores: int, at_once: int, load_processes: int | None, failure_class: FailureClass, words: str
 ) -> None:
     one = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes)
-    one.plans.cores = tuple(range(cores))
+    one.plans.free = FreeCores(tuple(range(cores)), at_once)
     row = one.measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, failure_class)
     assert f"the limit with {words}: stalls of a load process raised" in (row.failure_message or "")
@@ -708,7 +698,7 @@ def test_a_level_that_stays_limited_by_sockets_says_which_and_not_that_it_wants_
     session: Made, cores: int
 ) -> None:
     one = limited(session, ClientsWithoutFiles(0, several=False))
-    one.plans.cores = tuple(range(cores))
+    one.plans.free = FreeCores(tuple(range(cores)), cores)
     row = one.measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_SOCKETS)
     assert f"8 requests got no connection: {NO_FILES}" in (row.failure_message or "")

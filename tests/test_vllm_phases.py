@@ -18,6 +18,9 @@ from workers.engines.vllm_phases import (
     silence_limit_s,
 )
 
+CAP_S = 1800.0
+"""What a start may take by default."""
+
 CPU_COLD = [
     (6.6, "Triton is installed, but doesn't include CPU backend. Disabling Triton."),
     (10.3, "(APIServer pid=1) INFO 11-25 15:37:57 [api_utils.py:347]   █▄█▀ █     █     █     █  version 0.32.0"),
@@ -149,7 +152,7 @@ def test_no_silence_that_was_seen_of_a_server_which_became_ready_is_taken_for_a_
     lines = GPU_V1_EAGER if eager else GPU_V2_FORKED
     for seen in range(1, len(lines)):
         silent_s = lines[seen][0] - lines[seen - 1][0]
-        assert silent_s < silence_limit_s(lines[:seen], True, True, "cuda", not eager) / 2
+        assert silent_s < silence_limit_s(lines[:seen], True, True, "cuda", not eager, CAP_S) / 2
 
 
 def test_ranks_that_write_the_same_end_a_phase_with_the_last() -> None:
@@ -170,19 +173,33 @@ def test_where_a_start_is_follows_its_log() -> None:
 
 def test_a_start_may_be_silent_for_a_few_times_what_is_usual_where_it_is() -> None:
     def limits(device: str) -> list[float]:
-        return [silence_limit_s(GPU_FORKED[:seen], True, True, device, False) for seen in (0, 2, 3, 4, 5, 6, 8, 12)]
+        return [
+            silence_limit_s(GPU_FORKED[:seen], True, True, device, False, CAP_S) for seen in (0, 2, 3, 4, 5, 6, 8, 12)
+        ]
 
     assert limits("cuda") == [20.0, 150.0, 30.0, 30.0, *[300.0] * 4]
     assert limits("cpu") == [20.0, 150.0, 90.0, 90.0, *[LATER_LIMIT_S] * 4]
-    assert silence_limit_s(CPU_COLD[:2], False, True, "cpu", False) == COLD_LIMIT_S
-    assert silence_limit_s(CPU_COLD[:9], False, True, "cpu", False) == LATER_LIMIT_S
+    assert silence_limit_s(CPU_COLD[:2], False, True, "cpu", False, CAP_S) == COLD_LIMIT_S
+    assert silence_limit_s(CPU_COLD[:9], False, True, "cpu", False, CAP_S) == LATER_LIMIT_S
+
+
+def test_who_gives_a_start_longer_gives_its_silence_longer() -> None:
+    def limits(cap_s: float, forked: bool, device: str) -> list[float]:
+        return [silence_limit_s(GPU_FORKED[:seen], forked, True, device, True, cap_s) for seen in (3, 5, 6, 11)]
+
+    assert limits(7200.0, False, "cuda") == [1200.0, 3600.0, 3600.0, 3600.0]
+    assert limits(60.0, False, "cuda") == limits(CAP_S, False, "cuda") == [300.0, 900.0, 900.0, 900.0]
+    assert limits(7200.0, True, "cuda") == [30.0, 300.0, 3600.0, 300.0]
+    assert limits(7200.0, True, "cpu") == [90.0, 3600.0, 3600.0, 3600.0]
 
 
 def test_a_fork_may_be_silent_for_long_only_where_it_may_compile_or_capture() -> None:
     """One line of a compilation is there while it goes on, so the phase behind it may be silent, too."""
-    seen = {reached(GPU_FORKED[:n]): silence_limit_s(GPU_FORKED[:n], True, True, "cuda", True) for n in range(5, 13)}
+    seen = {
+        reached(GPU_FORKED[:n]): silence_limit_s(GPU_FORKED[:n], True, True, "cuda", True, CAP_S) for n in range(5, 13)
+    }
     assert {phase for phase, limit_s in seen.items() if limit_s == LATER_LIMIT_S} == {"compile", "profile", "graphs"}
-    assert {seen[phase] for phase in ("weights", "kv", "warm-up", LISTENING)} == {FORKED_LATER_LIMIT_S["cuda"]}
+    assert {seen[phase] for phase in ("weights", "kv", "warm-up", LISTENING)} == {FORKED_LATER_LIMIT_S}
 
 
 @pytest.mark.parametrize(
@@ -204,10 +221,10 @@ def test_a_server_that_says_only_that_it_waits_does_not_go_on(line: str) -> None
 def test_weights_that_are_downloaded_may_be_silent_until_the_cap(lines: list[tuple[float, str]], forked: bool) -> None:
     loads = next(at for at, (_, line) in enumerate(lines) if "Model loading took" in line)
     before = next(at for at, (_, line) in enumerate(lines) if "Initializing a V1 LLM" in line) + 1
-    assert silence_limit_s(lines[:before], forked, False, "cuda", True) < math.inf
-    assert silence_limit_s(lines[:loads], forked, False, "cuda", True) == math.inf
-    assert silence_limit_s(lines[:loads], forked, True, "cuda", True) < math.inf
-    assert silence_limit_s(lines[: loads + 1], forked, False, "cuda", True) < math.inf
+    assert silence_limit_s(lines[:before], forked, False, "cuda", True, CAP_S) < math.inf
+    assert silence_limit_s(lines[:loads], forked, False, "cuda", True, CAP_S) == math.inf
+    assert silence_limit_s(lines[:loads], forked, True, "cuda", True, CAP_S) < math.inf
+    assert silence_limit_s(lines[: loads + 1], forked, False, "cuda", True, CAP_S) < math.inf
 
 
 def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real() -> None:
@@ -216,10 +233,10 @@ def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real(
         *CPU_COLD[:empty],
         (400.0, "(Worker pid=3) INFO [default_loader.py:502] Loading weights took 2.01 seconds"),
     ]
-    assert silence_limit_s(CPU_COLD[: empty - 1], True, False, "cpu", False) == math.inf
-    assert silence_limit_s(CPU_COLD[:empty], True, False, "cpu", False) == math.inf
-    assert silence_limit_s(CPU_COLD[:empty], True, True, "cpu", False) < math.inf
-    assert silence_limit_s(loaded, True, False, "cpu", False) < math.inf
+    assert silence_limit_s(CPU_COLD[: empty - 1], True, False, "cpu", False, CAP_S) == math.inf
+    assert silence_limit_s(CPU_COLD[:empty], True, False, "cpu", False, CAP_S) == math.inf
+    assert silence_limit_s(CPU_COLD[:empty], True, True, "cpu", False, CAP_S) < math.inf
+    assert silence_limit_s(loaded, True, False, "cpu", False, CAP_S) < math.inf
     assert seconds(loaded, 401.0)["weights"] == 369.4
 
 

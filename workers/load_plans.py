@@ -14,6 +14,7 @@ from contract.failures import FailureClass
 from contract.lengths import Lengths
 from contract.rows import SessionRow
 from contract.specs import Api, Point, SessionSpec
+from workers.cores import FreeCores
 from workers.load import memory, tasks
 from workers.load.ending import Stop
 from workers.load.endpoint import Endpoint
@@ -31,9 +32,9 @@ MORE_THAN_EXPECTED = 1.5
 class LoadPlans:
     """The plans of one server's load. Every request that is planned is counted in `row`, so that none is sent twice."""
 
-    def __init__(self, spec: SessionSpec, row: SessionRow, endpoint: Endpoint, cores: tuple[int, ...]) -> None:
-        """`cores` are those that load may use."""
-        self.cores = cores
+    def __init__(self, spec: SessionSpec, row: SessionRow, endpoint: Endpoint, free: FreeCores) -> None:
+        """`free` are the cores that load may use."""
+        self.free = free
         self._spec, self._row, self._endpoint = spec, row, endpoint
         self.text_cost: TextCost | None = None
 
@@ -53,7 +54,7 @@ class LoadPlans:
             vocab_size=self._spec.model.vocab_size,
             seed=seed,
             timeout_s=self._spec.timeouts.request_s,
-            cores=self.cores,
+            cores=self.free.numbers,
         )
 
     def lines(self, point: Point, warmup: list[LoadSummary]) -> int:
@@ -66,14 +67,14 @@ class LoadPlans:
 
     def processes_for(self, lines: int) -> int:
         """From how many processes so many lines are sent."""
-        return self._spec.load_processes or tasks.processes_for(lines, len(self.cores))
+        return self._spec.load_processes or tasks.processes_for(lines, self.free.at_once)
 
     def processes_again(self, point: Point, before: int) -> int:
         """Processes for a level whose client was its limit with `before` of them: no more where more are not to be had,
         or the user has said how many."""
         if self._spec.load_processes is not None:
             return before
-        return tasks.processes_again(before, point.concurrency or point.num_requests, len(self.cores))
+        return tasks.processes_again(before, point.concurrency or point.num_requests, self.free.at_once)
 
     def limited(self, point: Point, processes: int) -> tuple[FailureClass, str]:
         """Why a level is not measured whose client was its limit with so many processes, and in words what of them."""
@@ -83,7 +84,8 @@ class LoadPlans:
             return FailureClass.CLIENT_PROCESSES_FEW, "the host has cores for more"
         if (point.concurrency or point.num_requests) <= processes:
             return FailureClass.CLIENT_STREAMS_FEW, "the level has no streams for more"
-        return FailureClass.CLIENT_CORES_FEW, "the host has no cores for more"
+        whose = "the CPU quota" if self.free.has_quota else "the host"
+        return FailureClass.CLIENT_CORES_FEW, f"{whose} has no cores for more"
 
     def warm_up(self, point: Point, lines: int) -> LoadPlan:
         """One round before the measured part."""

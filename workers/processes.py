@@ -92,20 +92,6 @@ def niceness_reset() -> int:
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def free_cores(pid: int) -> tuple[int, ...]:
-    """Return the cores that no process in the tree of `pid` has bound itself to; all where that leaves none.
-
-    vLLM's CPU backend binds its compute threads to cores and keeps them busy.
-    """
-    every = os.sched_getaffinity(0)
-    bound: set[int] = set()
-    for member in tree(pid):
-        with contextlib.suppress(ProcessLookupError):
-            cores = os.sched_getaffinity(member)
-            bound |= cores if cores < every else set()
-    return tuple(sorted(every - bound or every))
-
-
 def pss_bytes(pids: list[int]) -> int:
     """Return the sum of the processes' proportional set sizes: resident memory, shared pages divided among sharers.
 

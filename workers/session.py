@@ -44,6 +44,7 @@ from workers import (
     server_view,
 )
 from workers.account import ServerAccount
+from workers.cores import free_cores
 from workers.devices import open_device
 from workers.devices.base import CardLost
 from workers.devices.context_probe import context_bytes, library_bytes
@@ -348,7 +349,7 @@ class Session:
         self.row.account = self._account.rows
         if self.endpoint.uds is not None:
             self._account.at("ready", used)
-        self._plans = LoadPlans(self.spec, self.row, self.endpoint, processes.free_cores(process.pid))
+        self._plans = LoadPlans(self.spec, self.row, self.endpoint, free_cores(process.pid))
         self._gate()
         self._log_figures = vllm_log.parse(process.log_text())
         self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)

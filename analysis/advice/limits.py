@@ -115,7 +115,9 @@ class Unknown:
 
 
 CLIENT: dict[str, Unknown] = {
-    F.CLIENT_CORES_FEW: Unknown("and the host had no cores for more of it", "a host with more free cores tells"),
+    F.CLIENT_CORES_FEW: Unknown(
+        "and the host had no cores for more of it", "a host with more free cores (or CPU quota) tells"
+    ),
     F.CLIENT_STREAMS_FEW: Unknown(
         "with a process for each of its streams", "the same sweep with nothing else busy on the host may tell"
     ),

@@ -95,7 +95,8 @@ def visible_cards() -> list[Card]:
     """Return the cards this process may use, CUDA_VISIBLE_DEVICES respected; none where there is no NVML.
 
     As for CUDA, an empty name or -1 ends the list. Of a card that is split by MIG and not named by its slices' ids only
-    the first slice is listed: CUDA would use no other. Raises `NoSuchCard`, also for a name where there is no NVML.
+    the first slice is listed: CUDA would use no other. Raises `NoSuchCard`, also for a name where there is no NVML, and
+    where no card is named and one of them cannot be read.
     """
     import pynvml
 
@@ -107,11 +108,25 @@ def visible_cards() -> list[Card]:
             raise NoSuchCard(f"CUDA_VISIBLE_DEVICES names {names[0]!r}, but this node has no NVML ({error})") from None
         return []
     try:
-        if names is None:
-            names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [_card(pynvml, handle) for handle in _handles(pynvml, names)]
+        return _every_card(pynvml) if names is None else [_card(pynvml, each) for each in _handles(pynvml, names)]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _every_card(nvml: Any) -> list[Card]:
+    """All cards of the node. Raises `NoSuchCard` where NVML counts one and does not read it: who is to say it is gone
+    for good, that the others may do without it, is the user."""
+    cards: dict[int, Card] = {}
+    unread: list[str] = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            cards[index] = _card(nvml, _first_slice(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
+        except nvml.NVMLError as error:
+            unread.append(f"{index} ({error})")
+    if not unread:
+        return list(cards.values())
+    way_out = f": leave it out with CUDA_VISIBLE_DEVICES={','.join(map(str, cards))}" if cards else ""
+    raise NoSuchCard(f"NVML does not read card {', '.join(unread)}{way_out}")
 
 
 def kinds_of_cards() -> tuple[str, ...]:
@@ -161,7 +176,8 @@ _END = ("", "-1", "NoDevFiles")
 
 
 class NoSuchCard(Exception):
-    """CUDA_VISIBLE_DEVICES or the cluster names a card that NVML does not know, or one card twice as if it were two."""
+    """CUDA_VISIBLE_DEVICES or the cluster names a card that NVML does not know, or one card twice as if it were two; or
+    nobody names any, and NVML does not read one of them."""
 
 
 def _handles(nvml: Any, names: list[str]) -> list[Any]:

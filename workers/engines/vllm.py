@@ -116,7 +116,8 @@ class VllmEngine:
     def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         """Return how long a start may be silent where its log is now."""
         compiles = not spec.server.enforce_eager
-        return vllm_phases.silence_limit_s(lines, forked, spec.model.dummy_weights, spec.device, compiles)
+        weights, cap_s = spec.model.dummy_weights, spec.timeouts.ready_s
+        return vllm_phases.silence_limit_s(lines, forked, weights, spec.device, compiles, cap_s)
 
     def is_waiting(self, line: str) -> bool:
         """Return whether a line of its log says only that it waits for its workers, as it does once a minute."""

@@ -45,18 +45,22 @@ FORKED_LIMIT_S = {
 0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 2.2 s for these on GPUs, where all is forked).
 `arguments` is once silent for 20 s and more where the cache is new: vLLM looks at the model's class in another
 interpreter then."""
-FORKED_LATER_LIMIT_S = {"cpu": 900.0, "cuda": 300.0}
-"""The same of each later phase where nothing is compiled and no graph is captured: CUDA, NCCL and OpenMP are first
-used there, and what forking has damaged may hang then. On GPUs about three times the most that was seen of eager forked
+FORKED_LATER_LIMIT_S = 300.0
+"""The same of each later phase on GPUs where nothing is compiled and no graph is captured: CUDA, NCCL and OpenMP are
+first used there, and what forking has damaged may hang then. About three times the most that was seen of eager forked
 servers (vLLM 0.25.1): 103 s, in which a hybrid MoE's first forward pass compiled Triton kernels; 20 s in the
 warm-up of a dense one where the caches were new, else 9 s or less. On CPUs only small shapes were seen, and weights of
-larger ones are made by the host's cores without a word: no less than a cold one has."""
+larger ones are made by the host's cores without a word: there it has what a cold one has."""
 COLD_LIMIT_S = 300.0
 """The same of a cold start, whose imports come from a disk that may be slow and are silent: ten times the 15 to 25 s
 that they were seen to take."""
+COLD_SHARE = 1 / 6
+"""Of the cap on the whole start, where that is more: who has given slow disks a longer start means its silence, too."""
 LATER_LIMIT_S = 900.0
 """Of the later phases of a cold start, and of a forked one where it may compile or capture: that can be silent for
 minutes."""
+LATER_SHARE = 1 / 2
+"""As `COLD_SHARE`. Of the 1800 s that a start has by default both shares are the limits above."""
 COMPILING = ("compile", "profile", "graphs")
 """Where that may be: lines of a compilation come while it goes on, so that it may last into `profile`."""
 WAITING = re.compile(r"No available shared memory broadcast block found|Waiting for \d+ local, \d+ remote core engine")
@@ -92,10 +96,10 @@ def reached(lines: Sequence[tuple[float, str]]) -> str:
 
 
 def silence_limit_s(
-    lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str, compiles: bool
+    lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str, compiles: bool, cap_s: float
 ) -> float:
-    """Return how long a start may say nothing where it is; `compiles`: not eager. vLLM downloads weights without a
-    word: only the cap on the whole start holds there."""
+    """Return how long a start may say nothing where it is; `compiles`: not eager; `cap_s`: what the whole start may
+    take. vLLM downloads weights without a word: only that cap holds there."""
     if not dummy_weights:
         lines = [line for line in lines if not MADE_EMPTY.search(line[1])]
     phase = reached(lines)
@@ -103,8 +107,10 @@ def silence_limit_s(
         return math.inf
     limits = FORKED_LIMIT_S[device]
     if phase in limits:
-        return limits[phase] if forked else COLD_LIMIT_S
-    return FORKED_LATER_LIMIT_S[device] if forked and not (compiles and phase in COMPILING) else LATER_LIMIT_S
+        return limits[phase] if forked else max(COLD_LIMIT_S, COLD_SHARE * cap_s)
+    if forked and device == "cuda" and not (compiles and phase in COMPILING):
+        return FORKED_LATER_LIMIT_S
+    return max(LATER_LIMIT_S, LATER_SHARE * cap_s)
 
 
 def _with_later() -> list[tuple[str, list[str]]]:
