@@ -116,6 +116,12 @@ def test_spending_counts_time_cards_and_what_points_really_take() -> None:
         cards.over(replace(session, start_estimate_s=0.0), replace(point, estimate_s=8.0)) is None
     )  # cards were given back
 
+    waiting = Spending(Budget(gpu_hours=100 / 3600), lambda: now[0])
+    waiting.begins(session)
+    now[0] = 2000.0
+    waiting.ends(session, had_cards=False)
+    assert waiting.over(session, point) is None
+
 
 def test_what_has_no_room_is_a_row_that_resume_measures(tmp_path: Path) -> None:
     asked = experiment("concurrency", engine="sim", sweep__concurrency=[1, 2, 4, 8], sweep__repeats=1, controls="off")
