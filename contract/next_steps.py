@@ -33,11 +33,11 @@ NEXT_STEPS: dict[F, str] = {
     F.GRAPH_MEMORY: "leave memory for CUDA graphs (a lower `server.gpu_memory_utilization` or "
     "`server.kv_cache_memory_bytes`), or do without them (`server.enforce_eager=true`)",
     F.READY_TIMEOUT: "give it longer: " + _resume("engine.ready_timeout_s=SECONDS"),
-    F.CUDA_ERROR: "see at the end of its log what CUDA or NCCL could not do: where one card alone has it, leave that "
-    "out (CUDA_VISIBLE_DEVICES), where all have it, it is the configuration or the driver; then " + _RESUME,
     F.NO_PROGRESS: "see in the end of its log where it hung; where it was only slow (imports from a shared file "
     "system, say), give it longer, for its silence may last a sixth of that before the weights, and half after them: "
     + _resume("engine.ready_timeout_s=SECONDS"),
+    F.CUDA_ERROR: "see at the end of its log what CUDA or NCCL could not do: where one card alone has it, leave that "
+    "out (CUDA_VISIBLE_DEVICES), where all have it, it is the configuration or the driver; then " + _RESUME,
     F.MEMORY_UNDER_LOAD: "leave memory for activations: a lower `server.gpu_memory_utilization`, "
     "`server.kv_cache_memory_bytes` or `server.max_num_batched_tokens`",
     F.POINT_TIMEOUT: "it had an hour, or three times its estimate where that is more: ask for less of it (fewer "
