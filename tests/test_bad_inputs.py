@@ -153,10 +153,10 @@ STREAMS = {
     Fault.STATUS_503: "http_error",
     Fault.NOT_JSON: "malformed_stream",
     Fault.NOT_A_STREAM: "malformed_stream",
-    Fault.NOT_HTTP: "malformed_stream: the answer is not HTTP",
     Fault.RESET: "connection_lost",
-    Fault.NO_ANSWER: "connection_lost",
 }
+NO_SERVERS = {Fault.NOT_HTTP: "Bad status line", Fault.NO_ANSWER: "Server disconnected"}
+"""What answers the one request that is tried before a load like no server of the API."""
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,22 @@ def test_a_stream_that_is_none_is_a_failed_request_with_its_class(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("fault", NO_SERVERS)
+def test_what_is_no_server_of_the_api_is_refused_before_the_load(
+    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving(MockOpenAI(fault=fault)) as server:
+        code = workers.load.__main__.main(["--url", f"{server.url}/v1/completions", "--n", "2"])
+    said = capsys.readouterr()
+    assert code == BAD, said.out + said.err
+    assert f"cannot reach {server.url}" in said.err
+    assert NO_SERVERS[fault] in said.err
+    assert "Traceback" not in said.out + said.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_documentation_counts_the_table() -> None:
-    table = len(CONFIGURATION) + len(FILES) + len(ENVIRONMENT) + len(STREAMS)
+    table = len(CONFIGURATION) + len(FILES) + len(ENVIRONMENT) + len(STREAMS) + len(NO_SERVERS)
     page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text()
     assert f"is a table of {table} bad inputs" in page

@@ -657,21 +657,20 @@ def test_a_sick_card_costs_one_start_and_the_rest_of_the_plan_is_measured(
     assert cluster.taken == []
 
 
-def test_a_card_that_fails_the_last_start_of_a_session_is_held_too(tmp_path: Path) -> None:
-    held: list[int] = []
-
-    def starts(handle: Handle) -> str | None:
-        held.append(len(cluster.holding))
-        return "cuda_error"
-
-    cluster = PretendedCluster(starts=starts)
+def test_a_card_that_fails_the_last_start_of_a_session_is_held_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go: list[Handle] = []
+    monkeypatch.setattr(Handle, "kill", lambda handle: let_go.append(handle))
+    cluster = PretendedCluster(starts=lambda handle: "cuda_error")
     asked = experiment("concurrency", engine="sim", sweep__concurrency=[1], sweep__repeats=1, controls="off")
     (spec,) = make_plan(resolved(asked), sim_fleet(1)).sessions
     (point,) = spec.points
     sessions = [replace(spec, id=f"s{n}", points=(replace(point, id=f"p{n}"),)) for n in range(2)]
     progress = Progress(2, 1.0, io.StringIO())
     Driver(cluster, sim_fleet(8), Store.create(tmp_path, "test"), progress).run(sessions)  # type: ignore[arg-type]
-    assert held == [0, 0, 2, 2, 4, 4]
+    assert let_go == cluster.holding
+    assert len(let_go) == 2 * SESSION_STARTS
     assert len(cluster.stopped) == 2 * SESSION_STARTS
 
 
