@@ -433,7 +433,7 @@ def test_a_session_is_the_first_of_its_node_until_one_has_had_a_server(
             raise ray.exceptions.RayActorError
 
     async def start() -> Any:
-        return SimpleNamespace(status=status)
+        return SimpleNamespace(status=status, start=Start.COLD, fork_came_to_nothing=False)
 
     async def stop() -> None: ...
 
