@@ -204,19 +204,25 @@ def test_refused_in_words(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("fault", STREAMS)
-def test_a_stream_that_is_none_is_a_failed_request_with_its_class(
-    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def load_on(fault: Fault, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str, str]:
+    """Send two requests to a server with a fault; return the exit code, what was said on both ways, and its URL."""
     with serving(MockOpenAI(fault=fault)) as server:
         code = workers.load.__main__.main(
             ["--url", f"{server.url}/v1/completions", "--n", "2", "--concurrency", "1", "--max-tokens", "4"]
         )
     said = capsys.readouterr()
-    assert code == FAILED, said.out + said.err
-    assert STREAMS[fault] in said.out + said.err
-    assert "Traceback" not in said.out + said.err
+    return code, said.out, said.err, server.url
+
+
+@pytest.mark.parametrize("fault", STREAMS)
+def test_a_stream_that_is_none_is_a_failed_request_with_its_class(
+    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err, _ = load_on(fault, capsys)
+    assert code == FAILED, out + err
+    assert STREAMS[fault] in out + err
+    assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,13 +231,11 @@ def test_what_is_no_server_of_the_api_is_refused_before_the_load(
     fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with serving(MockOpenAI(fault=fault)) as server:
-        code = workers.load.__main__.main(["--url", f"{server.url}/v1/completions", "--n", "2"])
-    said = capsys.readouterr()
-    assert code == BAD, said.out + said.err
-    assert f"cannot reach {server.url}" in said.err
-    assert NO_SERVERS[fault] in said.err
-    assert "Traceback" not in said.out + said.err
+    code, out, err, url = load_on(fault, capsys)
+    assert code == BAD, out + err
+    assert f"cannot reach {url}" in err
+    assert NO_SERVERS[fault] in err
+    assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
 
 

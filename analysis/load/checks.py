@@ -14,10 +14,10 @@ from analysis.load.load_curve import WHOLE, LoadCurve
 from analysis.load.objectives import holds, states
 from analysis.numbers.intervals import Interval
 from analysis.rows.groups import Group
-from analysis.rows.series import Reading, Series
+from analysis.rows.series import Reading, Series, reading_of
 from analysis.rows.tables import run_point
 from analysis.rows.targets import Slo
-from contract.rows import MEASURED, PointRow
+from contract.rows import PointRow
 
 BETWEEN_STARTS = 0.10
 """Two starts of one server on one card were seen to differ by 10 % in p95 at concurrency 1
@@ -161,14 +161,6 @@ def standings(levels: Mapping[float, Sequence[PointRow]], slo: Slo) -> dict[floa
 
 def _curve(levels: Mapping[float, Sequence[PointRow]]) -> LoadCurve:
     points = {at: [run_point(row) for row in rows] for at, rows in levels.items()}
-    readings = tuple(
-        Reading(
-            f"{at:g}",
-            at,
-            tuple(point for point in own if point.status == MEASURED),
-            tuple(point for point in own if point.status != MEASURED),
-        )
-        for at, own in points.items()
-    )
+    readings = tuple(reading_of(f"{at:g}", at, own) for at, own in points.items())
     group = Group("", "", tuple(point for own in points.values() for point in own), first=True)
     return LoadCurve(Series("", group, readings), ())

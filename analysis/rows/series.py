@@ -44,6 +44,12 @@ class Reading:
         return kind(f"{self.name}.{column}", self.median(column))
 
 
+def reading_of(name: str, at: float, points: Sequence[RunPoint]) -> Reading:
+    """Return the repeats of one place on an axis as a reading."""
+    measured = tuple(point for point in points if point.status == MEASURED)
+    return Reading(name, at, measured, tuple(point for point in points if point.status != MEASURED))
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """Readings in the order of the axis."""
@@ -94,14 +100,6 @@ def make_series(points: Sequence[RunPoint], columns: Sequence[str], axis: str, p
         places: dict[float, list[RunPoint]] = {}
         for point in group.points:
             places.setdefault(getattr(point, axis) or 0, []).append(point)
-        readings = tuple(
-            Reading(
-                f"{name}.{short}{at:.12g}",
-                at,
-                tuple(point for point in places[at] if point.status == MEASURED),
-                tuple(point for point in places[at] if point.status != MEASURED),
-            )
-            for at in sorted(places)
-        )
+        readings = tuple(reading_of(f"{name}.{short}{at:.12g}", at, places[at]) for at in sorted(places))
         result.append(Series(name, group, readings))
     return result

@@ -13,11 +13,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from workers.load.ending import Z95
+
 LATE_S, LATE_SHARE, SHARE = 0.01, 0.1, 0.95
 """Late is what is later than the first and than the second of what it distorts (a median of the server's). The third:
 what has to be in flight of a closed loop."""
-Z = 1.959964
-"""Of a normal distribution, 95 % are within so many standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ HEAD = " ".join(f"{words:>10}" for words in ("hit", "missed", "false", "rightly 
 
 def wilson(right: int, of: int) -> tuple[float, float]:
     """Return the 95 % interval of a share. Wilson, Journal of the American Statistical Association 22, 1927."""
-    share, scale = right / of, 1 + Z * Z / of
-    middle = (share + Z * Z / (2 * of)) / scale
-    half = Z / scale * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))
+    share, scale = right / of, 1 + Z95 * Z95 / of
+    middle = (share + Z95 * Z95 / (2 * of)) / scale
+    half = Z95 / scale * math.sqrt(share * (1 - share) / of + Z95 * Z95 / (4 * of * of))
     return middle - half, middle + half
 
 
