@@ -1,6 +1,7 @@
 """Our load client against `vllm bench serve` on one live server, in turns; then a Unix socket against TCP on the same.
 
     python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 6] [--no-uds]
+        [--text]
 
 One vLLM server, which listens on TCP and (`second_socket/`) on a Unix socket, so that no difference is that of two
 starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level, `--pairs`
@@ -13,7 +14,8 @@ intervals (paired t on logarithms), and of the same turns what the server counte
 mean TTFT, queueing, prefill and prefix-cache hits. A difference in mean TTFT that is not in the server's own arose on
 the way or in the clients; one that is in it arose in the server, which was asked differently. Whole-run figures: tok/s
 is completion tokens over first send to last byte, ramp and drain in it. Both ask for temperature 0. Our prompts are
-token ids, the peer's are text, which the server turns into tokens within the TTFT.
+token ids, the peer's are text, which the server turns into tokens within the TTFT; with `--text` ours are text of about
+as many tokens, too, each behind a prefix of its own.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ import contextlib
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from unittest.mock import patch
+
+from tokenizers import Tokenizer
 
 from analysis.numbers.intervals import Interval, mean_log, pooled_noise
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
@@ -42,6 +47,8 @@ from workers.devices.nvml import visible_cards
 from workers.histogram import gained
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan, LoadResult
+from workers.load.prompts import GivenText
 from workers.metrics import ServerMetrics
 from workers.session import Session
 from workers.standstill import at_rest
@@ -178,6 +185,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--per-level", type=int, default=10, help="requests for each one in flight")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--text", action="store_true", help="our prompts are text, as the peer's are")
     parser.add_argument("--no-uds", dest="uds", action="store_false", help="leave the Unix socket out")
     return parser.parse_args()
 
@@ -197,7 +205,12 @@ def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Sessio
     spec = SessionSpec(
         "bench", resolve(experiment.model), server, "vllm", device, Mode.UTILIZATION, gpus, None, (), load_processes=1
     )
-    session = Session(spec, "bench", 1, ["0"] if cards else [], lambda plans: [generate(plan) for plan in plans])
+    text: list[str] = []  # known when the tokenizer is
+
+    def load(plans: Sequence[LoadPlan]) -> list[LoadResult]:
+        return [generate(replace(plan, text=text[0]) if text else plan) for plan in plans]
+
+    session = Session(spec, "bench", 1, ["0"] if cards else [], load)
     path = os.pathsep.join(filter(None, (str(SECOND_SOCKET), os.environ.get("PYTHONPATH"))))
     try:
         with patch.dict(os.environ, PYTHONPATH=path, SECOND_SOCKET=str(second_socket)):
@@ -208,10 +221,23 @@ def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Sessio
             f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, ready in {row.ready_s:.0f} s",
             flush=True,
         )
+        if options.text:
+            text.append(_text_of(options.prompt, Path(session.model)))
         yield session
     finally:
         end = session.stop().row
         print(f"memory after the stop: {(end.mem_after_stop_bytes or 0) >> 20} MiB")
+
+
+def _text_of(tokens: int, model: Path) -> str:
+    """Return what makes a prompt of so many tokens behind the prefix of a request in the middle of a level."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    drawn = random.Random(0).choices(range(tokenizer.get_vocab_size()), k=2 * tokens)
+    for length in range(len(drawn), 0, -1):
+        text = tokenizer.decode(drawn[:length])
+        if len(tokenizer.encode(GivenText(text, 0).prompt(500)).ids) <= tokens:
+            return text
+    sys.exit(f"no text of {tokens} tokens")
 
 
 @contextlib.contextmanager
