@@ -210,7 +210,7 @@ def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Sessio
     def load(plans: Sequence[LoadPlan]) -> list[LoadResult]:
         return [generate(replace(plan, text=text[0]) if text else plan) for plan in plans]
 
-    session = Session(spec, "bench", 1, ["0"] if cards else [], load)
+    session = Session(spec, "bench", 1, [card.id for card in cards[:1]], load)
     path = os.pathsep.join(filter(None, (str(SECOND_SOCKET), os.environ.get("PYTHONPATH"))))
     try:
         with patch.dict(os.environ, PYTHONPATH=path, SECOND_SOCKET=str(second_socket)):

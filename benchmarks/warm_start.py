@@ -62,7 +62,7 @@ from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.models import resolve
 from orchestrator.plan import make_plan
 from workers import probe, processes
-from workers.devices.nvml import kinds_of_cards
+from workers.devices.nvml import kinds_of_cards, visible_cards
 from workers.engines import make_engine
 from workers.launch.warm import WarmParent, offer, parent_for
 from workers.load.client import generate
@@ -164,7 +164,7 @@ def crowded(level: int, spec: SessionSpec, fleet: Fleet) -> str | None:
 
 def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]) -> Server:
     """Start one server, read it, send the levels, stop it."""
-    cards = [str(card) for card in range(spec.gpus)]
+    cards = [card.id for card in visible_cards()][: spec.gpus]
     session = Session(spec, "bench", 1, cards, _generate, os.environ.get("OMP_NUM_THREADS"), parent.socket)
     try:
         row = session.start()
@@ -226,10 +226,13 @@ def _generate(plans: list[LoadPlan]) -> list[LoadResult]:
 
 
 def _configuration(session: Session) -> dict[str, str]:
-    """What the server says it resolved, by path; its private directory by a word. Empty without developer mode."""
+    """What the server says it resolved, by path; its private directory and cards by a word. Empty without developer
+    mode."""
     assert session._endpoint is not None
     _, body = probe.get(session._endpoint, "/server_info?config_format=json", timeout_s=60)
     named = body.replace(str(session._workspace.root), "<session>")
+    for card in session.row.device_ids:
+        named = named.replace(card, "<card>")  # which of a machine's cards it was is no difference
     told = json.loads(named)
     return dict(_flat({"config": told.get("vllm_config"), "env": told.get("vllm_env")}))
 
