@@ -10,9 +10,8 @@ again, for 3 to 250 ms (log-uniform) with rests of 0.05 to 3 s (log-uniform; eac
 such a client of a slow server; and one whose first core is shared with busy processes. Often that is too little to
 matter: whether the client was the limit is told by `verdicts.blame` from the server's log, whatever the situation.
 
-The server's core has to be its own: late writes of it are an excuse, but a starved one also reads late between writes
-that are on time, and an open loop's client is blamed for that. Such a run stands out: `delay_p99_ms`, the client's own
-word, is far below how late its requests came.
+When a request came is the kernel's stamp: a server that stands still, or has much to read at once, lays nothing on the
+client.
 
 Printed is, of each situation and of all, how many were the limit and called so or missed, how many were not and called
 so or rightly not. Of a client that was the limit and not called so follows what the notes beside such a level in a
@@ -176,10 +175,10 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
         seen: dict[str, Any] = json.loads(said)
         logged = server.by_body()
     told = [
-        Told(*stamps, read_s=logged[crc][0], writes_s=logged[crc][1], due_s=due_s)
+        Told(*stamps, arrived_s=logged[crc][0], writes_s=logged[crc][1], due_s=due_s)
         for crc, due_s, *stamps in seen.pop("requests")
     ]
-    seen["blame"] = blame(told, run.streams, run.served_ms / 1000)
+    seen["blame"] = blame(told, run.streams)
     return seen
 
 

@@ -23,11 +23,11 @@ class TruthServer:
 
     def requests(self) -> list[tuple[float, list[float]]]:
         """Return the truth once the server has stopped: (read, writes) of every request, monotonic seconds."""
-        return [(read, writes) for read, writes, _ in json.loads(self.log.read_text())]
+        return [(read, writes) for read, writes, *_ in json.loads(self.log.read_text())]
 
     def by_body(self) -> dict[int, tuple[float, list[float]]]:
-        """Return the same by the CRC-32 of the requests' bodies, which have to differ."""
-        return {crc: (read, writes) for read, writes, crc in json.loads(self.log.read_text())}
+        """Return (arrived, writes) by the CRC-32 of the requests' bodies, which have to differ."""
+        return {crc: (arrived, writes) for _, writes, crc, arrived in json.loads(self.log.read_text())}
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@
 
 Listens on a free loopback port, written to PORT_FILE, or beside others of its kind on PORT. A request is a POST of any
 path whose body names `max_tokens`; its first token is due one interval after it has been read, each further one an
-interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: of every request `[read, [write, write, ...], crc]`,
-seconds on the monotonic clock that all processes of a host share, and the CRC-32 of its body, by which whoever sent it
-knows it again. One thread on raw epoll, standard library only,
-pinned to CORE.
+interval later. At SIGTERM the truth goes to TRUTH_FILE as JSON: of every request
+`[read, [write, write, ...], crc, arrived]`, seconds on the monotonic clock that all processes of a host share, and the
+CRC-32 of its body, by which whoever sent it knows it again. `arrived` is the kernel's stamp of its last byte
+(SO_TIMESTAMPNS), the same whether this process came to read it or stood still. One thread on raw epoll, standard
+library only, pinned to CORE.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import zlib
@@ -47,6 +49,7 @@ def chunk(body: str) -> bytes:
 
 
 TOKEN, LAST = chunk(EVENT % "null"), chunk(EVENT % '"length"')
+STAMPED = getattr(socket, "SO_TIMESTAMPNS", 35)
 DONE = chunk("data: [DONE]\n\n") + b"0\r\n\r\n"
 MODELS = json.dumps({"object": "list", "data": [{"id": "truth", "object": "model", "max_model_len": 10**6}]}).encode()
 
@@ -70,11 +73,12 @@ class Server:
         self.interval_s = interval_s
         self.listener = socket.create_server(("127.0.0.1", port), backlog=4096, reuse_port=True)
         self.listener.setblocking(False)
+        self.listener.setsockopt(socket.SOL_SOCKET, STAMPED, 1)  # its connections inherit it
         self.poll = select.epoll()
         self.poll.register(self.listener, select.EPOLLIN)
         self.connections: dict[int, Connection] = {}
         self.due: list[tuple[float, int, Connection]] = []
-        self.truth: list[tuple[float, list[float], int]] = []
+        self.truth: list[tuple[float, list[float], int, float]] = []
         self.order = 0
 
     def serve(self, stopped: list[int]) -> None:
@@ -104,11 +108,11 @@ class Server:
 
     def _read(self, connection: Connection) -> None:
         try:
-            data = connection.socket.recv(2**18)
+            data, stamps, _, _ = connection.socket.recvmsg(2**18, socket.CMSG_SPACE(16))
         except BlockingIOError:
             return
         except ConnectionError:
-            data = b""
+            data, stamps = b"", []
         if not data:
             del self.connections[connection.socket.fileno()]
             self.poll.unregister(connection.socket)
@@ -130,7 +134,7 @@ class Server:
         connection.prompt = body.partition(b'"prompt":')[2].partition(b"]")[0].count(b",") + 1
         connection.writes = []
         now = time.monotonic()
-        self.truth.append((now, connection.writes, zlib.crc32(body)))
+        self.truth.append((now, connection.writes, zlib.crc32(body), now - _age_s(stamps)))
         self._schedule(connection, now + self.interval_s)
 
     def _schedule(self, connection: Connection, at: float) -> None:
@@ -153,6 +157,13 @@ class Server:
             connection.left = 0
         if connection.left:
             self._schedule(connection, at + self.interval_s)
+
+
+def _age_s(stamps: list[tuple[int, int, bytes]]) -> float:
+    """Return how long ago the kernel had the last byte of what was read just now."""
+    ((_, _, stamp),) = stamps
+    seconds, nanoseconds = struct.unpack("qq", stamp)
+    return time.time() - seconds - nanoseconds / 1e9
 
 
 def main(arguments: list[str]) -> None:

@@ -29,21 +29,20 @@ class Told:
     last_s: float
     """The client's stamps of the send, the first and the last chunk."""
     gaps_s: Sequence[float]
-    read_s: float
+    arrived_s: float
+    """Its last byte was in the server's socket, whenever that was read."""
     writes_s: Sequence[float]
     """The server's."""
     due_s: float | None = None
     """Of an open loop."""
 
 
-def blame(told: Sequence[Told], streams: int, interval_s: float) -> list[str]:
+def blame(told: Sequence[Told], streams: int) -> list[str]:
     """Return in what the client was the limit of a load of answers of one length: empty where it was in nothing.
 
     All streams together: their p99 gap, off the server's; their p95 of TTFT, E2EL and TPOT, above what it would be had
     chunks been stamped as they were written; of a closed loop the share of its streams that the server had to serve; of
-    an open one how late requests (p99) came to the server, less what the server's own writes were late meanwhile, for
-    one that stands still or has much to write also reads late. (One that is starved of its core reads late between
-    writes that are on time; that is not excused.)
+    an open one how late requests (p99) came to the server.
     """
     gap = [later - before for each in told for before, later in pairwise(each.writes_s)]
     steps = max(len(told[0].writes_s) - 1, 1)
@@ -62,7 +61,7 @@ def blame(told: Sequence[Told], streams: int, interval_s: float) -> list[str]:
         f"{name} off by {by_s * 1000:.1f} ms" for name, (by_s, of) in off.items() if by_s > late_from_s(_p(of, 50))
     ]
     if any(each.due_s is not None for each in told):
-        delay_s = _p(delays_s(told, interval_s), 99)
+        delay_s = _p([max(each.arrived_s - each.due_s, 0.0) for each in told if each.due_s is not None], 99)
         if delay_s > late_from_s(_p(ttft, 50)):
             found.append(f"requests came {delay_s * 1000:.1f} ms late (p99)")
     elif (share := in_flight(told, streams)) < SHARE:
@@ -75,24 +74,10 @@ def late_from_s(distorted_s: float) -> float:
     return max(LATE_S, LATE_SHARE * distorted_s)
 
 
-def delays_s(told: Sequence[Told], interval_s: float) -> list[float]:
-    """Return how long after they were due requests were read, less the most that a write of the server's was late
-    between the two: write n of a request is due n intervals after its read, from 1 on."""
-    writes = [(at_s, at_s - each.read_s - n * interval_s) for each in told for n, at_s in enumerate(each.writes_s, 1)]
-    at_s, late_s = np.array(sorted(writes)).T
-    delays = []
-    for each in told:
-        if each.due_s is None:
-            continue
-        meanwhile = late_s[np.searchsorted(at_s, each.due_s) : np.searchsorted(at_s, each.read_s)]
-        delays.append(max(each.read_s - each.due_s - max(meanwhile, default=0.0), 0.0))
-    return delays
-
-
 def in_flight(told: Sequence[Told], streams: int) -> float:
-    """Return the share of the streams that the server had to serve, from its first read to its last."""
-    first_s, last_s = min(each.read_s for each in told), max(each.read_s for each in told)
-    held_s = math.fsum(min(each.writes_s[-1], last_s) - each.read_s for each in told)
+    """Return the share of the streams that the server had to serve, from the first that came to the last."""
+    first_s, last_s = min(each.arrived_s for each in told), max(each.arrived_s for each in told)
+    held_s = math.fsum(min(each.writes_s[-1], last_s) - each.arrived_s for each in told)
     return held_s / ((last_s - first_s) * streams)
 
 
