@@ -4,10 +4,10 @@
         [--repeats 3] [--save FILE]
     python benchmarks/warm_start.py --read FILE...
 
-Each round starts a server of each length once each way; the order of the two alternates. Of each it takes the seconds
-to ready and where they went, memory, and the configuration that the server says it has (`/server_info`); with
-`--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the mean counts as one. A
-level of which some requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of
+First a server of each length is started cold and thrown away, for it may have to compile. Each round then starts a
+server of each length once each way; the order of the two alternates. Of each it takes the seconds to ready and where
+they went, memory, and the configuration that the server says it has (`/server_info`); with `--levels` also tok/s and
+p95 on the longest server, each level `--repeats` times, of which the mean counts as one. A level of which some requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of
 `python -m orchestrator`; servers are those of its committed mode, eager without `server.enforce_eager=false`. Ctrl-C
 ends it with what is there. `--save` writes what each server has shown as soon as it is stopped; `--read` starts nothing
 and pools such files, of the same arguments on machines of one kind, each round with its own two servers.
@@ -95,6 +95,9 @@ def _go(options: argparse.Namespace) -> Go:
     number = 0
     try:
         offer(parent.socket, lambda: False).close()
+        for spec in specs:  # else the first round's cold servers compile, and those after them do not
+            first = _start(replace(spec, start=Start.COLD), parent, -1, [])
+            print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
         for number in range(options.rounds):
             for spec in specs:
                 for start in order(number):
@@ -165,19 +168,25 @@ def crowded(level: int, spec: SessionSpec, fleet: Fleet) -> str | None:
 def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]) -> Server:
     """Start one server, read it, send the levels, stop it."""
     cards = [card.id for card in visible_cards()][: spec.gpus]
-    session = Session(spec, "bench", 1, cards, _generate, os.environ.get("OMP_NUM_THREADS"), parent.socket)
-    try:
-        row = session.start()
-        if row.status != MEASURED or row.start != spec.start:
-            sys.exit(f"no {spec.start} start: {row.failure_message or row.start_reason}")
-        assert row.ready_s is not None
-        cpu_s, configuration = _cpu_s(row.server_pid or 0), _configuration(session)
-        memory = session.measure(next(point for point in spec.points if point.kind is PointKind.MEMORY))
-        if memory.status != MEASURED:
-            print(f"  memory: {memory.status}: {memory.failure_message}", flush=True)
-        found = [_measured(session, _level(level, 1000 * number + count)) for count, level in enumerate(levels)]
-    finally:
-        session.stop()
+    # load processes of its own: one binds itself to cores, which servers must not inherit
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+
+        def generate_all(plans: list[LoadPlan]) -> list[LoadResult]:
+            return list(pool.map(generate, plans))
+
+        session = Session(spec, "bench", 1, cards, generate_all, os.environ.get("OMP_NUM_THREADS"), parent.socket)
+        try:
+            row = session.start()
+            if row.status != MEASURED or row.start != spec.start:
+                sys.exit(f"no {spec.start} start: {row.failure_message or row.start_reason}")
+            assert row.ready_s is not None
+            cpu_s, configuration = _cpu_s(row.server_pid or 0), _configuration(session)
+            memory = session.measure(next(point for point in spec.points if point.kind is PointKind.MEMORY))
+            if memory.status != MEASURED:
+                print(f"  memory: {memory.status}: {memory.failure_message}", flush=True)
+            found = [_measured(session, _level(level, 1000 * number + count)) for count, level in enumerate(levels)]
+        finally:
+            session.stop()
     load = os.getloadavg()[0]
     print(f"{spec.start} {spec.server.max_model_len:6}: ready in {row.ready_s:5.1f} s, load {load:.1f}", flush=True)
     return Server(
@@ -217,12 +226,6 @@ def _level(concurrency: int, number: int) -> Point:
         f"c{concurrency}-{number}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", concurrency,
         max(48, 8 * concurrency), PROMPT_TOKENS, OUTPUT_TOKENS, warmup_requests=concurrency, repeat=number,
     )  # fmt: skip
-
-
-def _generate(plans: list[LoadPlan]) -> list[LoadResult]:
-    """In processes of their own: a load process binds itself to cores, which servers must not inherit."""
-    with ProcessPoolExecutor(len(plans), multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(generate, plans))
 
 
 def _configuration(session: Session) -> dict[str, str]:

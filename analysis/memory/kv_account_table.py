@@ -178,7 +178,8 @@ def _when_it_came(doc: Document, series_with: Sequence[Series], found: list[Acco
             "Where *with graph capture* is missing the log does not tell it (it has the figure of one worker, so of "
             "several cards it tells none): it is then in *otherwise since*."
         )
-    _first_look(doc, found)
+    several = any(accounts.by_card(reading, "ready") for series in series_with for reading in series.measured)
+    _first_look(doc, found, several)
 
 
 def _came(account: Account) -> list[str | Part]:
@@ -190,8 +191,16 @@ def _came(account: Account) -> list[str | Part]:
     ]
 
 
-def _first_look(doc: Document, found: list[Account]) -> None:
-    """Needs a context that a probe told; at peak the two readings are of two moments, and this would not hold."""
+def _first_look(doc: Document, found: list[Account], several: bool) -> None:
+    """Needs a context that a probe told; at peak the two readings are of two moments, and this would not hold.
+
+    Workers open their communicators before their first snapshot of memory: vLLM's `Worker.init_device`
+    (vllm/v1/worker/gpu_worker.py, 0.25.1 and 0.32.0). `several`: some server had several cards.
+    """
+    communicators = (
+        " The workers of a server of several cards open their communicators (NCCL) before that look: what those take "
+        "is in *neither*."
+    )
     checked = [
         account
         for account in found
@@ -202,7 +211,8 @@ def _first_look(doc: Document, found: list[Account]) -> None:
         doc.say(
             "When ready *neither* checks one thing only: that what the engine found on the card at its first look is "
             "what was there before the server and the probe's bare context ({difference} MiB where it is furthest from "
-            "that). Whatever came later, a stranger's memory, too, cancels out of it and stands in the other columns.",
+            "that). Whatever came later, a stranger's memory, too, cancels out of it and stands in the other columns."
+            + (communicators if several else ""),
             difference=signed_mib(f"{furthest.name}.neither_mib", furthest.neither),
         )
 
