@@ -7,8 +7,9 @@
 First a server of each length is started cold and thrown away, for it may have to compile. Each round then starts a
 server of each length once each way; the order of the two alternates. Of each it takes the seconds to ready and where
 they went, memory, and the configuration that the server says it has (`/server_info`); with `--levels` also tok/s and
-p95 on the longest server, each level `--repeats` times, of which the mean counts as one. A level of which some requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of
-`python -m orchestrator`; servers are those of its committed mode, eager without `server.enforce_eager=false`. Ctrl-C
+p95 on the longest server, each level `--repeats` times, of which the mean counts as one. A level of which some
+requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of `python -m orchestrator`;
+servers are those of its committed mode, eager without `server.enforce_eager=false`. Ctrl-C
 ends it with what is there. `--save` writes what each server has shown as soon as it is stopped; `--read` starts nothing
 and pools such files, of the same arguments on machines of one kind, each round with its own two servers.
 
