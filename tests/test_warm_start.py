@@ -550,7 +550,7 @@ def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
 
 
 def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each server, for what ends a run on a lent machine asks nobody. The first, which may compile, is not kept."""
+    """After each server, for what ends a run on a lent machine asks nobody. The first may compile: not kept."""
     first = server(-1, Start.COLD, 64)
     file, starts = tmp_path / "seen.json", iter([first, server(0, Start.COLD, 64), server(0, Start.WARM, 64)])
 
