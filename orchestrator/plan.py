@@ -406,20 +406,21 @@ class _Planner:
         """Both axes are searched on one server, the closed loop first."""
         session, objectives = self._fixed_server([]), Slo(**self.experiment.slo.model_dump())
         searches = []
-        for axis, levels, load, between in (
+        for axis, levels, load, scale in (
             (
                 "concurrency",
                 sweep.concurrency,
                 partial(self._load, Purpose.CONCURRENCY, "slo"),
-                bisection.whole_between,
+                bisection.WHOLE,
             ),
-            ("request_rate", sweep.request_rate, partial(self._poisson, sweep), bisection.rate_between),
+            ("request_rate", sweep.request_rate, partial(self._poisson, sweep), bisection.RATES),
         ):
             if levels is not None:
                 ends = (levels.lowest, levels.highest)
-                propose = partial(slo.next_level, slo=objectives, lowest=ends[0], highest=ends[1], between=between)
+                propose = partial(slo.next_level, slo=objectives, lowest=ends[0], highest=ends[1], scale=scale)
                 points_at = _repeats(session.id, load, sweep.repeats)
-                searches.append(Rounds(points_at, axis, propose, bisection.doublings(*ends)))
+                matter = partial(slo.matter, slo=objectives)
+                searches.append(Rounds(points_at, axis, propose, bisection.doublings(*ends), matter))
         return self._searched(session, *searches)
 
     def _poisson(self, sweep: SloSweep, rate: float, repeat: int) -> Point:

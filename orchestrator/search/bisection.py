@@ -1,8 +1,11 @@
-"""Halving a bracket on a logarithmic scale. Pure numbers."""
+"""Halving a bracket on a logarithmic scale, and going up from its end. Pure numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 
 RESOLUTION = 1.1
 """A bracket is narrow enough once its ends are within this factor, or are neighbouring whole numbers."""
@@ -22,6 +25,30 @@ def rate_between(low: float, high: float) -> float | None:
     if high <= RESOLUTION * low:
         return None
     return float(f"{math.sqrt(low * high):.{RATE_DIGITS}g}")
+
+
+def whole_within(low: float, factor: float) -> int:
+    """Return the highest whole number within `factor` of a whole one, the next one at least."""
+    return max(int(factor * low), int(low) + 1)
+
+
+def rate_within(low: float, factor: float) -> float:
+    """Return the highest rate that a search asks for within `factor` (`RESOLUTION` or more) of a number."""
+    return float(Context(prec=RATE_DIGITS, rounding=ROUND_FLOOR).create_decimal_from_float(factor * low))
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a search moves along an axis of levels."""
+
+    between: Callable[[float, float], float | None]
+    """A level near the middle of a bracket; None where the bracket is narrow enough."""
+    within: Callable[[float, float], float]
+    """The highest level above one, within a factor of it."""
+
+
+WHOLE = Scale(whole_between, whole_within)
+RATES = Scale(rate_between, rate_within)
 
 
 def doublings(lowest: float, highest: float) -> tuple[float, ...]:

@@ -1,12 +1,13 @@
 """A search along one axis of levels (a concurrency, a rate), its repeats in rounds.
 
-The first round searches with one repeat a level. Further rounds repeat all its levels, one after the other, so that a
-drift of the server falls on all levels alike; what the repeats then say differently is searched again.
+The first round searches with one repeat a level, the second repeats all its levels, one after the other, so that a
+drift of the server falls on all levels alike; what the repeats then say differently is searched again. Further rounds
+do the same with those levels whose repeats can change the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +20,10 @@ Tried: TypeAlias = Mapping[float, Sequence[PointRow]]
 """The rows of every level that was tried, by level in ascending order; failed ones among them."""
 Propose: TypeAlias = Callable[[Tried], float | None]
 """The next level to try, from those tried; None: the search is over. It never names a level that was tried."""
+Matter: TypeAlias = Callable[[Tried], Collection[float]]
+"""The levels, of those tried, on whose repeats the answer hangs."""
+ALL_REPEATED = 2
+"""Repeats of every level: without them there is no noise to know, nor a drift to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Rounds:
     propose: Propose
     coarse: tuple[float, ...]
     """The doublings that `propose` may ask for before it halves."""
+    matter: Matter = tuple
+    """Which levels get more than `ALL_REPEATED` repeats; all, if nothing is said."""
 
     @property
     def most_levels(self) -> int:
@@ -55,9 +62,15 @@ class Rounds:
         """
         asked = self._asked(rows)
         tried = {level: [rows[p.id] for p in points if p.id in rows] for level, points in asked.items()}
-        repeated = [p for level, p in asked.items() if any(row.status == MEASURED for row in tried[level])]
-        begun = max((r for points in repeated for r, p in enumerate(points) if p.id in rows), default=0)
-        owed = tuple(points[r] for r in range(begun + 1) for points in repeated if points[r].id not in rows)
+        matter = self.matter(tried)
+        repeated = [
+            points if level in matter else points[:ALL_REPEATED]
+            for level, points in asked.items()
+            if any(row.status == MEASURED for row in tried[level])
+        ]
+        begun = max((r for points in asked.values() for r, p in enumerate(points) if p.id in rows), default=0)
+        due = (points[r] for r in range(begun + 1) for points in repeated if r < len(points))
+        owed = tuple(point for point in due if point.id not in rows)
         if owed:
             return Step(owed)
         level = self.propose(tried) if len(tried) < self.most_levels else None

@@ -5,40 +5,56 @@ What meets and misses is the rule of `analysis.load.checks`: that of the page wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 
 from analysis.load.checks import standings
-from analysis.load.objectives import border
+from analysis.load.objectives import Border, border
 from analysis.rows.targets import Slo
+from orchestrator.search.bisection import RESOLUTION, Scale
 from orchestrator.search.rounds import Tried
 
-Between = Callable[[float, float], float | None]
 
-
-def next_level(tried: Tried, slo: Slo, lowest: float, highest: float, between: Between) -> float | None:
+def next_level(tried: Tried, slo: Slo, lowest: float, highest: float, scale: Scale) -> float | None:
     """Return the next level for the border of the objectives.
 
-    Doublings from `lowest` go on until a level breaks, up to `highest`. Then the bracket is halved (`between`): from
-    the last that held up, and from the first that broke down, where undecided levels lie between them. So once levels
-    have repeats, one that held in the first round and lies within noise of an objective is searched below.
+    Doublings from `lowest` go on until a level breaks, up to `highest`. Then the bracket is halved: from the last that
+    held up, and from the first that broke down, where undecided levels lie between them. So once levels have repeats,
+    one that held in the first round and lies within noise of an objective is searched below. Where the first that broke
+    turns out undecided, the border is near: one is looked for above it in steps that grow.
     """
-    return towards_border(standings(tried, slo), tried, lowest, highest, between) if tried else lowest
+    return towards_border(standings(tried, slo), tried, highest, scale) if tried else lowest
 
 
-def towards_border(
-    known: Mapping[float, bool | None], tried: Tried, lowest: float, highest: float, between: Between
-) -> float | None:
+def towards_border(known: Mapping[float, bool | None], tried: Tried, highest: float, scale: Scale) -> float | None:
     """Return the same from what is known of the levels: True where one holds, None where it is undecided."""
     top = max(tried)
     found = border(known)
     if found.broke is None and top in known:
-        following = min(2 * top, highest)
+        following = min(_above(top, found, scale), highest)
         if following not in tried:
             return following
     if found.held is None:
         return None
     pairs = list(pairwise([found.held, *found.undecided, *([] if found.broke is None else [found.broke])]))
     sides = pairs[:1] if found.broke is None else [pairs[0], pairs[-1]]
-    middles = [between(low, high) for low, high in sides]
+    middles = [scale.between(low, high) for low, high in sides]
     return next((middle for middle in middles if middle is not None and middle not in tried), None)
+
+
+def matter(tried: Tried, slo: Slo) -> frozenset[float]:
+    """Return the levels whose further repeats can move the border."""
+    return at_the_border(standings(tried, slo))
+
+
+def at_the_border(known: Mapping[float, bool | None]) -> frozenset[float]:
+    """Return the last level that held, the first that broke and those between."""
+    found = border(known)
+    return frozenset(at for at in (found.held, *found.undecided, found.broke) if at is not None)
+
+
+def _above(top: float, found: Border, scale: Scale) -> float:
+    """A doubling above a level that held; above an undecided one as far as undecided levels reach, a step at least."""
+    if top not in found.undecided:
+        return 2 * top
+    return scale.within(top, min(max(top / found.undecided[0], RESOLUTION), 2))
