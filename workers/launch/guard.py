@@ -156,17 +156,34 @@ def _owner_lives(owner_fd: int) -> bool:
 
 
 def shared_memory(pids: list[int]) -> set[Path]:
-    """Files in /dev/shm that these processes have mapped or open."""
-    found = set()
+    """Files in /dev/shm that these processes have mapped or open.
+
+    Told by inode: glibc makes a named semaphore under another name, which its maker's mapping shows for ever.
+    """
+    used: set[tuple[int, int]] = set()
     for pid in pids:
-        try:
+        with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            names = [line.split(maxsplit=5)[-1] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line]
-            names += [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            continue
-        found |= {Path(name) for name in names if name.startswith(f"{SHARED_MEMORY}/")}
+            for line in maps.splitlines():
+                if f" {SHARED_MEMORY}/" in line:
+                    device, inode = line.split(maxsplit=5)[3:5]
+                    major, minor = (int(number, 16) for number in device.split(":"))
+                    used.add((os.makedev(major, minor), int(inode)))
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(fd.readlink()).startswith(f"{SHARED_MEMORY}/"):
+                        used.add(_inode(fd.stat()))
+    found = set()
+    with contextlib.suppress(OSError):
+        for path in SHARED_MEMORY.rglob("*") if used else ():
+            with contextlib.suppress(OSError):
+                if _inode(path.lstat()) in used:
+                    found.add(path)
     return found
+
+
+def _inode(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino
 
 
 def note(private_dir: Path, shared: set[Path]) -> None:
