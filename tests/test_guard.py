@@ -49,6 +49,15 @@ lock = multiprocessing.get_context("spawn").Lock()
 open(sys.argv[1], "w").write(f"sem.{lock._semlock.name[1:]}\\n")
 time.sleep(600)
 """
+TRACKED = """
+import signal, sys, time
+from multiprocessing import shared_memory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+made = shared_memory.SharedMemory(create=True, size=4096)
+made.close()
+open(sys.argv[1], "w").write(made.name + "\\n")
+time.sleep(600)
+"""
 OWNER = """
 import os, sys, time
 from pathlib import Path
@@ -197,6 +206,21 @@ def test_a_semaphore_whose_maker_was_killed_is_removed(workspace: Workspace) -> 
     server.stop()
     assert server.exit_code == -signal.SIGKILL
     assert not made.exists()
+
+
+@pytest.mark.parametrize("guard_dies", [False, True])
+def test_what_only_a_resource_tracker_knows_of_is_removed(workspace: Workspace, guard_dies: bool) -> None:
+    mark = workspace.root / "made"
+    environment = {**os.environ, "TMPDIR": str(workspace.temporary)}
+    server = ServerProcess([sys.executable, "-c", TRACKED, str(mark)], environment, workspace, 0.5)
+    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+    made = Path("/dev/shm", mark.read_text().strip())
+    assert made.exists()
+    if guard_dies:
+        os.kill(server.guard_pid, signal.SIGKILL)
+    server.stop()
+    assert not made.exists()
+    assert processes.working_in(workspace.root) == []
 
 
 def test_stop_twice_is_one_stop(workspace: Workspace) -> None:

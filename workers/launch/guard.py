@@ -37,6 +37,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 HURRIED_GRACE_S = 1.0
+TRACKER_S = 1.0
+TRACKER = b"multiprocessing.resource_tracker"
 SHARED_MEMORY = Path("/dev/shm")
 SHARED = "shared"
 """The file that says what those who were killed shared in memory."""
@@ -108,12 +110,12 @@ class Guard:
                 remove(shared, self._began_s)
                 return
             waited_s = time.monotonic() - asked_at
+            shared |= shared_memory(left)  # who has made something since may have ended by the next look
             hurries = ended_before or _hurries(self._owner_fd)
             grace_s = min(HURRIED_GRACE_S, self._grace_s) if hurries else self._grace_s
             if waited_s > grace_s:
-                shared |= shared_memory(left)
                 note(self._private_dir, shared)
-                _signal(left, signal.SIGKILL)
+                _signal(to_kill(left, waited_s - grace_s), signal.SIGKILL)
             elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
                 _signal(left, signal.SIGTERM)
                 terminated_tree = True
@@ -184,6 +186,23 @@ def shared_memory(pids: list[int]) -> set[Path]:
 
 def _inode(about: os.stat_result) -> tuple[int, int]:
     return about.st_dev, about.st_ino
+
+
+def to_kill(left: list[int], killing_s: float) -> list[int]:
+    """Return whom to kill of those who are left, `killing_s` after the first was.
+
+    Python's resource trackers have a second more: when the others have ended they remove what these had made in
+    /dev/shm, of which nobody else may know, and end by themselves.
+    """
+    others = [pid for pid in left if not _is_tracker(pid)]
+    return left if killing_s > TRACKER_S else others
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def note(private_dir: Path, shared: set[Path]) -> None:
