@@ -1,16 +1,24 @@
 """Warm starts in a row, in each of which somebody is killed at a moment and in a way that chance picks.
 
-    python benchmarks/warm_kills.py [ROUNDS]
+    python benchmarks/warm_kills.py [ROUNDS] [--engine standin|vllm]
 
-The engine is a stand-in that imports nothing heavy (`tests/standin_engine.py`) and lives 0.15 s at most; processes,
-guard and warm parent are the real ones. A signal (KILL or TERM, for some also STOP) goes to the server, to what it has
-started, its guard, the session that owns both, or the warm parent, that one also in the middle of a fork; in some
-rounds to nobody. Prints to how many of each it went, how many starts hung, what was left of them (processes,
+A signal (KILL or TERM, for some also STOP) goes to the server, to what it has started, its guard, the session that owns
+both, or the warm parent, that one also in the middle of a fork; in some rounds to nobody. Processes, guard and warm
+parent are the real ones. Prints to how many of each it went, how many starts hung, what was left of them (processes,
 directories, files in /dev/shm), and how a warm parent that lives through it all has grown.
+
+The engine is a stand-in that imports nothing heavy (`tests/standin_engine.py`) and lives 0.15 s at most; 200 rounds
+take two minutes. Or it is real vLLM with a tiny shape, in real sessions (`benchmarks/warm_kills_vllm.py`): the moment
+is anywhere in 1.2 times a usual start, and what a server has started is one process of its engine, worker and resource
+tracker. A server that nobody strikes has to be ready and to answer a request, also where its parent is killed after the
+fork, in the last 4 % of the rounds. A session that goes on cold is stopped there. Also printed are the phases of the
+start that signals came in, ports left open, the limits for all this, and after every ten rounds where it is. 200 rounds
+should take about 20 minutes on the CPU build (20 took 116 s on two cores); Ctrl-C ends it with what there is.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -18,12 +26,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import warm_kills_vllm
+from benchmarks.killing import Found, Size, strike
+from benchmarks.vllm_round import VllmFound
 from workers import processes
 from workers.launch.guard import SHARED_MEMORY
 from workers.launch.process import ServerProcess
@@ -49,33 +59,6 @@ with offer(Path(sys.argv[1]), lambda: False) as offered:
 print(server.guard_pid, server.pid, flush=True)
 time.sleep(600)
 """
-
-
-@dataclass
-class Found:
-    """What was seen of some rounds."""
-
-    rounds: int = 0
-    victims: Counter[str] = field(default_factory=Counter)
-    """Who was drawn."""
-    struck: Counter[str] = field(default_factory=Counter)
-    """To whom a signal went that lived; what a server has started is one process."""
-    cold: int = 0
-    """Started cold, for the warm parent had died before it could answer."""
-    hung: int = 0
-    """Servers whose guard could not say how they ended. Where guard or session was to die, nobody could: what hangs
-    there is among the processes left."""
-    processes_left: int = 0
-    directories: int = 0
-    """Left behind, or removed under a session that was still there."""
-    shared_memory_left: int = 0
-    descriptors_gained: int = 0
-    resident_gained_bytes: int = 0
-
-    @property
-    def bad(self) -> int:
-        """Whatever must not be."""
-        return self.hung + self.processes_left + self.directories + self.shared_memory_left
 
 
 @dataclass
@@ -110,10 +93,11 @@ def kill_often(rounds: int, seed: int = 0) -> Found:
     try:
         for number in range(rounds):
             if number == rounds // 10:
-                descriptors, resident = _size(parent.pid)
+                before = Size.of(parent.pid)
             _play(Round.drawn(environment, chance), parent, chance, found)
-        after = _size(parent.pid)
-        found.descriptors_gained, found.resident_gained_bytes = after[0] - descriptors, after[1] - resident
+        after = Size.of(parent.pid)
+        found.descriptors_gained = after.descriptors - before.descriptors
+        found.resident_gained_bytes = after.resident_bytes - before.resident_bytes
     finally:
         parent.close()
     found.directories += parent.socket.parent.exists()
@@ -155,7 +139,7 @@ def _stopped(one: Round, server: ServerProcess, chance: random.Random, found: Fo
     pids = {"server": [server.pid], "descendants": started, "guard": [server.guard_pid]}.get(one.victim, [])
     ways = [signal.SIGKILL, signal.SIGTERM, *([signal.SIGSTOP] if one.victim != "guard" else [])]
     for pid in pids:
-        _strike(pid, chance.choice(ways), one, found)
+        strike(pid, chance.choice(ways), one.victim, found)
     server.stop()
     found.hung += server.exit_code is None and one.victim != "guard"  # who else could tell it
     return family
@@ -166,7 +150,7 @@ def _parent_dies(one: Round, chance: random.Random, found: Found) -> list[int]:
     parent = WarmParent((MODULE,), one.environment)
     with offer(parent.socket, lambda: False) as offered:
         number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-        killing = threading.Timer(chance.uniform(0, LONGEST_FORK_S), _strike, (parent.pid, number, one, found))
+        killing = threading.Timer(chance.uniform(0, LONGEST_FORK_S), strike, (parent.pid, number, one.victim, found))
         killing.start()
         try:
             server = ServerProcess(one.command, one.environment, one.workspace, GRACE_S, offered)
@@ -188,7 +172,7 @@ def _owner_dies(one: Round, parent: WarmParent, chance: random.Random, found: Fo
         guard, server = map(int, owner.stdout.readline().split())
         time.sleep(chance.uniform(0, LONGEST_LIFE_S))
         family = [*processes.tree(guard), server]
-        _strike(owner.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]), one, found)
+        strike(owner.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]), one.victim, found)
     return family
 
 
@@ -205,24 +189,14 @@ def _wait_for(child: Path) -> None:
         time.sleep(0.005)
 
 
-def _strike(pid: int, number: int, one: Round, found: Found) -> None:
-    """Send a signal to the victim, and count it where that lived."""
-    if processes.is_running(pid):
-        os.kill(pid, number)
-        found.struck[one.victim] += 1
-
-
-def _size(pid: int) -> tuple[int, int]:
-    """Open descriptors, resident bytes."""
-    process = Path(f"/proc/{pid}")
-    resident = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
-    return len(list((process / "fd").iterdir())), int(resident.split()[1]) * 1024
-
-
 def main() -> None:
     """Run and print; exit code 1 where anything hung or is left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=200)
+    parser.add_argument("--engine", choices=("standin", "vllm"), default="standin")
+    options = parser.parse_args()
     begun = time.monotonic()
-    found = kill_often(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    found = (warm_kills_vllm.kill_often if options.engine == "vllm" else kill_often)(options.rounds)
     seconds, kib = time.monotonic() - begun, found.resident_gained_bytes / 1024
     struck = ", ".join(f"{victim} {number}" for victim, number in sorted(found.struck.items()))
     print(
@@ -232,6 +206,8 @@ def main() -> None:
     print(f"{found.hung} hung; left: {found.processes_left} processes, {found.shared_memory_left} files in /dev/shm;")
     print(f"{found.directories} directories left, or lost under their session")
     print(f"the warm parent gained {found.descriptors_gained} descriptors and {kib:.0f} KiB")
+    if isinstance(found, VllmFound) and found.ready_s:
+        warm_kills_vllm.report(found)
     sys.exit(1 if found.bad or found.descriptors_gained > 0 else 0)
 
 

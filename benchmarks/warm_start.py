@@ -88,7 +88,7 @@ def main() -> int:
 def _go(options: argparse.Namespace) -> Go:
     if len(kinds := kinds_of_cards()) > 1:
         raise ValueError(f"no run forks on a machine whose cards are of several kinds: {', '.join(kinds)}")
-    specs = _specs(options)
+    specs = planned(options.model, options.lengths, options.levels, options.overrides)
     go = Go(
         Setting(options.model, options.overrides, specs[0].device, options.lengths, options.levels, options.repeats)
     )
@@ -138,13 +138,14 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _specs(options: argparse.Namespace) -> list[SessionSpec]:
-    lengths = ",".join(map(str, options.lengths))
-    asked = [f"model={options.model}", "+sweep=kv", f"sweep.max_model_len=[{lengths}]", "sweep.modes=[committed]"]
-    (experiment,) = compose([*asked, *options.overrides], [])
+def planned(model: str, lengths: list[int], levels: list[int], overrides: list[str]) -> list[SessionSpec]:
+    """Return the servers of a committed sweep, as a run plans them. Raises ValueError where levels would wait."""
+    sizes = ",".join(map(str, lengths))
+    asked = [f"model={model}", "+sweep=kv", f"sweep.max_model_len=[{sizes}]", "sweep.modes=[committed]"]
+    (experiment,) = compose([*asked, *overrides], [])
     fleet = local_fleet(experiment.cluster, experiment.engine)
     specs = list(make_plan([(experiment, resolve(experiment.model))], fleet).sessions)
-    if problem := crowded(max(options.levels, default=0), specs[-1], fleet):
+    if problem := crowded(max(levels, default=0), specs[-1], fleet):
         raise ValueError(problem)
     return specs
 

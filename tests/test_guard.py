@@ -40,6 +40,24 @@ other = shared_memory.SharedMemory(sys.argv[2])
 open(sys.argv[1], "w").write(made.name + "\\n")
 time.sleep(600)
 """
+SEMAPHORE = """
+import multiprocessing, signal, sys, time
+from multiprocessing import resource_tracker
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+resource_tracker.register = lambda *_: None
+lock = multiprocessing.get_context("spawn").Lock()
+open(sys.argv[1], "w").write(f"sem.{lock._semlock.name[1:]}\\n")
+time.sleep(600)
+"""
+TRACKED = """
+import signal, sys, time
+from multiprocessing import shared_memory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+made = shared_memory.SharedMemory(create=True, size=4096)
+made.close()
+open(sys.argv[1], "w").write(made.name + "\\n")
+time.sleep(600)
+"""
 OWNER = """
 import os, sys, time
 from pathlib import Path
@@ -177,6 +195,32 @@ def test_shared_memory_of_a_tree_that_was_killed_is_removed_and_that_of_others_i
     finally:
         others.close()
         others.unlink()
+
+
+def test_a_semaphore_whose_maker_was_killed_is_removed(workspace: Workspace) -> None:
+    mark = workspace.root / "made"
+    server = ServerProcess([sys.executable, "-c", SEMAPHORE, str(mark)], dict(os.environ), workspace, 0.5)
+    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+    made = Path("/dev/shm", mark.read_text().strip())
+    assert made.exists()
+    server.stop()
+    assert server.exit_code == -signal.SIGKILL
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("guard_dies", [False, True])
+def test_what_only_a_resource_tracker_knows_of_is_removed(workspace: Workspace, guard_dies: bool) -> None:
+    mark = workspace.root / "made"
+    environment = {**os.environ, "TMPDIR": str(workspace.temporary)}
+    server = ServerProcess([sys.executable, "-c", TRACKED, str(mark)], environment, workspace, 0.5)
+    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+    made = Path("/dev/shm", mark.read_text().strip())
+    assert made.exists()
+    if guard_dies:
+        os.kill(server.guard_pid, signal.SIGKILL)
+    server.stop()
+    assert not made.exists()
+    assert processes.working_in(workspace.root) == []
 
 
 def test_stop_twice_is_one_stop(workspace: Workspace) -> None:

@@ -1,6 +1,5 @@
 """benchmarks/warm_start.py: what it calls equivalent, what it does not pass over, and what it pools."""
 
-import argparse
 import math
 import random
 from collections.abc import Sequence
@@ -386,12 +385,13 @@ def test_goes_whose_servers_ran_otherwise_are_not_pooled() -> None:
 def test_a_level_whose_requests_would_wait_for_others_is_refused(
     overrides: list[str], level: int, refused: str | None
 ) -> None:
-    options = argparse.Namespace(model="tiny", lengths=[512, 1024], overrides=overrides, levels=[1, level])
+    lengths = [512, 1024]
     if refused is None:
-        assert [each.server.max_model_len for each in warm_start._specs(options)] == [512, 1024]
+        servers = warm_start.planned("tiny", lengths, [1, level], overrides)
+        assert [each.server.max_model_len for each in servers] == lengths
         return
     with pytest.raises(ValueError, match=f"level {level}: .*{refused}"):
-        warm_start._specs(options)
+        warm_start.planned("tiny", lengths, [1, level], overrides)
 
 
 # --- interrupted, saved, pooled ---
@@ -498,7 +498,7 @@ def test_an_interrupt_before_the_first_round_ends_without_a_verdict(
     closed: list[None] = []
     parent = SimpleNamespace(socket="/none", close=lambda: closed.append(None))
     monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py"])
-    monkeypatch.setattr(warm_start, "_specs", lambda _: [SimpleNamespace(device="cpu")])
+    monkeypatch.setattr(warm_start, "planned", lambda *_: [SimpleNamespace(device="cpu")])
     monkeypatch.setattr(warm_start, "parent_for", lambda *_: parent)
     monkeypatch.setattr(warm_start, "offer", interrupted)
     assert warm_start.main() == 1
@@ -561,7 +561,7 @@ def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatc
 
     specs = [SimpleNamespace(device="cpu", server=SimpleNamespace(max_model_len=64))]
     monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--lengths", "64", "--save", str(file)])
-    monkeypatch.setattr(warm_start, "_specs", lambda _: specs)
+    monkeypatch.setattr(warm_start, "planned", lambda *_: specs)
     monkeypatch.setattr(warm_start, "replace", lambda spec, **_: spec)
     monkeypatch.setattr(warm_start, "parent_for", lambda *_: SimpleNamespace(socket="/none", close=lambda: None))
     monkeypatch.setattr(warm_start, "offer", lambda *_: SimpleNamespace(close=lambda: None))
@@ -576,7 +576,7 @@ def test_what_no_run_forks_on_is_not_compared(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("it was started")
 
     monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py"])
-    monkeypatch.setattr(warm_start, "_specs", lambda _: [SimpleNamespace(device="cuda")])
+    monkeypatch.setattr(warm_start, "planned", lambda *_: [SimpleNamespace(device="cuda")])
     monkeypatch.setattr(warm_start, "parent_for", parent)
     monkeypatch.setattr(warm_start, "kinds_of_cards", lambda: ("NVIDIA A100", "NVIDIA H100"))
     with pytest.raises(SystemExit, match="several kinds: NVIDIA A100, NVIDIA H100"):

@@ -168,7 +168,10 @@ def end_what_works_in(directory: Path, began_s: float, wait_s: float = 0.0) -> N
         if waited_s > wait_s + KILLING_LIMIT_S:
             break
         if waited_s >= wait_s:
+            killed = guard.to_kill([process.pid for process in left], waited_s - wait_s)
             for process in left:
+                if process.pid not in killed:
+                    continue
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         time.sleep(LOOK_S)  # a look at all processes, beside what others measure

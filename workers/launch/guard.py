@@ -37,6 +37,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 HURRIED_GRACE_S = 1.0
+TRACKER_S = 1.0
+TRACKER = b"multiprocessing.resource_tracker"
 SHARED_MEMORY = Path("/dev/shm")
 SHARED = "shared"
 """The file that says what those who were killed shared in memory."""
@@ -108,12 +110,12 @@ class Guard:
                 remove(shared, self._began_s)
                 return
             waited_s = time.monotonic() - asked_at
+            shared |= shared_memory(left)  # who has made something since may have ended by the next look
             hurries = ended_before or _hurries(self._owner_fd)
             grace_s = min(HURRIED_GRACE_S, self._grace_s) if hurries else self._grace_s
             if waited_s > grace_s:
-                shared |= shared_memory(left)
                 note(self._private_dir, shared)
-                _signal(left, signal.SIGKILL)
+                _signal(to_kill(left, waited_s - grace_s), signal.SIGKILL)
             elif not terminated_tree and (waited_s > 1.0 or server.returncode is not None):
                 _signal(left, signal.SIGTERM)
                 terminated_tree = True
@@ -156,17 +158,51 @@ def _owner_lives(owner_fd: int) -> bool:
 
 
 def shared_memory(pids: list[int]) -> set[Path]:
-    """Files in /dev/shm that these processes have mapped or open."""
-    found = set()
+    """Files in /dev/shm that these processes have mapped or open.
+
+    Told by inode: glibc makes a named semaphore under another name, which its maker's mapping shows for ever.
+    """
+    used: set[tuple[int, int]] = set()
     for pid in pids:
-        try:
+        with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            names = [line.split(maxsplit=5)[-1] for line in maps.splitlines() if f" {SHARED_MEMORY}/" in line]
-            names += [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            continue
-        found |= {Path(name) for name in names if name.startswith(f"{SHARED_MEMORY}/")}
+            for line in maps.splitlines():
+                if f" {SHARED_MEMORY}/" in line:
+                    device, inode = line.split(maxsplit=5)[3:5]
+                    major, minor = (int(number, 16) for number in device.split(":"))
+                    used.add((os.makedev(major, minor), int(inode)))
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(fd.readlink()).startswith(f"{SHARED_MEMORY}/"):
+                        used.add(_inode(fd.stat()))
+    found = set()
+    with contextlib.suppress(OSError):
+        for path in SHARED_MEMORY.rglob("*") if used else ():
+            with contextlib.suppress(OSError):
+                if _inode(path.lstat()) in used:
+                    found.add(path)
     return found
+
+
+def _inode(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino
+
+
+def to_kill(left: list[int], killing_s: float) -> list[int]:
+    """Return whom to kill of those who are left, `killing_s` after the first was.
+
+    Python's resource trackers have a second more: when the others have ended they remove what these had made in
+    /dev/shm, of which nobody else may know, and end by themselves.
+    """
+    others = [pid for pid in left if not _is_tracker(pid)]
+    return left if killing_s > TRACKER_S else others
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def note(private_dir: Path, shared: set[Path]) -> None:
