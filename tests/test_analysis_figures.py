@@ -953,6 +953,7 @@ class Auditor:
         previous = lower.iloc[-1] if len(lower) else None
         derived: dict[str, Callable[[], float]] = {
             "repeats": lambda: len(own),
+            "repeats_with_others": lambda: float(own.foreign_processes.map(lambda seen: seen is not None).sum()),
             "requests": lambda: own.num_requests.sum(),
             "completed_fewest": lambda: own.completed.min(),
             "failed_requests": lambda: own.failed.sum(),

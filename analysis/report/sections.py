@@ -62,7 +62,7 @@ def report_page(run_dir: Path, tables: Tables) -> Page:
     _load(doc, tables)
     _rates(doc, tables)
     _trade(doc, tables)
-    add_neighbours(doc, tables.points)
+    add_neighbours(doc, tables)
     _memory(doc, tables)
     _envelope(doc, tables)
     _time(doc, run_dir, tables)
