@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from analysis import reduce
+from analysis.comparing.difference_rows import what_differs
+from analysis.comparing.drift import drift_of
+from analysis.comparing.matching import matched
+from analysis.comparing.runs import Run
 from analysis.load.neighbours import neighbour_sentences
 from analysis.pages.answer import answer
 from contract.rows import PointRow
@@ -116,3 +120,16 @@ def test_looks_of_a_session_that_its_points_do_not_tell_are_named() -> None:
     (sentence,) = [s.text for s in neighbour_sentences(tables) if "at none of its points" in s.text]
     assert "other processes on the card: pid 9 on GPU-0: 5 MiB and 1 more" in sentence
     assert STRANGER not in sentence
+
+
+def test_what_differs_between_runs_names_a_stranger() -> None:
+    def run(name: str, rows: list[PointRow]) -> Run:
+        return Run(name, Path(name), synthetic.tables_of(rows), {})
+
+    base, other = run("base", sweep()), run("other", sweep((32,)))
+    (differing,) = what_differs(base, other, matched(base, other, same_server=True).pairs)
+    assert differing["what"] == "processes of others on the cards"
+    assert (differing["base"], differing["other"]) == ("none seen", f"{STRANGER}, at 3 of 18 points")
+    text = drift_of(base, other).text()
+    assert f"processes of others on the cards none seen → {STRANGER}, at 3 of 18 points" in text
+    assert what_differs(base, base, matched(base, base, same_server=True).pairs) == []
