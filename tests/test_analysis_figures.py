@@ -448,7 +448,7 @@ class Auditor:
                 r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|loaded|peak)\.(?:card(\d+)\.)?(\w+)",
                 self.account,
             ),
-            (r"(committed|utilization)\.[^.]+\.len(\d+)\.(foreign_process\w*)", self.on_the_card),
+            (r"(committed|utilization)\.[^.]+\.len(\d+)\.(?:account\.)?(foreign_process\w*)", self.on_the_card),
             (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
             (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
             (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),

@@ -16,6 +16,9 @@ from analysis.comparing.matching import matched
 from analysis.comparing.runs import Run
 from analysis.load.neighbours import neighbour_sentences
 from analysis.pages.answer import answer
+from analysis.pages.kv_notes import kv_page
+from analysis.rows.tables import Tables
+from analysis.rows.targets import Targets
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
 
@@ -133,3 +136,36 @@ def test_what_differs_between_runs_names_a_stranger() -> None:
     text = drift_of(base, other).text()
     assert f"processes of others on the cards none seen → {STRANGER}, at 3 of 18 points" in text
     assert what_differs(base, base, matched(base, base, same_server=True).pairs) == []
+
+
+def memory_page(tables: Tables) -> str:
+    page = kv_page(tables, Targets())
+    assert page is not None
+    return page.text()
+
+
+@pytest.mark.parametrize("seen_by", ["memory point", "level of load", "look of the session", "nobody"])
+def test_strangers_of_a_server_are_in_its_residual(seen_by: str) -> None:
+    memory = [row for row in synthetic.rows() if row.kind == "memory"]
+    server = next(row for row in memory if row.point_id == "committed-2048")
+    level = replace(sweep()[0], session_id=server.session_id, attempt=server.attempt)
+    seen = [STRANGER]
+    rows = synthetic.changed(
+        [*memory, level],
+        lambda row: row.point_id == {"memory point": server.point_id, "level of load": level.point_id}.get(seen_by),
+        foreign_processes=seen,
+    )
+    tables = synthetic.tables_of([rows[-1], *rows[:-1]])
+    if seen_by == "look of the session":
+        sessions = [
+            replace(s, foreign_processes=seen) if s.session_id == server.session_id else s for s in tables.sessions
+        ]
+        tables = replace(tables, sessions=tuple(sessions))
+    said = [line for line in memory_page(tables).splitlines() if line.startswith("While these servers lived")]
+    if seen_by == "nobody":
+        assert said == []
+        return
+    assert said == [
+        f"While these servers lived, others were on their cards: committed, max_model_len 2048: another process on the "
+        f"card: {STRANGER}. What those took since the server started is in the residual."
+    ]
