@@ -448,7 +448,7 @@ class Auditor:
                 r"(committed|utilization)\.[^.]+\.len(\d+)\.account\.(ready|loaded|peak)\.(?:card(\d+)\.)?(\w+)",
                 self.account,
             ),
-            (r"(committed|utilization)\.[^.]+\.len(\d+)\.(foreign_process\w*)", self.on_the_card),
+            (r"(committed|utilization)\.[^.]+\.len(\d+)\.(?:account\.)?(foreign_process\w*)", self.on_the_card),
             (r"committed\.[^.]+\.len(\d+)\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_to),
             (r"committed\.[^.]+\.(ready|loaded)\.moved\.(\w+)_mib", self.moved_over_all),
             (r"committed\.[^.]+\.(ready|loaded)\.(\w+)(\.error_pct)?", self.line),
@@ -953,6 +953,7 @@ class Auditor:
         previous = lower.iloc[-1] if len(lower) else None
         derived: dict[str, Callable[[], float]] = {
             "repeats": lambda: len(own),
+            "repeats_with_others": lambda: float(own.foreign_processes.map(lambda seen: seen is not None).sum()),
             "requests": lambda: own.num_requests.sum(),
             "completed_fewest": lambda: own.completed.min(),
             "failed_requests": lambda: own.failed.sum(),

@@ -12,7 +12,7 @@ import pytest
 from analysis import reduce
 from analysis.load.neighbours import add_neighbours, neighbour_sentences, neighbours
 from analysis.numbers.intervals import CONFIDENCE
-from analysis.rows.tables import RunPoint
+from analysis.rows.tables import Tables
 from analysis.writing.document import Document
 from contract.rows import PointRow
 from tests import synthetic_run as synthetic
@@ -26,12 +26,8 @@ def reading(purpose: str, n: int, tok_s: float, beside: bool, minute: int = 0) -
     return replace(row, tok_s=tok_s, co_running_sessions=OTHER if beside else [], started_at=began)
 
 
-def points_of(rows: list[PointRow]) -> tuple[RunPoint, ...]:
-    return synthetic.tables_of(rows).points
-
-
-def said(points: tuple[RunPoint, ...]) -> str:
-    return " ".join(sentence.text for sentence in neighbour_sentences(points))
+def said(tables: Tables) -> str:
+    return " ".join(sentence.text for sentence in neighbour_sentences(tables))
 
 
 def both(beside: list[float], alone: list[float]) -> list[PointRow]:
@@ -40,37 +36,37 @@ def both(beside: list[float], alone: list[float]) -> list[PointRow]:
 
 
 def test_cost_beyond_noise_is_given_with_its_interval() -> None:
-    words = said(points_of(both([800.0, 804.0, 796.0], [1000.0, 1004.0])))
+    words = said(synthetic.tables_of(both([800.0, 804.0, 796.0], [1000.0, 1004.0])))
     assert "tok_s changed by -20.2 %" in words
     assert "no more than noise" not in words
     assert "a drift of that server is in these figures" in words
 
 
 def test_cost_within_noise_is_said_to_be_noise() -> None:
-    words = said(points_of(both([1000.0, 950.0, 1040.0], [1000.0, 1010.0])))
+    words = said(synthetic.tables_of(both([1000.0, 950.0, 1040.0], [1000.0, 1010.0])))
     assert "in tok_s no more than noise" in words
 
 
 def test_single_readings_tell_nothing_for_sure() -> None:
-    words = said(points_of(both([800.0], [1000.0])))
+    words = said(synthetic.tables_of(both([800.0], [1000.0])))
     assert "tok_s changed by -20.0 %" in words
     assert "whether neighbours cost anything is not known from this run" in words
 
 
 @pytest.mark.parametrize("rows", [both([800.0, 810.0], []), both([], [800.0, 810.0])], ids=["beside", "alone"])
 def test_one_kind_alone_is_no_figure(rows: list[PointRow]) -> None:
-    points = points_of(rows)
-    assert neighbours(points) == []
-    known = "no other session of the run on its host" in said(points)
+    tables = synthetic.tables_of(rows)
+    assert neighbours(tables.points) == []
+    known = "no other session of the run on its host" in said(tables)
     assert known == (not rows[0].co_running_sessions)
-    assert known or "not known from this run" in said(points)
+    assert known or "not known from this run" in said(tables)
 
 
 def test_failed_readings_and_runs_without_load_say_nothing() -> None:
     rows = [synthetic.failed(row, "engine_dead") for row in both([800.0], [1000.0])]
-    assert neighbour_sentences(points_of(rows)) == []
+    assert neighbour_sentences(synthetic.tables_of(rows)) == []
     doc = Document("x.md")
-    add_neighbours(doc, points_of([r for r in synthetic.rows() if r.kind == "memory"]))
+    add_neighbours(doc, synthetic.tables_of([r for r in synthetic.rows() if r.kind == "memory"]))
     assert doc.blocks == []
 
 
@@ -79,12 +75,12 @@ def test_alone_first_is_no_drift() -> None:
         replace(row, started_at=f"2026-01-02T0{1 if row.co_running_sessions else 0}:00:00Z")
         for row in both([1, 2], [3, 4])
     ]
-    assert "drift" not in said(points_of(rows))
+    assert "drift" not in said(synthetic.tables_of(rows))
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     """2,000 seeded draws of three readings in company and two alone, 2 % noise, neighbours that cost 5 %."""
-    (found,) = neighbours(points_of(both([800.0] * 3, [1000.0] * 2)))
+    (found,) = neighbours(synthetic.tables_of(both([800.0] * 3, [1000.0] * 2)).points)
     dice, covered = random.Random(7), 0
     for _ in range(2_000):
         beside = tuple(replace(p, tok_s=950 * math.exp(dice.gauss(0, 0.02))) for p in found.beside)

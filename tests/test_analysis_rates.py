@@ -137,3 +137,12 @@ def test_a_level_whose_client_was_late_is_no_result(tmp_path: Path) -> None:
 def test_a_run_without_an_open_loop_has_no_such_page(tmp_path: Path) -> None:
     run_dir = synthetic.write_run(tmp_path / "run", synthetic.rows())
     assert not [path for path in reduce(run_dir) if path.name.startswith("rate_sweep")]
+
+
+def test_rates_with_others_on_the_card_are_named(tmp_path: Path) -> None:
+    made = synthetic.changed(rows(), lambda r: r.request_rate == 16, foreign_processes=["pid 7 on GPU-0: 300 MiB"])
+    text = page(tmp_path, made)
+    assert "another process on the card: pid 7 on GPU-0: 300 MiB |" in text
+    assert "- Other processes were on the card at 16 requests/s." in text
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "at 16 requests/s in 2 of 2 repeats another process on the card" in report

@@ -28,7 +28,7 @@ def add_headroom(doc: Document, result: KvResult, tables: Tables, targets: Targe
     """Write the two sections."""
     add_envelopes(doc, envelopes(result, tables.points, tables.configs), targets)
     doc.heading(3, "Latency-focused or throughput-focused")
-    _trade_offs(doc, result, tables.points)
+    _trade_offs(doc, result, tables)
 
 
 def add_decision(doc: Document, result: KvResult, tables: Tables, targets: Targets) -> None:
@@ -168,7 +168,8 @@ def _target_sentence(doc: Document, envelope: Envelope | None, n: int, tokens: i
     )
 
 
-def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> None:
+def _trade_offs(doc: Document, result: KvResult, tables: Tables) -> None:
+    points = tables.points
     served_alike = _served_alike(result, points)
     ids = {id(point) for point in served_alike}
     curves = [c for c in knee_curves(points) if id(c.series.group.points[0]) in ids and len(c.levels) > 1]
@@ -188,7 +189,7 @@ def _trade_offs(doc: Document, result: KvResult, points: Sequence[RunPoint]) -> 
             **whose,
         )
         doc.bullets([for_latency(curve), for_throughput(curve)])
-    doc.bullets(neighbour_sentences(served_alike))
+    doc.bullets(neighbour_sentences(tables, served_alike))
     doc.say(
         "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
         "the envelope lets fit."

@@ -12,13 +12,14 @@ from analysis.load.ladder import highest, kv_usage, predicted
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import workload
 from analysis.load.signs import by_company, signs
+from analysis.load.strangers import TELLS, resting_on
 from analysis.load.token_cost import median_of, power_share
 from analysis.load.verdicts import NEAR_FULL, Limit, Signs, limit
 from analysis.memory.kv_pages import Configs, pages_of
 from analysis.memory.kv_room import kv_room
 from analysis.numbers.intervals import mean_log
 from analysis.rows.caveats import identity
-from analysis.rows.disturbances import clock_notes
+from analysis.rows.disturbances import clock_notes, foreign_process_notes, with_others
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, decimal, percent, plain, signed_percent
@@ -56,7 +57,8 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> 
         doc.say("Load: {load}.", load=workload(curve))
         rows = [_row(curve, reading, seen) for reading, seen in signs_of(curve, configs)]
         doc.table(COLUMNS, rows, curve.series.sample.simulated)
-        doc.bullets([verdict_on_the_run(curve, configs), _prediction(curve, configs), *_neighbours(curve)])
+        said = [verdict_on_the_run(curve, configs), _prediction(curve, configs), *_neighbours(curve)]
+        doc.bullets([*said, *resting_on(curve.levels)])
 
 
 def signs_of(curve: LoadCurve, configs: Configs) -> list[tuple[Reading, Signs]]:
@@ -74,7 +76,7 @@ def _row(curve: LoadCurve, reading: Reading, seen: Signs) -> list[str | Part]:
         _waiting(reading),
         kv_usage(reading),
         highest(reading, "preemptions"),
-        _evidence(curve, reading, seen),
+        join(part for part in (_evidence(curve, reading, seen), *foreign_process_notes(reading)) if part.text),
     ]
 
 
@@ -102,7 +104,7 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
     if verdict is Limit.NOTHING:
         return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
     if verdict is Limit.UNKNOWN:
-        return join([*map(phrase, [_unknown(curve, seen).why, *_ruled_out(seen)]), *_clock_and_power(reading)])
+        return join([*map(phrase, [_unknown(curve, reading, seen).why, *_ruled_out(seen)]), *_clock_and_power(reading)])
     return phrase("")
 
 
@@ -184,7 +186,11 @@ def _kv_evidence(reading: Reading, seen: Signs) -> Phrase:
     return join(parts)
 
 
-def _unknown(curve: LoadCurve, seen: Signs) -> Unknown:
+def _unknown(curve: LoadCurve, reading: Reading, seen: Signs) -> Unknown:
+    if seen.flat is None and with_others(reading.measured):
+        return Unknown("what others on the card took from it is not known", TELLS)
+    if seen.flat is None and curve.beside_others:
+        return Unknown("others were on the card at a level that it is held against", TELLS)
     if curve.tok_s_noise is None:
         return Unknown("no repeats, so whether tok_s is flat is not known", repeats_tell(curve))
     if curve.knee.doubling is None:
@@ -213,7 +219,7 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
     limits = [limit(seen) for _, seen in tried]
     highest_level, last = tried[-1][0], limits[-1]
     if last is Limit.UNKNOWN:
-        unknown = _unknown(curve, tried[-1][1])
+        unknown = _unknown(curve, *tried[-1])
         why = "What limits this server under this load is not known from this run (" + unknown.why + "); "
         reading, seen = tried[-1]
         stands = [*_last_doubling(curve), *map(phrase, _ruled_out(seen)), *_clock_and_power(reading)]

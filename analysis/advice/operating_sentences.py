@@ -24,6 +24,7 @@ from analysis.load.load_tables import cell, label_figure, requests_sent, server,
 from analysis.load.rates import level_figure, level_words
 from analysis.load.request_notes import request_notes
 from analysis.load.signs import signs
+from analysis.load.strangers import resting_on
 from analysis.load.verdicts import Limit, limit
 from analysis.rows.disturbances import clock_notes, foreign_process_notes
 from analysis.rows.series import Reading
@@ -210,7 +211,12 @@ def _each_level(choice: Choice, some: Sequence[Candidate]) -> Phrase:
 
 
 def around(choice: Choice, targets: Targets) -> list[Phrase]:
-    """Return what a reader must know beside the answer: the next level, the knee, what presses, other contexts."""
+    """Return what a reader must know beside the answer: others on the card, the next level, the knee, what presses,
+    other contexts."""
+    return [*resting_on(c.reading for c in choice.candidates), *_around(choice, targets)]
+
+
+def _around(choice: Choice, targets: Targets) -> list[Phrase]:
     point = choice.point
     if point is None or not choice.slo.percentiles():
         services = [] if choice.open_loop else _services(choice)

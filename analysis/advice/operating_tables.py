@@ -13,6 +13,7 @@ from analysis.load.ladder import kv_usage
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import NO_REQUESTS, SIZE, cell, confidence, interval_words, label_figure, size_cells
 from analysis.load.rates import level_figure
+from analysis.load.strangers import disturbed
 from analysis.rows.series import Reading
 from analysis.writing.document import Part, Phrase, phrase
 from analysis.writing.figures import Figure, count, gib, significant
@@ -118,7 +119,8 @@ def _level_row(candidate: Candidate, servers: bool) -> list[str | Part]:
     row += [level_figure(reading), *size_cells(reading), cell(reading, "tok_s", 4)]
     for check in candidate.checks:
         row += [cell(reading, check.column, 4), interval_words(curve, reading, check.column)]
-    return [*row, _verdict(candidate)]
+    beside = ", with others on the card" if disturbed([reading]) else ""
+    return [*row, _verdict(candidate) + beside]
 
 
 def _verdict(candidate: Candidate) -> str:

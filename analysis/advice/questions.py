@@ -8,8 +8,12 @@ from analysis.advice.load_questions import creeping, doubling, not_free, rise, s
 from analysis.advice.memory_questions import capacity_decision, double_context, production_length
 from analysis.advice.subject import Subject
 from analysis.load.load_tables import label_figure
-from analysis.writing.document import Document, Phrase, phrase
+from analysis.load.strangers import marked
+from analysis.writing.document import Document, Phrase, join, phrase
 from analysis.writing.figures import Figure
+
+OF_LEVELS = (safe_point, not_free, doubling, under_fed, creeping, two_services)
+"""Answers that rest on levels of load and do not say themselves who else was on the card; `rise` does."""
 
 
 def add_questions(doc: Document, subject: Subject) -> None:
@@ -29,9 +33,15 @@ def add_questions(doc: Document, subject: Subject) -> None:
     doc.heading(3, "The tutorial's ten questions")
     _say_whose_levels(doc, subject)
     doc.bullets(
-        phrase("**{number}. " + question + "** {answer}", number=_number(i), answer=answer(subject))
+        phrase("**{number}. " + question + "** {answer}", number=_number(i), answer=_answer(answer, subject))
         for i, (question, answer) in enumerate(asked, start=1)
     )
+
+
+def _answer(answer: Callable[[Subject], Phrase], subject: Subject) -> Phrase:
+    if answer not in OF_LEVELS or subject.main is None:
+        return answer(subject)
+    return join([answer(subject), *marked(c.reading for c in subject.main.candidates)], " ")
 
 
 def _say_whose_levels(doc: Document, subject: Subject) -> None:

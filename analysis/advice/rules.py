@@ -7,11 +7,12 @@ from analysis.load.knee_sentences import blow_up_tells, change_words
 from analysis.load.ladder import highest
 from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, label_figure, workload
+from analysis.load.strangers import marked
 from analysis.memory.kv_fit import KvResult, kv_results, pool_bytes
 from analysis.memory.kv_pages import Pages, pages_of
 from analysis.rows.series import concurrency_figure
 from analysis.rows.tables import Tables
-from analysis.writing.document import Part, Phrase, phrase
+from analysis.writing.document import Part, Phrase, join, phrase
 from analysis.writing.figures import GIB, count, decimal, mib, percent, plain, quote, times
 
 AT_MOST = 5
@@ -26,6 +27,7 @@ def rules_of_thumb(tables: Tables) -> list[Phrase]:
     rules: list[Phrase] = []
     for curve in curves:
         own = [rule for rule in (_sweet_spot(curve), _beyond(curve), _sequential(curve), _unloaded(curve)) if rule]
+        own = [join([rule, *marked(curve.levels)], " ") for rule in own]
         if len(curves) > 1:
             label = label_figure(curve)
             own = [phrase("{label}: {rule}", label=label, rule=rule) for rule in own]

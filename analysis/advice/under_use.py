@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell
+from analysis.load.strangers import resting_on
 from analysis.load.token_cost import joules_per_output_token, median_of, power_share, power_w
 from analysis.rows.caveats import identity
 from analysis.rows.series import Reading, concurrency_figure
@@ -77,6 +78,8 @@ def _curve(doc: Document, curve: LoadCurve) -> bool:
     words = lowest_level(curve)
     if words is not None:
         doc.say("{words}", words=words)
+    for sentence in resting_on(curve.levels):
+        doc.say("{sentence}", sentence=sentence)
     return words is not None
 
 

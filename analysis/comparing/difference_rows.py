@@ -9,6 +9,7 @@ from analysis.comparing.differences import LOAD_METRICS, Difference, Verdict
 from analysis.comparing.matching import Family, Missing, Pair, setting_words
 from analysis.comparing.runs import Run
 from analysis.rows.caveats import lengths_words, title
+from analysis.rows.disturbances import one_for_each, with_others
 from analysis.rows.series import Series
 from analysis.rows.tables import RunPoint
 from analysis.writing.figures import MIB, NOTHING, clean, significant_text
@@ -18,21 +19,34 @@ COLUMNS = ("metric", "run", "repeats", "value", "difference", "interval", "more 
 
 
 def what_differs(base: Run, other: Run, found: Sequence[Pair]) -> list[dict[str, str]]:
-    """Return in what model, server, card and software of the compared series differ, each once."""
-    ours = base.versions([point for pair in found for point in pair.base.group.points])
-    theirs = other.versions([point for pair in found for point in pair.other.group.points])
+    """Return in what model, server, card, software and company on the card the compared series differ, each once."""
+    points = [point for pair in found for point in pair.base.group.points]
+    others = [point for pair in found for point in pair.other.group.points]
+    ours, theirs = base.versions(points), other.versions(others)
     listed = [(c, setting_words(a), setting_words(b)) for pair in found for c, a, b in pair.reconfigured]
     listed += [(name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]]
+    if with_others([*points, *others]):
+        listed.append(("processes of others on the cards", _company(points), _company(others)))
     return [
         {"run": other.name, "what": what, "base": clean(a) or "not known", "other": clean(b) or "not known"}
         for what, a, b in dict.fromkeys(listed)
     ]
 
 
+def _company(points: Sequence[RunPoint]) -> str:
+    """Who was on the cards beside these points, and at how many of them; nothing where no row can tell."""
+    met = with_others(points)
+    if not met:
+        return "" if all(point.foreign_processes is None for point in points) else "none seen"
+    seen = list(one_for_each(words for point in met for words in point.foreign_processes or ()).values())
+    more = f" and {len(seen) - 1} more" if len(seen) > 1 else ""
+    return f"{seen[0]}{more}, at {len(met)} of {len(points)} points"
+
+
 def differing_words(differing: Sequence[dict[str, str]], base: Run, other: Run) -> str:
     """Return `what_differs` as a sentence."""
     words = ", ".join(f"{d['what']} {d['base']} → {d['other']}" for d in differing)
-    same = "in nothing that the runs tell (model, server, card, driver, versions)"
+    same = "in nothing that the runs tell (model, server, card, driver, versions, processes of others)"
     return f"{other.name} differs from {base.name}: {words or same}"
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from analysis.load.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, Gain, KneeVerdict, marginal_tok_s_per_s, read_off
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, confidence, interval_words
+from analysis.load.strangers import resting_on
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.writing.document import Document, Part, Phrase, phrase
 from analysis.writing.figures import Figure, count, percent, signed_percent, significant, significant_text, times
@@ -140,7 +141,7 @@ def _mean_and_interval(curve: LoadCurve, reading: Reading, column: str) -> list[
 
 
 def _knee_cell(curve: LoadCurve, reading: Reading) -> str:
-    if curve.knee.verdict is KneeVerdict.UNDECIDED:
+    if curve.knee.verdict is KneeVerdict.UNDECIDED or curve.beside_others:
         return "not known"
     return "could be" if reading.at in curve.knee.could_be else "no"
 
@@ -209,7 +210,7 @@ def twin_sentences(curve: LoadCurve) -> list[Phrase]:
 
 
 def knee_sentences(curve: LoadCurve) -> list[Phrase]:
-    """Return the answers to the tutorial's two questions for one curve."""
+    """Return the answers to the tutorial's two questions for one curve, and whether others were on its card."""
     if len(curve.levels) < 2:
         return [
             phrase(
@@ -220,6 +221,7 @@ def knee_sentences(curve: LoadCurve) -> list[Phrase]:
     return [
         phrase("Where does throughput stop scaling? {answer}", answer=_throughput(curve)),
         phrase("Where does latency blow up? {answer}", answer=_latency(curve)),
+        *resting_on(curve.levels),
     ]
 
 

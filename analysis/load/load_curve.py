@@ -22,6 +22,7 @@ from analysis.numbers.intervals import (
     scatter_alike,
     spread,
 )
+from analysis.rows.disturbances import with_others
 from analysis.rows.groups import LOAD, Group, Key, grouped
 from analysis.rows.series import Reading, Series, make_series
 from analysis.rows.tables import RunPoint
@@ -68,6 +69,12 @@ class LoadCurve:
     def levels(self) -> tuple[Reading, ...]:
         """Levels with a measured tok/s and p95, ascending."""
         return tuple(reading for reading in self.series.measured if level_of(reading) is not None)
+
+    @property
+    def beside_others(self) -> bool:
+        """Whether a process of others was on the card at some level: then no reading of the whole curve is known to be
+        of its server alone."""
+        return any(with_others(level.measured) for level in self.levels)
 
     @property
     def best(self) -> Reading | None:

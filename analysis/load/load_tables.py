@@ -70,7 +70,8 @@ def _sweep_row(reading: Reading) -> list[str]:
 def _further_cells(curve: LoadCurve, reading: Reading, tells: bool) -> list[str]:
     intervals = [curve.interval(reading, column) for column in ("tok_s", "p95_e2e_s")]
     bounds = [bound for i in intervals for bound in ((None, None) if i is None else (i.low, i.high))]
-    known = tells and bool(reading.measured) and curve.knee.verdict is not KneeVerdict.UNDECIDED
+    told = tells and curve.knee.verdict is not KneeVerdict.UNDECIDED and not curve.beside_others
+    known = told and bool(reading.measured)
     knee = ("could be" if reading.at in curve.knee.could_be else "no") if known else ""
     return [str(len(reading.measured)), *(csv_number(bound) for bound in bounds), knee]
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from analysis.load.knee import Gain
 from analysis.load.load_tables import confidence
+from analysis.load.strangers import stranger_sentences
 from analysis.numbers.intervals import CONFIDENCE, mean_log, pooled_noise
 from analysis.rows.caveats import title
-from analysis.rows.tables import RunPoint
+from analysis.rows.tables import RunPoint, Tables
 from analysis.writing.document import Document, Part, Phrase, phrase
 from analysis.writing.figures import Figure, count, plain, quote, signed_percent, significant
 from contract.rows import MEASURED
@@ -73,9 +74,16 @@ def neighbours(points: Sequence[RunPoint]) -> list[Neighbours]:
     return made
 
 
-def neighbour_sentences(points: Sequence[RunPoint]) -> list[Phrase]:
-    """Return the neighbour figure of every session that has one; else whether there is anything to know, and what would
-    tell. Nothing for a run without load."""
+def neighbour_sentences(tables: Tables, points: Sequence[RunPoint] | None = None) -> list[Phrase]:
+    """Return what was beside the levels of `points` (None: of all): what other sessions of the run cost, and which
+    processes of others were on the cards."""
+    points = tables.points if points is None else points
+    return [*_of_the_run(points), *stranger_sentences(tables, points)]
+
+
+def _of_the_run(points: Sequence[RunPoint]) -> list[Phrase]:
+    """The neighbour figure of every session that has one; else whether there is anything to know, and what would tell.
+    Nothing for a run without load."""
     found = neighbours(points)
     if found:
         return [sentence for each in found for sentence in _sentences(each)]
@@ -134,13 +142,14 @@ def _figure(found: Neighbours, column: str, which: str = "share") -> Figure:
     return signed_percent(f"{found.name}.{column}_{which}_pct", getattr(found.change(column), which))
 
 
-def add_neighbours(doc: Document, points: Sequence[RunPoint]) -> None:
-    """Write the readings of every session that was measured both ways, and the figure; nothing without load."""
-    said = neighbour_sentences(points)
+def add_neighbours(doc: Document, tables: Tables) -> None:
+    """Write the readings of every session that was measured both ways, and what is to be said of neighbours; nothing
+    where that is nothing."""
+    said = neighbour_sentences(tables)
     if not said:
         return
     doc.heading(2, "What neighbours cost")
-    found = neighbours(points)
+    found = neighbours(tables.points)
     if found:
         doc.say(
             "One level of a session, its anchor, was measured beside other sessions of the run on the same host and, "

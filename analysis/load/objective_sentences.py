@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.load.checks import Standing, standing_at
 from analysis.load.load_curve import LoadCurve
 from analysis.load.objectives import border, states
+from analysis.load.strangers import resting_on
 from analysis.rows.targets import Slo
 from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, percent, quote, significant, times
@@ -28,6 +29,8 @@ def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None
         keeps_up=keeps_up,
         border=border_words(curve, slo),
     )
+    for sentence in resting_on(curve.levels):
+        doc.say("{sentence}", sentence=sentence)
 
 
 def border_words(curve: LoadCurve, slo: Slo) -> Phrase:

@@ -9,6 +9,7 @@ from analysis.load.knee import WITHIN_PEAK, KneeVerdict
 from analysis.load.load_curve import LoadCurve, level_of
 from analysis.load.verdicts import Signs
 from analysis.numbers.intervals import CONFIDENCE, mean_log, pooled_noise
+from analysis.rows.disturbances import with_others
 from analysis.rows.series import Reading
 from analysis.rows.tables import RunPoint
 from contract.rows import CLIENT_LIMITED
@@ -49,7 +50,13 @@ def kv_signs(reading: Reading, tokens: float, max_num_seqs: int | None, request_
 
 
 def _flat(curve: LoadCurve, reading: Reading) -> bool | None:
-    """Whether a level is at the knee or past it: beyond noise, or None."""
+    """Whether a level is at the knee or past it: beyond noise, or None.
+
+    A process of others on the card of one level bends the whole curve, its knee with it. What is left is that a level
+    without one is passed by a higher level, for company only takes away from that.
+    """
+    if curve.beside_others:
+        return False if not with_others(reading.measured) and _clearly_below(curve, reading) else None
     knee = curve.knee
     if reading not in curve.levels or knee.verdict is KneeVerdict.UNDECIDED:
         below = bool(knee.if_any) and reading.at < knee.if_any[0]
@@ -77,11 +84,14 @@ def _slowed(curve: LoadCurve, reading: Reading) -> bool | None:
     """Needs repeats with and without a co-running session at the level, and repeats of one kind at some level.
 
     At one-sided `CONFIDENCE` for all levels of the curve together (Bonferroni). None where all repeats of one kind came
-    before those of the other, and the session's anchor drifted by as much meanwhile: then either could be the cause.
+    before those of the other, and the session's anchor drifted by as much meanwhile, or where processes of others were
+    on the card: then either could be the cause.
     """
     alone, beside = by_company(reading)
     if not beside:
         return False
+    if with_others(reading.measured):
+        return None
     kinds = [by_company(other) for other in curve.levels]
     noise = pooled_noise(values for kind in kinds for values in kind)
     if not alone or noise is None:

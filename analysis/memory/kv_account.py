@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.memory.kv_fit import Interval
+from analysis.rows.disturbances import one_for_each
 from analysis.rows.series import Reading
+from analysis.rows.tables import RunPoint
 from analysis.writing.document import Phrase, join, phrase
 from analysis.writing.figures import MIB, signed_mib
 from contract.rows import MemoryAccount, SessionRow
@@ -119,6 +121,16 @@ class Accounts:
         rows.sort(key=lambda row: places.get(row.device_id, len(places)))
         name = f"{reading.name}.account.{moment}"
         return [self._account(f"{name}.card{n}", session, [row], len(rows)) for n, row in enumerate(rows)]
+
+    def others(self, reading: Reading, points: Sequence[RunPoint]) -> list[str]:
+        """Return which processes of others were on the cards while the server of a reading lived: seen by its session's
+        looks, or at any of the `points` that it measured."""
+        session, _ = self._rows(reading, "")
+        if session is None:
+            return []
+        start = (session.session_id, session.attempt)
+        at_points = [w for p in points if (p.session_id, p.attempt) == start for w in p.foreign_processes or ()]
+        return list(one_for_each([*(session.foreign_processes or ()), *at_points]).values())
 
     def moved(self, interval: Interval) -> dict[str, int]:
         """Return by how much each part, the residual and what was there before the server changed over an interval.

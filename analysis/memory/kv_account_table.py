@@ -7,8 +7,10 @@ from itertools import pairwise
 
 from analysis.memory.kv_account import HEADS, MOMENTS, Account, Accounts
 from analysis.memory.kv_fit import Interval, KvResult
+from analysis.rows.disturbances import process_words
 from analysis.rows.series import Reading, Series
-from analysis.writing.document import Document, Part, Phrase, phrase
+from analysis.rows.tables import RunPoint
+from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import count, gib, mib, percent, plain, signed_mib
 
 Cells = Callable[[Account], list[str | Part]]
@@ -30,8 +32,8 @@ HOW_READ = {
 """How each part was read, in the words of the page."""
 
 
-def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
-    """Write the section for one model on one kind of card."""
+def add_account(doc: Document, result: KvResult, accounts: Accounts, points: Sequence[RunPoint]) -> None:
+    """Write the section for one model on one kind of card; `points` are all of the run."""
     doc.heading(3, "Where the memory goes")
     series_with = [series for series in result.series if list(_of(series, accounts))]
     if not series_with:
@@ -47,6 +49,7 @@ def add_account(doc: Document, result: KvResult, accounts: Accounts) -> None:
     for series in series_with:
         _parts(doc, series, accounts)
     _residual(doc, found, accounts)
+    _others(doc, series_with, accounts, points)
     for series in series_with:
         _by_card(doc, series, accounts)
     _when_it_came(doc, series_with, found, accounts)
@@ -113,6 +116,26 @@ def _residual(doc: Document, found: list[Account], accounts: Accounts) -> None:
         )
     elif any(account.parts["libraries"] is None for account in found):
         doc.say("Where no probe told what torch and cuBLAS take of a card that is in the residual.")
+
+
+def _others(doc: Document, series_with: Sequence[Series], accounts: Accounts, points: Sequence[RunPoint]) -> None:
+    """Needs a server with an account beside which a process of others was seen, at whatever moment or point."""
+    readings = {reading.name: reading for series in series_with for reading, _ in _of(series, accounts)}
+    met = [(reading, seen) for reading in readings.values() if (seen := accounts.others(reading, points))]
+    if not met:
+        return
+    doc.say(
+        "While these servers lived, others were on their cards: {met}. What those took since the server started is in "
+        "the residual.",
+        met=join(
+            phrase(
+                reading.measured[0].mode + ", max_model_len {length}: {who}",
+                length=plain(f"{reading.name}.max_model_len", reading.at),
+                who=process_words(f"{reading.name}.account", seen),
+            )
+            for reading, seen in met
+        ),
+    )
 
 
 def _by_card(doc: Document, series: Series, accounts: Accounts) -> None:

@@ -15,6 +15,7 @@ from analysis.load.load_curve import LoadCurve, knee_curves
 from analysis.load.load_tables import cell, lengths
 from analysis.load.objective_sentences import border_words
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
+from analysis.load.strangers import resting_on
 from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.kv_envelope import card_envelope
 from analysis.memory.kv_estimates import estimates
@@ -57,9 +58,11 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
     memory = [Finding(_title(result.sample, result.name, result.group.label),
                       (*_target_lines(result, tables, targets), *_kv_lines(result)))
               for result in kv_results(tables.points)]  # fmt: skip
-    load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency")))
+    load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency"),
+                                    *resting_on(curve.levels)))
             for curve in knee_curves(tables.points)]  # fmt: skip
-    rates = [Finding(_about(curve), (keeps_up_sentence(curve), *_objective(curve, slo, "requests/s")))
+    rates = [Finding(_about(curve), (keeps_up_sentence(curve), *_objective(curve, slo, "requests/s"),
+                                     *resting_on(curve.levels)))
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
@@ -69,7 +72,10 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
     blocks: dict[str, list[Finding]] = {}
     for finding in [*chosen, *memory, *load, *rates, *borders, *undecided]:
         blocks.setdefault(finding.about.text, []).append(finding)
-    return [Finding(some[0].about, tuple(line for each in some for line in each.lines)) for some in blocks.values()]
+    return [
+        Finding(some[0].about, tuple(dict.fromkeys(line for each in some for line in each.lines)))
+        for some in blocks.values()
+    ]
 
 
 def losses(tables: Tables) -> list[Phrase]:
@@ -160,7 +166,7 @@ def _target_lines(result: KvResult, tables: Tables, targets: Targets) -> Iterato
 
 
 def _operating(choice: Choice) -> Finding:
-    return Finding(_whose(choice), (_operating_line(choice),))
+    return Finding(_whose(choice), (_operating_line(choice), *resting_on(c.reading for c in choice.candidates)))
 
 
 def _whose(choice: Choice) -> Phrase:

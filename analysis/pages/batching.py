@@ -74,7 +74,7 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document:
     add_ladder(doc, load_curves(rows, "near_full_context"))
     add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")], tables.configs)
     add_anchors(doc, rows)
-    add_neighbours(doc, tables.points)
+    add_neighbours(doc, tables)
     add_under_use(doc, rows)
     doc.heading(2, "Rules of thumb")
     rules = rules_of_thumb(tables)

@@ -78,7 +78,7 @@ def kv_page(tables: Tables, targets: Targets) -> Document:
         add_decision(doc, result, tables, targets)
         _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result, accounts)
-        add_account(doc, result, accounts)
+        add_account(doc, result, accounts, tables.points)
         add_estimates(doc, result, accounts, tables.configs)
         add_pages(doc, result, tables.configs)
         add_headroom(doc, result, tables, targets)

@@ -30,7 +30,7 @@ def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float |
     found = subjects(tables, slo, targets, gpu_hour)
     if any(subject.choices for subject in found):
         _add_rule(doc, slo)
-    doc.bullets(neighbour_sentences(tables.points))
+    doc.bullets(neighbour_sentences(tables))
     if not found:
         _say_no_levels(doc, ())
     for subject in found:

@@ -24,7 +24,9 @@ from analysis.load.objective_sentences import add_objectives
 from analysis.load.rates import keeps_up_sentence, rate_curves, rate_figure
 from analysis.load.request_notes import request_notes
 from analysis.load.server_table import add_server_table
+from analysis.load.strangers import resting_on
 from analysis.rows.caveats import add_caveats, add_failures, identity
+from analysis.rows.disturbances import foreign_process_notes
 from analysis.rows.series import Reading
 from analysis.rows.tables import Tables
 from analysis.rows.targets import Slo
@@ -90,11 +92,11 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         )
         say_without_goodput(doc, slo, curve.series.readings)
         add_server_table(doc, curve, "request_rate", rate_figure)
-        doc.bullets([keeps_up_sentence(curve)])
+        doc.bullets([keeps_up_sentence(curve), *resting_on(curve.levels)])
         add_objectives(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
 
 
 def _notes(reading: Reading) -> Phrase:
-    return join([*request_notes(reading), *unmeasured_notes(reading)])
+    return join([*request_notes(reading), *foreign_process_notes(reading), *unmeasured_notes(reading)])

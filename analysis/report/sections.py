@@ -17,6 +17,7 @@ from analysis.load.load_tables import lengths, unmeasured_notes
 from analysis.load.neighbours import add_neighbours
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
 from analysis.load.request_notes import request_notes
+from analysis.load.strangers import resting_on
 from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.kv_fit import kv_results
 from analysis.pages.answer import findings, losses
@@ -62,7 +63,7 @@ def report_page(run_dir: Path, tables: Tables) -> Page:
     _load(doc, tables)
     _rates(doc, tables)
     _trade(doc, tables)
-    add_neighbours(doc, tables.points)
+    add_neighbours(doc, tables)
     _memory(doc, tables)
     _envelope(doc, tables)
     _time(doc, run_dir, tables)
@@ -183,7 +184,12 @@ def _rates(doc: Page, tables: Tables) -> None:
         "An open loop: requests are sent when they are due, however many are in flight. Curves share axes where their "
         "lengths agree; their numbers are in rate_sweep.md."
     )
-    _curves(doc, curves, rate_charts, lambda curve: [keeps_up_sentence(curve), *_rate_notes(curve)])
+    _curves(
+        doc,
+        curves,
+        rate_charts,
+        lambda curve: [keeps_up_sentence(curve), *_rate_notes(curve), *resting_on(curve.levels)],
+    )
 
 
 def _rate_notes(curve: LoadCurve) -> list[Phrase]:
