@@ -565,7 +565,8 @@ class Auditor:
 
     def memory_left(self, row: pd.Series[Any]) -> float:
         assert np.isnan(row.memory_back_s)
-        return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
+        left = row.mem_after_stop_bytes - row.mem_baseline_bytes
+        return float((left - row.mem_left_to_others_bytes) / MIB)
 
     def watched(self, kind: str = "load") -> pd.DataFrame:
         return self.points[(self.points.kind == kind) & (self.points.status == "measured")]

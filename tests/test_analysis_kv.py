@@ -530,7 +530,7 @@ def test_the_cost_of_watching_real_cards_is_told() -> None:
 
 @pytest.mark.parametrize("status", ["measured", "failed"])
 def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> None:
-    def left(size: int, memory_back_s: float | None = None) -> Tables:
+    def left(size: int, memory_back_s: float | None = None, to_others: int | None = 0) -> Tables:
         points = synthetic.tables_of(
             [synthetic.failed(r, "oom") if status == "failed" and r.max_model_len == 1024 else r for r in memory()]
         ).points
@@ -538,6 +538,7 @@ def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> 
             "memory_back_s": memory_back_s,
             "mem_after_stop_bytes": 4 * MIB + size,
             "mem_baseline_bytes": 4 * MIB,
+            "mem_left_to_others_bytes": to_others,
         }
         return Tables(tuple(replace(p, **stopped) if p.max_model_len == 1024 else p for p in points), ())
 
@@ -553,6 +554,14 @@ def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> 
     for quiet in (left(612 * MIB, memory_back_s=0.4), left(3 * MIB)):
         page = kv_page(quiet, Targets())
         assert page is not None
+        assert "did not come back" not in page.text()
+    others = kv_page(left(612 * MIB, to_others=606 * MIB), Targets())
+    assert others is not None
+    assert others.text().count("after the stop others held 606 MiB more of the cards than before it") == 2
+    untold = kv_page(left(612 * MIB, to_others=None), Targets())
+    assert untold is not None
+    assert untold.text().count("612 MiB above the baseline stayed in use after the stop: its own or another's") == 2
+    for page in (others, untold):
         assert "did not come back" not in page.text()
 
 
