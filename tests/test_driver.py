@@ -349,8 +349,8 @@ def test_a_stop_keeps_what_has_ended_and_only_sigterm_hurries(number: int, tmp_p
         ),
         (
             GIB + 700 * MIB, None, ["pid 7 on GPU-0: 300 MiB", "pid 8 on GPU-0: 4 MiB"], 304 * MIB,
-            "WARNING  X: its memory did not come back after the stop: 396.0 MiB above the baseline; besides, others are on "
-            "its cards: pid 7 on GPU-0: 300 MiB; pid 8 on GPU-0: 4 MiB",
+            "WARNING  X: its memory did not come back after the stop: 396.0 MiB above the baseline; besides, others "
+            "are on its cards: pid 7 on GPU-0: 300 MiB; pid 8 on GPU-0: 4 MiB",
         ),
         (
             GIB + 700 * MIB, None, None, None,
