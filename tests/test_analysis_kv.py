@@ -687,8 +687,8 @@ def test_a_server_of_several_cards_has_its_account_card_by_card() -> None:
     page = notes(memory(replace(synthetic.GPU, gpus=2)))
     assert page.count(" | 1,054.0 | 316.0 | +722.0 |") == page.count(" | 1,054.0 | 316.0 | +146.0 |") == 3 * 4
     assert page.count("| max_model_len | moment | card | memory | weights |") == 2
-    assert row_of(page, "| 512 | ready | 0 | 7,627.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
-    assert row_of(page, "| 512 | ready | 1 | 7,619.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
+    assert row_of(page, "| 512 | ready | GPU 0 | 7,627.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
+    assert row_of(page, "| 512 | ready | GPU 1 | 7,619.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
     assert page.count("Two cards of one server are never further apart than 8.0 MiB of memory.") == 2
     assert "open their communicators (NCCL) before that look" in page
     alone = notes(memory())
