@@ -284,7 +284,7 @@ class Peer:
         if self._said(json.dumps([*words, "--ignore-eos", "--disable-tqdm"])) != WARM:
             sys.exit("the peer does not say when its warm-up is over: another version of vLLM?")
         before = at_rest(self.session._scrape)
-        with self.session._sampler():
+        with self.session._watched():
             result = self._said("")
         after = at_rest(self.session._scrape)
         tokens = load.requests * load.output_tokens

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -384,9 +384,11 @@ class PointRow:
     """Why a card's clock was held down at any sample of the window: power cap, heat, an outside brake. None where no
     card tells (CPU backend, a slice of a card); such rows of older runs have an empty list, too."""
     foreign_processes: list[str] | None = None
-    """Processes of others seen on the cards before the server started, when it was ready, during the point, or as a
-    memory point was read at its end. None where none was seen before and the server's own were not among those seen
-    during it (no server, no card, or NVML's pids are not this container's), so that nobody can tell."""
+    """Processes of others that were seen on the cards in the point's window; of a memory point, which rests on these
+    readings, also before the server started, when it was ready, and as the point was read at its end; of a server that
+    did not start, those that its session saw. Each once, with the most that it held. None where none is known and the
+    server's own were not among those seen (no server, no card, or NVML's pids are not this container's), so that nobody
+    can tell. Rows before schema version 11 have those of before the start at every point."""
     mem_tree_bytes: int | None = None
     """Highest memory that NVML attributes to the server's own processes at one look; None where they were not seen."""
     telemetry_hz: float | None = None
@@ -492,8 +494,35 @@ class StartPhase:
     """To 0.1 s: the log is looked at so often."""
 
 
+class AfterStop:
+    """What a row that has these columns tells of the cards after its server was stopped."""
+
+    __slots__ = ()
+    memory_back_s: float | None
+    mem_baseline_bytes: int | None
+    mem_after_stop_bytes: int | None
+    mem_left_to_others_bytes: int | None
+
+    @property
+    def memory_left_bytes(self) -> int | None:
+        """What was above the baseline when the wait for it ended, whoever held it.
+
+        None where all came back or nobody could read it.
+        """
+        if self.memory_back_s is not None or self.mem_after_stop_bytes is None:
+            return None
+        return self.mem_after_stop_bytes - (self.mem_baseline_bytes or 0)
+
+    @property
+    def memory_kept_bytes(self) -> int | None:
+        """What of `memory_left_bytes` no other process holds; None where all came back or nobody can tell."""
+        if self.memory_left_bytes is None or self.mem_left_to_others_bytes is None:
+            return None
+        return self.memory_left_bytes - self.mem_left_to_others_bytes
+
+
 @dataclass(slots=True)
-class SessionRow:
+class SessionRow(AfterStop):
     """One server's life: where it ran, how long each phase took, and what it left behind."""
 
     schema_version: int
@@ -509,9 +538,10 @@ class SessionRow:
     failure_message: str | None = None
     log_tail: str | None = None
     node: str = ""
-    foreign_processes: list[str] = field(default_factory=list)
-    """Processes of others on the cards when the server was about to be started, when it was ready, and when all was
-    measured (at these two none where the server's own were not among those seen)."""
+    foreign_processes: list[str] | None = None
+    """Processes of others that were seen on the cards at any look of this session: before the server, when it was
+    ready, in its windows, when all was measured, and where memory stayed in use after it. None where nobody can tell,
+    as of a point. Rows before schema version 11 lack those of the windows, and have an empty list for None."""
     niceness: int | None = None
     """Of the server's process; Ray's workers have 15 unless told otherwise."""
     visible_devices: list[str] = field(default_factory=list)
@@ -538,6 +568,12 @@ class SessionRow:
     mem_baseline_bytes: int | None = None
     mem_after_stop_bytes: int | None = None
     """Each card counted with its baseline at the least: what others gave back hides nothing that the server left."""
+    left_processes: list[str] | None = None
+    """Processes of others on the cards when memory had not come back in time. None where it had, where nobody can tell
+    them from the server's own, and before schema version 11."""
+    mem_left_to_others_bytes: int | None = None
+    """Of what was above the baseline then: what these held more than others did before the server, by NVML's figure of
+    each process. None also where NVML does not tell it."""
     exit_code: int | None = None
     argv: list[str] = field(default_factory=list)
     environment: list[str] = field(default_factory=list)
@@ -559,13 +595,6 @@ class SessionRow:
     it before the server: torch's own kernels and cuBLAS. Read by a run's first session on a node, of its first card."""
     account: list[MemoryAccount] = field(default_factory=list)
     """One row a moment and card; empty for a server on TCP: only a private socket may have the endpoint it takes."""
-
-    @property
-    def memory_left_bytes(self) -> int | None:
-        """What was above the baseline when the wait for it ended; None where it came back or nobody could read it."""
-        if self.memory_back_s is not None or self.mem_after_stop_bytes is None:
-            return None
-        return self.mem_after_stop_bytes - (self.mem_baseline_bytes or 0)
 
     @property
     def fork_came_to_nothing(self) -> bool:

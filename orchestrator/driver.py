@@ -415,7 +415,7 @@ class Driver:
             message = f"while stopping: {type(error).__name__}: {error}"
             end = SessionEnd(self._lost_row(spec, FailureClass.INTERNAL, message), "")
         if end.row.server_pid is not None and end.row.memory_back_s is None:
-            self._progress.say(_left_behind(title(spec), end.row.memory_left_bytes))
+            self._progress.say(_left_behind(title(spec), end.row))
         self.outcome.servers.append(end.row)
         # of an actor that was lost before it had said anything of its server, an earlier start's row says more
         await self._keep(partial(self._store.put_session, end, instead=spec.id in self._started or bool(end.log)))
@@ -516,11 +516,19 @@ def _limit_s(spec: SessionSpec, point: Point) -> float:
     return max(spec.timeouts.point_s, POINT_ESTIMATES * point.estimate_s)
 
 
-def _left_behind(who: str, left_bytes: int | None) -> str:
-    """Return what to say of a server whose memory was not back at its baseline when the wait for it ended."""
-    if left_bytes is None:
+def _left_behind(who: str, row: SessionRow) -> str:
+    """Return what to say of a server whose cards were not back at their baseline when the wait for it ended."""
+    if row.memory_left_bytes is None:
         return f"WARNING  {who}: whether its memory came back after the stop could not be read"
-    left = f"{left_bytes / 2**20:.1f} MiB above the baseline"
-    if left_bytes > MEMORY_LEFT_BYTES:
-        return f"WARNING  {who}: its memory did not come back after the stop: {left}"
-    return f"{who}: after the stop its memory stayed {left}, which is within what readings differ by"
+    left = f"{row.memory_left_bytes / 2**20:.1f} MiB above the baseline"
+    if row.memory_left_bytes <= MEMORY_LEFT_BYTES:
+        return f"{who}: after the stop its memory stayed {left}, which is within what readings differ by"
+    others = "; ".join(row.left_processes or ())
+    if row.memory_kept_bytes is None:
+        of_whom = f"its own or another's ({others})" if others else "its own or another's"
+        return f"WARNING  {who}: after the stop its cards stayed {left}; whether that is {of_whom} cannot be told"
+    if row.memory_kept_bytes <= MEMORY_LEFT_BYTES:
+        return f"WARNING  {who}: its memory came back after the stop, but others hold its cards {left}: {others}"
+    beside = f"; besides, others are on its cards: {others}" if others else ""
+    kept = f"{row.memory_kept_bytes / 2**20:.1f} MiB above the baseline"
+    return f"WARNING  {who}: its memory did not come back after the stop: {kept}{beside}"

@@ -109,8 +109,11 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
         gpus = experiment.server.tensor_parallel_size
         if not fleet.slots:
             raise NoRoom("there are no GPUs: cluster.num_gpus=0")
-        if gpus > (1 if fleet.device == "cpu" else fleet.largest_node):
-            raise NoRoom(f"server.tensor_parallel_size={gpus}, but no node has so many GPUs (have: {fleet.describe()})")
+        if gpus > (most := 1 if fleet.device == "cpu" else fleet.largest_node):
+            raise NoRoom(
+                f"server.tensor_parallel_size={gpus}, but no node has so many GPUs (have: {fleet.describe()}): "
+                f"{_fewer_or_more(gpus, most, fleet)}"
+            )
         if gpus > 1 and any(node.slices for node in fleet.nodes):
             why = "the GPUs are slices of cards (MIG), of which CUDA gives a process one"
             raise NoRoom(f"server.tensor_parallel_size={gpus}, but {why}: set it to 1, or use whole cards")
@@ -135,6 +138,15 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
             if control is not None:
                 controls[session.id] = control
     return Plan(tuple(sessions.values()), {session: found for session, found in searches.items() if found}, controls)
+
+
+def _fewer_or_more(gpus: int, most: int, fleet: Fleet) -> str:
+    """Return what to do about a server of more GPUs than any node gives the run."""
+    fewer = f"set server.tensor_parallel_size to {'1' if most == 1 else f'at most {most}'}"
+    if fleet.device == "sim":
+        return f"{fewer}, or cluster.num_gpus to {gpus} or more"
+    more = f"run where one node has {gpus}, all left to the run by CUDA_VISIBLE_DEVICES and cluster.num_gpus"
+    return f"{fewer}, or {more}"
 
 
 def _warmup(concurrency: int, shared_prefix: SharedPrefix | None) -> int:

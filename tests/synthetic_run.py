@@ -521,7 +521,8 @@ def write_run(run_dir: Path, points: Iterable[PointRow], left_behind: dict[str, 
         pq.write_table(to_table([row], PointRow), folder / f"{row.point_id}.parquet")
         session = session_of(row)
         if left := (left_behind or {}).get(row.session_id):
-            session = replace(session, memory_back_s=None, mem_after_stop_bytes=(row.mem_baseline_bytes or 0) + left)
+            after = {"mem_after_stop_bytes": (row.mem_baseline_bytes or 0) + left, "mem_left_to_others_bytes": 0}
+            session = replace(session, memory_back_s=None, left_processes=[], **after)
         pq.write_table(to_table([session], SessionRow), folder / "session.parquet")
     return run_dir
 

@@ -565,7 +565,8 @@ class Auditor:
 
     def memory_left(self, row: pd.Series[Any]) -> float:
         assert np.isnan(row.memory_back_s)
-        return float((row.mem_after_stop_bytes - row.mem_baseline_bytes) / MIB)
+        left = row.mem_after_stop_bytes - row.mem_baseline_bytes
+        return float((left - row.mem_left_to_others_bytes) / MIB)
 
     def watched(self, kind: str = "load") -> pd.DataFrame:
         return self.points[(self.points.kind == kind) & (self.points.status == "measured")]
@@ -807,12 +808,12 @@ class Auditor:
         session = self.memory(mode).loc[int(length)].session_id
         return pd.DataFrame([row for row in self.sessions.account[session] if row["moment"] == moment])
 
-    def account(self, mode: str, length: str, moment: str, card: str | None, what: str) -> float:
+    def account(self, mode: str, length: str, moment: str, card: str | None, what: str) -> float | str:
         capture = self.sessions.graph_capture_bytes[self.memory(mode).loc[int(length)].session_id]
         if what == "graph_capture_gib":
             return float(capture / GIB)
-        if what == "number":
-            return float(card or "nan")
+        if what == "card":
+            return f"GPU {card}"
         cards = every = self.cards(mode, length, moment)
         if card is not None:
             cards = every[every.device_id == f"GPU-{card}"]

@@ -530,7 +530,7 @@ def test_the_cost_of_watching_real_cards_is_told() -> None:
 
 @pytest.mark.parametrize("status", ["measured", "failed"])
 def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> None:
-    def left(size: int, memory_back_s: float | None = None) -> Tables:
+    def left(size: int, memory_back_s: float | None = None, to_others: int | None = 0) -> Tables:
         points = synthetic.tables_of(
             [synthetic.failed(r, "oom") if status == "failed" and r.max_model_len == 1024 else r for r in memory()]
         ).points
@@ -538,6 +538,7 @@ def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> 
             "memory_back_s": memory_back_s,
             "mem_after_stop_bytes": 4 * MIB + size,
             "mem_baseline_bytes": 4 * MIB,
+            "mem_left_to_others_bytes": to_others,
         }
         return Tables(tuple(replace(p, **stopped) if p.max_model_len == 1024 else p for p in points), ())
 
@@ -553,6 +554,14 @@ def test_memory_that_did_not_come_back_is_named(tmp_path: Path, status: str) -> 
     for quiet in (left(612 * MIB, memory_back_s=0.4), left(3 * MIB)):
         page = kv_page(quiet, Targets())
         assert page is not None
+        assert "did not come back" not in page.text()
+    others = kv_page(left(612 * MIB, to_others=606 * MIB), Targets())
+    assert others is not None
+    assert others.text().count("after the stop others held 606 MiB more of the cards than before it") == 2
+    untold = kv_page(left(612 * MIB, to_others=None), Targets())
+    assert untold is not None
+    assert untold.text().count("612 MiB above the baseline stayed in use after the stop: its own or another's") == 2
+    for page in (others, untold):
         assert "did not come back" not in page.text()
 
 
@@ -678,8 +687,8 @@ def test_a_server_of_several_cards_has_its_account_card_by_card() -> None:
     page = notes(memory(replace(synthetic.GPU, gpus=2)))
     assert page.count(" | 1,054.0 | 316.0 | +722.0 |") == page.count(" | 1,054.0 | 316.0 | +146.0 |") == 3 * 4
     assert page.count("| max_model_len | moment | card | memory | weights |") == 2
-    assert row_of(page, "| 512 | ready | 0 | 7,627.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
-    assert row_of(page, "| 512 | ready | 1 | 7,619.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
+    assert row_of(page, "| 512 | ready | GPU 0 | 7,627.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
+    assert row_of(page, "| 512 | ready | GPU 1 | 7,619.0 | 7,289.0 |").endswith(" | 527.0 | 158.0 | +73.0 | 0.96 % |")
     assert page.count("Two cards of one server are never further apart than 8.0 MiB of memory.") == 2
     assert "open their communicators (NCCL) before that look" in page
     alone = notes(memory())

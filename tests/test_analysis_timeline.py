@@ -61,9 +61,11 @@ def test_server_that_never_was_ready_only_started() -> None:
     assert bar.phases == {"starting": (0.0, 58.0), "measuring": (58.0, 0.0), "stopping": (58.0, 2.0)}
 
 
-def test_cards_have_the_number_of_the_log_or_their_place() -> None:
+def test_cards_have_the_number_of_the_log_and_none_that_nobody_gave_them() -> None:
     both = session(device_ids=[SECOND, FIRST])
-    assert list(card_labels([both]).values()) == ["GPU 0 (1160ada8)", "GPU 1 (e62741b5)"]
+    assert list(card_labels([both]).values()) == ["GPU 1160ada8", "GPU e62741b5"]
+    named = replace(both, visible_devices=["GPU-e62741b5", "GPU-1160ada8"])
+    assert list(card_labels([named]).values()) == ["GPU 1160ada8", "GPU e62741b5"]
     numbered = replace(both, visible_devices=["2", "10"])
     assert list(card_labels([numbered, replace(both, device_ids=[FIRST])]).values()) == [
         "GPU 2 (e62741b5)",
@@ -74,10 +76,15 @@ def test_cards_have_the_number_of_the_log_or_their_place() -> None:
     assert list(card_labels([session(device_ids=[])]).values()) == ["no card"]
     elsewhere = session(device_ids=[FIRST], node="node-b")
     assert list(card_labels([elsewhere, both]).values()) == [
-        "node-a GPU 0 (1160ada8)",
-        "node-a GPU 1 (e62741b5)",
-        "node-b GPU 0 (1160ada8)",
+        "node-a GPU 1160ada8",
+        "node-a GPU e62741b5",
+        "node-b GPU 1160ada8",
     ]
+
+
+def test_cards_whose_ids_begin_alike_are_told_apart_by_all_of_them() -> None:
+    slices = ["MIG-GPU-1160ada8/7/0", "MIG-GPU-1160ada8/8/0"]
+    assert list(card_labels([session(device_ids=slices)]).values()) == slices
 
 
 def test_bars_say_what_they_are_and_need_two_moments() -> None:
@@ -146,7 +153,7 @@ def test_timeline_shows_cards_phases_and_utilization_and_is_the_same_again(tmp_p
     run = write_run(tmp_path, synthetic.GPU)
     assert run / "plots/timeline.svg" in reduce(run)
     words = words_of(run)
-    for expected in ("What ran when", "phi-3-mini-4k", "dummy weights", "GPU 0 (1160ada8)", "GPU 1 (e62741b5)"):
+    for expected in ("What ran when", "phi-3-mini-4k", "dummy weights", "GPU 1160ada8", "GPU e62741b5"):
         assert expected in words
     for expected in ("starting", "measuring", "stopping", "512, committed", "failed", "GPU utilisation (%)"):
         assert expected in words

@@ -330,32 +330,60 @@ def test_a_stop_keeps_what_has_ended_and_only_sigterm_hurries(number: int, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("after_bytes", "back_s", "words"),
+    ("after_bytes", "back_s", "others", "to_others", "words"),
     [
-        (GIB, 0.4, None),
+        (GIB, 0.4, None, None, None),
         (
-            GIB + 700 * MIB,
-            None,
-            "WARNING  X: its memory did not come back after the stop: 700.0 MiB above the baseline",
+            GIB + 700 * MIB, None, [], 0,
+            "WARNING  X: its memory did not come back after the stop: 700.0 MiB above the baseline\n",
         ),
-        (GIB + 3 * MIB, None, "X: after the stop its memory stayed 3.0 MiB above the baseline, which is within what"),
-        (None, None, "WARNING  X: whether its memory came back after the stop could not be read"),
+        (
+            GIB + 3 * MIB, None, None, None,
+            "X: after the stop its memory stayed 3.0 MiB above the baseline, which is within what",
+        ),
+        (None, None, None, None, "WARNING  X: whether its memory came back after the stop could not be read"),
+        (
+            GIB + 2566 * MIB, None, ["pid 16595 on GPU-0: 2560 MiB"], 2560 * MIB,
+            "WARNING  X: its memory came back after the stop, but others hold its cards 2566.0 MiB above the baseline: "
+            "pid 16595 on GPU-0: 2560 MiB",
+        ),
+        (
+            GIB + 700 * MIB, None, ["pid 7 on GPU-0: 300 MiB", "pid 8 on GPU-0: 4 MiB"], 304 * MIB,
+            "WARNING  X: its memory did not come back after the stop: 396.0 MiB above the baseline; besides, others "
+            "are on its cards: pid 7 on GPU-0: 300 MiB; pid 8 on GPU-0: 4 MiB",
+        ),
+        (
+            GIB + 700 * MIB, None, None, None,
+            "WARNING  X: after the stop its cards stayed 700.0 MiB above the baseline; whether that is its own or "
+            "another's cannot be told",
+        ),
+        (
+            GIB + 700 * MIB, None, ["pid 7 on GPU-0: unknown memory"], None,
+            "its own or another's (pid 7 on GPU-0: unknown memory) cannot be told",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_a_server_leaves_behind_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_bytes: int | None, back_s: float | None, words: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after_bytes: int | None,
+    back_s: float | None,
+    others: list[str] | None,
+    to_others: int | None,
+    words: str | None,
 ) -> None:
     made = Handle.row
 
     def row(self: Handle, failure_class: str | None = None) -> SessionRow:
         after = {"mem_baseline_bytes": GIB, "mem_after_stop_bytes": after_bytes, "memory_back_s": back_s}
-        return replace(made(self, failure_class), server_pid=1, **after)
+        left = {"left_processes": others, "mem_left_to_others_bytes": to_others}
+        return replace(made(self, failure_class), server_pid=1, **after, **left)
 
     monkeypatch.setattr(Handle, "row", row)
     monkeypatch.setattr("orchestrator.driver.title", lambda _: "X")
     said = drive(PretendedCluster(), tmp_path).said
     assert words in said if words else "memory" not in said
-    assert ("WARNING" in said) == (words or "").startswith("WARNING")
+    assert ("WARNING" in said) == (after_bytes is None or after_bytes > GIB + 16 * MIB)
 
 
 def test_a_point_that_ends_as_the_stop_comes_is_a_shard(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contract import kv
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lengths import LogNormal, Normal, Uniform
 from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
-from orchestrator.fleet import NoRoom
+from orchestrator.fleet import Fleet, NoRoom
 from orchestrator.manifest import make_manifest
 from orchestrator.plan import Plan, _identified, make_plan
 from orchestrator.preflight import check
@@ -304,9 +304,23 @@ def test_lengths_that_do_not_fit_the_server() -> None:
         plan(experiment("concurrency", load__prompt_tokens=4090))
 
 
-def test_more_gpus_than_any_node_has() -> None:
-    with pytest.raises(NoRoom, match="tensor_parallel_size=4, but no node has so many"):
-        plan(experiment("kv", server__tensor_parallel_size=4), fleet=gpu_fleet(2, 2))
+@pytest.mark.parametrize(
+    ("fleet", "next_step"),
+    [
+        (
+            gpu_fleet(2, 2),
+            "set server.tensor_parallel_size to at most 2, or run where one node has 4, all left to the run",
+        ),
+        (gpu_fleet(1), "set server.tensor_parallel_size to 1, or run where one node has 4"),
+        (cpu_fleet(), "set server.tensor_parallel_size to 1, or run where one node has 4"),
+        (sim_fleet(2), "set server.tensor_parallel_size to at most 2, or cluster.num_gpus to 4 or more"),
+    ],
+    ids=["two nodes of two", "one card", "CPU", "simulated"],
+)
+def test_more_gpus_than_any_node_has_is_said_with_what_to_do(fleet: Fleet, next_step: str) -> None:
+    with pytest.raises(NoRoom, match="tensor_parallel_size=4, but no node has so many") as refused:
+        plan(experiment("kv", server__tensor_parallel_size=4), fleet=fleet)
+    assert next_step in str(refused.value)
 
 
 @given(st.lists(st.integers(2, 8192), min_size=1, max_size=6, unique=True), st.integers(1, 64))

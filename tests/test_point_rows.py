@@ -1,4 +1,4 @@
-"""What a row says of its load and of who else was on its cards."""
+"""What a row says of its load, its power and its clocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.rows import MEASURED, SCHEMA_VERSION, PointRow, SessionRow, TelemetryRow, to_table
 from contract.specs import Mode, ModelSpec, Point, PointKind, Purpose, ServerSpec, SessionSpec
-from workers.devices.base import CardProcess
 from workers.kv_figures import KvFigures
 from workers.point_rows import Origin, blank, energy_j, fill_window, offered_qps, power_w
 from workers.sampler import Observed
@@ -28,48 +27,6 @@ def test_drawn_arrivals_begin_with_a_gap() -> None:
 
 def test_one_request_at_once_has_no_rate() -> None:
     assert offered_qps(Arrivals(ArrivalProcess.CONSTANT, 1.0, (Stage(1),)), [0.0]) is None
-
-
-# --- processes of others ---
-
-BEFORE = CardProcess("GPU-0", 7, 62_050 * 2**20, ours=False)
-DURING = CardProcess("GPU-0", 8, 300 * 2**20, ours=False)
-OWN = CardProcess("GPU-0", 9, 900 * 2**20, ours=True)
-
-
-def blank_after(*before: CardProcess) -> PointRow:
-    """Return the empty row of a point of a server before whose start these processes were seen."""
-    point = Point("m", PointKind.MEMORY, Purpose.KV_SCALING, "kv")
-    spec = SessionSpec(
-        "s", ModelSpec("tiny", {}, dummy_weights=True), ServerSpec(512), "vllm", "cuda", Mode.COMMITTED, 1, 32, (point,)
-    )
-    session = SessionRow(SCHEMA_VERSION, "run", "s", 1, MEASURED, False, "", foreign_processes=[*map(str, before)])
-    return blank(Origin(spec, session, None, KvFigures(), None), point, 0.0)
-
-
-def test_a_row_of_a_server_that_did_not_start_names_who_was_there() -> None:
-    assert blank_after(BEFORE).foreign_processes == ["pid 7 on GPU-0: 62050 MiB"]
-    assert blank_after().foreign_processes is None
-
-
-@pytest.mark.parametrize(
-    ("before", "looks", "named"),
-    [
-        ([BEFORE], [[OWN]], [BEFORE]),
-        ([BEFORE], [[OWN, BEFORE], [OWN, DURING]], [BEFORE, DURING]),
-        ([BEFORE], [], [BEFORE]),
-        ([], [[OWN, DURING]], [DURING]),
-        ([], [[OWN]], []),
-        ([], [[DURING]], None),
-    ],
-    ids=["gone later", "another came", "no look", "came later", "nobody", "nobody can tell"],
-)
-def test_who_was_there_before_stays_named_beside_who_came(
-    before: list[CardProcess], looks: list[list[CardProcess]], named: list[CardProcess] | None
-) -> None:
-    row = blank_after(*before)
-    fill_window(row, Observed(processes=looks), 0.0, 1.0)
-    assert row.foreign_processes == (None if named is None else [*map(str, named)])
 
 
 # --- power ---
@@ -146,7 +103,12 @@ def test_energy_is_known_only_of_cards_that_all_tell_and_count_on(
 def test_a_card_that_does_not_tell_is_not_one_whose_clock_was_never_held_down(
     bits: list[int | None], reasons: list[str] | None
 ) -> None:
-    row = blank_after()
+    point = Point("m", PointKind.MEMORY, Purpose.KV_SCALING, "kv")
+    spec = SessionSpec(
+        "s", ModelSpec("tiny", {}, dummy_weights=True), ServerSpec(512), "vllm", "cuda", Mode.COMMITTED, 1, 32, (point,)
+    )
+    session = SessionRow(SCHEMA_VERSION, "run", "s", 1, MEASURED, False, "")
+    row = blank(Origin(spec, session, None, KvFigures(), None), point, 0.0)
     assert row.throttle_reasons is None
     fill_window(row, Observed([TelemetryRow(0.1, "GPU-0", clock_event_reasons=b) for b in bits]), 0.0, 1.0)
     assert row.throttle_reasons == reasons

@@ -86,12 +86,3 @@ def test_the_peak_is_one_moment_of_all_cards() -> None:
     rows = [TelemetryRow(at, card, used) for at, pair in held.items() for card, used in zip("ab", pair, strict=True)]
     assert Observed(telemetry=rows).peak() == {"a": 20, "b": 35}
     assert Observed().peak() == {}
-
-
-def test_a_process_that_was_the_servers_once_is_no_strangers_later() -> None:
-    """It can end after NVML has named it and before the server's tree is read."""
-    server, worker = (CardProcess("GPU-0", pid, 2**30, ours=True) for pid in (1, 2))
-    ended, stranger = (CardProcess("GPU-0", pid, 2**30, ours=False) for pid in (2, 3))
-    seen = Observed(processes=[[server, worker], [server, ended, stranger]])
-    assert seen.foreign_processes() == [str(stranger)]
-    assert Observed(processes=[[ended, stranger]]).foreign_processes() is None

@@ -5,7 +5,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -44,6 +44,7 @@ from workers.load.plan import LoadPlan, LoadResult
 from workers.load.steady import stable
 from workers.load.tasks import LoadLost
 from workers.session import Session
+from workers.settling import settled_memory
 
 MIB = 2**20
 POOL = 32 * 512 * 4096
@@ -273,27 +274,86 @@ def test_what_fails_while_stopping_does_not_replace_what_failed_first(
     assert (end.failure_class, end.failure_message) == (FailureClass.START_FAILED, "RuntimeError: something broke")
 
 
-def test_others_on_the_cards_are_looked_for_whenever_memory_is_read(
+OWN = CardProcess("SIM-3", 1, MIB, ours=True)
+
+
+def on_cards(one: Session, monkeypatch: pytest.MonkeyPatch, before: Sequence[CardProcess] = ()) -> list[CardProcess]:
+    """Have the session's device name its own process while the server lives, and whoever is in the list."""
+    here = list(before)
+
+    def seen(pid: int | None) -> list[CardProcess]:
+        lives = pid is not None and processes.is_running(pid)
+        return [*([OWN] if lives else []), *here]
+
+    monkeypatch.setattr(one._device, "processes", seen)
+    return here
+
+
+def test_a_stranger_is_named_in_the_rows_of_what_it_was_there_for_and_in_the_sessions(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, ready, loaded, late, last = (CardProcess("SIM-3", pid, MIB, ours=False) for pid in (6, 7, 8, 9, 10))
+    one = session(spec())
+    here = on_cards(one, monkeypatch, [early])
+    coming = iter([ready, loaded])
+
+    def read_as_somebody_comes(*asked: Any) -> list[int]:
+        here[:] = [next(coming)]
+        return settled_memory(*asked)
+
+    monkeypatch.setattr("workers.session.settled_memory", read_as_somebody_comes)
+    assert one.start().foreign_processes == [str(early), str(ready)]
+    assert one.measure(MEMORY).foreign_processes == [str(early), str(ready), str(loaded)]
+    here[:] = []
+    assert one.measure(LEVEL).foreign_processes == []
+    here[:] = [late]
+    assert one.measure(LEVEL).foreign_processes == [str(late)]
+    here[:] = [last]
+    one.settle()
+    assert one.stop().row.foreign_processes == sorted(map(str, (early, ready, loaded, late, last)))
+
+
+def test_a_stranger_in_a_window_that_came_to_nothing_is_in_the_sessions_row(
     session: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = session(spec())
-    own = CardProcess("SIM-3", 1, MIB, ours=True)
-    ready, loaded, settled = (CardProcess("SIM-3", pid, MIB, ours=False) for pid in (7, 8, 9))
-    here = [own]
-    read = one._settled_memory
-    coming = iter([ready, loaded])
+    here = on_cards(one, monkeypatch)
+    one.start()
+    stranger = CardProcess("SIM-3", 7, MIB, ours=False)
 
-    def read_as_somebody_comes() -> list[int]:
-        here[:] = [own, next(coming)]
-        return read()
+    def lost(plan: LoadPlan, processes: int = 1) -> LoadResult:
+        here[:] = [stranger]
+        raise LoadLost("gone")
 
-    monkeypatch.setattr(one, "_settled_memory", read_as_somebody_comes)
-    monkeypatch.setattr(one._device, "processes", lambda pid: [] if pid is None else list(here))
-    assert one.start().foreign_processes == [str(ready)]
-    assert one.measure(MEMORY).foreign_processes == [str(ready), str(loaded)]
-    here[:] = [own, settled]
-    one.settle()
-    assert one.stop().row.foreign_processes == [str(ready), str(settled)]
+    monkeypatch.setattr(one, "_run", lost)
+    row = one.measure(replace(LEVEL, warmup_requests=0))
+    assert (row.failure_class, row.foreign_processes) == (FailureClass.LOAD_LOST, None)
+    assert one.row.foreign_processes == [str(stranger)]
+
+
+def test_who_was_there_is_named_at_every_point_of_a_server_that_did_not_start(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(spec(fail="RuntimeError: something broke"))
+    stranger = CardProcess("SIM-3", 7, MIB, ours=False)
+    on_cards(one, monkeypatch, [stranger])
+    one.start()
+    assert one.measure(LEVEL).foreign_processes == [str(stranger)]
+
+
+def test_memory_that_a_stranger_holds_after_the_stop_is_not_the_servers(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spec()
+    one = session(replace(asked, timeouts=replace(asked.timeouts, memory_back_s=0.2)))
+    here = on_cards(one, monkeypatch)
+    one.start()
+    here[:] = [CardProcess("SIM-3", 16595, 2560 * MIB, ours=False)]
+    monkeypatch.setattr(one._device, "memory_by_card", lambda _: [2566 * MIB])
+    end = one.stop().row
+    assert (end.memory_back_s, end.memory_left_bytes, end.memory_kept_bytes) == (None, 2566 * MIB, 6 * MIB)
+    assert end.left_processes == ["pid 16595 on SIM-3: 2560 MiB"]
+    assert end.foreign_processes == end.left_processes
 
 
 def test_where_the_servers_own_processes_are_not_seen_nobody_is_called_another(
@@ -302,8 +362,9 @@ def test_where_the_servers_own_processes_are_not_seen_nobody_is_called_another(
     one = session(spec())
     seen = [CardProcess("SIM-3", 7, MIB, ours=False)]
     monkeypatch.setattr(one._device, "processes", lambda pid: [] if pid is None else seen)
-    assert one.start().foreign_processes == []
+    assert one.start().foreign_processes is None
     assert one.measure(MEMORY).foreign_processes is None
+    assert one.stop().row.foreign_processes is None
 
 
 def test_no_prompt_is_ever_used_twice_on_a_server(session: Made) -> None:

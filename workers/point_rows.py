@@ -83,7 +83,6 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
         vllm_version=session.vllm_version,
         start=session.start,
         mem_baseline_bytes=session.mem_baseline_bytes,
-        foreign_processes=list(session.foreign_processes) or None,
         concurrency=point.concurrency if load and not point.arrivals else None,
         arrivals=str(point.arrivals) if point.arrivals else None,
         request_rate=point.arrivals.rate if point.arrivals else None,
@@ -103,7 +102,7 @@ def blank(origin: Origin, point: Point, started_wall_s: float) -> PointRow:
 def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
     """Put the samples inside a window (its start on the monotonic clock) into `row`, and their means.
 
-    Power and energy are summed over the cards. Processes of others that were there before the server stay named.
+    Power and energy are summed over the cards.
     """
     row.telemetry = observed.window(started_s, duration_s)
     row.cpu_util_pct = observed.cpu_util_pct(started_s, duration_s)
@@ -112,9 +111,6 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
     row.energy_j = energy_j(row.telemetry, row.device_ids, duration_s)
     told = [s.clock_event_reasons for s in row.telemetry if s.clock_event_reasons is not None]
     row.throttle_reasons = sorted({reason for bits in told for reason in throttle_reasons(bits)}) if told else None
-    seen = observed.foreign_processes()
-    if seen is not None:
-        row.foreign_processes = sorted({*(row.foreign_processes or ()), *seen})
     row.mem_tree_bytes = observed.tree_memory_bytes()
     row.telemetry_hz = observed.telemetry_hz(started_s, duration_s)
     row.sampling_cpu_share = observed.cpu_share(started_s, duration_s)

@@ -83,15 +83,6 @@ class Observed:
         inside = [cost for at, cost in self.cpu_s if 0 <= at - started_s <= duration_s]
         return sum(inside) / duration_s if inside else None
 
-    def foreign_processes(self) -> list[str] | None:
-        """Return the processes of others, each once; None where the server's own are not among those seen.
-
-        One that was the server's at any look stays its own: it may have ended while a later look was taken.
-        """
-        seen = [process for look in self.processes for process in look]
-        ours = {process.pid for process in seen if process.ours}
-        return sorted({str(process) for process in seen if process.pid not in ours}) if ours else None
-
     def tree_memory_bytes(self) -> int | None:
         """Return the highest memory attributed to the server's processes at one look; None where none is."""
         looks = [[p.memory_bytes for p in look if p.ours and p.memory_bytes is not None] for look in self.processes]

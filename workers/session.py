@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,12 +70,11 @@ from workers.point_rows import Origin
 from workers.provenance import Places
 from workers.sampler import Observed, Sampler
 from workers.secrecy import secret_values
+from workers.settling import settled_memory
 from workers.standstill import at_rest
+from workers.strangers import Strangers
 
 MIB = 2**20
-SETTLED_BYTES = MIB
-SETTLED_READINGS = 3
-SETTLE_LIMIT_S = 5.0
 WARMUP_OUTPUT_TOKENS = 8
 WARMUP_ROUNDS = 4
 """Of a level, at most."""
@@ -145,6 +144,7 @@ class Session:
         except BaseException:
             self._workspace.remove()
             raise
+        self._strangers = Strangers(self._device, self.row)
         self._places = Places(self._workspace.root, self._cache)
         self._process: ServerProcess | None = None
         self._address = Address()
@@ -189,7 +189,7 @@ class Session:
         try:
             self._baseline = self._device.memory_by_card(None)
             self.row.mem_baseline_bytes = sum(self._baseline)
-            self.row.foreign_processes = [str(process) for process in self._device.processes(None)]
+            self._strangers.look_before()
             self._launch()
         except readiness.StartFailed as error:
             self._fail(error.failure)
@@ -342,9 +342,9 @@ class Session:
 
         Raises `StartFailed`, also where a forked one is not on its cards.
         """
-        used = self._settled_memory()
+        used = settled_memory(self._device, process.pid)
         self._ready_bytes = sum(used)
-        self._look_for_others(process)
+        self._strangers.look_at_ready(process.pid)
         self._account = ServerAccount(self._device, self.endpoint, self._baseline, contexts)
         self.row.account = self._account.rows
         if self.endpoint.uds is not None:
@@ -383,7 +383,7 @@ class Session:
         """Measure one point. A failure is a row of status `failed`, with its class and the end of the server's log."""
         try:
             if self.row.status != MEASURED:
-                return self._failed_row(point, self._start_failure())
+                return self._not_started(point)
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, self._death("the server has ended"))
             row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
@@ -410,17 +410,19 @@ class Session:
         requests = 2 * math.ceil(aim / prompt_tokens) + 2
         before = self._scrape()
         started_wall_s, started_s = time.time(), time.monotonic()
-        with self._sampler() as sampler:
+        with self._watched() as sampler:
             result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
         largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
         lasted_s = time.monotonic() - started_s
-        used = self._settled_memory()
+        used = settled_memory(self._device, self.process.pid)
         loaded = sum(used)
         sampler.look_at_processes()
+        self._strangers.saw(sampler.observed.processes)
         if self._account is not None and self._is_accounted:
             self._account.at("loaded", used)
         row = point_rows.blank(self._origin(), point, started_wall_s)
         self._fill_window(row, sampler.observed, started_s, lasted_s)
+        row.foreign_processes = self._strangers.in_memory(sampler.observed.processes)
         row.mem_ready_bytes, row.mem_loaded_bytes = self._ready_bytes, loaded
         row.mem_peak_bytes = max(sum(sampler.observed.peak().values()), loaded, self._ready_bytes or 0)
         row.warmup_reached_batch = None if largest is None else largest >= min(aim, requests * prompt_tokens) / 2
@@ -485,11 +487,12 @@ class Session:
 
     def _load_once(self, point: Point, plan: LoadPlan, processes: int) -> tuple[PointRow, LoadResult]:
         before = at_rest(self._scrape)
-        with self._sampler() as sampler:
+        with self._watched() as sampler:
             result = self._run(plan, processes)
         after = at_rest(self._scrape)
         row = point_rows.blank(self._origin(), point, result.started_wall_s)
         self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
+        row.foreign_processes = self._strangers.in_window(sampler.observed.processes)
         samples = sampler.observed.server_window(result.started_monotonic_s, result.duration_s)
         server_view.fill(row, before, after, samples, result.requests)
         point_rows.fill_load(row, point, plan, result)
@@ -558,30 +561,19 @@ class Session:
             parts = tasks.split(plan, min(processes, plan.concurrency, plan.num_requests), meeting)
             return tasks.merge(self._generate(parts))
 
-    def _sampler(self) -> Sampler:
-        return Sampler(self._device, self.process.pid, self.endpoint)
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[Sampler]:
+        """Watch a window. Who else was on the cards is known of one that comes to nothing, too."""
+        sampler = Sampler(self._device, self.process.pid, self.endpoint)
+        try:
+            with sampler:
+                yield sampler
+        finally:
+            self._strangers.saw(sampler.observed.processes)
 
     def _scrape(self) -> metrics.ServerMetrics:
         status, text = probe.get(self.endpoint, "/metrics")
         return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
-
-    def _look_for_others(self, process: ServerProcess) -> None:
-        """Name the processes of others that are on the cards now in the session's row, if its own can be told."""
-        seen = Observed(processes=[self._device.processes(process.pid)]).foreign_processes()
-        self.row.foreign_processes = sorted({*self.row.foreign_processes, *(seen or ())})
-
-    def _settled_memory(self) -> list[int]:
-        """Read each card's memory until three readings in a row agree within 1 MiB, five seconds at the most."""
-        pid = self._process.pid if self._process else None
-        readings = [self._device.memory_by_card(pid)]
-        deadline = time.monotonic() + SETTLE_LIMIT_S
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
-            readings.append(self._device.memory_by_card(pid))
-            last = [sum(reading) for reading in readings[-SETTLED_READINGS:]]
-            if len(last) == SETTLED_READINGS and max(last) - min(last) <= SETTLED_BYTES:
-                break
-        return readings[-1]
 
     # --- rows ---
 
@@ -616,12 +608,12 @@ class Session:
         """Whether the server lives, and its engine does."""
         return readiness.still_serves(self.endpoint, self.process)
 
-    def _start_failure(self) -> Failure:
-        return Failure(
-            self.row.failure_class or FailureClass.START_FAILED,
-            self.row.failure_message or "",
-            self.row.log_tail or "",
-        )
+    def _not_started(self, point: Point) -> PointRow:
+        session = self.row
+        failed = session.failure_class or FailureClass.START_FAILED
+        row = self._failed_row(point, Failure(failed, session.failure_message or "", session.log_tail or ""))
+        row.foreign_processes = session.foreign_processes
+        return row
 
     def _log_tail(self) -> str:
         return self._shown(self._process.log_tail()) if self._process else ""
@@ -640,7 +632,7 @@ class Session:
         process = self._process
         if process is None or not process.running or self._settled or self.row.status != MEASURED:
             return
-        self._look_for_others(process)
+        self._strangers.look(process.pid)
         if self._account is not None and self._is_accounted:
             self._settled = True
             try:
@@ -691,6 +683,7 @@ class Session:
                 self.row.memory_back_s = time.monotonic() - asked
                 break
             if time.monotonic() > deadline or self._hurried.is_set():
+                self._strangers.look_after(self._process.pid, left)
                 break
             time.sleep(0.1)
 

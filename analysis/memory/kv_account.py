@@ -112,15 +112,17 @@ class Accounts:
             return None
         return self._account(f"{reading.name}.account.{moment}", session, rows, len(rows))
 
-    def by_card(self, reading: Reading, moment: str) -> list[Account]:
-        """Return the same for each card, in the order of the server's cards; nothing for a server of one."""
+    def by_card(self, reading: Reading, moment: str) -> dict[str, Account]:
+        """Return the same for each card, by its id, in the order of the server's; nothing for a server of one."""
         session, rows = self._rows(reading, moment)
         if session is None or len(rows) < 2:
-            return []
+            return {}
         places = {device: place for place, device in enumerate(session.device_ids)}
         rows.sort(key=lambda row: places.get(row.device_id, len(places)))
         name = f"{reading.name}.account.{moment}"
-        return [self._account(f"{name}.card{n}", session, [row], len(rows)) for n, row in enumerate(rows)]
+        return {
+            row.device_id: self._account(f"{name}.card{n}", session, [row], len(rows)) for n, row in enumerate(rows)
+        }
 
     def others(self, reading: Reading, points: Sequence[RunPoint]) -> list[str]:
         """Return which processes of others were on the cards while the server of a reading lived: seen by its session's

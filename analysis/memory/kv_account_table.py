@@ -7,11 +7,12 @@ from itertools import pairwise
 
 from analysis.memory.kv_account import HEADS, MOMENTS, Account, Accounts
 from analysis.memory.kv_fit import Interval, KvResult
+from analysis.rows.cards import short_names
 from analysis.rows.disturbances import process_words
 from analysis.rows.series import Reading, Series
 from analysis.rows.tables import RunPoint
 from analysis.writing.document import Document, Part, Phrase, join, phrase
-from analysis.writing.figures import count, gib, mib, percent, plain, signed_mib
+from analysis.writing.figures import count, gib, mib, percent, plain, quote, signed_mib
 
 Cells = Callable[[Account], list[str | Part]]
 
@@ -152,18 +153,19 @@ def _by_card(doc: Document, series: Series, accounts: Accounts) -> None:
         [
             plain(f"{reading.name}.max_model_len", reading.at),
             account.moment,
-            plain(f"{account.name}.number", number),
+            quote(f"{account.name}.card", names[card]),
             *_all_parts(account),
         ]
         for reading, cards in servers
-        for number, account in enumerate(cards)
+        for names in [short_names(cards)]
+        for card, account in cards.items()
     ]
-    apart = max(max(used) - min(used) for _, cards in servers for used in [[account.used for account in cards]])
+    apart = max(max(used) - min(used) for _, cards in servers for used in [[each.used for each in cards.values()]])
     one_for_all = (
         " *Torch and cuBLAS* is what one card told, taken for each: where cards differ in it, that is in the residual."
     )
     doc.say(
-        "The same card by card, numbered by its place among the server's."
+        "The same card by card, each called by the beginning of its UUID."
         + (one_for_all if "libraries" in accounts.parts else "")
         + " {who}:",
         who=_who(series),

@@ -6,7 +6,7 @@ decimal for the CPU backend, whose models are small; differences and bytes per t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from analysis.memory.kv_fit import Committed, Interval, KvResult, block_bytes, is_one_curve, page_sharing, pool_bytes
@@ -121,15 +121,34 @@ def reading_notes(reading: Reading) -> list[Part]:
         size = mib(f"{reading.name}.mem_baseline_mib", before)
         notes.append(phrase("{size} MiB were in use before the start", size=size))
     notes += foreign_process_notes(reading)
-    left = memory_left_bytes(reading)
-    if left is not None:
-        notes.append(
-            phrase(
-                "memory did not come back after the stop: {size} MiB above the baseline",
-                size=mib(f"{reading.name}.memory_left_mib", left),
-            )
-        )
+    return [*notes, *after_stop_notes(reading)]
+
+
+def after_stop_notes(reading: Reading) -> list[Part]:
+    """Return by how much the cards stayed above the baseline after a stop, and whose that was; of each kind the most.
+
+    The next server on the same cards then starts above the baseline, so its reading is not to be trusted as it is.
+    """
+    left = [point for point in (*reading.measured, *reading.unmeasured) if (point.memory_left_bytes or 0) > 0]
+    kept = _most("memory_left", reading, [point.memory_kept_bytes for point in left])
+    others = _most("left_to_others", reading, [point.mem_left_to_others_bytes for point in left])
+    untold = _most(
+        "left_untold", reading, [point.memory_left_bytes for point in left if point.memory_kept_bytes is None]
+    )
+    notes: list[Part] = []
+    if kept is not None:
+        notes.append(phrase("memory did not come back after the stop: {size} MiB above the baseline", size=kept))
+    if others is not None:
+        notes.append(phrase("after the stop others held {size} MiB more of the cards than before it", size=others))
+    if untold is not None:
+        words = "{size} MiB above the baseline stayed in use after the stop: its own or another's, nobody could tell"
+        notes.append(phrase(words, size=untold))
     return notes
+
+
+def _most(name: str, reading: Reading, sizes: Iterable[int | None]) -> Part | None:
+    most = max((size for size in sizes if size is not None and size > MEMORY_LEFT_BYTES), default=None)
+    return None if most is None else mib(f"{reading.name}.{name}_mib", most)
 
 
 def used_before_bytes(reading: Reading) -> float | None:
@@ -147,21 +166,6 @@ def used_before_bytes(reading: Reading) -> float | None:
     if (reading.measured + reading.unmeasured)[0].device == "cpu" or not baseline or not whole:
         return None
     return baseline if baseline > BASELINE_SHARE * whole else None
-
-
-def memory_left_bytes(reading: Reading) -> int | None:
-    """Return the most that a server of this reading left behind when it was stopped; None where all came back.
-
-    The next server on the same cards then starts above the baseline, so its reading is not to be trusted as it is.
-    """
-    left = [
-        point.mem_after_stop_bytes - point.mem_baseline_bytes
-        for point in (*reading.measured, *reading.unmeasured)
-        if point.memory_back_s is None
-        and point.mem_after_stop_bytes is not None
-        and point.mem_baseline_bytes is not None
-    ]
-    return max((size for size in left if size > MEMORY_LEFT_BYTES), default=None)
 
 
 def common_notes(point: RunPoint, sequences: int | None = None) -> str:

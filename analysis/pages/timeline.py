@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from analysis.pages.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, draw_all, set_title
 from analysis.rows.batches import read_batches, totals_of
+from analysis.rows.cards import short_names
 from analysis.rows.caveats import marks, title
 from analysis.rows.tables import RunPoint, Tables, moment
 from analysis.writing.figures import clean
@@ -106,7 +107,8 @@ def cards_of(session: SessionRow) -> list[Card]:
 def card_labels(sessions: Iterable[SessionRow]) -> dict[Card, str]:
     """Return `GPU 0 (1160ada8)` for each card, in the order of the rows; its node before it where there are several.
 
-    The number is the one CUDA_VISIBLE_DEVICES had, as in the log of the run; without it the place in the node's ids.
+    The number is the one CUDA_VISIBLE_DEVICES had, as in the log of the run. A card that had none there gets none:
+    `GPU 1160ada8`.
     """
     numbers: dict[Card, str] = {}
     for session in sessions:
@@ -116,10 +118,12 @@ def card_labels(sessions: Iterable[SessionRow]) -> dict[Card, str]:
     several = len({node for node, _ in numbers if node}) > 1
     labels = {}
     for _, of_node in groupby(sorted(numbers), key=lambda card: card[0]):
-        for place, card in enumerate(sorted(of_node, key=lambda card: (int(numbers[card] or 0), card))):
-            kind, _, uuid = card[1].partition("-")
-            short = f"{kind} {numbers[card] or place} ({uuid[:8]})" if kind in ("GPU", "MIG") else card[1]
-            labels[card] = clean(f"{card[0]} {short}" if several else short)
+        cards = sorted(of_node, key=lambda card: (int(numbers[card] or 0), card))
+        names = short_names(device for _, device in cards)
+        for card in cards:
+            kind, _, uuid = (name := names[card[1]]).partition(" ")
+            label = f"{kind} {numbers[card]} ({uuid})" if numbers[card] and uuid else name
+            labels[card] = clean(f"{card[0]} {label}" if several else label)
     return labels
 
 

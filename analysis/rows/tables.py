@@ -22,6 +22,7 @@ from analysis.errors import AnalysisError, first_line
 from analysis.rows.manifest import Unfinished, read_configs, read_manifest, read_unfinished
 from contract.rows import (
     SCHEMA_VERSION,
+    AfterStop,
     ClientRow,
     InFlight,
     MemoryAccount,
@@ -43,7 +44,7 @@ IDENTITY = {PointRow: ("session_id", "point_id"), SessionRow: ("session_id", "at
 
 
 @dataclass(slots=True)
-class RunPoint(PointRow):
+class RunPoint(PointRow, AfterStop):
     """A row of points.parquet: a `PointRow` (its nested lists left in their own tables) and its server's figures.
 
     Those of the session's attempt that measured it; none where nothing is known of that one.
@@ -54,6 +55,8 @@ class RunPoint(PointRow):
     stop_s: float | None = None
     memory_back_s: float | None = None
     mem_after_stop_bytes: int | None = None
+    left_processes: list[str] | None = None
+    mem_left_to_others_bytes: int | None = None
     goodput_qps: float | None = None
     """Not in any file: it hangs on the objectives (`analysis.load.goodput`)."""
     anchor_drift: float | None = None
@@ -63,7 +66,9 @@ class RunPoint(PointRow):
     """By what share it did, where that is a drift. The same."""
 
 
-FROM_SESSION = ("node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_bytes")
+FROM_SESSION = (
+    "node", "ready_s", "stop_s", "memory_back_s", "mem_after_stop_bytes", "left_processes", "mem_left_to_others_bytes",
+)  # fmt: skip
 DERIVED = ("goodput_qps", "anchor_drift", "anchor_drifted")
 POINTS_SCHEMA = pa.schema([column for column in arrow_schema(RunPoint) if column.name not in (*NESTED, *DERIVED)])
 
