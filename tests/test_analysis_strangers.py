@@ -120,7 +120,7 @@ def test_looks_of_a_session_that_its_points_do_not_tell_are_named() -> None:
     tables = synthetic.tables_of(sweep((32,)))
     seen = [STRANGER, "pid 9 on GPU-0: 5 MiB", "pid 9 on GPU-0: 7 MiB", "pid 10 on GPU-0: 1 MiB"]
     tables = replace(tables, sessions=tuple(replace(s, foreign_processes=seen) for s in tables.sessions))
-    (sentence,) = [s.text for s in neighbour_sentences(tables) if "at none of its points" in s.text]
+    (sentence,) = [s.text for s in neighbour_sentences(tables) if "at none of its measured points" in s.text]
     assert "other processes on the card: pid 9 on GPU-0: 5 MiB and 1 more" in sentence
     assert STRANGER not in sentence
 

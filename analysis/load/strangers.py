@@ -97,7 +97,7 @@ def _of_sessions(tables: Tables, own: set[int]) -> list[Phrase]:
 def _of_session(session: SessionRow, seen: list[str]) -> Phrase:
     name = f"session.{session.session_id}.{session.attempt}"
     return phrase(
-        "Others on the card as session {session} began or ended, and at none of its points: {who}.",
+        "Others on the card while session {session} lived, and at none of its measured points: {who}.",
         session=quote(f"{name}.id", session.session_id),
         who=process_words(name, seen),
     )
