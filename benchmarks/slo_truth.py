@@ -178,7 +178,10 @@ def searches(runs: int, sd: float, rule: Rule, family: Family = SYNTHETIC, seed:
 
 
 def search(server: Server, slo: Slo, sd: float, rule: Rule, family: Family, seed: str) -> tuple[Tried, int]:
-    """Drive the search as the driver does, asked after every row; return its levels, and how many it might have had."""
+    """Drive the search as the driver does; return its levels, and how many it might have had.
+
+    It is asked after every row, and what it once asked for is measured, also where a later row made that needless.
+    """
 
     def points_at(level: float) -> tuple[Point, ...]:
         return tuple(replace(ANY_POINT, id=f"{level:g}-{r}", concurrency=int(level), repeat=r) for r in range(REPEATS))
@@ -191,8 +194,10 @@ def search(server: Server, slo: Slo, sd: float, rule: Rule, family: Family, seed
 
     rounds = Rounds(points_at, "concurrency", propose, doublings(family.lowest, family.highest), matter)
     rows: dict[str, PointRow] = {}
-    while (step := rounds.next(rows)).measure:
-        rows[step.measure[0].id] = _row(server, step.measure[0], sd, seed)
+    pending: list[Point] = []
+    while pending := [*pending, *(point for point in rounds.next(rows).measure if point not in pending)]:
+        point = pending.pop(0)
+        rows[point.id] = _row(server, point, sd, seed)
     tried: dict[float, list[PointRow]] = {}
     for row in sorted(rows.values(), key=lambda row: row.concurrency or 0):
         tried.setdefault(row.concurrency or 0, []).append(row)

@@ -385,10 +385,10 @@ class PointRow:
     card tells (CPU backend, a slice of a card); such rows of older runs have an empty list, too."""
     foreign_processes: list[str] | None = None
     """Processes of others that were seen on the cards in the point's window; of a memory point, which rests on these
-    readings, also before the server started, when it was ready, and as the point was read at its end; of a server that
-    did not start, those that its session saw. Each once, with the most that it held. None where none is known and the
-    server's own were not among those seen (no server, no card, or NVML's pids are not this container's), so that nobody
-    can tell. Rows before schema version 11 have those of before the start at every point."""
+    readings, also before the server started, when it was ready, and as the point was read at its end; of a point that
+    came to nothing, those that its session had seen. Each once, with the most that it held. None where none is known
+    and the server's own were not among those seen (no server, no card, or NVML's pids are not this container's), so
+    that nobody can tell. Rows before schema version 11 have those of before the start at every point."""
     mem_tree_bytes: int | None = None
     """Highest memory that NVML attributes to the server's own processes at one look; None where they were not seen."""
     telemetry_hz: float | None = None

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,13 @@ made = shared_memory.SharedMemory(create=True, size=4096)
 other = shared_memory.SharedMemory(sys.argv[2])
 open(sys.argv[1], "w").write(made.name + "\\n")
 time.sleep(600)
+"""
+MAPPING = """
+import mmap, sys, time
+with open(sys.argv[1], "wb+") as file:
+    file.truncate(4096)
+    mapped = mmap.mmap(file.fileno(), 4096)
+time.sleep(60)
 """
 SEMAPHORE = """
 import multiprocessing, signal, sys, time
@@ -195,6 +203,17 @@ def test_shared_memory_of_a_tree_that_was_killed_is_removed_and_that_of_others_i
     finally:
         others.close()
         others.unlink()
+
+
+def test_a_cache_in_dev_shm_that_a_server_has_mapped_stays(workspace: Workspace) -> None:
+    """POSIX shared memory lies on top of /dev/shm; what lies deeper somebody has put there to keep."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as cache:
+        kept = Path(cache, "launcher.so")
+        command = [sys.executable, "-c", MAPPING, str(kept)]
+        server = ServerProcess(command, dict(os.environ), workspace, 0.5)
+        until(lambda: kept.exists() and str(kept) in Path(f"/proc/{server.pid}/maps").read_text())
+        server.stop()
+        assert kept.exists()
 
 
 def test_a_semaphore_whose_maker_was_killed_is_removed(workspace: Workspace) -> None:

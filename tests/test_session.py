@@ -313,7 +313,7 @@ def test_a_stranger_is_named_in_the_rows_of_what_it_was_there_for_and_in_the_ses
     assert one.stop().row.foreign_processes == sorted(map(str, (early, ready, loaded, late, last)))
 
 
-def test_a_stranger_in_a_window_that_came_to_nothing_is_in_the_sessions_row(
+def test_a_stranger_in_a_window_that_came_to_nothing_is_in_both_rows(
     session: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = session(spec())
@@ -327,7 +327,7 @@ def test_a_stranger_in_a_window_that_came_to_nothing_is_in_the_sessions_row(
 
     monkeypatch.setattr(one, "_run", lost)
     row = one.measure(replace(LEVEL, warmup_requests=0))
-    assert (row.failure_class, row.foreign_processes) == (FailureClass.LOAD_LOST, None)
+    assert (row.failure_class, row.foreign_processes) == (FailureClass.LOAD_LOST, [str(stranger)])
     assert one.row.foreign_processes == [str(stranger)]
 
 

@@ -119,13 +119,22 @@ def test_what_nobody_else_holds_is_the_servers() -> None:
     assert (row.left_processes, row.mem_left_to_others_bytes) == (words(EARLY), 0)
 
 
-def test_of_a_server_that_was_never_seen_at_work_whoever_is_left_is_another() -> None:
-    """It did not get ready: a stranger that filled its card is named."""
+def test_of_a_server_that_was_never_seen_at_work_nobody_tells_whose_memory_is_left() -> None:
+    """It did not get ready: what is left could be its own process, which does not end."""
     made, row, cards = strangers()
     cards.here = [LATE]
     made.look_after(1, [200 * MIB, 0])
-    assert row.left_processes == row.foreign_processes == words(LATE)
-    assert row.mem_left_to_others_bytes == 200 * MIB
+    assert (row.left_processes, row.mem_left_to_others_bytes, row.foreign_processes) == (None, None, None)
+
+
+def test_a_process_that_was_seen_in_its_tree_stays_its_own_when_that_has_ended() -> None:
+    """As of a start that failed while the process lived, and did not end with it."""
+    made, row, cards = strangers()
+    cards.here = [OWN, LATE]
+    made.look(OWN.pid)
+    cards.here = [replace(OWN, ours=False), LATE]
+    made.look_after(OWN.pid, [200 * MIB, 0])
+    assert row.left_processes == words(LATE)
 
 
 def test_where_its_own_processes_are_not_seen_nobody_tells_whose_memory_is_left() -> None:

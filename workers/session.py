@@ -202,6 +202,8 @@ class Session:
             full = isinstance(error, OSError) and error.errno in NO_SPACE
             failed = FailureClass.NO_SPACE if full else FailureClass.INTERNAL
             self._fail(Failure(failed, f"{type(error).__name__}: {error}", self._log_tail()))
+        if self.row.status != MEASURED and self._process is not None and self._process.running:
+            self._strangers.look(self._process.pid)  # while its own can be told from another's
         return self.row
 
     def _launch(self) -> None:
@@ -383,7 +385,7 @@ class Session:
         """Measure one point. A failure is a row of status `failed`, with its class and the end of the server's log."""
         try:
             if self.row.status != MEASURED:
-                return self._not_started(point)
+                return self._failed_row(point, self._start_failure())
             if self._process is None or not self._process.running or self._settled:
                 return self._failed_row(point, self._death("the server has ended"))
             row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
@@ -588,6 +590,7 @@ class Session:
         row.failure_message = self._shown(failure.message)
         row.log_tail = self._shown(failure.log_tail) or self._log_tail()
         row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
+        row.foreign_processes = self.row.foreign_processes
         return row
 
     def _fail(self, failure: Failure) -> None:
@@ -608,12 +611,12 @@ class Session:
         """Whether the server lives, and its engine does."""
         return readiness.still_serves(self.endpoint, self.process)
 
-    def _not_started(self, point: Point) -> PointRow:
-        session = self.row
-        failed = session.failure_class or FailureClass.START_FAILED
-        row = self._failed_row(point, Failure(failed, session.failure_message or "", session.log_tail or ""))
-        row.foreign_processes = session.foreign_processes
-        return row
+    def _start_failure(self) -> Failure:
+        return Failure(
+            self.row.failure_class or FailureClass.START_FAILED,
+            self.row.failure_message or "",
+            self.row.log_tail or "",
+        )
 
     def _log_tail(self) -> str:
         return self._shown(self._process.log_tail()) if self._process else ""

@@ -30,7 +30,6 @@ class Strangers:
         """Whatever was the server's at any look: it may have ended while a later one was taken."""
         self._others: set[tuple[str, int]] = set()
         """Whoever was on a card when there was no server of this session."""
-        self._lived = False
 
     def look_before(self) -> None:
         """Look while there is no server yet."""
@@ -49,7 +48,6 @@ class Strangers:
 
     def saw(self, looks: Sequence[Look]) -> None:
         """Enter looks that were taken while the server lived."""
-        self._lived = self._lived or bool(looks)
         self._own |= {process.pid for look in looks for process in look if process.ours}
         self._enter(looks)
 
@@ -67,9 +65,9 @@ class Strangers:
     def look_after(self, pid: int, left: list[int]) -> None:
         """Tell in the row who holds what stayed above the baseline, card by card, when the server's tree had ended.
 
-        Where its processes lived unseen nobody can: a worker that does not end would be taken for a stranger.
+        Where none of its processes was ever seen nobody can: one that does not end would be taken for a stranger.
         """
-        if self._lived and not self._own:
+        if not self._own:
             return
         here = [p for p in self._device.processes(pid) if not p.ours and p.pid not in self._own]
         self._others |= {_place(process) for process in here}

@@ -177,7 +177,7 @@ def shared_memory(pids: list[int]) -> set[Path]:
                         used.add(_inode(fd.stat()))
     found = set()
     with contextlib.suppress(OSError):
-        for path in SHARED_MEMORY.rglob("*") if used else ():
+        for path in SHARED_MEMORY.iterdir() if used else ():  # names of POSIX shared memory have no further slash
             with contextlib.suppress(OSError):
                 if _inode(path.lstat()) in used:
                     found.add(path)
