@@ -110,7 +110,11 @@ def jobs(sessions: Sequence[SessionSpec], budget: Budget) -> list[Job]:
 
 
 def fitting(sessions: Sequence[SessionSpec], free: dict[str, int], budget: Budget) -> int:
-    """Return how many of the planned points fit by the estimates. With several cards it is a rough count."""
+    """Return how many of the planned points fit by the estimates. With several cards it is a rough count.
+
+    Sessions take of `gpu_hours` in the queue's order, as the run has them do: one that just holds a dear server's start
+    may so hold fewer points than a smaller one that leaves it out.
+    """
     starts = start_times(jobs(sessions, budget), free)
     left_gpu_s = float("inf") if budget.gpu_hours is None else budget.gpu_hours * HOUR_S
     limit_s = float("inf") if budget.minutes is None else budget.minutes * MINUTE_S

@@ -80,13 +80,23 @@ def test_a_budget_that_holds_no_point_is_refused_in_words() -> None:
 
 
 @given(st.floats(0.001, 100), st.floats(0.001, 100))
-def test_a_larger_budget_never_holds_less(one: float, other: float) -> None:
+def test_more_minutes_never_hold_less(one: float, other: float) -> None:
     sessions = [by_use(session) for session in planned("capacity")]
     small, large = sorted((one, other))
-    free = {"a": 1}
-    for make in (lambda limit: Budget(minutes=limit), lambda limit: Budget(gpu_hours=limit / 60)):
-        assert fitting(sessions, free, make(small)) <= fitting(sessions, free, make(large))
-    assert fitting(sessions, free, Budget(minutes=1e6)) == sum(len(session.points) for session in sessions)
+    assert fitting(sessions, {"a": 1}, Budget(minutes=small)) <= fitting(sessions, {"a": 1}, Budget(minutes=large))
+    assert fitting(sessions, {"a": 1}, Budget(minutes=1e6)) == sum(len(session.points) for session in sessions)
+
+
+@given(st.floats(0.001, 100))
+def test_gpu_hours_hold_nothing_where_they_are_refused_and_all_where_they_are_enough(minutes: float) -> None:
+    """Not the more the larger they are: a dear server's start that just fits leaves less for those after it."""
+    sessions = [by_use(session) for session in planned("capacity")]
+    budget, every = Budget(gpu_hours=minutes / 60), sum(len(session.points) for session in sessions)
+    took = sum(s.gpus * (s.start_estimate_s + sum(point.estimate_s for point in s.points)) for s in sessions)
+    fit = fitting(sessions, {"a": 1}, budget)
+    assert 0 <= fit <= every
+    assert fit == 0 or not budget.problems(sessions)
+    assert fitting(sessions, {"a": 1}, Budget(gpu_hours=(took + 1) / 3600)) == every
 
 
 def test_spending_counts_time_cards_and_what_points_really_take() -> None:
