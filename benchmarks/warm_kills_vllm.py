@@ -1,4 +1,4 @@
-"""Kills over the whole start of real vLLM, and beyond: the rounds of `benchmarks/warm_kills.py vllm`.
+"""Kills over the whole start of real vLLM, and beyond: the rounds of `benchmarks/warm_kills.py --engine vllm`.
 
 A round is a session in a process of its own, as an actor's is (`benchmarks/killed_session.py`). Everything makes its
 temporary files in one directory of this benchmark's, so that whatever is left is seen there, whoever has made it.

@@ -187,15 +187,21 @@ def test_a_stop_that_goes_on_can_be_hurried(workspace: Workspace) -> None:
     assert not stopping.is_alive()
 
 
+def making(workspace: Workspace, script: str, *arguments: str, **environment: str) -> tuple[ServerProcess, Path]:
+    """Start a server that makes something in /dev/shm and writes down its name; return both once it is there."""
+    mark = workspace.root / "made"
+    command = [sys.executable, "-c", script, str(mark), *arguments]
+    server = ServerProcess(command, {**os.environ, **environment}, workspace, 0.5)
+    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+    made = Path("/dev/shm", mark.read_text().strip())
+    assert made.exists()
+    return server, made
+
+
 def test_shared_memory_of_a_tree_that_was_killed_is_removed_and_that_of_others_is_not(workspace: Workspace) -> None:
     others = shared_memory.SharedMemory(create=True, size=4096)
-    mark = workspace.root / "made"
     try:
-        command = [sys.executable, "-c", SHARING, str(mark), others.name]
-        server = ServerProcess(command, dict(os.environ), workspace, 0.5)
-        until(lambda: mark.exists() and mark.read_text().endswith("\n"))
-        made = Path("/dev/shm", mark.read_text().strip())
-        assert made.exists()
+        server, made = making(workspace, SHARING, others.name)
         server.stop()
         assert server.exit_code == -signal.SIGKILL
         assert not made.exists()
@@ -217,11 +223,7 @@ def test_a_cache_in_dev_shm_that_a_server_has_mapped_stays(workspace: Workspace)
 
 
 def test_a_semaphore_whose_maker_was_killed_is_removed(workspace: Workspace) -> None:
-    mark = workspace.root / "made"
-    server = ServerProcess([sys.executable, "-c", SEMAPHORE, str(mark)], dict(os.environ), workspace, 0.5)
-    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
-    made = Path("/dev/shm", mark.read_text().strip())
-    assert made.exists()
+    server, made = making(workspace, SEMAPHORE)
     server.stop()
     assert server.exit_code == -signal.SIGKILL
     assert not made.exists()
@@ -229,12 +231,7 @@ def test_a_semaphore_whose_maker_was_killed_is_removed(workspace: Workspace) -> 
 
 @pytest.mark.parametrize("guard_dies", [False, True])
 def test_what_only_a_resource_tracker_knows_of_is_removed(workspace: Workspace, guard_dies: bool) -> None:
-    mark = workspace.root / "made"
-    environment = {**os.environ, "TMPDIR": str(workspace.temporary)}
-    server = ServerProcess([sys.executable, "-c", TRACKED, str(mark)], environment, workspace, 0.5)
-    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
-    made = Path("/dev/shm", mark.read_text().strip())
-    assert made.exists()
+    server, made = making(workspace, TRACKED, TMPDIR=str(workspace.temporary))
     if guard_dies:
         os.kill(server.guard_pid, signal.SIGKILL)
     server.stop()
