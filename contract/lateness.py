@@ -22,19 +22,20 @@ LAG = "the load client's event loop was up to {n} ms late (p99)"
 """The words for the worst `lag_p99_s`."""
 
 
-def in_an_answer(column: str, tokens: float | None) -> float:
-    """Return how many times a figure is in the time of an answer of so many tokens: TPOT once for each but the first.
+def in_an_answer(tokens: float | None) -> float:
+    """Return how many times TPOT is in the time of an answer of so many tokens: once for each but the first.
 
     So often it counts where it is held against a time: a last chunk that is 10 ms late is 0.3 ms of 32 tokens' TPOT.
     """
-    return max((tokens or 1.0) - 1.0, 1.0) if column == "tpot_p95_raised_s" else 1.0
+    return max((tokens or 1.0) - 1.0, 1.0)
 
 
 def named_s(clients: Iterable[ClientRow], columns: Iterable[str], tokens: float | None) -> dict[str, float]:
     """Return the worst process's seconds of those columns that are to be named; an answer has so many tokens."""
     clients = tuple(clients)
     worst = {column: max((getattr(each, column) or 0.0 for each in clients), default=0.0) for column in columns}
-    return {column: s for column, s in worst.items() if s * in_an_answer(column, tokens) > NAMED_FROM_S}
+    times = {"tpot_p95_raised_s": in_an_answer(tokens)}
+    return {column: s for column, s in worst.items() if s * times.get(column, 1.0) > NAMED_FROM_S}
 
 
 def in_ms(seconds: float) -> str:

@@ -284,8 +284,8 @@ def test_the_url_of_chats_asks_for_chats(capsys: pytest.CaptureFixture[str]) -> 
 LATE = ["a load process was late"]
 
 
-def limited(clients: list[ClientRow], requests: object, least_share: float | None) -> list[str]:
-    return LATE if clients[0].streams == 2 else []
+def limited(result: LoadResult) -> list[str]:
+    return LATE if result.clients[0].streams == 2 else []
 
 
 def test_a_part_that_measured_the_client_is_called_so(

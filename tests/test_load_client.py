@@ -440,7 +440,7 @@ def test_a_request_that_got_no_connection_was_not_in_flight() -> None:
     assert all((row.e2e_s or 0.0) > 0.6 for row in rows)
     summary = summarize(rows, result.duration_s)
     assert (result.clients[0].held_s, summary.achieved_concurrency, summary.most_in_flight) == (0.0, 0.0, 0)
-    assert not [words for words in client_limits(result.clients, rows, None) if "by their stamps" in words]
+    assert not [words for words in client_limits(replace(result, requests=rows)) if "by their stamps" in words]
 
 
 def late_by(directory: Path, seconds: float) -> StartLine:
@@ -457,7 +457,7 @@ def test_a_process_that_wakes_up_late_sends_an_open_loop_late(tmp_path: Path) ->
     assert [row.due_s for row in result.requests] == pytest.approx(list(due_s))
     assert min(row.sent_s for row in result.requests) >= 0.5
     assert (result.clients[0].slip_max_s or 0.0) >= 0.49
-    assert [words for words in client_limits(result.clients, result.requests, None) if "after they were due" in words]
+    assert [words for words in client_limits(result) if "after they were due" in words]
     assert (result.clients[0].held_s or 0.0) <= (result.duration_s - 0.5) * result.clients[0].streams
 
 
@@ -467,7 +467,7 @@ def test_a_process_that_wakes_up_late_has_lost_a_closed_loops_concurrency(tmp_pa
     assert all(row.ok for row in result.requests)
     assert result.duration_s >= 5.0
     assert (result.achieved_share or 1.0) < 0.95
-    limits = client_limits(result.clients, result.requests, result.achieved_share)
+    limits = client_limits(result)
     assert [words for words in limits if "of a load process's streams were in flight" in words]
     assert (result.clients[0].held_s or 0.0) <= (result.duration_s - 5.0) * 2
 

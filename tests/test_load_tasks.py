@@ -137,7 +137,7 @@ DRAWN = [
 
 def limits_of_a_level(parts: list[LoadPlan], slips_s: list[float]) -> list[str]:
     merged = merge([sent_to_an_ideal_server(part, slip_s) for part, slip_s in zip(parts, slips_s, strict=True)])
-    return client_limits(merged.clients, merged.requests, merged.achieved_share)
+    return client_limits(merged)
 
 
 @pytest.mark.parametrize(("lengths", "streams", "rounds", "processes"), DRAWN)

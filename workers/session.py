@@ -58,7 +58,7 @@ from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
 from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
-from workers.load.limits import client_limits as limits_of
+from workers.load.limits import client_limits
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST
 from workers.load.steady import stable
@@ -446,7 +446,7 @@ class Session:
             row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
             row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
             row.prefix_reset = emptied
-            limits = limits_of(result.clients, result.requests, result.achieved_share)
+            limits = client_limits(result)
             judged = row.status == MEASURED or _failed_for_want_of_sockets(row)
             if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.log_tail = CLIENT_LIMITED, None

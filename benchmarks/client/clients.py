@@ -54,7 +54,7 @@ def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict
         "ttft_ms": float(np.median([row.ttft_s or 0 for row in result.requests])) * 1000,
         "gap_p50_ms": float(np.percentile(gaps, 50)),
         "gap_p99_ms": float(np.percentile(gaps, 99)),
-        "limits": client_limits(result.clients, result.requests, result.achieved_share),
+        "limits": client_limits(result),
     }
 
 

@@ -213,7 +213,7 @@ def client(run: Run, port: int, cores: list[int]) -> dict[str, Any]:
     crcs = {each.ordinal: zlib.crc32(each.body) for each in prepare(plan) if each is not None}
     from_s = result.started_monotonic_s
     return {
-        "limits": client_limits(result.clients, result.requests, result.achieved_share),
+        "limits": client_limits(result),
         "noted": _noted(result.clients, run.tokens),
         "requests": [
             (

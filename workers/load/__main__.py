@@ -269,7 +269,7 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
 
 
 def _limits(result: LoadResult) -> list[str] | None:
-    limits = client_limits(result.clients, result.requests, result.achieved_share)
+    limits = client_limits(result)
     if not limits and result.duration_s < JUDGED_FROM_S:
         return None
     return limits

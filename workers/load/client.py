@@ -25,7 +25,7 @@ from workers.load.endpoint import KEEPALIVE_S, open_session
 from workers.load.limits import achieved_share
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
-from workers.load.stalls import made_later_s, stood_s
+from workers.load.stalls import held_back, raised_by, stood_s
 from workers.load.summary import percentile
 from workers.load.watch import Watch, undisturbed
 from workers.load.wire import Answer, Line, Wire
@@ -101,7 +101,8 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     slips = [each.slip_s for each in sent if each.slip_s is not None]
     client.slip_p99_s, client.slip_max_s = percentile(slips, 99), max(slips, default=None)
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
-    raised = made_later_s(rows, watch.stalls)
+    held = held_back(rows, watch.stalls)
+    raised = raised_by(rows, held)
     client.gap_p99_raised_s, client.ttft_p95_raised_s = raised.gap_p99_s, raised.ttft_p95_s
     client.e2e_p95_raised_s, client.tpot_p95_raised_s = raised.e2e_p95_s, raised.tpot_p95_s
     judging_s = time.thread_time() - judging_s
@@ -114,6 +115,7 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
         ending.by,
         judging_s,
         achieved_share=None if plan.due_s else achieved_share(rows, plan.concurrency),
+        held_back=held,
     )
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from contract.failures import FailureClass
-from contract.lateness import RAISED, in_an_answer, in_ms
+from contract.lateness import in_an_answer, in_ms
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
-from workers.load.stalls import TICK_S
+from workers.load.plan import LoadResult
+from workers.load.stalls import TICK_S, raised_by
 from workers.load.summary import end_s, held_s, percentile
 
 BUSY_SHARE = 0.9
@@ -24,13 +25,13 @@ LITTLE_SHARE = 0.05
 """The two counts of time in flight may differ by this share, and by the time between two timers for every request."""
 
 
-def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], least_share: float | None) -> list[str]:
+def client_limits(result: LoadResult) -> list[str]:
     """Return why the client, not the server, was the limit of a level; empty where it was not.
 
-    `least_share` is the lowest `achieved_share` of a closed loop's processes, None for an open one, whose requests have
-    to be sent when due. Of a window below `JUDGED_FROM_S` only that is told which no window is too short for: requests
-    that this host had no socket for.
+    Of a window below `JUDGED_FROM_S` only that is told which no window is too short for: requests that this host had no
+    socket for.
     """
+    clients, requests, least_share = result.clients, result.requests, result.achieved_share
     found = _sockets(requests)
     if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
         return found
@@ -38,7 +39,7 @@ def client_limits(clients: Sequence[ClientRow], requests: Sequence[RequestRow], 
     if busiest >= BUSY_SHARE:
         found.append(f"a load process was busy or waiting for a core for {busiest:.0%} of the window")
     ok = [row for row in requests if row.ok]
-    found.extend(_stalls(clients, requests, ok))
+    found.extend(_stalls(result, ok))
     ttft_s = percentile([row.ttft_s for row in ok if row.ttft_s is not None], 50)
     delay_s = send_delay_s(requests)
     if delay_s is not None and ttft_s is not None and delay_s > _late_from_s(ttft_s):
@@ -77,20 +78,20 @@ def achieved_share(requests: Sequence[RequestRow], streams: int) -> float | None
     return math.fsum(max(each, 0.0) for each in held) / (last_s * streams)
 
 
-def _stalls(clients: Sequence[ClientRow], requests: Sequence[RequestRow], ok: Sequence[RequestRow]) -> Iterator[str]:
-    """Each process by itself: the figures of all together may hide what one of them distorts (docs/definitions.md)."""
-    distorted = {
-        "gap_p99_raised_s": [gap / 1e6 for row in requests for gap in row.gaps_us],
-        "ttft_p95_raised_s": [row.ttft_s for row in ok if row.ttft_s is not None],
-        "e2e_p95_raised_s": [row.e2e_s for row in ok if row.e2e_s is not None],
-        "tpot_p95_raised_s": [row.tpot_s for row in ok if row.tpot_s is not None],
-    }
+def _stalls(result: LoadResult, ok: Sequence[RequestRow]) -> Iterator[str]:
+    """By the figures of all processes together: those are the level's, and what each did to its own stands beside."""
+    raised = raised_by(result.requests, result.held_back)
     tokens = percentile([row.completion_tokens for row in ok if row.completion_tokens is not None], 50)
-    for column, words in RAISED.items():
-        raised_s = max((getattr(client, column) or 0.0 for client in clients), default=0.0)
-        median_s, times = percentile(distorted[column], 50), in_an_answer(column, tokens)
+    distorted: tuple[tuple[str, float, list[float], float], ...] = (
+        ("p99 gap between chunks", raised.gap_p99_s, [us / 1e6 for row in result.requests for us in row.gaps_us], 1.0),
+        ("p95 of TTFT", raised.ttft_p95_s, [row.ttft_s for row in ok if row.ttft_s is not None], 1.0),
+        ("p95 of E2EL", raised.e2e_p95_s, [row.e2e_s for row in ok if row.e2e_s is not None], 1.0),
+        ("p95 of TPOT", raised.tpot_p95_s, [row.tpot_s for row in ok if row.tpot_s is not None], in_an_answer(tokens)),
+    )
+    for name, raised_s, values, times in distorted:
+        median_s = percentile(values, 50)
         if median_s is not None and raised_s * times > _late_from_s(median_s * times):
-            yield words.format(n=in_ms(raised_s))
+            yield f"stalls of load processes raised its {name} by {in_ms(raised_s)} ms"
 
 
 def _late_from_s(distorted_s: float) -> float:

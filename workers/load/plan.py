@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contract.lengths import Lengths, lowest
 from contract.rows import ClientRow, RequestRow
@@ -10,6 +10,7 @@ from contract.specs import Api, SharedPrefix
 from workers.load.ending import REQUESTS, Stop
 from workers.load.endpoint import Endpoint
 from workers.load.prompts import ASSUMED_COST, TextCost
+from workers.load.stalls import HeldBack
 from workers.load.start_line import StartLine
 
 
@@ -98,3 +99,5 @@ class LoadResult:
     """CPU time of judging the answers, after the window."""
     achieved_share: float | None = None
     """Of a closed loop: `workers.load.limits.achieved_share` of the process that has the least."""
+    held_back: HeldBack = field(default_factory=HeldBack)
+    """By stalls of the processes that took part."""

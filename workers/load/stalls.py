@@ -49,8 +49,24 @@ def stood_s(from_s: float, to_s: float, stalls: Sequence[Stall]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldBack:
+    """What stalls held back, in seconds: of each figure as it was stamped, and as it would have been without.
+
+    A level's is that of its processes together: each has stalls of its own.
+    """
+
+    gaps: tuple[tuple[float, float], ...] = ()
+    ttft: tuple[tuple[float, float], ...] = ()
+    e2e: tuple[tuple[float, float], ...] = ()
+    tpot: tuple[tuple[float, float], ...] = ()
+
+    def __add__(self, other: HeldBack) -> HeldBack:
+        return HeldBack(self.gaps + other.gaps, self.ttft + other.ttft, self.e2e + other.e2e, self.tpot + other.tpot)
+
+
+@dataclass(frozen=True, slots=True)
 class Raised:
-    """By how much stalls raised figures of their process, in seconds."""
+    """By how much stalls raised figures of all the requests they are taken of, in seconds."""
 
     gap_p99_s: float
     ttft_p95_s: float
@@ -58,8 +74,8 @@ class Raised:
     tpot_p95_s: float
 
 
-def made_later_s(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> Raised:
-    """Return by how much stalls (ascending) raised the figures that a level is judged by.
+def held_back(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> HeldBack:
+    """Return what a process's stalls (ascending) held back of its requests.
 
     In each stream a stall holds back the first chunk that is stamped as it ends, by its length at the most. Without it
     that gap, or that TTFT, would have been so much shorter. Chunks behind it in the same stall waited less; E2EL and
@@ -81,12 +97,17 @@ def made_later_s(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> Rai
             ends.append((row.e2e_s, row.e2e_s - late_s))
         if late_s and row.ok and row.tpot_s is not None and row.completion_tokens is not None:
             per_token.append((row.tpot_s, max(row.tpot_s - late_s / (row.completion_tokens - 1), 0.0)))
+    return HeldBack(tuple(gaps), tuple(firsts), tuple(ends), tuple(per_token))
+
+
+def raised_by(requests: Sequence[RequestRow], held: HeldBack) -> Raised:
+    """Return by how much the figures that a level is judged by are higher for what was held back of these requests."""
     ok = [row for row in requests if row.ok]
     return Raised(
-        _raised_by([gap / 1e6 for row in requests for gap in row.gaps_us] if gaps else [], gaps, 99),
-        _raised_by([row.ttft_s for row in requests if row.ttft_s is not None], firsts, 95),
-        _raised_by([row.e2e_s for row in ok if row.e2e_s is not None], ends, 95),
-        _raised_by([row.tpot_s for row in ok if row.tpot_s is not None], per_token, 95),
+        _raised_by([gap / 1e6 for row in requests for gap in row.gaps_us] if held.gaps else [], held.gaps, 99),
+        _raised_by([row.ttft_s for row in requests if row.ttft_s is not None], held.ttft, 95),
+        _raised_by([row.e2e_s for row in ok if row.e2e_s is not None], held.e2e, 95),
+        _raised_by([row.tpot_s for row in ok if row.tpot_s is not None], held.tpot, 95),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from workers.load.ending import REQUESTS
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.stalls import HeldBack
 from workers.load.start_line import StartLine
 
 STREAMS_PER_PROCESS = 256
@@ -82,6 +83,7 @@ def merge(results: list[LoadResult]) -> LoadResult:
             row.due_s = None if row.due_s is None else row.due_s + late_s
         for client in result.clients:
             client.in_flight = [replace(each, t_s=each.t_s + late_s) for each in client.in_flight]
+    shares = [result.achieved_share for result in results if result.achieved_share is not None]
     end_s = max(result.started_monotonic_s + result.duration_s for result in results)
     return LoadResult(
         sorted((row for result in results for row in result.requests), key=lambda row: row.ordinal),
@@ -91,5 +93,6 @@ def merge(results: list[LoadResult]) -> LoadResult:
         [client for result in results for client in result.clients],
         next((result.stopped_by for result in results if result.stopped_by != REQUESTS), REQUESTS),
         sum(result.judging_cpu_s for result in results),
-        min((result.achieved_share for result in results if result.achieved_share is not None), default=None),
+        achieved_share=min(shares, default=None),
+        held_back=sum((result.held_back for result in results), HeldBack()),
     )
