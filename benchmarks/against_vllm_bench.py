@@ -19,13 +19,14 @@ as many tokens, too, each behind a prefix of its own.
 
 Further figures say whether the clients' pace is what sets their TTFT apart (`benchmarks/rounds.py`): turnaround, from
 an answer's last token to the request that takes its stream; idle, from there to that request's first token; spread, how
-far apart the sends of a round lie. A client that sends sooner finds the server busy with the ends of other streams and
-waits for it within its TTFT, not before: then idle is the same, and TTFT and turnaround differ in opposite directions.
-Both clients stamp alike: just before a send (the peer makes its JSON after that), and as a chunk is read.
+far apart the sends of the first round lie (the client's doing) and those of a later one (the server's, too). A client
+that sends sooner finds the server busy with the ends of other streams and waits within its TTFT, not before: then idle
+is the same, and TTFT and turnaround differ in opposite directions. Both clients stamp alike: just before a send (the
+peer makes its JSON after that), and as a chunk is read.
 
 With `--replay` a third side takes its turns (ABC, CBA, ...): our client sends the bodies of the peer's last turn, all
-fields as they were, but each text rotated so that it begins as none before it, for a prefix-cache hit to be impossible.
-Its headers, pace and warm-up are ours: what is between it and the peer is not in what the bodies ask for.
+fields as they were, but each text begins with a number that no other has, so that none is a prefix-cache hit. Headers,
+pace and warm-up are ours: what is between this side and the peer is not in what the bodies ask for.
 """
 
 from __future__ import annotations
@@ -298,7 +299,7 @@ class Peer:
         )
         if not load.requests == len(result["stamps"]) == len(result["bodies"]):
             sys.exit(f"{len(result['bodies'])} of the peer's requests were heard: another version of vLLM?")
-        self.replay.hear(result["bodies"])
+        self.replay.bodies = result["bodies"]
         return Turn(
             result["output_throughput"], p50_ttft_s, p50_tpot_s, mean_ttft_s, ServerView.between(before, after),
             pace([Stamps(*stamps) for stamps in result["stamps"]], load.concurrency),

@@ -37,9 +37,12 @@ class Pace:
     """Median over k of first token k + n less end k: what a stream stands without tokens between two answers, wherever
     between them the client's stamp of the send lies."""
     mean_idle_s: float
+    start_s: float
+    """Last less first send of the first round: what the client takes to have all its streams busy. No end is in it."""
     spread_s: float | None
     """Median of last less first send over the whole rounds after the first, each n consecutive sends: rounds only where
-    all answers are of one length, so that streams end together. 0 for one in flight; None where no round is whole."""
+    all answers are of one length. How far apart the server let the ends lie is in it, and goes on from round to round.
+    None where no round is whole."""
 
 
 def pace(requests: Sequence[Stamps], in_flight: int) -> Pace | None:
@@ -58,5 +61,6 @@ def pace(requests: Sequence[Stamps], in_flight: int) -> Pace | None:
         statistics.fmean(turnarounds),
         statistics.median(idles),
         statistics.fmean(idles),
+        sends[in_flight - 1] - sends[0],
         statistics.median(spreads) if spreads else None,
     )

@@ -133,7 +133,12 @@ FIGURES = (
     Figure("turnaround, median", lambda turn: turn.pace.turnaround_s if turn.pace else None, apart=difference),
     Figure("turnaround, mean", lambda turn: turn.pace.mean_turnaround_s if turn.pace else None, apart=difference),
     Figure(
-        "spread of a round's sends, median", lambda turn: turn.pace.spread_s if turn.pace else None, apart=difference
+        "spread of the first round's sends", lambda turn: turn.pace.start_s if turn.pace else None, apart=difference
+    ),
+    Figure(
+        "spread of a later round's sends, median",
+        lambda turn: turn.pace.spread_s if turn.pace else None,
+        apart=difference,
     ),
     Figure("idle, median", lambda turn: turn.pace.idle_s if turn.pace else None),
     Figure("idle, mean", lambda turn: turn.pace.mean_idle_s if turn.pace else None),

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.against_vllm_bench import Client, Load, Peer, peer_process
-from benchmarks.replay import BEGIN_BYTES, NothingNew, Replay
+from benchmarks.replay import Replay
 from benchmarks.rounds import Stamps, pace
 from benchmarks.turns import Figure, ServerView, Turn, difference, in_turns, ratio, report
 from workers.histogram import Histogram
@@ -97,7 +97,16 @@ def test_pace_by_hand() -> None:
     assert found.mean_turnaround_s == pytest.approx(0.035)
     assert found.idle_s == pytest.approx(0.125)
     assert found.mean_idle_s == pytest.approx(0.135)
-    assert found.spread_s == pytest.approx(0.050)  # rounds of 20 and 80; the first, of 0, is no round of theirs
+    assert found.start_s == 0
+    assert found.spread_s == pytest.approx(0.050)  # rounds of 20 and 80; the first, of 0, is not one of them
+
+
+def test_the_first_rounds_sends_are_told_apart() -> None:
+    stamps = [Stamps(0.0, 0.5, 1.0), Stamps(0.02, 0.5, 1.0), Stamps(1.0, 1.5, 2.0), Stamps(1.09, 1.5, 2.0)]
+    found = pace(stamps, 2)
+    assert found is not None
+    assert found.start_s == 0.02
+    assert found.spread_s == pytest.approx(0.09)
 
 
 def test_requests_come_in_any_order_for_the_peer_tells_them_as_they_end() -> None:
@@ -168,7 +177,7 @@ def test_what_can_be_nothing_is_told_as_a_difference_and_idle_as_a_ratio() -> No
     prompt = [turn_of(two_streams([(0.0, 0.0)]), 2)] * 2
     lines = {line.split(":")[0]: line for line in report(slow, prompt)}
     assert lines["turnaround, median"].endswith("ms, +20.00 ms (90 % interval +20.00 to +20.00)")
-    assert "20.00 (20.00 to 20.00) against 0.00 (0.00 to 0.00) ms" in lines["spread of a round's sends, median"]
+    assert "20.00 (20.00 to 20.00) against 0.00 (0.00 to 0.00) ms" in lines["spread of a later round's sends, median"]
     assert "ratio 1.2000" in lines["idle, median"]
     assert lines["server_ttft_mean_s"] == "server_ttft_mean_s: not known of every turn"
     assert "prefix-cache hits 7.00% and 0.00%" in lines
@@ -190,39 +199,24 @@ def plan(requests: int, first_ordinal: int = 0) -> LoadPlan:
     return LoadPlan(Endpoint("http://localhost", "m"), 1, requests, 8, 7, first_ordinal, 100, 0, 1.0)
 
 
-def begins(texts: list[str]) -> list[bytes]:
-    return [text.encode()[:BEGIN_BYTES] for text in texts]
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=20), max_size=20))
+def test_no_replayed_text_begins_like_another_and_all_have_the_bytes_they_had(texts: list[str]) -> None:
+    """So it is with texts that begin alike, too, or are one character again and again, as the peer draws some."""
+    replay = Replay([BODY | {"prompt": text} for text in texts])
+    replayed = [
+        json.loads(each.body)["prompt"].encode() for _ in range(2) for each in replay.prepare(plan(max(len(texts), 1)))
+    ]
+    assert [len(text) for text in replayed] == 2 * [len(text.encode()) for text in texts]
+    assert len({text[:6] for text in replayed}) == len(replayed), "six bytes are within a block of 16 tokens"
 
 
-@given(st.lists(st.integers(1000, 1040), min_size=1, max_size=8), st.integers(1, 4))
-def test_no_replayed_text_begins_like_another_that_was_sent(starts: list[int], turns: int) -> None:
-    """Texts as the peer draws them: numbers from a start on, some starts twice, some in the middle of another's."""
-    texts = [" ".join(map(str, range(start, start + 30))) for start in starts]
-    replay, sent = Replay(), begins(texts)
-    replay.hear([BODY | {"prompt": text} for text in texts])
-    for _ in range(turns):
-        replayed = [json.loads(each.body)["prompt"] for each in replay.prepare(plan(len(texts)))]
-        assert [sorted(text) for text in replayed] == [sorted(text) for text in texts]
-        assert not set(begins(replayed)) & set(sent)
-        assert len(set(begins(replayed))) == len(replayed)
-        sent += begins(replayed)
-
-
-def test_a_replayed_body_is_the_peers_but_for_its_text() -> None:
-    replay = Replay()
-    replay.hear([BODY | {"prompt": "one two three four five"}])
-    (request,) = replay.prepare(plan(1, first_ordinal=40))
+def test_a_replayed_body_is_the_peers_but_for_its_texts_beginning() -> None:
+    replay = Replay([BODY | {"prompt": "one two three four five"}] * 2)
+    _, request = replay.prepare(plan(2, first_ordinal=40))
     body = json.loads(request.body)
-    assert body.pop("prompt") == "ee four fiveone two thr"
+    assert body.pop("prompt") == "000001o three four five"
     assert body == BODY
-    assert (request.ordinal, request.asked) == (40, Asked(7, True))
-
-
-def test_a_text_that_only_begins_as_those_before_it_is_no_replay() -> None:
-    replay = Replay()
-    replay.hear([BODY | {"prompt": "a" * 40}])
-    with pytest.raises(NothingNew, match="all 40 rotations"):
-        replay.prepare(plan(1))
+    assert (request.ordinal, request.asked) == (41, Asked(7, True))
 
 
 def test_a_replays_warm_up_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,9 +228,7 @@ def test_a_replays_warm_up_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         "benchmarks.against_vllm_bench.generate",
         lambda plan: sent.extend(each.body for each in bodies.prepare(plan) if each is not None),
     )
-    replay = Replay()
-    replay.hear([BODY | {"prompt": "one two three four five"}, BODY | {"prompt": "six seven eight nine ten"}])
-    client = Client(replay=replay)
+    client = Client(replay=Replay([BODY | {"prompt": "one two three"}, BODY | {"prompt": "six seven eight"}]))
     client([plan(1)])
     client([plan(2)])
     prompts = [json.loads(body)["prompt"] for body in sent]
