@@ -1,7 +1,7 @@
 """Our load client against `vllm bench serve` on one live server, in turns; then a Unix socket against TCP on the same.
 
     python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 6] [--no-uds]
-        [--text]
+        [--text] [--replay]
 
 One vLLM server, which listens on TCP and (`second_socket/`) on a Unix socket, so that no difference is that of two
 starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level, `--pairs`
@@ -16,6 +16,17 @@ the way or in the clients; one that is in it arose in the server, which was aske
 is completion tokens over first send to last byte, ramp and drain in it. Both ask for temperature 0. Our prompts are
 token ids, the peer's are text, which the server turns into tokens within the TTFT; with `--text` ours are text of about
 as many tokens, too, each behind a prefix of its own.
+
+Further figures say whether the clients' pace is what sets their TTFT apart (`benchmarks/rounds.py`): turnaround, from
+an answer's last token to the request that takes its stream; idle, from there to that request's first token; spread, how
+far apart the sends of the first round lie (the client's doing) and those of a later one (the server's, too). A client
+that sends sooner finds the server busy with the ends of other streams and waits within its TTFT, not before: then idle
+is the same, and TTFT and turnaround differ in opposite directions. Both clients stamp alike: just before a send (the
+peer makes its JSON after that), and as a chunk is read.
+
+With `--replay` a third side takes its turns (ABC, CBA, ...): our client sends the bodies of the peer's last turn, all
+fields as they were, but each text begins with a number that no other has, so that none is a prefix-cache hit. Headers,
+pace and warm-up are ours: what is between this side and the peer is not in what the bodies ask for.
 """
 
 from __future__ import annotations
@@ -23,15 +34,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -39,17 +48,19 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from analysis.numbers.intervals import Interval, mean_log, pooled_noise
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.replay import Replay
+from benchmarks.rounds import Stamps, pace
+from benchmarks.turns import ServerView, Turn, in_turns, report
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
 from orchestrator.compose import compose
 from orchestrator.models import resolve
 from workers.devices.nvml import visible_cards
-from workers.histogram import gained
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import GivenText
-from workers.metrics import ServerMetrics
 from workers.session import Session
 from workers.standstill import at_rest
 
@@ -58,22 +69,44 @@ import argparse, asyncio, json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what vLLM logs must not stand among the answers
 from vllm.benchmarks import serve
+stamps, bodies = [], []
 def said(*words, **options):
     print(*words, **options)
     if words == ("Warmup run completed.",):  # nothing is in flight: whoever asked reads the server's counters first
         print(json.dumps(WARM), file=answers, flush=True)
         sys.stdin.readline()
+        stamps.clear()
+        bodies.clear()
 serve.print = said
+class Heard:
+    def __init__(self, session):
+        self.session = session
+    def post(self, **words):
+        bodies.append(words["json"])
+        return self.session.post(**words)
+def heard(request):
+    async def stamped(request_func_input, session, pbar=None):
+        out = await request(request_func_input=request_func_input, session=Heard(session), pbar=pbar)
+        stamps.append((out.start_time, out.start_time + out.ttft, out.start_time + out.latency))
+        return out
+    return stamped
+serve.ASYNC_REQUEST_FUNCS[BACKEND] = heard(serve.ASYNC_REQUEST_FUNCS[BACKEND])
 parser = argparse.ArgumentParser()
 serve.add_cli_args(parser)
 for line in sys.stdin:
     result = asyncio.run(serve.main_async(parser.parse_args(json.loads(line))))
-    print(json.dumps({name: result[name] for name in KEEP}), file=answers, flush=True)
+    kept = {name: result[name] for name in KEEP} | {"stamps": stamps, "bodies": bodies}
+    print(json.dumps(kept), file=answers, flush=True)
 """
 """`vllm bench serve` without vLLM's front door, which the CPU build's wheel leaves broken; imported once.
 
-It answers a turn with `WARM` as its warm-up is over, goes on at the next line, and answers with its result."""
+It answers a turn with `WARM` as its warm-up is over, goes on at the next line, and answers with its result. With it go
+the measured requests' `rounds.Stamps` (seconds of its clock) and, in the order of their sends, their bodies."""
 WARM = "warm"
+BACKEND = "openai"
+"""The peer's word for `/v1/completions`."""
+KEEP = ("completed", "total_output_tokens", "output_throughput", "median_ttft_ms", "mean_ttft_ms", "median_tpot_ms")
+"""Of its result."""
 
 
 @dataclass(frozen=True)
@@ -86,57 +119,8 @@ class Load:
     output_tokens: int
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What one client says of one turn."""
-
-    tok_s: float
-    p50_ttft_s: float
-    p50_tpot_s: float
-    mean_ttft_s: float
-    server: ServerView
-
-    @property
-    def outside_s(self) -> float | None:
-        """Mean TTFT less the server's own: on the way, and in the client."""
-        return None if self.server.ttft_s is None else self.mean_ttft_s - self.server.ttft_s
-
-
-@dataclass(frozen=True)
-class ServerView:
-    """What the server counted of a turn: means a request in seconds, None where it does not say."""
-
-    ttft_s: float | None
-    queue_s: float | None
-    prefill_s: float | None
-    prefix_hits: float
-
-    @classmethod
-    def between(cls, before: ServerMetrics, after: ServerMetrics) -> ServerView:
-        """Return what came between two scrapes."""
-        asked = (after.prefix_queries or 0) - (before.prefix_queries or 0)
-        return cls(
-            gained(before.ttft_s, after.ttft_s).mean,
-            gained(before.queue_s, after.queue_s).mean,
-            gained(before.prefill_s, after.prefill_s).mean,
-            ((after.prefix_hits or 0) - (before.prefix_hits or 0)) / max(asked, 1),
-        )
-
-
 SECOND_SOCKET = Path(__file__).with_name("second_socket")
 """The directory of what has a server listen on a second socket."""
-FIGURES: tuple[tuple[str, str, float, Callable[[Turn], float | None]], ...] = (
-    ("tok_s", "tok/s", 1, lambda turn: turn.tok_s),
-    ("p50_ttft_s", "ms", 1000, lambda turn: turn.p50_ttft_s),
-    ("p50_tpot_s", "ms", 1000, lambda turn: turn.p50_tpot_s),
-    ("mean_ttft_s", "ms", 1000, lambda turn: turn.mean_ttft_s),
-    ("server_ttft_mean_s", "ms", 1000, lambda turn: turn.server.ttft_s),
-    ("server_queue_mean_s", "ms", 1000, lambda turn: turn.server.queue_s),
-    ("server_prefill_mean_s", "ms", 1000, lambda turn: turn.server.prefill_s),
-    ("mean_ttft_s - server_ttft_mean_s", "ms", 1000, lambda turn: turn.outside_s),
-)
-RATIO_TAIL = 0.05
-"""Of a ratio's interval, on either side."""
 
 
 def main() -> None:
@@ -146,33 +130,26 @@ def main() -> None:
         Load(level, max(options.requests, options.per_level * level), options.prompt, options.output)
         for level in options.levels
     ]
-    with tempfile.TemporaryDirectory() as directory, _server(options, Path(directory, "s")) as session:
+    client = Client()
+    with tempfile.TemporaryDirectory() as directory, _server(options, Path(directory, "s"), client) as session:
         tcp = session._endpoint
         assert tcp is not None
         uds = replace(tcp, base_url="http://localhost", uds=str(Path(directory, "s")))
+        ours = partial(_our_turn, "ours", session)
         with _peer(session) as peer:
             for load in loads:
-                ours, theirs = in_turns(options.pairs, partial(_our_turn, session, load, tcp), partial(peer.turn, load))
+                sides = [partial(ours, load, tcp), partial(peer.turn, load)]
+                if options.replay:
+                    sides.append(partial(_replay, client, peer.replay, session, load, tcp))
+                of_ours, theirs, *replays = in_turns(options.pairs, *sides)
                 lengths = f"{load.requests} requests of {load.prompt_tokens} + {load.output_tokens}"
-                _print(f"concurrency {load.concurrency:4}, {lengths}, ours against vllm bench serve", ours, theirs)
+                level = f"concurrency {load.concurrency:4}, {lengths}"
+                _print(f"{level}, ours against vllm bench serve", of_ours, theirs)
+                for replayed in replays:
+                    _print(f"{level}, its bodies sent by ours against vllm bench serve", replayed, theirs)
         for load in loads if options.uds else ():
-            sides = (partial(_our_turn, session, load, endpoint) for endpoint in (uds, tcp))
+            sides = [partial(ours, load, endpoint) for endpoint in (uds, tcp)]
             _print(f"concurrency {load.concurrency:4}, Unix socket against TCP", *in_turns(options.pairs, *sides))
-
-
-def in_turns(pairs: int, one: Callable[[int], Turn], other: Callable[[int], Turn]) -> tuple[list[Turn], list[Turn]]:
-    """Return what both sides gave, `pairs` turns each, the pairs in the order ABBA, the first of them thrown away.
-
-    A side is given a number that no other turn of it has.
-    """
-    kept: tuple[list[Turn], list[Turn]] = ([], [])
-    for pair in range(pairs + 1):
-        sides = [(one, kept[0]), (other, kept[1])]
-        for side, into in reversed(sides) if pair % 2 else sides:
-            turn = side(pair)
-            if pair:
-                into.append(turn)
-    return kept
 
 
 def _options() -> argparse.Namespace:
@@ -186,12 +163,36 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
     parser.add_argument("--text", action="store_true", help="our prompts are text, as the peer's are")
+    parser.add_argument("--replay", action="store_true", help="our client with the peer's bodies is a third side")
     parser.add_argument("--no-uds", dest="uds", action="store_false", help="leave the Unix socket out")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.replay and options.requests <= max(options.levels) and options.per_level < 2:
+        parser.error("--replay: a level must have more requests than its warm-up, which has one for each stream")
+    return options
+
+
+@dataclass
+class Client:
+    """Our client, in this process."""
+
+    text: str | None = None
+    """Of all prompts; None: token ids."""
+    replay: Replay | None = None
+    """What takes the place of a level's requests; its warm-up, which is fewer, stays."""
+
+    def __call__(self, plans: Sequence[LoadPlan]) -> list[LoadResult]:
+        """Send the plans, one after the other."""
+        return [self._send(plan) for plan in plans]
+
+    def _send(self, plan: LoadPlan) -> LoadResult:
+        if self.replay is None or plan.num_requests != len(self.replay.bodies):
+            return generate(replace(plan, text=self.text))
+        with patch("workers.load.bodies.prepare", self.replay.prepare):
+            return generate(plan)
 
 
 @contextlib.contextmanager
-def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Session]:
+def _server(options: argparse.Namespace, second_socket: Path, client: Client) -> Iterator[Session]:
     cards = visible_cards()
     (experiment,) = compose(["+sweep=kv", f"model={options.model}"], [])
     server = ServerSpec(
@@ -205,12 +206,7 @@ def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Sessio
     spec = SessionSpec(
         "bench", resolve(experiment.model), server, "vllm", device, Mode.UTILIZATION, gpus, None, (), load_processes=1
     )
-    text: list[str] = []  # known when the tokenizer is
-
-    def load(plans: Sequence[LoadPlan]) -> list[LoadResult]:
-        return [generate(replace(plan, text=text[0]) if text else plan) for plan in plans]
-
-    session = Session(spec, "bench", 1, [card.id for card in cards[:1]], load)
+    session = Session(spec, "bench", 1, [card.id for card in cards[:1]], client)
     path = os.pathsep.join(filter(None, (str(SECOND_SOCKET), os.environ.get("PYTHONPATH"))))
     try:
         with patch.dict(os.environ, PYTHONPATH=path, SECOND_SOCKET=str(second_socket)):
@@ -222,7 +218,7 @@ def _server(options: argparse.Namespace, second_socket: Path) -> Iterator[Sessio
             flush=True,
         )
         if options.text:
-            text.append(_text_of(options.prompt, Path(session.model)))
+            client.text = _text_of(options.prompt, Path(session.model))
         yield session
     finally:
         end = session.stop().row
@@ -245,23 +241,29 @@ def _peer(session: Session) -> Iterator[Peer]:
     endpoint = session._endpoint
     assert endpoint is not None
     asked = {
-        "backend": "openai", "base-url": endpoint.base_url, "model": session.model,
+        "backend": BACKEND, "base-url": endpoint.base_url, "model": session.model,
         "served-model-name": endpoint.model, "dataset-name": "random",
     }  # fmt: skip
-    keep = (
-        "completed", "total_output_tokens", "output_throughput", "median_ttft_ms", "mean_ttft_ms", "median_tpot_ms"
-    )  # fmt: skip
     environment = {**os.environ, "OPENAI_API_KEY": endpoint.api_key or "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", PEER.replace("KEEP", repr(keep)).replace("WARM", repr(WARM))]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        )
-        try:
-            yield Peer(session, process, errors, asked)
-        finally:
-            process.kill()
-            process.wait()
+    with tempfile.TemporaryFile() as errors, peer_process(environment, errors) as process:
+        yield Peer(session, process, errors, asked)
+
+
+@contextlib.contextmanager
+def peer_process(environment: dict[str, str], errors: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    """Start `PEER`, and kill it in the end."""
+    script = PEER
+    for name, value in {"KEEP": KEEP, "WARM": WARM, "BACKEND": BACKEND}.items():
+        script = script.replace(name, repr(value))
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,8 @@ class Peer:
     process: subprocess.Popen[str]
     errors: IO[bytes]
     asked: dict[str, str]
+    replay: Replay = field(default_factory=Replay)
+    """Of its last turn."""
 
     def turn(self, load: Load, number: int) -> Turn:
         """Send the load once, watched as ours is."""
@@ -293,8 +297,13 @@ class Peer:
         p50_ttft_s, p50_tpot_s, mean_ttft_s = (
             result[name] / 1000 for name in ("median_ttft_ms", "median_tpot_ms", "mean_ttft_ms")
         )
-        server = ServerView.between(before, after)
-        return Turn(result["output_throughput"], p50_ttft_s, p50_tpot_s, mean_ttft_s, server)
+        if not load.requests == len(result["stamps"]) == len(result["bodies"]):
+            sys.exit(f"{len(result['bodies'])} of the peer's requests were heard: another version of vLLM?")
+        self.replay.bodies = result["bodies"]
+        return Turn(
+            result["output_throughput"], p50_ttft_s, p50_tpot_s, mean_ttft_s, ServerView.between(before, after),
+            pace([Stamps(*stamps) for stamps in result["stamps"]], load.concurrency),
+        )  # fmt: skip
 
     def _said(self, line: str) -> Any:
         """Write a line and return what is answered."""
@@ -308,34 +317,11 @@ class Peer:
         return json.loads(answer)
 
 
-def ratio(ours: list[float], theirs: list[float]) -> Interval | None:
-    """Return the geometric mean of the pairs' ratios with its 90 % interval; None for one pair, or a value of 0."""
-    if min([*ours, *theirs]) <= 0:
-        return None
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    noise = pooled_noise([ratios])
-    if noise is None:
-        return None
-    centre, margin = mean_log(ratios), noise.margin(1 / len(ratios), RATIO_TAIL)
-    return Interval(math.exp(centre), math.exp(centre - margin), math.exp(centre + margin))
-
-
 def _print(what: str, ours: list[Turn], theirs: list[Turn]) -> None:
-    print(f"{what}:")
-    for name, unit, scale, figure in FIGURES:
-        sides = [[value * scale for turn in turns if (value := figure(turn)) is not None] for turns in (ours, theirs)]
-        if not all(len(side) == len(ours) for side in sides):
-            print(f"  {name}: the server does not say")
-            continue
-        cells = [f"{statistics.median(side):.2f} ({min(side):.2f} to {max(side):.2f})" for side in sides]
-        of = ratio(*sides)
-        told = "" if of is None else f", ratio {of.centre:.4f} (90 % interval {of.low:.4f} to {of.high:.4f})"
-        print(f"  {name}: {cells[0]} against {cells[1]} {unit}{told}")
-    hits = [max(turn.server.prefix_hits for turn in turns) for turns in (ours, theirs)]
-    print(f"  prefix-cache hits {hits[0]:.2%} and {hits[1]:.2%}", flush=True)
+    print("\n  ".join([f"{what}:", *report(ours, theirs)]), flush=True)
 
 
-def _our_turn(session: Session, load: Load, endpoint: Endpoint, turn: int) -> Turn:
+def _our_turn(name: str, session: Session, load: Load, endpoint: Endpoint, turn: int) -> Turn:
     session._endpoint = endpoint
     point = Point(
         f"c{load.concurrency}-{turn}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", load.concurrency, load.requests,
@@ -343,19 +329,34 @@ def _our_turn(session: Session, load: Load, endpoint: Endpoint, turn: int) -> Tu
     )  # fmt: skip
     row = session.measure(point)
     if row.tok_s is None or row.p50_ttft_s is None or row.p50_tpot_s is None or row.mean_ttft_s is None:
-        sys.exit(f"our turn failed: {row.failure_message}")
+        sys.exit(f"a turn of {name} failed: {row.failure_message}")
+    if row.failed:
+        first = next(request for request in row.requests if not request.ok)
+        sys.exit(f"a turn of {name} failed in {row.failed} of {load.requests}: {first.failure_message}")
     if row.failure_class:
-        print(f"  ours at {load.concurrency}: {row.failure_message}")
+        print(f"  {name} at {load.concurrency}: {row.failure_message}")
     client = row.clients[0]
     print(
-        f"  ours: {row.tok_s:.1f} tok/s, client {client.cpu_share:.0%} of a core, loop late by "
+        f"  {name}: {row.tok_s:.1f} tok/s, client {client.cpu_share:.0%} of a core, loop late by "
         f"{(client.lag_p99_s or 0) * 1000:.1f} ms (p99)",
         flush=True,
     )
     server = ServerView(
         row.server_ttft_mean_s, row.server_queue_mean_s, row.server_prefill_mean_s, row.prefix_hit_ratio or 0.0
     )
-    return Turn(row.tok_s, row.p50_ttft_s, row.p50_tpot_s, row.mean_ttft_s, server)
+    stamps = [
+        Stamps(each.sent_s, each.sent_s + each.ttft_s, each.sent_s + each.e2e_s)
+        for each in row.requests
+        if each.ttft_s is not None and each.e2e_s is not None  # of each: all are successes
+    ]
+    return Turn(
+        row.tok_s, row.p50_ttft_s, row.p50_tpot_s, row.mean_ttft_s, server, pace(stamps, load.concurrency)
+    )  # fmt: skip
+
+
+def _replay(client: Client, replay: Replay, session: Session, load: Load, endpoint: Endpoint, turn: int) -> Turn:
+    with patch.object(client, "replay", replay):
+        return _our_turn("ours with the peer's bodies", session, load, endpoint, turn)
 
 
 if __name__ == "__main__":
