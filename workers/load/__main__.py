@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import uvloop
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
-from contract.lateness import ADDED, LAG, in_ms, named_s
+from contract.lateness import LAG, RAISED, SLIP, in_ms, named_s
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
@@ -280,8 +280,8 @@ def _client_notes(part: str, result: LoadResult) -> list[str]:
     if result.duration_s < JUDGED_FROM_S:
         return []
     tokens = [row.completion_tokens for row in result.requests if row.ok and row.completion_tokens is not None]
-    words = {**ADDED, "lag_p99_s": LAG}
-    found = named_s(result.clients, words, percentile(tokens, 50))
+    words = {**RAISED, **SLIP, **LAG}
+    found = named_s([result.raised], RAISED, percentile(tokens, 50)) | named_s(result.clients, {**SLIP, **LAG}, None)
     return [f"{part}: {words[column].format(n=in_ms(worst))}" for column, worst in found.items()]
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from contract.failures import FailureClass
-from contract.lateness import in_an_answer, in_ms
+from contract.lateness import RAISED, in_an_answer, in_ms
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
 from workers.load.plan import LoadResult
-from workers.load.stalls import TICK_S, raised_by
+from workers.load.stalls import TICK_S
 from workers.load.summary import end_s, held_s, percentile
 
 BUSY_SHARE = 0.9
@@ -79,19 +79,22 @@ def achieved_share(requests: Sequence[RequestRow], streams: int) -> float | None
 
 
 def _stalls(result: LoadResult, ok: Sequence[RequestRow]) -> Iterator[str]:
-    """By the figures of all processes together: those are the level's, and what each did to its own stands beside."""
-    raised = raised_by(result.requests, result.held_back)
+    """By the figures of all processes together: those are the level's.
+
+    Not by the p99s of TTFT and E2EL, which are noted: of few requests such a p99 is one or two of them.
+    """
+    raised = result.raised
     tokens = percentile([row.completion_tokens for row in ok if row.completion_tokens is not None], 50)
-    distorted: tuple[tuple[str, float, list[float], float], ...] = (
-        ("p99 gap between chunks", raised.gap_p99_s, [us / 1e6 for row in result.requests for us in row.gaps_us], 1.0),
-        ("p95 of TTFT", raised.ttft_p95_s, [row.ttft_s for row in ok if row.ttft_s is not None], 1.0),
-        ("p95 of E2EL", raised.e2e_p95_s, [row.e2e_s for row in ok if row.e2e_s is not None], 1.0),
-        ("p95 of TPOT", raised.tpot_p95_s, [row.tpot_s for row in ok if row.tpot_s is not None], in_an_answer(tokens)),
+    distorted: tuple[tuple[str, list[float], float], ...] = (
+        ("gap_p99_raised_s", [us / 1e6 for row in ok for us in row.gaps_us], 1.0),
+        ("ttft_p95_raised_s", [row.ttft_s for row in ok if row.ttft_s is not None], 1.0),
+        ("e2e_p95_raised_s", [row.e2e_s for row in ok if row.e2e_s is not None], 1.0),
+        ("tpot_p95_raised_s", [row.tpot_s for row in ok if row.tpot_s is not None], in_an_answer(tokens)),
     )
-    for name, raised_s, values, times in distorted:
-        median_s = percentile(values, 50)
+    for column, values, times in distorted:
+        raised_s, median_s = getattr(raised, column), percentile(values, 50)
         if median_s is not None and raised_s * times > _late_from_s(median_s * times):
-            yield f"stalls of load processes raised its {name} by {in_ms(raised_s)} ms"
+            yield RAISED[column].format(n=in_ms(raised_s))
 
 
 def _late_from_s(distorted_s: float) -> float:
