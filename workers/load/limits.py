@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from contract.failures import FailureClass
-from contract.lateness import RAISED, in_an_answer, in_ms
+from contract.lateness import LAG, RAISED, SLIP, in_an_answer, in_ms, named_s
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
 from workers.load.plan import LoadResult
 from workers.load.stalls import TICK_S
@@ -49,6 +49,13 @@ def client_limits(result: LoadResult) -> list[str]:
     return [*found, *_little(clients, requests)]
 
 
+def added_s(result: LoadResult) -> dict[str, float]:
+    """Return what the client added to a level's figures where that is to be named, whether it was the limit or not:
+    seconds by the columns of `contract.lateness`."""
+    tokens = _tokens([row for row in result.requests if row.ok])
+    return named_s([result.raised], RAISED, tokens) | named_s(result.clients, {**SLIP, **LAG}, tokens)
+
+
 def send_delay_s(requests: Sequence[RequestRow]) -> float | None:
     """Return the 99th percentile of the seconds from due to sent, connecting left out; None for a closed loop."""
     late = [row.sent_s - (row.connect_s or 0.0) - row.due_s for row in requests if row.due_s is not None]
@@ -84,7 +91,7 @@ def _stalls(result: LoadResult, ok: Sequence[RequestRow]) -> Iterator[str]:
     Not by the p99s of TTFT and E2EL, which are noted: of few requests such a p99 is one or two of them.
     """
     raised = result.raised
-    tokens = percentile([row.completion_tokens for row in ok if row.completion_tokens is not None], 50)
+    tokens = _tokens(ok)
     distorted: tuple[tuple[str, list[float], float], ...] = (
         ("gap_p99_raised_s", [us / 1e6 for row in ok for us in row.gaps_us], 1.0),
         ("ttft_p95_raised_s", [row.ttft_s for row in ok if row.ttft_s is not None], 1.0),
@@ -95,6 +102,11 @@ def _stalls(result: LoadResult, ok: Sequence[RequestRow]) -> Iterator[str]:
         raised_s, median_s = getattr(raised, column), percentile(values, 50)
         if median_s is not None and raised_s * times > _late_from_s(median_s * times):
             yield RAISED[column].format(n=in_ms(raised_s))
+
+
+def _tokens(ok: Sequence[RequestRow]) -> float | None:
+    """Return the tokens of an answer, as the median has."""
+    return percentile([row.completion_tokens for row in ok if row.completion_tokens is not None], 50)
 
 
 def _late_from_s(distorted_s: float) -> float:
