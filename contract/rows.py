@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -116,12 +116,12 @@ class ClientRow:
     last read."""
     slip_max_s: float | None = None
     gap_p99_raised_s: float | None = None
-    """By how much stalls of its event loop raised the p99 of its gaps between chunks (`workers.load.stalls`)."""
+    """By how much stalls of its event loop raised the p99 of its own gaps between chunks (`workers.load.stalls`). Of
+    its successes, as the next three; up to schema version 11 this and the next were of failed requests, too."""
     ttft_p95_raised_s: float | None = None
-    """By how much they raised the p95 of its TTFT."""
+    """By how much they raised the p95 of its own TTFT."""
     e2e_p95_raised_s: float | None = None
-    """By how much they raised the p95 of its successes' E2EL, then that of their TPOT; None in rows before schema
-    version 10."""
+    """By how much they raised the p95 of its own E2EL, then that of TPOT; None in rows before schema version 10."""
     tpot_p95_raised_s: float | None = None
     held_s: float | None = None
     """Requests in flight, integrated over the window by counting them at every timer: by Little's law also the sum of
@@ -370,6 +370,15 @@ class PointRow:
     as much."""
     client_lag_s: float | None = None
     """How late the event loop of the worst load process woke up (p99)."""
+    gap_p99_raised_s: float | None = None
+    """By how much stalls of load processes raised the p99 of this level's gaps between chunks (`p99_icl_s`), of all
+    streams together (`workers.load.stalls`); then the same of the next five figures. None in rows before schema
+    version 12, of which only what a process did to its own is known (`clients`)."""
+    ttft_p95_raised_s: float | None = None
+    ttft_p99_raised_s: float | None = None
+    e2e_p95_raised_s: float | None = None
+    e2e_p99_raised_s: float | None = None
+    tpot_p95_raised_s: float | None = None
     gpu_util_pct: float | None = None
     """Mean of NVML's utilisation over the window and the cards; None without GPUs."""
     cpu_util_pct: float | None = None

@@ -90,6 +90,10 @@ def spoiled(shape: synthetic.Shape) -> list[synthetic.PointRow]:
             late = ClientRow(2, 0.2, gap_p99_raised_s=0.009, ttft_p95_raised_s=0.003, slip_p99_s=0.0025)
             late = replace(late, e2e_p95_raised_s=0.031, tpot_p95_raised_s=0.0011)
             row = replace(row, clients=[ClientRow(2, 0.1), replace(late, slip_p99_s=0.0025 + (row.repeat or 0) / 1000)])
+            if row.repeat:  # the first is of before schema version 12
+                row = replace(row, gap_p99_raised_s=0.004 + row.repeat / 1000, ttft_p95_raised_s=0.0024)
+                row = replace(row, ttft_p99_raised_s=0.19, e2e_p95_raised_s=0.0, e2e_p99_raised_s=0.087)
+                row = replace(row, tpot_p95_raised_s=0.0003)
             row = replace(row, p99_connect_s=0.04 + (row.repeat or 0) / 100)
             row = replace(row, warmup_stable=False, warmup_tok_s=[1.0, 2.0, 4.0, 8.0][: 4 - (row.repeat or 0)])
             row = replace(row, asked_s=30.0, stopped_by="requests", steady_completed=17 + (row.repeat or 0))
@@ -948,6 +952,7 @@ class Auditor:
         own = rows[rows.concurrency == at]
         if not len(own):
             return float("nan")
+        before = own[own.gap_p99_raised_s.isna()]
         lower = medians[medians.index < at]
         first, here = medians.iloc[0], medians.loc[at]
         tok_s = medians.tok_s
@@ -961,10 +966,15 @@ class Auditor:
             "tok_s_spread_pct": lambda: 100 * (own.tok_s.max() - own.tok_s.min()) / here.tok_s,
             "client_lag_ms": lambda: 1000 * own.client_lag_s.max(),
             "connect_p99_ms": lambda: 1000 * own.p99_connect_s.max(),
-            "client_gap_p99_raised_ms": lambda: _worst_client_ms(own, "gap_p99_raised_s"),
-            "client_ttft_p95_raised_ms": lambda: _worst_client_ms(own, "ttft_p95_raised_s"),
-            "client_e2e_p95_raised_ms": lambda: _worst_client_ms(own, "e2e_p95_raised_s"),
-            "client_tpot_p95_raised_ms": lambda: _worst_client_ms(own, "tpot_p95_raised_s"),
+            "gap_p99_raised_ms": lambda: 1000 * own.gap_p99_raised_s.max(),
+            "ttft_p95_raised_ms": lambda: 1000 * own.ttft_p95_raised_s.max(),
+            "ttft_p99_raised_ms": lambda: 1000 * own.ttft_p99_raised_s.max(),
+            "e2e_p99_raised_ms": lambda: 1000 * own.e2e_p99_raised_s.max(),
+            "tpot_p95_raised_ms": lambda: 1000 * own.tpot_p95_raised_s.max(),
+            "client_gap_p99_raised_ms": lambda: _worst_client_ms(before, "gap_p99_raised_s"),
+            "client_ttft_p95_raised_ms": lambda: _worst_client_ms(before, "ttft_p95_raised_s"),
+            "client_e2e_p95_raised_ms": lambda: _worst_client_ms(before, "e2e_p95_raised_s"),
+            "client_tpot_p95_raised_ms": lambda: _worst_client_ms(before, "tpot_p95_raised_s"),
             "client_slip_p99_ms": lambda: _worst_client_ms(own, "slip_p99_s"),
             "server_hz_lowest": lambda: own.server_hz.min(),
             "warmup_rounds": lambda: own.warmup_tok_s.map(len).max(),

@@ -35,10 +35,19 @@ def notes(**columns: object) -> str:
     ("columns", "words"),
     [
         ({"client_lag_s": 0.0132}, "the load client's event loop was up to 13.2 ms late (p99)"),
-        ({"clients": [CALM, replace(CALM, gap_p99_raised_s=0.009)]}, "raised its p99 gap between chunks by 9.00 ms"),
-        ({"clients": [CALM, replace(CALM, ttft_p95_raised_s=0.0031)]}, "raised its p95 of TTFT by 3.10 ms"),
-        ({"clients": [CALM, replace(CALM, e2e_p95_raised_s=0.0029)]}, "raised its p95 of E2EL by 2.90 ms"),
-        ({"clients": [CALM, replace(CALM, tpot_p95_raised_s=0.0004)]}, "raised its p95 of TPOT by 0.400 ms"),
+        ({"gap_p99_raised_s": 0.009}, "stalls of load processes raised the level's p99 gap between chunks by 9.00 ms"),
+        ({"ttft_p95_raised_s": 0.0031}, "raised the level's p95 of TTFT by 3.10 ms"),
+        ({"ttft_p99_raised_s": 0.19}, "raised the level's p99 of TTFT by 190 ms"),
+        ({"e2e_p95_raised_s": 0.0029}, "raised the level's p95 of E2EL by 2.90 ms"),
+        ({"e2e_p99_raised_s": 0.087}, "raised the level's p99 of E2EL by 87.0 ms"),
+        ({"tpot_p95_raised_s": 0.0004}, "raised the level's p95 of TPOT by 0.400 ms"),
+        (
+            {"clients": [CALM, replace(CALM, gap_p99_raised_s=0.009)]},
+            "raised the p99 gap between chunks of its own req",
+        ),
+        ({"clients": [CALM, replace(CALM, ttft_p95_raised_s=0.0031)]}, "p95 of TTFT of its own requests by 3.10 ms"),
+        ({"clients": [CALM, replace(CALM, e2e_p95_raised_s=0.0029)]}, "p95 of E2EL of its own requests by 2.90 ms"),
+        ({"clients": [CALM, replace(CALM, tpot_p95_raised_s=0.0004)]}, "p95 of TPOT of its own requests by 0.400 ms"),
         ({"clients": [CALM, replace(CALM, slip_p99_s=0.0025)]}, "a load process sent up to 2.50 ms late (p99)"),
         ({"p99_connect_s": 0.15}, "requests waited up to 150 ms for their connections (p99), which is in no latency"),
         ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),
@@ -66,6 +75,8 @@ def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
             "client_lag_s": 0.0019,
             "p99_connect_s": 0.0019,
             "clients": [CALM],
+            "gap_p99_raised_s": 0.0019,
+            "tpot_p95_raised_s": 0.00003,
             "duration_s": 0.51,
             "warmup_stable": None,
             "server_hz": 2.0,
@@ -73,6 +84,11 @@ def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
         },
         {"asked_s": 30.0, "duration_s": 30.1, "stopped_by": "time"},
         {"duration_s": 0.3, "simulated": True},  # a stand-in's client is not judged
+        {  # one process's own figures where the level's are known: of all streams together stalls raised none
+            "clients": [CALM, replace(CALM, ttft_p95_raised_s=0.031, e2e_p95_raised_s=0.14)],
+            "gap_p99_raised_s": 0.0,
+            "ttft_p95_raised_s": 0.000013,
+        },
     ],
 )
 def test_what_was_as_it_should_be_is_not(columns: dict[str, object]) -> None:

@@ -14,6 +14,7 @@ from analysis.memory.kv_account import Accounts
 from analysis.memory.kv_fit import kv_results
 from analysis.rows.shards import build_tables
 from analysis.rows.tables import NESTED, read_tables
+from contract.lateness import RAISED
 from contract.rows import SCHEMA_VERSION, ClientRow, PointRow, SessionRow, to_table
 from tests import synthetic_run as synthetic
 
@@ -258,6 +259,20 @@ def test_load_processes_of_before_version_10_say_nothing_of_e2el_and_tpot(tmp_pa
     build_tables(tmp_path)
     (client,) = read_tables(tmp_path).points[0].clients
     assert (client.gap_p99_raised_s, client.e2e_p95_raised_s, client.tpot_p95_raised_s) == (0.003, None, None)
+
+
+def test_levels_of_before_version_12_say_only_what_a_process_did_to_its_own_figures(tmp_path: Path) -> None:
+    row = replace(synthetic.rows()[-1], schema_version=11, clients=[ClientRow(8, 0.1, gap_p99_raised_s=0.003)])
+    shard = tmp_path / "shards" / row.session_id / f"{row.point_id}.parquet"
+    shard.parent.mkdir(parents=True)
+    content = to_table([row], PointRow).to_pylist()[0]
+    for name in RAISED:
+        del content[name]
+    pq.write_table(pa.Table.from_pylist([content]), shard)
+    build_tables(tmp_path)
+    (point,) = read_tables(tmp_path).points
+    assert {getattr(point, name) for name in RAISED} == {None}
+    assert (point.clients[0].gap_p99_raised_s, point.tok_s) == (0.003, row.tok_s)
 
 
 def test_requests_of_before_version_9_have_no_time_of_connecting(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from workers.load import progress
 from workers.load.__main__ import main
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.stalls import HeldBack
 
 TUTORIAL_KEYS = [
     "n",
@@ -316,15 +317,17 @@ def test_a_late_client_is_called_so_by_what_it_says_of_itself() -> None:
 
 
 def test_what_a_client_added_is_noted_whether_it_was_the_limit_or_not() -> None:
-    rows = [RequestRow(n, n * 0.1, ok=True, e2e_s=0.1, tpot_s=0.01, completion_tokens=11) for n in range(200)]
-    late = ClientRow(1, 0.1, gap_p99_raised_s=0.0042, tpot_p95_raised_s=0.0003, slip_p99_s=0.0019, lag_p99_s=0.0123)
-    assert command._client_notes("x", LoadResult(rows, 20.0, 0.0, 0.0, [ClientRow(1, 0.1), late])) == [
-        "x: stalls of a load process raised its p99 gap between chunks by 4.2 ms",
-        "x: stalls of a load process raised its p95 of TPOT by 0.3 ms",
+    e2e_s = [0.187] * 4 + [0.1] * 196
+    rows = [RequestRow(n, n * 0.1, True, e2e_s=e2e_s[n], tpot_s=0.01, completion_tokens=11) for n in range(200)]
+    client = ClientRow(1, 0.1, gap_p99_raised_s=0.5, slip_p99_s=0.0019, lag_p99_s=0.0123)
+    late = HeldBack(e2e=((0.187, 0.1),) * 4, tpot=((0.01, 0.0097),) * 200)  # 2 % of the requests: in no p95
+    assert command._client_notes("x", LoadResult(rows, 20.0, 0.0, 0.0, [client], held_back=late)) == [
+        "x: stalls of load processes raised the level's p99 of E2EL by 87 ms",
+        "x: stalls of load processes raised the level's p95 of TPOT by 0.3 ms",
         "x: the load client's event loop was up to 12 ms late (p99)",
     ]
     assert command._client_notes("x", LoadResult(rows, 20.0, 0.0, 0.0, [ClientRow(1, 0.1)])) == []
-    assert command._client_notes("x", LoadResult(rows, 0.4, 0.0, 0.0, [late])) == []  # too short to tell
+    assert command._client_notes("x", LoadResult(rows, 0.4, 0.0, 0.0, [client], held_back=late)) == []  # too short
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,13 @@ def all_by(value_s: float, late_s: float, number: int = 1) -> tuple[tuple[float,
     ("held_back", "words"),
     [
         (HeldBack(), None),
-        (HeldBack(gaps=all_by(0.028, 0.012, 800)), "raised its p99 gap between chunks by 12 ms"),
+        (HeldBack(gaps=all_by(0.028, 0.012, 800)), "raised the level's p99 gap between chunks by 12 ms"),
         (HeldBack(gaps=all_by(0.028, 0.009, 800)), None),
-        (HeldBack(ttft=all_by(0.02, 0.012, 80)), "raised its p95 of TTFT by 12 ms"),
+        (HeldBack(ttft=all_by(0.02, 0.012, 80)), "raised the level's p95 of TTFT by 12 ms"),
         (HeldBack(ttft=all_by(0.02, 0.009, 80)), None),
-        (HeldBack(e2e=all_by(0.3, 0.031, 80)), "raised its p95 of E2EL by 31 ms"),  # a tenth of 300
+        (HeldBack(e2e=all_by(0.3, 0.031, 80)), "raised the level's p95 of E2EL by 31 ms"),  # a tenth of 300
         (HeldBack(e2e=all_by(0.3, 0.029, 80)), None),
-        (HeldBack(tpot=all_by(0.028, 0.0029, 80)), "raised its p95 of TPOT by 2.9 ms"),  # a tenth of 28
+        (HeldBack(tpot=all_by(0.028, 0.0029, 80)), "raised the level's p95 of TPOT by 2.9 ms"),  # a tenth of 28
         (HeldBack(tpot=all_by(0.028, 0.0027, 80)), None),
     ],
 )
@@ -86,12 +86,23 @@ def test_a_client_whose_stalls_raised_the_levels_figures_is_the_limit(held_back:
     assert words is None or words in limits[0]
 
 
+def test_a_late_p99_of_ttft_and_e2el_is_said_and_judges_nothing() -> None:
+    """Three of 120 requests were late: the level's p95s are the server's, its p99s are not."""
+    rows = closed_loop(8, 120, 0.3, 0.0001)
+    for row in rows[:3]:
+        row.ttft_s, row.e2e_s = 0.21, 0.49
+    late = level([CALM], rows, 1.0, HeldBack(ttft=all_by(0.21, 0.19, 3), e2e=all_by(0.49, 0.19, 3)))
+    assert client_limits(late) == []
+    assert (late.raised.ttft_p95_raised_s, late.raised.e2e_p95_raised_s) == (0.0, 0.0)
+    assert (late.raised.ttft_p99_raised_s, late.raised.e2e_p99_raised_s) == (pytest.approx(0.19), pytest.approx(0.19))
+
+
 def test_what_one_of_two_processes_held_back_counts_among_all_their_requests() -> None:
     """Its own p99 gap may be off by much where that of all streams, which is what the level says, is not."""
     late = [replace(row, gaps_us=[*row.gaps_us[1:], 178_000]) for row in ON_TIME[:1]]
     held_back = HeldBack(gaps=all_by(0.178, 0.15))
     alone, all_streams = [*late, *ON_TIME[1:4]], [*late, *ON_TIME[1:]]
-    assert "raised its p99 gap" in client_limits(level([CALM], alone, 1.0, held_back))[0]  # 1 of 40 gaps
+    assert "raised the level's p99 gap" in client_limits(level([CALM], alone, 1.0, held_back))[0]  # 1 of 40 gaps
     assert client_limits(level([CALM, CALM], all_streams, 1.0, held_back)) == []  # 1 of 800
 
 

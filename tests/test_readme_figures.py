@@ -213,6 +213,8 @@ def test_what_the_readme_says_of_the_client_is_what_was_measured() -> None:
         assert float(share) == reached
         assert abs(p99 - true_p99) <= float(gap_ms)
         assert f"{parsed / table[streams, 'vllm bench serve'][1]:.2f}" == cpu
+    aim = rf"^\| with all parsing at most 0\.45 \| \S+, {closed_cpu} \| \S+, {poisson_cpu} \|$"
+    assert re.search(aim, (ROOT / "benchmarks/client/README.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", CLAIMS)

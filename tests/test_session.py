@@ -703,7 +703,7 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
     assert clients.processes[-2:] == [1, 4]  # the tries, after the warm-up's rounds
     assert len(row.warmup_tok_s) == len(clients.processes) - 2 >= 2
     (words,) = row.limited_before
-    assert "more): stalls of load processes raised its p99 gap between chunks by 500 ms" in words
+    assert "more): stalls of load processes raised the level's p99 gap between chunks by 500 ms" in words
     assert (row.completed, row.failed) == (16, 0)
 
 
@@ -724,6 +724,7 @@ def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers
     row = one.measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, failure_class)
     assert f"the limit with {words}: stalls of load processes raised" in (row.failure_message or "")
+    assert row.gap_p99_raised_s == pytest.approx(0.5)
     assert row.tok_s
     assert len(row.requests) == 16
 

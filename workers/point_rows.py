@@ -21,6 +21,7 @@ from workers.kv_figures import KvFigures
 from workers.load.keeping_up import KeepingUp, keeping_up
 from workers.load.limits import connecting_s, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.stalls import Raised
 from workers.load.steady import Steady, steady
 from workers.load.summary import LoadSummary, mean, summarize
 from workers.sampler import Observed
@@ -119,8 +120,9 @@ def fill_window(row: PointRow, observed: Observed, started_s: float, duration_s:
 def fill_load(row: PointRow, point: Point, plan: LoadPlan, result: LoadResult) -> None:
     """Put what the clients saw of a level into `row`."""
     concurrency = None if point.arrivals else point.concurrency
-    figures: list[LoadSummary | Steady | KeepingUp | None] = [
+    figures: list[LoadSummary | Steady | KeepingUp | Raised | None] = [
         summarize(result.requests, result.duration_s),
+        result.raised,
         steady(result.requests, concurrency),
         keeping_up(result.requests) if point.arrivals else None,
     ]

@@ -7,7 +7,7 @@ from analysis.load.load_curve import NEAR_TARGET
 from analysis.rows.series import Reading
 from analysis.writing.document import Part, phrase
 from analysis.writing.figures import Figure, count, decimal, percent, signed_percent, significant
-from contract.lateness import ADDED, LAG, NAMED_FROM_S, named_s
+from contract.lateness import LAG, NAMED_FROM_S, OWN_RAISED, RAISED, SLIP, named_s
 from contract.rows import JUDGED_FROM_S
 
 CLIENT_WAIT_SHARE = 0.05
@@ -156,13 +156,18 @@ def _client(reading: Reading) -> list[Part]:
                 share=percent(f"{reading.name}.client_wait_pct", waited, 0),
             )
         )
-    clients = [client for point in reading.measured for client in point.clients]
     tokens = reading.median("mean_completion_tokens") or reading.median("output_tokens")
-    for column, worst in named_s(clients, ADDED, tokens).items():
-        notes.append(phrase(ADDED[column], n=_ms(reading, f"client_{column.removesuffix('_s')}", worst)))
+    for column, worst in named_s(reading.measured, RAISED, tokens).items():
+        notes.append(phrase(RAISED[column], n=_ms(reading, column.removesuffix("_s"), worst)))
+    clients = [client for point in reading.measured for client in point.clients]
+    before = [client for point in reading.measured if point.gap_p99_raised_s is None for client in point.clients]
+    own = named_s(before, OWN_RAISED, tokens) | named_s(clients, SLIP, tokens)
+    for column, worst in own.items():
+        words = {**OWN_RAISED, **SLIP}[column]
+        notes.append(phrase(words, n=_ms(reading, f"client_{column.removesuffix('_s')}", worst)))
     lag = reading.highest("client_lag_s")
     if lag is not None and lag > NAMED_FROM_S:
-        notes.append(phrase(LAG, n=_ms(reading, "client_lag", lag)))
+        notes.append(phrase(LAG["lag_p99_s"], n=_ms(reading, "client_lag", lag)))
     return notes
 
 

@@ -47,12 +47,10 @@ from truth import truth_server
 from verdicts import HEAD, Told, Verdict, blame, table
 
 from analysis.load.request_notes import CLIENT_WAIT_SHARE
-from contract.lateness import ADDED, named_s
-from contract.rows import ClientRow
 from workers.load.bodies import prepare
 from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
-from workers.load.limits import client_limits, connecting_s, send_delay_s
+from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.tasks import merge, split
 
@@ -214,7 +212,7 @@ def client(run: Run, port: int, cores: list[int]) -> dict[str, Any]:
     from_s = result.started_monotonic_s
     return {
         "limits": client_limits(result),
-        "noted": _noted(result.clients, run.tokens),
+        "noted": _noted(result),
         "requests": [
             (
                 crcs[row.ordinal],
@@ -256,11 +254,10 @@ def _send(part: LoadPlan, stalled: Run | None) -> LoadResult:
     return uvloop.run(load())
 
 
-def _noted(clients: list[ClientRow], tokens: int) -> list[str]:
-    """What of the load processes stands in the notes of a level (`analysis.load.request_notes`), and how much of it."""
-    waited = max(each.wait_share or 0.0 for each in clients)
-    late = named_s(clients, (*ADDED, "lag_p99_s"), tokens)
-    named = [f"{name} {1000 * worst:.1f} ms" for name, worst in late.items()]
+def _noted(result: LoadResult) -> list[str]:
+    """What of the client stands in the notes of a level (`analysis.load.request_notes`), and how much of it."""
+    waited = max(each.wait_share or 0.0 for each in result.clients)
+    named = [f"{name} {1000 * worst:.1f} ms" for name, worst in added_s(result).items()]
     return [*named, *([f"wait_share {waited:.0%}"] if waited > CLIENT_WAIT_SHARE else [])]
 
 

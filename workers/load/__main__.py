@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 import uvloop
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
-from contract.lateness import ADDED, LAG, in_ms, named_s
+from contract.lateness import LAG, RAISED, SLIP, in_ms
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
 from workers.load.client import TooFewFiles, allow_connections
 from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
-from workers.load.limits import client_limits, connecting_s, send_delay_s
+from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.progress import Hopeless, run_watched
@@ -279,10 +279,8 @@ def _client_notes(part: str, result: LoadResult) -> list[str]:
     """What this client added to a part's figures, whether it was the limit or not: as a session's tables name it."""
     if result.duration_s < JUDGED_FROM_S:
         return []
-    tokens = [row.completion_tokens for row in result.requests if row.ok and row.completion_tokens is not None]
-    words = {**ADDED, "lag_p99_s": LAG}
-    found = named_s(result.clients, words, percentile(tokens, 50))
-    return [f"{part}: {words[column].format(n=in_ms(worst))}" for column, worst in found.items()]
+    words = {**RAISED, **SLIP, **LAG}
+    return [f"{part}: {words[column].format(n=in_ms(worst))}" for column, worst in added_s(result).items()]
 
 
 def _tail_note(part: str, completed: int) -> str | None:

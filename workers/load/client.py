@@ -19,6 +19,7 @@ import aiohttp
 import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
+from contract.lateness import OWN_RAISED
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
@@ -103,8 +104,8 @@ async def run_load(plan: LoadPlan, ended: Callable[[Sent], None] | None = None) 
     rows = [row_of(each, plan.timeout_s, watch.started_s) for each in sent]
     held = held_back(rows, watch.stalls)
     raised = raised_by(rows, held)
-    client.gap_p99_raised_s, client.ttft_p95_raised_s = raised.gap_p99_s, raised.ttft_p95_s
-    client.e2e_p95_raised_s, client.tpot_p95_raised_s = raised.e2e_p95_s, raised.tpot_p95_s
+    for column in OWN_RAISED:
+        setattr(client, column, getattr(raised, column))
     judging_s = time.thread_time() - judging_s
     return LoadResult(
         rows,

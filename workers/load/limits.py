@@ -1,4 +1,4 @@
-"""Was the client the limit of a level? Pure: from what the load processes say of themselves and from the requests."""
+"""Was the client the limit of a level, and what did it add? Pure: from what the load processes say of themselves and from the requests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from contract.failures import FailureClass
-from contract.lateness import in_an_answer, in_ms
+from contract.lateness import LAG, RAISED, SLIP, in_an_answer, in_ms, named_s
 from contract.rows import JUDGED_FROM_S, ClientRow, RequestRow
 from workers.load.plan import LoadResult
-from workers.load.stalls import TICK_S, raised_by
+from workers.load.stalls import TICK_S
 from workers.load.summary import end_s, held_s, percentile
 
 BUSY_SHARE = 0.9
@@ -49,6 +49,13 @@ def client_limits(result: LoadResult) -> list[str]:
     return [*found, *_little(clients, requests)]
 
 
+def added_s(result: LoadResult) -> dict[str, float]:
+    """Return what the client added to a level's figures where that is to be named, whether it was the limit or not:
+    seconds by the columns of `contract.lateness`."""
+    tokens = _tokens([row for row in result.requests if row.ok])
+    return named_s([result.raised], RAISED, tokens) | named_s(result.clients, {**SLIP, **LAG}, tokens)
+
+
 def send_delay_s(requests: Sequence[RequestRow]) -> float | None:
     """Return the 99th percentile of the seconds from due to sent, connecting left out; None for a closed loop."""
     late = [row.sent_s - (row.connect_s or 0.0) - row.due_s for row in requests if row.due_s is not None]
@@ -79,19 +86,27 @@ def achieved_share(requests: Sequence[RequestRow], streams: int) -> float | None
 
 
 def _stalls(result: LoadResult, ok: Sequence[RequestRow]) -> Iterator[str]:
-    """By the figures of all processes together: those are the level's, and what each did to its own stands beside."""
-    raised = raised_by(result.requests, result.held_back)
-    tokens = percentile([row.completion_tokens for row in ok if row.completion_tokens is not None], 50)
-    distorted: tuple[tuple[str, float, list[float], float], ...] = (
-        ("p99 gap between chunks", raised.gap_p99_s, [us / 1e6 for row in result.requests for us in row.gaps_us], 1.0),
-        ("p95 of TTFT", raised.ttft_p95_s, [row.ttft_s for row in ok if row.ttft_s is not None], 1.0),
-        ("p95 of E2EL", raised.e2e_p95_s, [row.e2e_s for row in ok if row.e2e_s is not None], 1.0),
-        ("p95 of TPOT", raised.tpot_p95_s, [row.tpot_s for row in ok if row.tpot_s is not None], in_an_answer(tokens)),
+    """By the figures of all processes together: those are the level's.
+
+    Not by the p99s of TTFT and E2EL, which are noted: of few requests such a p99 is one or two of them.
+    """
+    raised = result.raised
+    tokens = _tokens(ok)
+    distorted: tuple[tuple[str, list[float], float], ...] = (
+        ("gap_p99_raised_s", [us / 1e6 for row in ok for us in row.gaps_us], 1.0),
+        ("ttft_p95_raised_s", [row.ttft_s for row in ok if row.ttft_s is not None], 1.0),
+        ("e2e_p95_raised_s", [row.e2e_s for row in ok if row.e2e_s is not None], 1.0),
+        ("tpot_p95_raised_s", [row.tpot_s for row in ok if row.tpot_s is not None], in_an_answer(tokens)),
     )
-    for name, raised_s, values, times in distorted:
-        median_s = percentile(values, 50)
+    for column, values, times in distorted:
+        raised_s, median_s = getattr(raised, column), percentile(values, 50)
         if median_s is not None and raised_s * times > _late_from_s(median_s * times):
-            yield f"stalls of load processes raised its {name} by {in_ms(raised_s)} ms"
+            yield RAISED[column].format(n=in_ms(raised_s))
+
+
+def _tokens(ok: Sequence[RequestRow]) -> float | None:
+    """Return the tokens of an answer, as the median has."""
+    return percentile([row.completion_tokens for row in ok if row.completion_tokens is not None], 50)
 
 
 def _late_from_s(distorted_s: float) -> float:

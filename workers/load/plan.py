@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from contract.lengths import Lengths, lowest
 from contract.rows import ClientRow, RequestRow
@@ -10,7 +11,7 @@ from contract.specs import Api, SharedPrefix
 from workers.load.ending import REQUESTS, Stop
 from workers.load.endpoint import Endpoint
 from workers.load.prompts import ASSUMED_COST, TextCost
-from workers.load.stalls import HeldBack
+from workers.load.stalls import HeldBack, Raised, raised_by
 from workers.load.start_line import StartLine
 
 
@@ -79,7 +80,7 @@ class LoadPlan:
             raise ValueError(f"timeout_s is {self.timeout_s}: must be above 0")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadResult:
     """What one load level gave. Times in `requests` are seconds since the window opened."""
 
@@ -101,3 +102,8 @@ class LoadResult:
     """Of a closed loop: `workers.load.limits.achieved_share` of the process that has the least."""
     held_back: HeldBack = field(default_factory=HeldBack)
     """By stalls of the processes that took part."""
+
+    @cached_property
+    def raised(self) -> Raised:
+        """By how much these stalls raised the level's figures."""
+        return raised_by(self.requests, self.held_back)

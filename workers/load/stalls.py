@@ -66,16 +66,19 @@ class HeldBack:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """By how much stalls raised figures of all the requests they are taken of, in seconds."""
+    """By how much stalls raised figures of all the requests they are taken of, in seconds; columns of
+    `contract.rows.PointRow`."""
 
-    gap_p99_s: float
-    ttft_p95_s: float
-    e2e_p95_s: float
-    tpot_p95_s: float
+    gap_p99_raised_s: float
+    ttft_p95_raised_s: float
+    ttft_p99_raised_s: float
+    e2e_p95_raised_s: float
+    e2e_p99_raised_s: float
+    tpot_p95_raised_s: float
 
 
 def held_back(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> HeldBack:
-    """Return what a process's stalls (ascending) held back of its requests.
+    """Return what a process's stalls (ascending) held back of its successes: a level's figures are of those alone.
 
     In each stream a stall holds back the first chunk that is stamped as it ends, by its length at the most. Without it
     that gap, or that TTFT, would have been so much shorter. Chunks behind it in the same stall waited less; E2EL and
@@ -87,26 +90,32 @@ def held_back(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> HeldBa
     ends: list[tuple[float, float]] = []
     per_token: list[tuple[float, float]] = []
     for row in requests:
+        if not row.ok:
+            continue
         late_s = 0.0
         for index, stall in _held_back(row, stalls):
             value = row.gaps_us[index - 1] / 1e6 if index else row.ttft_s or 0.0
             held_s = min(stall.length_s, value)
             (gaps if index else firsts).append((value, value - held_s))
             late_s = _last_late_s(row, index, stall, held_s)
-        if late_s and row.ok and row.e2e_s is not None:
+        if late_s and row.e2e_s is not None:
             ends.append((row.e2e_s, row.e2e_s - late_s))
-        if late_s and row.ok and row.tpot_s is not None and row.completion_tokens is not None:
+        if late_s and row.tpot_s is not None and row.completion_tokens is not None:
             per_token.append((row.tpot_s, max(row.tpot_s - late_s / (row.completion_tokens - 1), 0.0)))
     return HeldBack(tuple(gaps), tuple(firsts), tuple(ends), tuple(per_token))
 
 
 def raised_by(requests: Sequence[RequestRow], held: HeldBack) -> Raised:
-    """Return by how much the figures that a level is judged by are higher for what was held back of these requests."""
+    """Return by how much figures of these requests' successes are higher for what was held back of them."""
     ok = [row for row in requests if row.ok]
+    ttft = [row.ttft_s for row in ok if row.ttft_s is not None]
+    e2e = [row.e2e_s for row in ok if row.e2e_s is not None]
     return Raised(
-        _raised_by([gap / 1e6 for row in requests for gap in row.gaps_us] if held.gaps else [], held.gaps, 99),
-        _raised_by([row.ttft_s for row in requests if row.ttft_s is not None], held.ttft, 95),
-        _raised_by([row.e2e_s for row in ok if row.e2e_s is not None], held.e2e, 95),
+        _raised_by([gap / 1e6 for row in ok for gap in row.gaps_us] if held.gaps else [], held.gaps, 99),
+        _raised_by(ttft, held.ttft, 95),
+        _raised_by(ttft, held.ttft, 99),
+        _raised_by(e2e, held.e2e, 95),
+        _raised_by(e2e, held.e2e, 99),
         _raised_by([row.tpot_s for row in ok if row.tpot_s is not None], held.tpot, 95),
     )
 
