@@ -21,6 +21,7 @@ from workers.load import start_line
 from workers.load.bodies import prepare
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.failed import LoadLost
 from workers.load.limits import achieved_share, client_limits
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.start_line import StartLine
@@ -187,5 +188,5 @@ async def test_a_process_that_does_not_come_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start_line, "GATHER_LIMIT_S", 0.05)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(LoadLost, match="not all 2 load processes came to the start"):
         await StartLine(str(tmp_path), 2, 0).wait()

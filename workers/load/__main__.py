@@ -24,8 +24,9 @@ from contract.lateness import ADDED, LAG, in_ms, named_s
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
-from workers.load.client import TooFewFiles, allow_connections
+from workers.load.client import allow_connections
 from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
+from workers.load.failed import TooFewFiles
 from workers.load.limits import client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult

@@ -27,10 +27,6 @@ CLIENTS_SHARE = 2
 neighbours', whose front ends and engines are busy on cores that they have not bound themselves to."""
 
 
-class LoadLost(Exception):
-    """A load process ended before its part of the level: raised by whoever runs the parts."""
-
-
 def processes_for(concurrency: int, free_cores: int) -> int:
     """Return how many processes a level should have: one for `STREAMS_PER_PROCESS` streams, as far as cores allow."""
     return max(1, min(math.ceil(concurrency / STREAMS_PER_PROCESS), free_cores // CLIENTS_SHARE, concurrency))
