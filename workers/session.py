@@ -450,10 +450,10 @@ class Session:
             judged = row.status == MEASURED or _failed_for_want_of_sockets(row)
             if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.log_tail = CLIENT_LIMITED, None
-                row.failure_class, more_or_not = self.plans.limited(point, processes)
+                row.failure_class, more_or_not = self.plans.limited(point, len(result.clients))
                 if any(r.failure_class == FailureClass.CLIENT_SOCKETS for r in result.requests):
                     row.failure_class = FailureClass.CLIENT_SOCKETS  # cores or processes would not help
-                many = f"{processes} processes ({more_or_not})"
+                many = f"{len(result.clients)} processes ({more_or_not})"
                 row.failure_message = f"the load client was the limit with {many}: {'; '.join(limits)}"
             return row
 
