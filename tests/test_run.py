@@ -159,7 +159,7 @@ def test_what_a_load_task_fails_by_comes_through_ray_as_it_is(cluster: tuple[Clu
     plan = LoadPlan(Endpoint("http://127.0.0.1:9", "m"), 300, 300, 20, 8, 0, 256, 7, 20.0)
     with pytest.raises(TooFewFiles) as few:
         _together(_as_task(with_few_files), [plan])
-    assert re.fullmatch("300 connections need [0-9]+ open files, and this process may have 256 .*", str(few.value))
+    assert re.fullmatch("300 connections need [0-9]+ open files, and their process may have 256 .*", str(few.value))
     with pytest.raises(LoadLost) as lost:
         _together(_as_task(beside_one_that_does_not_come), split(plan, 2, tmp_path))
     assert str(lost.value) == "not all 2 load processes came to the start within 0.1 s"

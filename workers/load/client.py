@@ -61,7 +61,7 @@ def allow_connections(number: int) -> None:
     needed = number + FURTHER_FILES + len(list(Path("/proc/self/fd").iterdir()))
     if most != resource.RLIM_INFINITY and needed > most:
         raise TooFewFiles(
-            f"{number} connections need {needed} open files, and this process may have {most} (ulimit -Hn)"
+            f"{number} connections need {needed} open files, and their process may have {most} (ulimit -Hn)"
         )
 
 
