@@ -46,7 +46,7 @@ class FailureClass(StrEnum):
     ENGINE_DEAD = "engine_dead"  # the server ended or no longer answers
     MEMORY_UNDER_LOAD = "memory_under_load"  # it ended, out of memory, while it served
     POINT_TIMEOUT = "point_timeout"  # the point's own time limit
-    LOAD_LOST = "load_lost"  # a load process ended before its level
+    LOAD_LOST = "load_lost"  # a load process ended before its level, or did not come to its start
     LOAD_TOO_LARGE = "load_too_large"  # its answers would take more memory than the node has for them: nothing was sent
     CLIENT_LIMITED = "client_limited"  # the load client was the limit: of older rows, which do not say which of four:
     CLIENT_CORES_FEW = "client_cores_few"  # it was the limit, and the host had no cores for more processes

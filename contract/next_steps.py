@@ -49,8 +49,7 @@ NEXT_STEPS: dict[F, str] = {
     F.CLIENT_STREAMS_FEW: "more processes or cores would not help: see in its message what held its load processes up, "
     "and have nothing else busy on that host; then " + _RESUME,
     F.CLIENT_PROCESSES_FIXED: "leave the number of load processes open: " + _resume("load.processes=auto"),
-    F.CLIENT_PROCESSES_FEW: "name more load processes than its message says were tried: "
-    + _resume("load.processes=NUMBER"),
+    F.CLIENT_PROCESSES_FEW: "see in its message why its try with more load processes came to nothing; then " + _RESUME,
     F.NOT_TRIED: "see to what ended its servers, which its message names; then " + _RESUME,
     F.STOPPED: _RESUME,
     F.ACTOR_LOST: _RESUME,

@@ -41,7 +41,7 @@ from orchestrator.schema import ClusterConfig, EngineConfig
 from workers import node_report
 from workers.caretaker import Caretaker
 from workers.lease import RENEWED_EVERY_S, Lease
-from workers.load.tasks import LoadLost
+from workers.load.failed import LoadFailed, LoadLost
 from workers.node_report import NodeReport
 from workers.temporary import PREFIX, Owned, end_what_is_left_in, remove_ownerless
 
@@ -608,7 +608,11 @@ def _removed_there(patience_s: float) -> list[str]:
 
 
 def _together(load: Any, plans: list[Any]) -> list[Any]:
-    """Run load tasks at once; where one fails none is left that still sends."""
+    """Run load tasks at once; where one fails none is left that still sends.
+
+    Raises:
+        LoadFailed: as `workers.load.client.generate` does, or a task's process has ended.
+    """
     import ray
 
     running = [load.remote(plan) for plan in plans]
@@ -618,8 +622,11 @@ def _together(load: Any, plans: list[Any]) -> list[Any]:
         for task in running:
             ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
-        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
-            raise LoadLost(f"{type(error).__name__}: {_in_a_line(error)}") from None
+        if isinstance(error, ray.exceptions.RayTaskError):
+            if isinstance(error.cause, LoadFailed):
+                raise error.cause from None  # as it was raised, without Ray's traceback around it
+        elif isinstance(error, ray.exceptions.RayError):
+            raise LoadLost(f"a load process ended early: {type(error).__name__}: {_in_a_line(error)}") from None
         raise
     return results
 

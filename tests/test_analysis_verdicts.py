@@ -255,7 +255,7 @@ def test_full_queue_needs_max_num_seqs() -> None:
         ),
         ("client_sockets", "its host had no files or ports left", "a host with more of what its message names tells."),
         ("client_processes_fixed", "with as many processes as `load.processes` names", "`load.processes=auto` tells."),
-        ("client_processes_few", "the host had cores for more processes", "higher number of `load.processes` tells."),
+        ("client_processes_few", "the host had cores for more processes", "again, with more of them, may tell."),
         ("of a later version", "whether the host had more for it is not known", "the same sweep again tells"),
     ],
 )

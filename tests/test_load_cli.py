@@ -311,7 +311,7 @@ def test_a_late_client_is_called_so_by_what_it_says_of_itself() -> None:
     parts = {
         name: LoadResult(rows, 1.5, 0.0, 0.0, [client]) for name, client in (("sequential", calm), ("concurrent", busy))
     }
-    report = command._report(args, "m", parts)
+    report = command._report(args, command._Measured("m", parts))
     assert "busy" in report["concurrent_client_limited"][0]
     assert not any("busy" in words for words in report["sequential_client_limited"])
 
@@ -362,8 +362,41 @@ def test_a_server_that_answers_nothing_is_not_waited_for_to_the_end(
         arguments = ["--url", server.url, "--n", "500", "--timeout", "0.1", "--max-tokens", "8"]
         code, report, complaint = run(capsys, *arguments)
         assert len(server.bodies) < 10
-    assert (code, report) == (1, {})
-    assert "no whole answer within 0.1 s to the first" in complaint
+    assert (code, report["completed"], report["sequential_s"], report["concurrent_qps"]) == (1, 0, None, None)
+    assert f"sequential: no whole answer within 0.1 s to the first {report['failed']} requests: given up" in complaint
+
+
+@pytest.mark.parametrize(
+    ("answered", "further", "given_up", "kept"),
+    [
+        (10, [], "concurrent", ["sequential"]),
+        (10, ["--rate", "10"], "concurrent", ["sequential"]),
+        (20, ["--rate", "10"], "open_loop", ["sequential", "concurrent"]),
+    ],
+)
+def test_what_was_measured_before_a_server_fell_silent_is_printed(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    answered: int,
+    further: list[str],
+    given_up: str,
+    kept: list[str],
+) -> None:
+    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+    monkeypatch.setattr(progress, "HOPELESS", 1)
+    with serving(MockOpenAI(faults=[Fault.NONE] * (1 + answered), fault=Fault.HANG)) as server:
+        arguments = ["--url", server.url, *SMALL, "--n", "10", "--timeout", "0.3", *further]
+        code, report, complaint = run(capsys, *arguments)
+    assert (code, report["completed"]) == (0, answered)
+    assert report["failed"] >= 1
+    parts = ["sequential", "concurrent", *(["open_loop"] if further else [])]
+    for part in parts:
+        totals = [report[f"{part}_{key}"] for key in ("s", "qps", "tok_s")]
+        assert all(totals) if part in kept else totals == [None] * 3
+        assert (f"{part}_p50_ttft_s" in report) == (part in kept)
+    assert list(report)[:8] == TUTORIAL_KEYS
+    assert complaint.startswith(f"python -m workers.load: {given_up}: no whole answer within 0.3 s to the first ")
+    assert report["notes"][0] in complaint
 
 
 def test_a_terminal_sees_how_far_a_part_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,10 @@ from contract.rows import ClientRow
 from contract.specs import Api, SharedPrefix
 from workers.load import bodies as bodies_module
 from workers.load.bodies import FEWEST_AHEAD, Bodies, Prepared, prepare
-from workers.load.client import TooFewFiles, allow_connections, generate, run_load
+from workers.load.client import allow_connections, generate, run_load
 from workers.load.ending import Ending, Stop
 from workers.load.endpoint import NO_SOCKET, Endpoint
+from workers.load.failed import TooFewFiles
 from workers.load.limits import client_limits, connecting_s, send_delay_s
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import PromptFactory, TextCost, WordPrompts

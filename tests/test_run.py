@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,11 +18,12 @@ from typing import cast
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from contract.causes import SESSION_STARTS
 from contract.rows import MEASURED, PointRow, SessionRow
 from contract.specs import Point, Purpose, SessionSpec
-from orchestrator.cluster import Cluster, SessionHandle
+from orchestrator.cluster import Cluster, SessionHandle, _generate, _together
 from orchestrator.driver import Driver, Outcome
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
@@ -31,6 +33,11 @@ from orchestrator.store import Store
 from tests.command_line import ROOT, Place, orchestrate
 from tests.configs import experiment, resolved
 from workers.devices.nvml import driver_version
+from workers.load import start_line
+from workers.load.endpoint import Endpoint
+from workers.load.failed import LoadLost, TooFewFiles
+from workers.load.plan import LoadPlan
+from workers.load.tasks import split
 
 pytestmark = pytest.mark.ray
 QUICK = {"load__requests_min": 4, "load__requests_per_level": 1, "load__output_tokens": 4}
@@ -136,6 +143,32 @@ def test_a_load_task_that_is_killed_costs_one_try_on_the_same_server(
     assert killed
     assert (outcome.measured, outcome.failed) == (1, [])
     assert len(outcome.servers) == 1
+
+
+def test_what_a_load_task_fails_by_comes_through_ray_as_it_is(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
+    def with_few_files(plan: LoadPlan) -> object:  # nested, so that Ray sends it as it is: no worker imports tests
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        return _generate(plan)
+
+    def beside_one_that_does_not_come(plan: LoadPlan) -> object:
+        if plan.start and plan.start.index:
+            time.sleep(60)
+        start_line.GATHER_LIMIT_S = 0.1
+        return _generate(plan)
+
+    plan = LoadPlan(Endpoint("http://127.0.0.1:9", "m"), 300, 300, 20, 8, 0, 256, 7, 20.0)
+    with pytest.raises(TooFewFiles) as few:
+        _together(_as_task(with_few_files), [plan])
+    assert re.fullmatch("300 connections need [0-9]+ open files, and their process may have 256 .*", str(few.value))
+    with pytest.raises(LoadLost) as lost:
+        _together(_as_task(beside_one_that_does_not_come), split(plan, 2, tmp_path))
+    assert str(lost.value) == "not all 2 load processes came to the start within 0.1 s"
+    assert (type(few.value), type(lost.value)) == (TooFewFiles, LoadLost)
+
+
+def _as_task(generate: Callable[[LoadPlan], object]) -> object:
+    """One that leaves no process behind for the next."""
+    return ray.remote(num_cpus=0, max_retries=0, max_calls=1)(generate)
 
 
 def test_only_what_is_missing_is_left_to_do(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:

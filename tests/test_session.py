@@ -40,10 +40,10 @@ from workers.engines.sim import RUNTIME_BYTES
 from workers.launch.process import ServerProcess
 from workers.load.client import generate
 from workers.load.endpoint import NO_SOCKET, Endpoint
+from workers.load.failed import LoadFailed, LoadLost, TooFewFiles
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.stalls import HeldBack
 from workers.load.steady import stable
-from workers.load.tasks import LoadLost
 from workers.session import Session
 from workers.settling import settled_memory
 
@@ -591,12 +591,18 @@ def test_a_server_that_ran_out_of_memory_under_load_says_so(session: Made) -> No
     assert (row.failure_message or "").endswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def test_a_load_process_that_is_lost_is_not_held_against_the_server(session: Made) -> None:
+@pytest.mark.parametrize(
+    ("error", "failure_class"),
+    [(LoadLost("killed"), FailureClass.LOAD_LOST), (TooFewFiles("few"), FailureClass.CLIENT_SOCKETS)],
+)
+def test_load_that_comes_to_nothing_is_not_held_against_the_server(
+    session: Made, error: LoadFailed, failure_class: FailureClass
+) -> None:
     lost = [False]
 
     def generate_or_not(plans: list[LoadPlan]) -> list[LoadResult]:
         if lost[0]:
-            raise LoadLost("killed")
+            raise error
         return together(plans)
 
     one = Session(spec(), "run", 1, ["3"], generate_or_not)
@@ -604,7 +610,8 @@ def test_a_load_process_that_is_lost_is_not_held_against_the_server(session: Mad
     one.start()
     lost[0] = True
     row = one.measure(LEVEL)
-    assert (row.status, row.failure_class) == (FAILED, FailureClass.LOAD_LOST)
+    assert (row.status, row.failure_class) == (FAILED, failure_class)
+    assert row.failure_message == f"its load came to nothing: {error}"
     lost[0] = False
     assert one.measure(LEVEL).status == MEASURED
 
@@ -714,6 +721,7 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
         (2, 2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the host has no cores for more)"),
         (64, 2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the CPU quota has no cores for more)"),
         (64, 64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
+        (64, 64, 8, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
     ],
 )
 def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers(

@@ -74,16 +74,16 @@ class LoadPlans:
         or the user has said how many."""
         if self._spec.load_processes is not None:
             return before
-        return tasks.processes_again(before, point.concurrency or point.num_requests, self.free.at_once)
+        return tasks.processes_again(before, _streams(point), self.free.at_once)
 
     def limited(self, point: Point, processes: int) -> tuple[FailureClass, str]:
         """Why a level is not measured whose client was its limit with so many processes, and in words what of them."""
+        if _streams(point) <= processes:
+            return FailureClass.CLIENT_STREAMS_FEW, "the level has no streams for more"
         if self._spec.load_processes is not None:
             return FailureClass.CLIENT_PROCESSES_FIXED, "load.processes fixes their number"
         if self.processes_again(point, processes) > processes:
             return FailureClass.CLIENT_PROCESSES_FEW, "the host has cores for more"
-        if (point.concurrency or point.num_requests) <= processes:
-            return FailureClass.CLIENT_STREAMS_FEW, "the level has no streams for more"
         whose = "the CPU quota" if self.free.has_quota else "the host"
         return FailureClass.CLIENT_CORES_FEW, f"{whose} has no cores for more"
 
@@ -116,3 +116,8 @@ class LoadPlans:
         if self.text_cost is None:
             self.text_cost = asyncio.run(text_cost(self._endpoint))
         return self.text_cost
+
+
+def _streams(point: Point) -> int:
+    """Processes that a level can have at most: one for each request that is in flight, or of an open loop may be."""
+    return min(point.concurrency or point.num_requests, point.num_requests)

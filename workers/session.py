@@ -58,12 +58,12 @@ from workers.launch.watch import StartLog
 from workers.launch.workspace import Workspace
 from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
+from workers.load.failed import LoadFailed
 from workers.load.limits import client_limits
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST
 from workers.load.steady import stable
 from workers.load.summary import LoadSummary, summarize
-from workers.load.tasks import LoadLost
 from workers.load_plans import LoadPlans
 from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
@@ -193,9 +193,9 @@ class Session:
             self._launch()
         except readiness.StartFailed as error:
             self._fail(error.failure)
-        except LoadLost as error:
-            message = f"the load process of the first completion ended early: {error}"
-            self._fail(Failure(FailureClass.LOAD_LOST, message, self._log_tail()))
+        except LoadFailed as error:
+            message = f"the load of the first completion came to nothing: {error}"
+            self._fail(Failure(error.failure_class, message, self._log_tail()))
         except CardLost as error:
             self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
         except Exception as error:
@@ -394,8 +394,8 @@ class Session:
             return row
         except (probe.NoAnswer, EndpointError) as error:
             return self._failed_row(point, self._death(f"the server does not answer: {error}"))
-        except LoadLost as error:
-            return self._failed_row(point, Failure(FailureClass.LOAD_LOST, f"a load process ended early: {error}"))
+        except LoadFailed as error:
+            return self._failed_row(point, Failure(error.failure_class, f"its load came to nothing: {error}"))
         except CardLost as error:
             self._dead = True
             return self._failed_row(point, Failure(FailureClass.CARD_LOST, str(error)))
@@ -450,10 +450,10 @@ class Session:
             judged = row.status == MEASURED or _failed_for_want_of_sockets(row)
             if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.log_tail = CLIENT_LIMITED, None
-                row.failure_class, more_or_not = self.plans.limited(point, processes)
+                row.failure_class, more_or_not = self.plans.limited(point, len(result.clients))
                 if any(r.failure_class == FailureClass.CLIENT_SOCKETS for r in result.requests):
                     row.failure_class = FailureClass.CLIENT_SOCKETS  # cores or processes would not help
-                many = f"{processes} processes ({more_or_not})"
+                many = f"{len(result.clients)} processes ({more_or_not})"
                 row.failure_message = f"the load client was the limit with {many}: {'; '.join(limits)}"
             return row
 

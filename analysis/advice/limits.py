@@ -130,8 +130,7 @@ CLIENT: dict[str, Unknown] = {
         "with as many processes as `load.processes` names", "the same sweep with `load.processes=auto` tells"
     ),
     F.CLIENT_PROCESSES_FEW: Unknown(
-        "also when it was tried again, and the host had cores for more processes",
-        "the same sweep with a higher number of `load.processes` tells",
+        "and the host had cores for more processes", "the same sweep again, with more of them, may tell"
     ),
 }
 """Why a level stayed without a measurement, by its failure class."""

@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import uvloop
@@ -24,8 +24,9 @@ from contract.lateness import LAG, RAISED, SLIP, in_ms
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
-from workers.load.client import TooFewFiles, allow_connections
+from workers.load.client import allow_connections
 from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
+from workers.load.failed import TooFewFiles
 from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult
@@ -38,7 +39,19 @@ PROG = "python -m workers.load"
 MODELS_TIMEOUT_S = 15.0
 KEY_VARIABLES = ("VLLM_API_KEY", "OPENAI_API_KEY")
 LONGEST_S = 366 * 86400.0
-PARTS = ("sequential", "concurrent", "open_loop")
+TOTALS = ("s", "qps", "tok_s")
+"""Of a part, among the first keys of what is printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the parts gave, one after the other."""
+
+    model: str
+    parts: dict[str, LoadResult]
+    """Those that went to their end."""
+    given_up: Hopeless | None = None
+    """Why there are no more of them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
         "*_client_limited says why a part measured this client and not the server: [] where it was not found to be, "
         f"null where the part lasted less than {JUDGED_FROM_S:g} s, too short to tell; notes name from 2 ms on what "
-        "this client added to a part's figures all the same. "
+        "this client added to a part's figures all the same. A part whose first requests all run into --timeout is "
+        "given up: its totals and those of parts behind it are null, notes say so, and the parts before it stand. "
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
@@ -199,8 +213,8 @@ def _fit(plan: LoadPlan, prompt_tokens: int | None, max_tokens: int, max_model_l
     raise EndpointError(f"{asked} do not fit max_model_len {max_model_len} of {plan.endpoint.model}")
 
 
-async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, dict[str, LoadResult]]:
-    """Send the parts, one after the other."""
+async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> _Measured:
+    """Send the parts, one after the other. A server that answers nothing any more ends that, not what it has given."""
     models = await _models(endpoint, args.model)
     model = args.model or next(iter(models or {}))
     sequential = LoadPlan(
@@ -221,11 +235,16 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> tuple[str, d
     concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
     open_loop = None if args.rate is None else _open_loop(sequential, args.rate)
     await _check(open_loop or concurrent, args.max_tokens, (models or {}).get(model))
-    parts = {name: await run_watched(name, plan) for name, plan in zip(PARTS, (sequential, concurrent), strict=False)}
-    if open_loop is not None:
-        lines = _lines(open_loop, args.rate, args.concurrency, parts["concurrent"])
-        parts["open_loop"] = await run_watched("open_loop", replace(open_loop, concurrency=lines))
-    return model, parts
+    parts: dict[str, LoadResult] = {}
+    try:
+        parts["sequential"] = await run_watched("sequential", sequential)
+        parts["concurrent"] = await run_watched("concurrent", concurrent)
+        if open_loop is not None:
+            lines = _lines(open_loop, args.rate, args.concurrency, parts["concurrent"])
+            parts["open_loop"] = await run_watched("open_loop", replace(open_loop, concurrency=lines))
+    except Hopeless as error:
+        return _Measured(model, parts, error)
+    return _Measured(model, parts)
 
 
 def _open_loop(sequential: LoadPlan, rate: float) -> LoadPlan:
@@ -241,20 +260,24 @@ def _lines(plan: LoadPlan, rate: float, most: int, before: LoadResult) -> int:
     return max(1, min(plan.num_requests, most, math.ceil(expected)))
 
 
-def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) -> dict[str, Any]:
+def _report(args: argparse.Namespace, measured: _Measured) -> dict[str, Any]:
     """Return what is printed: the tutorial's eight keys first, then what it left out."""
+    parts = measured.parts
     sums = {part: summarize(result.requests, result.duration_s) for part, result in parts.items()}
     report: dict[str, Any] = {"n": args.n, "concurrency": args.concurrency}
     rates = {part: {"s": total.duration_s, "qps": total.qps, "tok_s": total.tok_s} for part, total in sums.items()}
-    for key in ("s", "qps", "tok_s"):
-        report |= {f"{part}_{key}": rates[part][key] for part in ("sequential", "concurrent")}
+    nothing = dict.fromkeys(TOTALS)
+    for key in TOTALS:
+        report |= {f"{part}_{key}": rates.get(part, nothing)[key] for part in ("sequential", "concurrent")}
     report["completed"] = sum(total.completed for total in sums.values())
     report["failed"] = sum(total.failed for total in sums.values())
-    report["model"] = model
+    report["failed"] += measured.given_up.failed if measured.given_up else 0
+    report["model"] = measured.model
+    if args.rate is not None:
+        report["rate"] = args.rate
+        report |= {f"open_loop_{key}": value for key, value in rates.get("open_loop", nothing).items()}
     if "open_loop" in parts:
         requests = parts["open_loop"].requests
-        report["rate"] = args.rate
-        report |= {f"open_loop_{key}": value for key, value in rates["open_loop"].items()}
         report["open_loop_offered_qps"] = len(requests) / max(row.due_s or 0.0 for row in requests)
         report["open_loop_p99_send_delay_s"] = send_delay_s(requests)
         report["open_loop_p99_connect_s"] = connecting_s(requests)
@@ -262,7 +285,10 @@ def _report(args: argparse.Namespace, model: str, parts: dict[str, LoadResult]) 
     for part, total in sums.items():
         report |= _part(part, total, parts[part].requests)
         report[f"{part}_client_limited"] = _limits(parts[part])
-    notes = [_tail_note(part, total.completed) for part, total in sums.items()]
+    notes = [
+        measured.given_up and str(measured.given_up),
+        *(_tail_note(part, total.completed) for part, total in sums.items()),
+    ]
     report["notes"] = [note for note in notes if note is not None]
     report["notes"] += [note for part, result in parts.items() for note in _client_notes(part, result)]
     return report
@@ -315,13 +341,15 @@ def _print(report: dict[str, Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _comment(args: argparse.Namespace, parts: dict[str, LoadResult], report: dict[str, Any]) -> None:
+def _comment(args: argparse.Namespace, measured: _Measured, report: dict[str, Any]) -> None:
     """Say on stderr what must not be overlooked in the figures."""
-    failures = [row for result in parts.values() for row in result.requests if not row.ok]
+    if measured.given_up is not None:
+        _complain(str(measured.given_up))
+    failures = [row for result in measured.parts.values() for row in result.requests if not row.ok]
     if failures:
         first = failures[0]
         _complain(f"{len(failures)} requests failed, the first with {first.failure_class}: {first.failure_message}")
-    for part in parts:
+    for part in measured.parts:
         if limits := report[f"{part}_client_limited"]:
             _complain(f"{part}: this client was the limit, its figures are not the server's: {'; '.join(limits)}")
     if args.concurrency > args.n:
@@ -346,16 +374,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         try:
             allow_connections(min(args.concurrency, args.n))
-            model, parts = uvloop.run(_measure(args, endpoint))
+            measured = uvloop.run(_measure(args, endpoint))
         except (TooFewFiles, EndpointError) as error:
             _complain(str(error))
             return 2
-        except Hopeless as error:
-            _complain(str(error))
-            return 1
-        report = _report(args, model, parts)
+        report = _report(args, measured)
         _print(report)
-        _comment(args, parts, report)
+        _comment(args, measured, report)
         return 0 if report["completed"] else 1
     except KeyboardInterrupt:
         _complain("interrupted")

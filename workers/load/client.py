@@ -23,6 +23,7 @@ from contract.lateness import OWN_RAISED
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
+from workers.load.failed import TooFewFiles
 from workers.load.limits import achieved_share
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent, row_of
@@ -37,12 +38,13 @@ FURTHER_FILES = 16
 """Files that a load opens besides its connections: the event loop's, those it reads of its own CPU time."""
 
 
-class TooFewFiles(Exception):
-    """A level needs more connections than this process may have."""
-
-
 def generate(plan: LoadPlan) -> LoadResult:
-    """Run `plan` on uvloop in this process and return its rows; for callers without a running event loop."""
+    """Run `plan` on uvloop in this process and return its rows; for callers without a running event loop.
+
+    Raises:
+        TooFewFiles: it needs more connections than this process may have.
+        LoadLost: another process of the level did not come to the start.
+    """
     if plan.cores:
         os.sched_setaffinity(0, plan.cores)
     allow_connections(min(plan.concurrency, plan.num_requests))
@@ -60,7 +62,7 @@ def allow_connections(number: int) -> None:
     needed = number + FURTHER_FILES + len(list(Path("/proc/self/fd").iterdir()))
     if most != resource.RLIM_INFINITY and needed > most:
         raise TooFewFiles(
-            f"{number} connections need {needed} open files, and this process may have {most} (ulimit -Hn)"
+            f"{number} connections need {needed} open files, and their process may have {most} (ulimit -Hn)"
         )
 
 

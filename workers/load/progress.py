@@ -19,7 +19,12 @@ HOPELESS = 3
 
 
 class Hopeless(Exception):
-    """The server takes requests and answers none."""
+    """The server takes a part's requests and answers none."""
+
+    def __init__(self, message: str, failed: int) -> None:
+        super().__init__(message)
+        self.failed = failed
+        """Requests that had ended; those that were broken off are no failures of the server."""
 
 
 class _Count:
@@ -44,9 +49,8 @@ async def run_watched(name: str, plan: LoadPlan) -> LoadResult:
         while not (await asyncio.wait({load}, timeout=LOOK_S))[0]:
             _show(f"{name}: {count.ended} of {plan.num_requests} ended, {time.monotonic() - started_s:.0f} s")
             if not count.answered and count.timed_out >= HOPELESS:
-                raise Hopeless(
-                    f"no whole answer within {plan.timeout_s:g} s to the first {count.ended} requests: given up"
-                )
+                what = f"no whole answer within {plan.timeout_s:g} s to the first {count.ended} requests"
+                raise Hopeless(f"{name}: {what}: given up", count.ended)
         return load.result()
     finally:
         load.cancel()

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.load.failed import LoadLost
+
 GATHER_LIMIT_S = 60.0
 HEAD_START_S = 0.05
 """From the last process's arrival to the start, so that all have seen it."""
@@ -27,12 +29,16 @@ class StartLine:
         A process that wakes up late finds it past: it is the moment from which its window counts all the same.
 
         Raises:
-            TimeoutError: one of the parties does not come.
+            LoadLost: one of the parties does not come.
         """
         self.agreed("ready")
-        async with asyncio.timeout(GATHER_LIMIT_S):
-            while (start_s := self._start_s()) is None:  # noqa: ASYNC110 - the others are other processes
-                await asyncio.sleep(POLL_S)
+        try:
+            async with asyncio.timeout(GATHER_LIMIT_S):
+                while (start_s := self._start_s()) is None:  # noqa: ASYNC110 - the others are other processes
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            message = f"not all {self.parties} load processes came to the start within {GATHER_LIMIT_S:g} s"
+            raise LoadLost(message) from None
         while (early_s := start_s - time.monotonic()) > 0:  # noqa: ASYNC110 - timers wake up early
             await asyncio.sleep(early_s)
         return start_s
