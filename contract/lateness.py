@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 NAMED_FROM_S = 0.002
 """From here on is named by how much a load client was late, far below what makes it the limit: a reader of a level
 with gaps of 10 ms must be told what of its p99 is the client's. The timers of its event loop are good for 1 ms."""
-_RAISED: Mapping[str, str] = {
+_FIGURES: Mapping[str, str] = {
     "gap_p99_raised_s": "p99 gap between chunks",
     "ttft_p95_raised_s": "p95 of TTFT",
     "ttft_p99_raised_s": "p99 of TTFT",
@@ -16,11 +16,11 @@ _RAISED: Mapping[str, str] = {
     "tpot_p95_raised_s": "p95 of TPOT",
 }
 RAISED: Mapping[str, str] = {
-    column: f"stalls of load processes raised the level's {figure} by {{n}} ms" for column, figure in _RAISED.items()
+    column: f"stalls of load processes raised the level's {figure} by {{n}} ms" for column, figure in _FIGURES.items()
 }
 """What stalls did to a level's figures, by the columns of `contract.rows.PointRow`."""
 OWN_RAISED: Mapping[str, str] = {
-    column: f"stalls of a load process raised the {_RAISED[column]} of its own requests by {{n}} ms"
+    column: f"stalls of a load process raised the {_FIGURES[column]} of its own requests by {{n}} ms"
     for column in ("gap_p99_raised_s", "ttft_p95_raised_s", "e2e_p95_raised_s", "tpot_p95_raised_s")
 }
 """What they did to the worst process's own, by the columns of `contract.rows.ClientRow`: all that is known of levels
