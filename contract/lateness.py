@@ -19,7 +19,7 @@ RAISED: Mapping[str, str] = {
     column: f"stalls of load processes raised the level's {figure} by {{n}} ms" for column, figure in _FIGURES.items()
 }
 """What stalls did to a level's figures, by the columns of `contract.rows.PointRow`."""
-OWN_FIGURES: Mapping[str, str] = {
+OWN_RAISED: Mapping[str, str] = {
     column: f"stalls of a load process raised the {_FIGURES[column]} of its own requests by {{n}} ms"
     for column in ("gap_p99_raised_s", "ttft_p95_raised_s", "e2e_p95_raised_s", "tpot_p95_raised_s")
 }

@@ -1,4 +1,4 @@
-"""Was the client the limit of a level, and what did it add? Pure: from what the load processes say of themselves and from the requests."""
+"""Was the client the limit of a level, and what did it add? Pure: from what load processes and requests say."""
 
 from __future__ import annotations
 
