@@ -125,6 +125,20 @@ def test_longer_requests_that_hold_tell_and_those_that_miss_leave_it_open() -> N
     assert "Of that load" not in text
 
 
+def test_near_full_requests_whose_answers_are_drawn_do_not_fill_the_context() -> None:
+    rows = near_full(output_lengths="uniform from 8 to 120")
+    text = said(rows)
+    assert "under load: not measured; `+sweep=capacity " in text
+    assert "'sweep.near_full_context.concurrency=[16]' load.output_tokens=64` measures it" in text
+    assert "misses, with p95_e2e_s 1.850 s" in said(rows, tokens=4088), "their mean"
+    assert "measured with 4024 + 64 tokens on average" in said(rows, tokens=4088)
+
+
+def test_prefixes_that_prompts_share_are_named() -> None:
+    shared = "8 shared prefixes of 256 tokens"
+    assert f"measured with 4024 + 64 tokens, {shared}." in said(near_full(shared_prefix=shared))
+
+
 def test_a_pool_sized_for_fewer_that_misses_leaves_it_open() -> None:
     text = said(near_full(sequences=4))
     assert "not known from this run, for what was measured is harder: misses" in text

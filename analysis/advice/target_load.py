@@ -21,7 +21,7 @@ from analysis.load.rates import level_words
 from analysis.load.strangers import marked
 from analysis.memory.kv_pages import pages_of
 from analysis.writing.document import Part, Phrase, join, phrase
-from analysis.writing.figures import Figure, count, plain
+from analysis.writing.figures import Figure, count, plain, quote
 
 NEAREST = (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES, Standing.NOT_MEASURED)
 """Of servers with the same load the one that holds the target most surely is the one to run."""
@@ -29,7 +29,7 @@ NEAREST = (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES, Standing.NOT_MEA
 
 @dataclass(frozen=True, slots=True)
 class TargetLevel:
-    """A level that had as many requests in flight as are asked for, none shorter."""
+    """A level that had as many requests in flight as are asked for, on average none shorter."""
 
     choice: Choice
     """The load that it is a level of."""
@@ -69,9 +69,9 @@ def target_level(choices: Sequence[Choice], concurrency: int, tokens: int) -> Ta
 
 
 def _as_long(candidate: Candidate, tokens: int) -> bool:
-    """Near-full prompts leave a few tokens of max_model_len."""
+    """Near-full requests leave a few tokens of max_model_len, but those whose answers are drawn many more."""
     curve, sample = candidate.curve, candidate.curve.series.sample
-    fills = sample.purpose == "near_full_context" and sample.max_model_len >= tokens
+    fills = sample.purpose == "near_full_context" and sample.output_lengths is None and sample.max_model_len >= tokens
     return curve.request_tokens >= tokens or fills
 
 
@@ -159,6 +159,9 @@ def _found(level: TargetLevel) -> Phrase:
         words += ", which are longer"
     words += "{pool}"
     parts["pool"] = sized_pool(curve)
+    if curve.series.sample.shared_prefix:
+        words += ", {shared}"
+        parts["shared"] = quote(f"{curve.name}.shared_prefix", curve.series.sample.shared_prefix)
     if not level.choice.slo.percentiles():
         words += "; no objective is given to hold that against (`slo.p95_e2e_s`)"
         return phrase(words, values=_value(candidate, "p95_e2e_s"), **parts)
@@ -192,13 +195,15 @@ def _sweep_tells(subject: Subject, concurrency: int, context: Figure, harder: Ta
         )
     cpu = subject.group.points[0].device == "cpu"
     sized = cpu or (harder is not None and harder.small_pool)
-    return phrase(
-        "`+sweep=capacity server.max_model_len={context} 'sweep.near_full_context.concurrency=[{n}]'"
-        + (" sweep.near_full_context.sequences={n}" if sized else "")
-        + "` measures it, beyond noise with `sweep.near_full_context.repeats` of three or more",
-        context=context,
-        n=plain("target.concurrency", concurrency),
-    )
+    words = "`+sweep=capacity server.max_model_len={context} 'sweep.near_full_context.concurrency=[{n}]'"
+    words += " sweep.near_full_context.sequences={n}" if sized else ""
+    parts: dict[str, Part] = {"context": context, "n": plain("target.concurrency", concurrency)}
+    drawn = next((c for choice in subject.choices for c in choice.curves if c.series.sample.output_lengths), None)
+    if drawn is not None:  # near-full prompts leave room for the longest of the answers
+        words += " load.output_tokens={output}"
+        parts["output"] = plain(f"{drawn.name}.output_tokens", drawn.series.sample.output_tokens or 1)
+    words += "` measures it, beyond noise with `sweep.near_full_context.repeats` of three or more"
+    return phrase(words, **parts)
 
 
 def _model_limit(subject: Subject) -> int | None:
