@@ -84,7 +84,7 @@ def reduce(run_dir: Path, targets: Targets | None = None) -> list[Path]:
     tables = with_drift(with_goodput(run_dir, read_tables(run_dir), slo))
     utilization = read_utilization(run_dir, bin_seconds(bars_of(tables)[1]))
     pages = [
-        kv_page(tables, targets),
+        kv_page(tables, targets, slo),
         batching_page(tables, slo),
         rate_page(tables, slo),
         envelope_page(tables),

@@ -204,6 +204,17 @@ def open_loop(keeps_up_to: float = 8) -> list[synthetic.PointRow]:
     return made
 
 
+def nearly_full() -> list[synthetic.PointRow]:
+    """Return memory, a sweep and near-full levels of three repeats, on a pool sized for fewer than the target."""
+    made = [row for row in synthetic.rows() if row.purpose in ("kv_scaling", "concurrency")]
+    for level in (4, 8, 16):
+        row = replace(synthetic.ladder_row(synthetic.GPU, level), sequences=8)
+        for repeat in range(3):
+            one = synthetic.loaded(synthetic.GPU, row, level, 2 * level + 4, jitter=20 + 0.2 * repeat)
+            made.append(replace(one, point_id=f"{row.point_id}-r{repeat}", repeat=repeat))
+    return made
+
+
 def with_steps(rows: list[synthetic.PointRow]) -> list[synthetic.PointRow]:
     """Return rows in which the engine's steps grow with the level, and prompts are what the server counted."""
     return [replace(r, server_step_mean_tokens=1.5 * (r.concurrency or 1), mean_prompt_tokens=12.25) for r in rows]
@@ -231,6 +242,7 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     "no power": {"slo": {"p95_e2e_s": 0.05}},
     "objectives": {"slo": {"p95_ttft_s": 0.3, "p95_tpot_s": 0.00405}},
     "straddling": {"slo": {"p95_e2e_s": 0.0651}},
+    "nearly full": {"slo": {"p95_e2e_s": 0.25, "p95_ttft_s": 0.5}},
     "cut off": {
         "slo": {"p95_e2e_s": 0.0651},
         "status": "interrupted",
@@ -270,6 +282,7 @@ RUNS = {
     "cut off": cut_off(),
     "windows, load alone": [row for row in about_kv(WINDOWS) if row.purpose == "concurrency"],
     "straddling": repeated(0.3),
+    "nearly full": nearly_full(),
     "open loop": open_loop(),
     "open loop, no objective": open_loop(),
     "repeated, border": repeated(3.5, preemptions=2, waiting_capacity_max=3, kv_usage_max=0.97),
@@ -1096,8 +1109,6 @@ class Auditor:
             return self.title() if what == "title" else self.version()
         loads = self.points[self.points.purpose.isin(["concurrency", "batching", "near_full_context", "rate"])]
         measured = loads[loads.status == "measured"]
-        if what == "longest_request":
-            return float((measured.prompt_tokens + measured.output_tokens).max())
         if what == "model_limit_tokens":
             return float(self.config["max_position_embeddings"] if self.config else "nan")
         double, n = 2 * self.target["context_tokens"], self.target["concurrency"]

@@ -189,7 +189,7 @@ def test_when_only_undecided_levels_are_left_nothing_is_chosen() -> None:
         "Not known from this run: no level meets every objective beyond noise, and concurrency 1 is undecided" in text
     )
     assert "`+sweep=concurrency` with more `sweep.repeats`, or `+sweep=slo`, tells" in text
-    assert "three or more" not in text
+    assert "`sweep.repeats` of three or more" not in text
     assert not re.search(r"\*\*Concurrency", text)
 
 
@@ -592,7 +592,7 @@ def test_contexts_longer_than_what_was_sent_are_named() -> None:
 def test_double_context_follows_the_slope_and_never_claims_a_latency() -> None:
     text = page(synthetic.rows())
     assert "need 48.00 GiB of KV by formula" in text
-    assert "Latency at that length was not measured" in text
+    assert "Latency and objectives at that length: not measured; `+sweep=capacity server.max_model_len=8192 " in text
     steep = page(synthetic.rows(replace(synthetic.GPU, bytes_per_token=2 * 393_216)))
     assert "need 96.00 GiB of KV by formula" in steep
     assert "**waits or preempts**; it holds 10 of them at once" in steep, "does not fit is not even one"

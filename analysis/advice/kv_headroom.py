@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from analysis.advice.operating_point import latency_level, throughput_level
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import blow_up_tells, knee_tells
-from analysis.load.load_curve import LoadCurve, knee_curves
+from analysis.load.ladder import sized_pool
+from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
 from analysis.load.load_tables import cell, workload
 from analysis.load.neighbours import neighbour_sentences
 from analysis.memory.kv_envelope import HEADROOM, Envelope, card_envelope, envelopes
@@ -173,27 +174,39 @@ def _trade_offs(doc: Document, result: KvResult, tables: Tables) -> None:
     served_alike = _served_alike(result, points)
     ids = {id(point) for point in served_alike}
     curves = [c for c in knee_curves(points) if id(c.series.group.points[0]) in ids and len(c.levels) > 1]
-    if not curves:
+    nearly_full = [
+        c for c in load_curves(points, "near_full_context") if id(c.series.group.points[0]) in ids and c.levels
+    ]
+    if not curves and not nearly_full:
         doc.say(
             "Not known from this run: fewer than two levels of load were measured of this model served alike (cards, "
             "parallelism, dtype, quantization); `+sweep=knee` measures them."
         )
         return
+    _by_levels(doc, curves)
+    _by_levels(doc, nearly_full)
+    doc.bullets(neighbour_sentences(tables, served_alike))
+    doc.say("Each holds for the lengths that it names.")
+    if not nearly_full:
+        doc.say(
+            "Latency with longer contexts is not known from this run; `+sweep=capacity` measures contexts that nearly "
+            "fill max_model_len."
+        )
+
+
+def _by_levels(doc: Document, curves: Sequence[LoadCurve]) -> None:
+    """Write what either service chooses by each of these curves, which differ in their servers."""
     for curve in curves:
         whose: dict[str, Part] = {}
         if len(curves) > 1:
             whose["label"] = quote(f"{curve.name}.label", curve.series.group.label)
         doc.say(
-            "From the levels measured in this run" + (" on {label}" if whose else "") + " ({load}):",
+            "From the levels measured in this run" + (" on {label}" if whose else "") + " ({load}{pool}):",
             load=workload(curve),
+            pool=sized_pool(curve),
             **whose,
         )
         doc.bullets([for_latency(curve), for_throughput(curve)])
-    doc.bullets(neighbour_sentences(tables, served_alike))
-    doc.say(
-        "These hold for those lengths. Longer contexts meet the pool first: take the lower of these levels and what "
-        "the envelope lets fit."
-    )
 
 
 def _served_alike(result: KvResult, points: Sequence[RunPoint]) -> tuple[RunPoint, ...]:

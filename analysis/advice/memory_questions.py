@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from analysis.advice.kv_headroom import TWO_COUNTS, capacities, longest_safe, room_words
 from analysis.advice.rules import per_token
 from analysis.advice.subject import UNKNOWN, Subject
+from analysis.advice.target_load import holds_instead, target_sentences, under_load
 from analysis.memory.kv_envelope import HEADROOM, fit_of
 from analysis.memory.kv_pages import Pages, pages_of
 from analysis.memory.kv_room import kv_room
@@ -41,6 +42,11 @@ def capacity_decision(subject: Subject) -> Phrase:
 
 
 def production_length(subject: Subject) -> Phrase:
+    """What memory allows, and how the target that fits it stands under load."""
+    return join([_longest_by_memory(subject), *target_sentences(subject)], " ")
+
+
+def _longest_by_memory(subject: Subject) -> Phrase:
     """Needs a pool taken by utilization, the engine's concurrency, and a target."""
     kv, n = subject.kv, subject.targets.concurrency
     if kv is None or kv.pool is None or all(r.median("engine_max_concurrency") is None for r in kv.pool.measured):
@@ -102,12 +108,12 @@ def double_context(subject: Subject) -> Phrase:
     )
     if limit is None:
         unknown = phrase("Whether the model takes that length is not known from this run.")
-        return join([memory, unknown, _latency_at(subject, double)], " ")
+        return join([memory, unknown, _latency_at(subject, n, double)], " ")
     longest = count(f"{subject.name}.model_limit_tokens", limit)
     if double > limit:
         return phrase("**No**: the model takes {longest} tokens at most. {memory}", longest=longest, memory=memory)
     takes = phrase("The model takes up to {longest} tokens.", longest=longest)
-    return join([memory, takes, _latency_at(subject, double)], " ")
+    return join([memory, takes, _latency_at(subject, n, double)], " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +146,7 @@ def _need(subject: Subject, tokens: int, n: int) -> _Need | None:
     return _Need(room.held_bytes, room.pool_bytes, room.holds, "the pool of the server under load", pages)
 
 
-def _latency_at(subject: Subject, tokens: int) -> Phrase:
-    lengths = [c.request_tokens for choice in subject.choices for c in choice.curves if c.levels]
-    if not lengths:
-        return phrase("Latency: no load was measured; `+sweep=capacity` measures it.")
-    longest = max(lengths)
-    if longest >= tokens:
-        return phrase(
-            "Latency: measured with requests of up to {longest} tokens, in batching_benchmark.md.",
-            longest=count(f"{subject.name}.longest_request", longest),
-        )
-    return phrase(
-        "Latency at that length was not measured (the longest requests had {longest} tokens); `+sweep=capacity` with "
-        "`server.max_model_len` set to it measures it.",
-        longest=count(f"{subject.name}.longest_request", longest),
-    )
+def _latency_at(subject: Subject, n: int, tokens: int) -> Phrase:
+    context = plain(f"{subject.name}.double_context_tokens", tokens)
+    found = phrase("Latency and objectives at that length: {found}.", found=under_load(subject, n, context))
+    return join([found, *holds_instead(subject, n, context)], " ")

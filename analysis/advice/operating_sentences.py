@@ -210,23 +210,23 @@ def _each_level(choice: Choice, some: Sequence[Candidate]) -> Phrase:
     return phrase(("rate" if choice.open_loop else "concurrency") + " {levels}", levels=levels)
 
 
-def around(choice: Choice, targets: Targets) -> list[Phrase]:
+def around(choice: Choice, targets: Targets, target: Sequence[Phrase] = ()) -> list[Phrase]:
     """Return what a reader must know beside the answer: others on the card, the next level, the knee, what presses,
-    other contexts."""
-    return [*resting_on(c.reading for c in choice.candidates), *_around(choice, targets)]
+    other contexts. `target`: how that stands under load (`analysis.advice.target_load`)."""
+    return [*resting_on(c.reading for c in choice.candidates), *_around(choice, targets, target)]
 
 
-def _around(choice: Choice, targets: Targets) -> list[Phrase]:
+def _around(choice: Choice, targets: Targets, target: Sequence[Phrase]) -> list[Phrase]:
     point = choice.point
     if point is None or not choice.slo.percentiles():
         services = [] if choice.open_loop else _services(choice)
-        return [*services, *_when_steady(choice), *([] if point is None else _beside(choice, point, targets))]
+        return [*services, *_when_steady(choice), *([] if point is None else _beside(choice, point, targets, target))]
     return [
         *_margin(choice),
         *_next_level(choice, point),
         *_when_steady(choice),
         *_past_the_knee(choice, point),
-        *_beside(choice, point, targets),
+        *_beside(choice, point, targets, target),
     ]
 
 
@@ -281,7 +281,7 @@ def _services(choice: Choice) -> list[Phrase]:
     return said
 
 
-def _beside(choice: Choice, point: OperatingPoint, targets: Targets) -> Iterator[Phrase]:
+def _beside(choice: Choice, point: OperatingPoint, targets: Targets, target: Sequence[Phrase]) -> Iterator[Phrase]:
     servers = choice.servers
     if len(servers) > 1:
         n = count(f"op.{choice.group.slug}.servers", len(servers))
@@ -291,7 +291,8 @@ def _beside(choice: Choice, point: OperatingPoint, targets: Targets) -> Iterator
     verdict = pressed(choice, point)
     if verdict is not None:
         yield phrase("The level is **" + str(verdict) + "** already (batching_benchmark.md says by what signs).")
-    yield from _target_context(point, targets)
+    for sentence in _target_context(point, targets):
+        yield join([sentence, *target], " ")
     yield phrase("Measured: {notes}.", notes=_measured(point.reading))
 
 

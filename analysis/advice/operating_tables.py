@@ -102,7 +102,7 @@ def level_rows(choice: Choice) -> tuple[list[str], list[list[str | Part]]]:
     """Return columns and rows of all levels against the objectives; none where there is no objective, or nothing was
     chosen and all stand alike."""
     limits = choice.slo.percentiles()
-    if not limits or (choice.point is None and len({_verdict(c) for c in choice.candidates}) == 1):
+    if not limits or (choice.point is None and len({verdict(c) for c in choice.candidates}) == 1):
         return [], []
     axis = "request_rate" if choice.open_loop else "concurrency"
     servers = len({curve.label for curve in choice.curves}) > 1
@@ -120,10 +120,11 @@ def _level_row(candidate: Candidate, servers: bool) -> list[str | Part]:
     for check in candidate.checks:
         row += [cell(reading, check.column, 4), interval_words(curve, reading, check.column)]
     beside = ", with others on the card" if disturbed([reading]) else ""
-    return [*row, _verdict(candidate) + beside]
+    return [*row, verdict(candidate) + beside]
 
 
-def _verdict(candidate: Candidate) -> str:
+def verdict(candidate: Candidate) -> str:
+    """Return how a level stands to all objectives, in words."""
     if candidate.keeps_up is False:
         return "misses: does not keep up"
     if candidate.contradicted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.advice.operating_point import Choice, choices
@@ -55,3 +56,9 @@ def subjects(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float | None)
         envelope = card_envelope(kv, tables.points, tables.configs) if kv is not None else None
         found.append(Subject(group, own, kv, envelope, targets, tables.configs))
     return found
+
+
+def subject_of(result: KvResult, found: Sequence[Subject]) -> Subject:
+    """Return the subject that a memory result is of."""
+    known = result.group.points[0]
+    return next(subject for subject in found if any(point is known for point in subject.group.points))

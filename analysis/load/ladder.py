@@ -9,7 +9,7 @@ from analysis.load.load_tables import cell, level_notes, server, workload
 from analysis.rows.caveats import identity
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.writing.document import Document, Part, Phrase, phrase
-from analysis.writing.figures import NOTHING, Figure, decimal, percent, plain
+from analysis.writing.figures import NOTHING, Figure, count, decimal, percent, plain
 
 COLUMNS = (
     "concurrency",
@@ -34,6 +34,15 @@ def predicted(curve: LoadCurve) -> float | None:
     )
 
 
+def sized_pool(curve: LoadCurve) -> Phrase:
+    """Return for how many full-length sequences the sweep sized a curve's pool; no words where it did not."""
+    sequences = curve.series.sample.sequences
+    if sequences is None:
+        return phrase("")
+    n = count(f"{curve.name}.sequences", sequences)
+    return phrase(", on a pool that was sized for {n} full-length sequences", n=n)
+
+
 def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
     """Write the section, saying so where the run holds no such level."""
     doc.heading(2, "Near-full context")
@@ -41,9 +50,10 @@ def add_ladder(doc: Document, curves: Sequence[LoadCurve]) -> None:
         doc.say("How many full contexts run at once is not known from this run; `+sweep=capacity` measures it.")
         return
     doc.say(
-        "Prompts and answers together almost fill max_model_len, so the KV pool, not the scheduler, should set the "
-        "limit. running_max, waiting_max and kv_usage_max are the highest values sampled from the server's metrics, "
-        "preemptions its counter; over repeats the highest counts."
+        "Prompts and answers together almost fill max_model_len, so each request takes about as much of the KV pool as "
+        "one can. Whether the pool, the queue or the computing limits these levels is said below, under *What limits "
+        "each level*. running_max, waiting_max and kv_usage_max are the highest values sampled from the server's "
+        "metrics, preemptions its counter; over repeats the highest counts."
     )
     for curve in curves:
         doc.heading(3, "{who}", who=identity(curve.series.sample, curve.name, curve.series.group.label))

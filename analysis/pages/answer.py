@@ -9,6 +9,8 @@ from pathlib import Path
 from analysis.advice.kv_headroom import longest_safe, room_words
 from analysis.advice.operating_point import Basis, Choice, choices
 from analysis.advice.operating_sentences import gives
+from analysis.advice.subject import subject_of, subjects
+from analysis.advice.target_load import target_under_load
 from analysis.load.checks import Standing
 from analysis.load.knee_sentences import both_answers
 from analysis.load.load_curve import LoadCurve, knee_curves
@@ -55,9 +57,13 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
 
     Without an objective an open loop has no operating point.
     """
+    found, results = subjects(tables, slo, targets, None), kv_results(tables.points)
     memory = [Finding(_title(result.sample, result.name, result.group.label),
-                      (*_target_lines(result, tables, targets), *_kv_lines(result)))
-              for result in kv_results(tables.points)]  # fmt: skip
+                      (*_target_lines(result, tables, targets), *target_under_load(subject_of(result, found)),
+                       *_kv_lines(result)))
+              for result in results]  # fmt: skip
+    memory += [Finding(_whose(subject.main), tuple(target_under_load(subject)))
+               for subject in found if subject.kv is None and subject.main is not None]  # fmt: skip
     load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency"),
                                     *resting_on(curve.levels)))
             for curve in knee_curves(tables.points)]  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.advice.kv_headroom import add_decision, add_headroom
+from analysis.advice.subject import subject_of, subjects
+from analysis.advice.target_load import target_sentences
 from analysis.memory.kv_account import Accounts
 from analysis.memory.kv_account_table import add_account
 from analysis.memory.kv_estimates import add_estimates
@@ -27,7 +29,7 @@ from analysis.pages.without_rows import page_without_rows
 from analysis.rows.caveats import add_caveats, add_failures, identity
 from analysis.rows.series import Reading, Series
 from analysis.rows.tables import RunPoint, Tables
-from analysis.rows.targets import Targets
+from analysis.rows.targets import NO_OBJECTIVES, Slo, Targets
 from analysis.rows.watching import add_watching
 from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, decimal, gib, mib, percent, plain, quote
@@ -50,7 +52,7 @@ NO_CURVE = (
 )
 
 
-def kv_page(tables: Tables, targets: Targets) -> Document:
+def kv_page(tables: Tables, targets: Targets, slo: Slo = NO_OBJECTIVES) -> Document:
     """Return the page; of a run without memory rows one that says so."""
     rows = [point for point in tables.points if point.purpose == "kv_scaling"]
     if not rows:
@@ -72,10 +74,12 @@ def kv_page(tables: Tables, targets: Targets) -> Document:
             + (", as in every row here, so it does not check *loaded*" if _never_loaded(rows) else "")
             + ". What the cards show beyond it NVML gives to no process, or it was there before."
         )
-    accounts = Accounts(tables.sessions)
+    accounts, found = Accounts(tables.sessions), subjects(tables, slo, targets, None)
     for result in kv_results(tables.points):
         doc.heading(2, "{who}", who=identity(result.sample, result.name, result.group.label))
         add_decision(doc, result, tables, targets)
+        if under_load := target_sentences(subject_of(result, found)):
+            doc.say("{sentences}", sentences=join(under_load, " "))
         _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result, accounts)
         add_account(doc, result, accounts, tables.points)

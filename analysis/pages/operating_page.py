@@ -9,7 +9,8 @@ from analysis.advice.operating_point import Basis, Choice
 from analysis.advice.operating_sentences import answer, around, objectives, thin_margin
 from analysis.advice.operating_tables import figure_rows, level_rows
 from analysis.advice.questions import add_questions
-from analysis.advice.subject import subjects
+from analysis.advice.subject import Subject, subjects
+from analysis.advice.target_load import target_sentences
 from analysis.load.load_tables import confidence, lengths_sent
 from analysis.load.neighbours import neighbour_sentences
 from analysis.pages.without_rows import CELLS
@@ -40,7 +41,7 @@ def operating_page(tables: Tables, slo: Slo, targets: Targets, gpu_hour: float |
         if not subject.choices:
             _say_no_levels(doc, points)
         for choice in subject.choices:
-            _add_choice(doc, choice, targets, gpu_hour, main=choice is subject.main)
+            _add_choice(doc, choice, subject, gpu_hour)
         add_questions(doc, subject)
     add_failures(doc, tables.points, tables)
     return doc
@@ -74,7 +75,7 @@ def _add_rule(doc: Document, slo: Slo) -> None:
     )
 
 
-def _add_choice(doc: Document, choice: Choice, targets: Targets, gpu_hour: float | None, main: bool) -> None:
+def _add_choice(doc: Document, choice: Choice, subject: Subject, gpu_hour: float | None) -> None:
     """Write the answer, its figures, the levels against the objectives, and the alerts of what was chosen."""
     curve = choice.point.curve if choice.point is not None else choice.curves[0]
     kind = "Load: {load}, by arrival rate" if choice.open_loop else "Load: {load}"
@@ -82,11 +83,11 @@ def _add_choice(doc: Document, choice: Choice, targets: Targets, gpu_hour: float
     doc.say("{answer}", answer=answer(choice))
     if choice.point is not None:
         doc.table(["what", "value", "notes"], figure_rows(choice, choice.point, gpu_hour), choice.sample.simulated)
-    doc.bullets(around(choice, targets))
+    doc.bullets(around(choice, subject.targets, target_sentences(subject)))
     columns, rows = level_rows(choice)
     if rows:
         doc.table(columns, rows, choice.sample.simulated)
-    if main or (choice.point is not None and choice.basis is not Basis.AS_MEASURED):
+    if choice is subject.main or (choice.point is not None and choice.basis is not Basis.AS_MEASURED):
         doc.say(
             "Alerts to set (on a window of about as many requests; a percentile of few scatters more than these, "
             "and another start of the server may differ by more):"
