@@ -221,9 +221,11 @@ def limit_in_short(curve: LoadCurve, configs: Configs) -> Phrase:
     verdict = limit(tried[-1][1]) if tried else Limit.UNKNOWN
     if verdict is Limit.UNKNOWN:
         return phrase("not known from this run")
+    beyond = "" if tried[-1][0] is curve.series.readings[-1] else ", higher levels not measured"
     if verdict is Limit.NOTHING:
-        return phrase("not saturated up to concurrency {top}", top=concurrency_figure(tried[-1][0]))
-    return phrase(str(verdict) + " from concurrency {where} on", where=concurrency_figure(_since(tried)))
+        return phrase("not saturated up to concurrency {top}" + beyond, top=concurrency_figure(tried[-1][0]))
+    words = str(verdict) + " from concurrency {where} on" + beyond
+    return phrase(words, where=concurrency_figure(_since(tried)))
 
 
 def _tried(curve: LoadCurve, configs: Configs) -> list[tuple[Reading, Signs]]:

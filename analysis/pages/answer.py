@@ -63,7 +63,7 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
     load = [Finding(_about(curve), (*_load_lines(curve, tables.configs), *_objective(curve, slo, "concurrency"),
                                     *resting_on(curve.levels)))
             for curve in closed_loops(tables.points)]  # fmt: skip
-    rates = [Finding(_about(curve), (keeps_up_sentence(curve), *_objective(curve, slo, "requests/s"),
+    rates = [Finding(_about(curve), (_keeps_up(curve), *_objective(curve, slo, "requests/s"),
                                      *resting_on(curve.levels)))
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
@@ -219,6 +219,10 @@ def _load_lines(curve: LoadCurve, configs: Configs) -> Iterator[Phrase]:
     )
     if len(curve.levels) > 1:
         yield phrase("{answers}; verdict: {limit}", answers=both_answers(curve), limit=limit_in_short(curve, configs))
+
+
+def _keeps_up(curve: LoadCurve) -> Phrase:
+    return phrase("open loop ({load}): {kept}", load=lengths(curve), kept=keeps_up_sentence(curve))
 
 
 def _objective(curve: LoadCurve, slo: Slo, unit: str) -> Iterator[Phrase]:
