@@ -8,8 +8,9 @@ bend. In half of the runs it also falls past some level. p95 is what Little's la
 tail grows longer past K. The truth is the rule of docs/definitions.md on the curve without noise. A run is *at the
 border* where the true gain of its last doubling is within two true standard errors of the rule's 10 %; those are
 counted apart. A 95 % interval is decided for sure about twice as far from the border only, so some runs with a clear
-knee stay undecided, too: shares are given of the knees that were found, and of all. A quarter as many runs at each of
-four noises are then measured by `+sweep=knee` itself, with three repeats; their truth is that of the levels it chose.
+knee stay undecided, too: shares are given of all knees, the undecided as misses, and of those that were found. A
+quarter as many runs at each of four noises are then measured by `+sweep=knee` itself, with three repeats; their truth
+is that of the levels it chose.
 """
 
 from __future__ import annotations
@@ -346,14 +347,15 @@ def print_searches(runs: int) -> None:
         true = [s for s in made if s.truth is not None]
         found = [s for s in true if s.knee.could_be]
         sizes = [len(s.knee.could_be) for s in found]
-        held = _share([s.truth in s.knee.could_be for s in found])
+        held, few = [s.truth in s.knee.could_be for s in true], [1 <= len(s.knee.could_be) <= 2 for s in true]
         in_range, factor = _share([s.range_holds_truth for s in found]), _share([math.log(span(s)) for s in found])
         without = [s for s in made if s.truth is None]
         print(
             f"+sweep=knee, 3 repeats, noise of {sd:.0%}: {runs} runs, "
             f"{_share([len(s.levels) for s in made]):.1f} levels each\n"
-            f"  knee: {len(true)} runs, {len(found)} of them found; the set holds the truth in {held:.1%} and "
-            f"one or two levels in {_share([size <= 2 for size in sizes]):.1%}, {max(sizes)} at most\n"
+            f"  knee: {len(true)} runs, {len(found)} of them found; of all the set holds the truth in "
+            f"{_share(held):.1%} and one or two levels in {_share(few):.1%}; of those found in "
+            f"{sum(held) / len(found):.1%} and {sum(few) / len(found):.1%}, {max(sizes)} at most\n"
             f"  the knee of all numbers lies between the level below the set and its highest in {in_range:.1%}, "
             f"which is a factor of {math.exp(factor):.2f} on average\n"
             f"  no knee: {len(without)} runs; given a number: {sum(bool(s.knee.could_be) for s in without)}"
@@ -374,9 +376,9 @@ def print_shares(what: str, made: list[Trial]) -> None:
         f"  knee: {s.knees} runs, {s.knees_found} of them found, {s.knees_undecided} undecided "
         f"({s.knees_undecided_nearby} of these within 4 standard errors of the rule's border), "
         f"{s.knees_called_no_knee} called no knee yet\n"
-        f"  of those found the set holds the truth in {s.set_holds_truth:.1%} and one or two levels in "
-        f"{s.set_holds_one_or_two:.1%}, {s.mean_set:.2f} on average; of all, the undecided as misses, "
-        f"{s.truth_of_all_knees:.1%} and {s.one_or_two_of_all_knees:.1%}\n"
+        f"  of all, the undecided as misses, the set holds the truth in {s.truth_of_all_knees:.1%} and one or two "
+        f"levels in {s.one_or_two_of_all_knees:.1%}; of those found in {s.set_holds_truth:.1%} and "
+        f"{s.set_holds_one_or_two:.1%}, {s.mean_set:.2f} on average\n"
         f"  no knee: {s.without_a_knee} runs; given a number: {s.numbers_without_a_knee}\n"
         f"  at the border: {s.at_the_border} runs, {s.undecided_at_the_border} of them undecided, "
         f"{s.numbers_at_the_border_without_a_knee} given a number that have no knee\n"

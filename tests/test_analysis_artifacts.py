@@ -234,10 +234,34 @@ def test_answer_holds_the_main_results(gpu: Path) -> None:
     assert "memory slope (ready) 393,216, memory slope (loaded) 393,216, formula 393,216, engine 393,216" in text
     assert "337.66 x 512, 168.83 x 1024, 84.41 x 2048, 42.21 x 4096 tokens" in text
     assert "6,481 tok/s at concurrency 32, p95 0.344 s (12 + 64 tokens)" in text
-    assert "throughput was still rising at the last level (by 27 % in the last doubling)" in text
-    assert "p95 latency: outgrows it after 8 or 16" in text
+    assert "throughput (12 + 64 tokens) was still rising at the last level (by 27 % in the last doubling)" in text
+    assert "p95 latency: outgrows it after 8 or 16; verdict: not saturated up to concurrency 32" in text
     assert text.splitlines()[-1] == f"Files: {gpu}"
-    assert len(text.splitlines()) < 10
+    assert len(text.splitlines()) < 12
+
+
+def test_answer_holds_every_load_with_its_lengths_and_names_no_other_s(tmp_path: Path) -> None:
+    """Short requests and near-full contexts on one server: what holds for one must not be read of the other."""
+    ladder = [
+        replace(synthetic.ladder_row(synthetic.GPU, at), repeat=n, point_id=f"ladder-{at}-{n}", tok_s=500.0 + n,
+                p95_e2e_s=0.4 * at + n / 1e3)
+        for at in (1, 2, 4, 8) for n in range(3)
+    ]  # fmt: skip
+    rows = with_curve({1: 300.0, 2: 590.0, 4: 1150.0}, {1: 0.2, 2: 0.21, 4: 0.22}, 3, 0.005)
+    run = synthetic.write_run(tmp_path, [*rows, *ladder])
+    (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": 1.0}}))
+    reduce(run)
+    lines = answer(run).splitlines()
+    short, long = "(12 + 64 tokens)", "(4000 + 64 tokens)"
+    assert any(f"throughput {short} was still rising" in line and "not saturated up to" in line for line in lines)
+    assert any(f"throughput {long} stops scaling at 1;" in line and "compute-bound from" in line for line in lines)
+    assert any(line.startswith(f"  concurrency {short}: 4 held, and no level broke. ") for line in lines)
+    assert any(line.startswith(f"  concurrency {long}: 2 held, 4 (2.0x) broke. ") for line in lines)
+    assert sum("held" in line for line in lines) == 2
+    section = (run / "batching_benchmark.md").read_text().split("## Which concurrency holds")[1].split("\n## ")[0]
+    assert section.count("The border along concurrency: ") == section.count("### ") == 2
+    assert section.count("Objectives, repeat by repeat") == 1
+    assert "2 held, 4 (2.0x) broke" in section.split("prompts of 4,000 tokens")[1]
 
 
 def test_command_line_rebuilds_and_lists(gpu: Path, capsys: pytest.CaptureFixture[str]) -> None:

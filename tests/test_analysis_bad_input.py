@@ -134,6 +134,18 @@ def test_artifacts_of_a_run_that_cannot_be_trusted(
     refused([str(table.parent)], table, message, capsys)
 
 
+@pytest.mark.parametrize("file", ["requests", "telemetry", "server_samples"])
+@pytest.mark.parametrize("spoil", [truncate, empty, foreign])
+def test_a_table_that_nothing_will_be_read_from_is_refused_too(
+    file: str, spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Requests are read for goodput alone, which needs an objective."""
+    table = sent(tmp_path / "run") / f"{file}.parquet"
+    (table.parent / "manifest.json").unlink()
+    spoil(table)
+    refused([str(table.parent)], table, f"not a table of {file}", capsys)
+
+
 @pytest.mark.parametrize("name", SPOILED)
 def test_tools_on_a_run_that_cannot_be_trusted(
     name: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1081,6 +1081,9 @@ class Auditor:
                 "room_free_gib": lambda: (pool - held) / GIB,
                 "room_requests": lambda: requests,
                 "room_further": lambda: holds(row.prompt_tokens + row.output_tokens) - requests,
+                "room_would_run": lambda: min(
+                    max(0, row.max_num_seqs - requests), holds(row.prompt_tokens + row.output_tokens) - requests
+                ),
                 "target_holds": lambda: holds(self.target["context_tokens"]),
             }[what]()
         )

@@ -506,6 +506,22 @@ def test_both_rules_for_an_objective_stand_in_one_sentence() -> None:
     assert border_words(once, limit).text.endswith("so how far noise moves this is not known.")
 
 
+HIGHER = {
+    ("concurrency", "concurrency"): "concurrency` with higher levels in `sweep.concurrency`, or `+sweep=slo`, tells",
+    ("concurrency", "slo"): "slo` with a higher `sweep.concurrency.highest` tells",
+    ("near_full_context", "capacity"): "capacity` with higher levels in `sweep.near_full_context.concurrency` tells",
+}
+
+
+@pytest.mark.parametrize(("purpose", "swept"), HIGHER)
+def test_where_no_level_broke_the_sweep_that_is_named_can_send_this_load(purpose: str, swept: str) -> None:
+    rows = [replace(row, purpose=purpose, sweep=swept) for row in sweep()]
+    (curve,) = load_curves(synthetic.tables_of(rows).points, purpose)
+    words = border_words(curve, Slo(p95_e2e_s=10.0)).text
+    tells = HIGHER[purpose, swept]
+    assert words.startswith(f"32 held, and no level broke. `+sweep={tells} where they break. ")
+
+
 def test_price_counts_all_cards_and_needs_a_price_and_a_gpu() -> None:
     (reading,) = load_curves(
         synthetic.tables_of([replace(sweep()[0], gpus=2, total_tok_s=600.0)]).points, "concurrency"
@@ -542,6 +558,15 @@ def test_room_is_the_pool_less_what_full_length_requests_take() -> None:
     assert made is not None
     blocks = synthetic.GPU.pool_bytes // (16 * 393_216)
     assert made.holds == (blocks - 1) // math.ceil(76 / 16)
+    left = f"| KV pool left, in requests of this load | {made.further_requests:,} | at least, by the pool alone"
+    open_ = "max_num_seqs was left to vLLM, so how many of them would run is not known"
+    all_ = f"{made.further_requests:,}"
+    would = {16: "0", 20: "4", 8: "0", 10**6: all_}
+    said = {seats: f"of them {n} would run beside these (max_num_seqs {seats})" for seats, n in would.items()}
+    for seats, words in {None: open_, **said}.items():
+        text = page([replace(r, max_num_seqs=seats) for r in sweep()], Slo(p95_e2e_s=0.5))
+        assert left in text
+        assert words in text
     unknown = [replace(r, engine_kv_bytes=None) for r in sweep()]
     assert "| KV pool left | not known from this run |" in page(unknown, Slo(p95_e2e_s=0.5))
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.advice.limits import signs_of
+from analysis.advice.limits import limit_in_short, signs_of
 from analysis.load.anchors import with_drift
 from analysis.load.load_curve import load_curves
 from analysis.load.signs import signs
@@ -123,6 +123,19 @@ def test_rising_throughput_is_not_saturated() -> None:
     assert "| 32 | not saturated |" in line(text, 32)
     assert "not saturated by this load up to concurrency 32; `+sweep=concurrency` with higher levels" in text
     assert "at least 2,161 requests of this load held at once (arithmetic); measured knee: none yet." in text
+
+
+def test_the_short_verdict_is_the_verdict_and_speaks_of_no_level_that_was_not_measured() -> None:
+    def short(rows: list[PointRow]) -> str:
+        (curve,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
+        return limit_in_short(curve, {}).text
+
+    assert short(sweep()) == "not saturated up to concurrency 32"
+    assert short(sweep(flat_from=8)) == "compute-bound from concurrency 8 on"
+    lost = [synthetic.failed(row, "engine_dead") if row.concurrency == 32 else row for row in sweep()]
+    assert short(lost) == "not saturated up to concurrency 16, higher levels not measured"
+    assert short(sweep(repeats=1)) == "not known from this run"
+    assert short([synthetic.failed(row, "engine_dead") for row in sweep()]) == "not known from this run"
 
 
 def test_a_level_out_of_a_knees_band_is_not_saturated_whether_there_is_a_knee_or_not() -> None:

@@ -282,7 +282,7 @@ def test_rates_have_charts_that_ring_where_the_server_lags(tmp_path: Path) -> No
     for spec in charts(page):
         vl_convert.vegalite_to_svg(spec)
     words = " ".join(prose(page).split())
-    assert "Up to which rate does the server keep up" in words.split("Throughput and latency")[0], "answer first"
+    assert "open loop (12 + 64 tokens): Up to which rate" in words.split("Throughput and latency")[0], "answer first"
     assert "it holds no levels of a closed loop" in words
 
 

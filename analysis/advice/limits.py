@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from analysis.load.knee import KneeVerdict
 from analysis.load.knee_sentences import doubling_gain, knee_levels, knee_tells, levels_tell, repeats_tell
@@ -204,19 +205,43 @@ def _unknown(curve: LoadCurve, reading: Reading, seen: Signs) -> Unknown:
 
 def verdict_on_the_run(curve: LoadCurve, configs: Configs) -> Phrase:
     """The verdict on the highest level that has one, and from which level on it holds."""
-    every = signs_of(curve, configs)
-    tried = [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]
+    tried = _tried(curve, configs)
     if not tried:
         return phrase("What limits this server under this load is not known from this run: no level was measured.")
     verdict = _verdict_on(curve, tried)
-    if tried[-1][0] is every[-1][0]:
+    if tried[-1][0] is curve.series.readings[-1]:
         return verdict
     return phrase("{verdict} Higher levels were tried and not measured.", verdict=verdict)
 
 
+def limit_in_short(curve: LoadCurve, configs: Configs) -> Phrase:
+    """The same in a few words, without the reasons."""
+    tried = _tried(curve, configs)
+    verdict = limit(tried[-1][1]) if tried else Limit.UNKNOWN
+    if verdict is Limit.UNKNOWN:
+        return phrase("not known from this run")
+    beyond = "" if tried[-1][0] is curve.series.readings[-1] else ", higher levels not measured"
+    if verdict is Limit.NOTHING:
+        return phrase("not saturated up to concurrency {top}" + beyond, top=concurrency_figure(tried[-1][0]))
+    words = str(verdict) + " from concurrency {where} on" + beyond
+    return phrase(words, where=concurrency_figure(_since(tried)))
+
+
+def _tried(curve: LoadCurve, configs: Configs) -> list[tuple[Reading, Signs]]:
+    """The levels that have a verdict, if only that it is not known."""
+    every = signs_of(curve, configs)
+    return [(reading, seen) for reading, seen in every if limit(seen) is not Limit.NOT_MEASURED]
+
+
+def _since(tried: Sequence[tuple[Reading, Signs]]) -> Reading:
+    """The lowest level from which on the verdict is that on the highest."""
+    last = limit(tried[-1][1])
+    alike = takewhile(lambda level: limit(level[1]) is last, reversed(tried))
+    return [reading for reading, _ in alike][-1]
+
+
 def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phrase:
-    limits = [limit(seen) for _, seen in tried]
-    highest_level, last = tried[-1][0], limits[-1]
+    highest_level, last = tried[-1][0], limit(tried[-1][1])
     if last is Limit.UNKNOWN:
         unknown = _unknown(curve, *tried[-1])
         why = "What limits this server under this load is not known from this run (" + unknown.why + "); "
@@ -229,8 +254,7 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
             top=concurrency_figure(highest_level),
             stands=join(stands, ", "),
         )
-    first = len(limits) - next((i for i, other in enumerate(reversed(limits)) if other is not last), len(limits))
-    where = concurrency_figure(tried[first][0])
+    where = concurrency_figure(_since(tried))
     if last is Limit.NOTHING:
         return phrase(
             "This server is not saturated by this load up to concurrency {top}; " + levels_tell(curve) + " what will "

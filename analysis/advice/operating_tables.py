@@ -14,9 +14,10 @@ from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import NO_REQUESTS, SIZE, cell, confidence, interval_words, label_figure, size_cells
 from analysis.load.rates import level_figure
 from analysis.load.strangers import disturbed
+from analysis.memory.kv_room import KvRoom
 from analysis.rows.series import Reading
 from analysis.writing.document import Part, Phrase, phrase
-from analysis.writing.figures import Figure, count, gib, significant
+from analysis.writing.figures import Figure, count, gib, plain, significant
 
 
 def figure_rows(choice: Choice, point: OperatingPoint, gpu_hour: float | None) -> list[list[str | Part]]:
@@ -60,15 +61,29 @@ def _room_rows(point: OperatingPoint) -> list[list[str | Part]]:
         held=gib(f"{name}.room_held_gib", room.held_bytes),
         n=count(f"{name}.room_requests", room.requests),
     )
-    further = count(f"{name}.room_further", room.further_requests)
     seen = kv_usage(point.reading)
     if seen.value is not None:
         held = phrase("{held}; seen in use at most: {seen}", held=held, seen=seen)
-    short = room.further_requests < 0
+    further = count(f"{name}.room_further", room.further_requests)
     return [
         ["KV pool left, GiB", gib(f"{name}.room_free_gib", room.free_bytes), held],
-        ["room for further requests of this load", further, "below zero: they do not all fit" if short else "at least"],
+        ["KV pool left, in requests of this load", further, _would_run(point, room)],
     ]
+
+
+def _would_run(point: OperatingPoint, room: KvRoom) -> Phrase:
+    """What the pool's room for further requests says of how many more would run."""
+    if room.further_requests < 0:
+        return phrase("below zero: they do not all fit")
+    alone, seats = "at least, by the pool alone, whatever their latency; ", point.curve.series.sample.max_num_seqs
+    if seats is None:
+        return phrase(alone + "max_num_seqs was left to vLLM, so how many of them would run is not known")
+    more = min(max(0, seats - room.requests), room.further_requests)
+    return phrase(
+        alone + "of them {more} would run beside these (max_num_seqs {seats})",
+        seats=plain(f"{point.reading.name}.max_num_seqs", seats),
+        more=count(f"{point.reading.name}.room_would_run", more),
+    )
 
 
 def _energy_row(point: OperatingPoint) -> list[str | Part]:

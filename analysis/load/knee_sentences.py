@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from analysis.load.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, Gain, KneeVerdict, marginal_tok_s_per_s, read_off
 from analysis.load.load_curve import LoadCurve
-from analysis.load.load_tables import cell, confidence, interval_words
+from analysis.load.load_tables import cell, confidence, interval_words, lengths
 from analysis.load.strangers import resting_on
 from analysis.rows.series import Reading, concurrency_figure
 from analysis.writing.document import Document, Part, Phrase, phrase
@@ -405,8 +405,13 @@ def _change(name: str, change: Gain) -> Phrase:
 
 
 def both_answers(curve: LoadCurve) -> Phrase:
-    """Return both answers in one line."""
-    return phrase("throughput {stops}; p95 latency: {blows}", stops=_stops(curve), blows=_blows(curve))
+    """Return both answers in one line, with the lengths that they hold for."""
+    return phrase(
+        "throughput ({load}) {stops}; p95 latency: {blows}",
+        load=lengths(curve),
+        stops=_stops(curve),
+        blows=_blows(curve),
+    )
 
 
 def _stops(curve: LoadCurve) -> Phrase:

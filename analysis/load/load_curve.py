@@ -254,6 +254,12 @@ def knee_curves(points: Sequence[RunPoint]) -> list[LoadCurve]:
     return one_per_server(curve for purpose in ("concurrency", "batching") for curve in load_curves(points, purpose))
 
 
+def closed_loops(points: Sequence[RunPoint]) -> list[LoadCurve]:
+    """Return the curves that a run's answers on closed loops rest on: those of `knee_curves`, then the near-full
+    contexts."""
+    return [*knee_curves(points), *load_curves(points, "near_full_context")]
+
+
 def server_key(group: Group) -> Key:
     """Return what points of one server under one load have in common, as known to the one that learned most."""
     return tuple(getattr(group.points[0], column) for column in LOAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analysis.load.checks import Standing, standing_at
+from analysis.load.knee_sentences import SEARCHES, levels_tell
 from analysis.load.load_curve import LoadCurve
 from analysis.load.objectives import border, states
 from analysis.load.strangers import resting_on
@@ -12,8 +13,9 @@ from analysis.writing.figures import Figure, percent, quote, significant, times
 from contract.rows import KEEPS_UP
 
 
-def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None:
-    """Write the border along a curve's axis (`concurrency`, `request_rate`); nothing where there is no objective."""
+def add_objectives(doc: Document, slo: Slo, axis: str) -> None:
+    """Write the objectives and what holding them means, once for all curves along an axis (`concurrency`,
+    `request_rate`); nothing where there is no objective."""
     if not slo.percentiles():
         return
     limits = [phrase(name + " up to {s} s", s=significant(f"slo.{name}", s)) for name, s in slo.percentiles().items()]
@@ -24,11 +26,17 @@ def add_objectives(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None
     doc.say(
         "Objectives, repeat by repeat ({limits}{keeps_up}): a level *held* where every repeat meets them all, *broke* "
         "where none does, and else its repeats disagree; a search goes by that until its levels have repeats, and then "
-        "counts noise, too. The border along " + axis + ": {border}",
+        "counts noise, too.",
         limits=join(limits, ", "),
         keeps_up=keeps_up,
-        border=border_words(curve, slo),
     )
+
+
+def add_border(doc: Document, curve: LoadCurve, slo: Slo, axis: str) -> None:
+    """Write the border along a curve's axis; nothing where there is no objective."""
+    if not slo.percentiles():
+        return
+    doc.say("The border along " + axis + ": {border}", border=border_words(curve, slo))
     for sentence in resting_on(curve.levels):
         doc.say("{sentence}", sentence=sentence)
 
@@ -53,14 +61,15 @@ def _by_repeats(curve: LoadCurve, slo: Slo) -> Phrase:
     if found.held is not None and found.broke is not None:
         parts["ratio"] = times(f"{curve.name}.slo_ratio", found.broke / found.held)
         return phrase("{held} held, {broke} ({ratio}) broke" + words + ".", **parts)
-    tells = " `+sweep=slo` with a wider range tells where they break."
     if found.held is not None:
+        tells = " " + levels_tell(curve, search="slo") + " where they break."
         return phrase("{held} held, and no level broke" + words + "." + tells, **parts)
     if found.broke is not None:
         return phrase("no level held: {broke} broke" + words + ".", **parts)
     if found.undecided:
         return phrase("no level clearly held or broke" + words + ".", **parts)
-    return phrase("not known from this run: no level was measured; `+sweep=slo` tells.")
+    search = "slo" if curve.series.sample.purpose in SEARCHES["slo"] else "capacity"
+    return phrase("not known from this run: no level was measured; `+sweep=" + search + "` tells.")
 
 
 def _states(curve: LoadCurve, slo: Slo) -> dict[float, bool | None]:

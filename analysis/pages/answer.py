@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.advice.kv_headroom import longest_safe, room_words
+from analysis.advice.limits import limit_in_short
 from analysis.advice.operating_point import Basis, Choice, choices
 from analysis.advice.operating_sentences import gives
 from analysis.advice.subject import subject_of, subjects
 from analysis.advice.target_load import target_under_load
 from analysis.load.checks import Standing
 from analysis.load.knee_sentences import both_answers
-from analysis.load.load_curve import LoadCurve, knee_curves
+from analysis.load.load_curve import LoadCurve, closed_loops
 from analysis.load.load_tables import cell, lengths
 from analysis.load.objective_sentences import border_words
 from analysis.load.rates import keeps_up_sentence, level_words, rate_curves
@@ -22,6 +23,7 @@ from analysis.memory.envelope_grid import envelope_grids
 from analysis.memory.kv_envelope import card_envelope
 from analysis.memory.kv_estimates import estimates
 from analysis.memory.kv_fit import KvResult, kv_results
+from analysis.memory.kv_pages import Configs
 from analysis.memory.kv_too_long import too_long
 from analysis.pages.envelope_sweep import summary
 from analysis.rows.caveats import missing_words, next_steps, not_whole, silent_sessions, title
@@ -64,10 +66,10 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
               for result in results]  # fmt: skip
     memory += [Finding(_whose(subject.main), tuple(target_under_load(subject)))
                for subject in found if subject.kv is None and subject.main is not None]  # fmt: skip
-    load = [Finding(_about(curve), (*_load_lines(curve), *_objective(curve, slo, "concurrency"),
+    load = [Finding(_about(curve), (*_load_lines(curve, tables.configs), *_objective(curve, slo, "concurrency"),
                                     *resting_on(curve.levels)))
-            for curve in knee_curves(tables.points)]  # fmt: skip
-    rates = [Finding(_about(curve), (keeps_up_sentence(curve), *_objective(curve, slo, "requests/s"),
+            for curve in closed_loops(tables.points)]  # fmt: skip
+    rates = [Finding(_about(curve), (_keeps_up(curve), *_objective(curve, slo, "requests/s"),
                                      *resting_on(curve.levels)))
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
@@ -209,22 +211,26 @@ def _capacity(reading: Reading) -> Phrase:
     )
 
 
-def _load_lines(curve: LoadCurve) -> Iterator[Phrase]:
-    best = curve.best
+def _load_lines(curve: LoadCurve, configs: Configs) -> Iterator[Phrase]:
+    best, load = curve.best, lengths(curve)
     if best is None:
-        yield phrase("no level of load was measured")
+        yield phrase("no level of load ({load}) was measured", load=load)
         return
     yield phrase(
         "best throughput: {tok_s} tok/s at concurrency {at}, p95 {p95} s ({lengths})",
         tok_s=cell(best, "tok_s"),
         at=concurrency_figure(best),
         p95=cell(best, "p95_e2e_s"),
-        lengths=lengths(curve),
+        lengths=load,
     )
     if len(curve.levels) > 1:
-        yield both_answers(curve)
+        yield phrase("{answers}; verdict: {limit}", answers=both_answers(curve), limit=limit_in_short(curve, configs))
+
+
+def _keeps_up(curve: LoadCurve) -> Phrase:
+    return phrase("open loop ({load}): {kept}", load=lengths(curve), kept=keeps_up_sentence(curve))
 
 
 def _objective(curve: LoadCurve, slo: Slo, unit: str) -> Iterator[Phrase]:
     if slo.percentiles():
-        yield phrase(unit + ": {border}", border=border_words(curve, slo))
+        yield phrase(unit + " ({load}): {border}", load=lengths(curve), border=border_words(curve, slo))

@@ -10,7 +10,7 @@ from analysis.advice.under_use import add_under_use
 from analysis.load.anchors import add_anchors
 from analysis.load.knee_sentences import add_rule, knee_sentences, knee_table, twin_sentences
 from analysis.load.ladder import add_ladder
-from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
+from analysis.load.load_curve import LoadCurve, closed_loops, knee_curves, load_curves
 from analysis.load.load_tables import (
     SIZE,
     SWEEP_COLUMNS,
@@ -24,7 +24,7 @@ from analysis.load.load_tables import (
     workload,
 )
 from analysis.load.neighbours import add_neighbours
-from analysis.load.objective_sentences import add_objectives
+from analysis.load.objective_sentences import add_border, add_objectives
 from analysis.load.request_notes import P99_NEEDS, few_for_p99
 from analysis.load.server_table import add_server_table
 from analysis.load.steady_table import add_steady_table
@@ -70,9 +70,9 @@ def batching_page(tables: Tables, slo: Slo = NO_OBJECTIVES) -> Document:
     _comparison_section(doc, load_curves(rows, "comparison"))
     _levels_section(doc, load_curves(rows, "batching"), slo)
     _sweep_section(doc, load_curves(rows, "concurrency"), knee_curves(rows), slo)
-    _objectives_section(doc, knee_curves(rows), slo)
+    _objectives_section(doc, closed_loops(rows), slo)
     add_ladder(doc, load_curves(rows, "near_full_context"))
-    add_limits(doc, [*knee_curves(rows), *load_curves(rows, "near_full_context")], tables.configs)
+    add_limits(doc, closed_loops(rows), tables.configs)
     add_anchors(doc, rows)
     add_neighbours(doc, tables)
     add_under_use(doc, rows)
@@ -214,6 +214,8 @@ def _objectives_section(doc: Document, curves: Sequence[LoadCurve], slo: Slo) ->
     doc.heading(2, "Which concurrency holds the objectives?")
     if not curves:
         _absent(doc, "Which concurrency holds them", "slo")
+        return
+    add_objectives(doc, slo, "concurrency")
     for curve in curves:
         _curve_heading(doc, curve)
-        add_objectives(doc, curve, slo, "concurrency")
+        add_border(doc, curve, slo, "concurrency")

@@ -20,7 +20,7 @@ from analysis.load.load_tables import (
     unmeasured_notes,
     workload,
 )
-from analysis.load.objective_sentences import add_objectives
+from analysis.load.objective_sentences import add_border, add_objectives
 from analysis.load.rates import keeps_up_sentence, rate_curves, rate_figure
 from analysis.load.request_notes import request_notes
 from analysis.load.server_table import add_server_table
@@ -73,6 +73,7 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         "connection is kept apart (p99_send_delay_s and p99_connect_s in the CSV; older runs have both in the first). "
         "A level is the median of its repeats."
     )
+    add_objectives(doc, slo, "request_rate")
     for curve in rate_curves(rows):
         sample, name = curve.series.sample, curve.name
         doc.heading(2, "{who}", who=identity(sample, name, curve.series.group.label))
@@ -93,7 +94,7 @@ def rate_page(tables: Tables, slo: Slo) -> Document | None:
         say_without_goodput(doc, slo, curve.series.readings)
         add_server_table(doc, curve, "request_rate", rate_figure)
         doc.bullets([keeps_up_sentence(curve), *resting_on(curve.levels)])
-        add_objectives(doc, curve, slo, "request_rate")
+        add_border(doc, curve, slo, "request_rate")
     add_failures(doc, rows, tables)
     return doc
 

@@ -13,11 +13,9 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from analysis.errors import AnalysisError, first_line
 from analysis.pages.timeline import bars_of, card_labels, cards_of
-from analysis.rows.batches import Totals, Values, add_up, merged, read_batches, totals_of
+from analysis.rows.batches import Totals, Values, add_up, column_names, merged, read_batches, totals_of
 from analysis.rows.tables import Tables, moment
 from analysis.writing.figures import clean
 
@@ -134,10 +132,7 @@ class Samples:
 
     def having(self, columns: Sequence[str]) -> list[str]:
         """Return those of the columns that the table has."""
-        try:
-            there = pq.read_schema(self.path).names
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise AnalysisError(f"{self.path}: not a table of {self.path.stem} ({first_line(error)})") from error
+        there = column_names(self.path)
         return [column for column in columns if column in there]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -19,6 +19,14 @@ Values: TypeAlias = tuple[Any, ...]
 Totals: TypeAlias = dict[tuple[Any, ...], Values]
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a table, from its footer alone; raises `AnalysisError` for a file that has none."""
+    try:
+        return [column.name for column in pq.read_schema(path)]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: not a table of {path.stem} ({first_line(error)})") from error
+
+
 def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the columns of `schema`, in its types, at most `BATCH_ROWS` rows at once.
 

@@ -22,10 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
+from analysis.rows.batches import column_names
 from analysis.rows.tables import FROM_SESSION, IDS, NESTED, POINTS_SCHEMA, checked, last_attempts, row_schema
 from analysis.writing.files import replacing
 from contract.rows import PointRow, SessionRow
 
+OF_POINT = ("session_id", "point_id")
+"""Columns of every nested table, whatever its version."""
 ROWS_OF_A_GROUP = 100_000
 """A table is written whenever so many rows have come together."""
 READERS = min(4, os.cpu_count() or 1)
@@ -53,6 +56,7 @@ def build_tables(run_dir: Path) -> list[Path]:
     if not paths and not sessions:
         if not (run_dir / "points.parquet").is_file():
             raise AnalysisError(f"{run_dir}: no shards/SESSION/*.parquet and no points.parquet, so nothing to analyse")
+        _check_footers(run_dir)
         return []
     schemas = {"points": POINTS_SCHEMA, **{name: _nested_schema(name) for name in NESTED}}
     schemas["sessions"] = row_schema(SessionRow)
@@ -67,6 +71,13 @@ def build_tables(run_dir: Path) -> list[Path]:
             for name in NESTED:
                 tables[name].add(shard.nested[name])
     return list(written.values())
+
+
+def _check_footers(run_dir: Path) -> None:
+    """Refuse a nested table that was sent truncated or is another's, whether or not anything will be read from it."""
+    for path in (run_dir / f"{name}.parquet" for name in NESTED):
+        if path.is_file() and (missing := set(OF_POINT) - set(column_names(path))):
+            raise AnalysisError(f"{path}: not a table of {path.stem} (no column {', '.join(sorted(missing))})")
 
 
 class GrowingTable:
