@@ -204,13 +204,16 @@ def test_another_start_of_a_session_that_came_to_nothing_is_cold(
 def test_a_failure_of_the_configuration_is_not_tried_again(
     parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, _ = started(parent(), monkeypatch, fail="No available memory for the cache blocks.")
-    assert (row.failure_class, row.start) == ("kv_too_small", "warm")
+    words = "ValueError: User-specified max_model_len (8192) is greater than the derived max_model_len (4096)"
+    row, _ = started(parent(), monkeypatch, fail=words)
+    assert (row.failure_class, row.start) == ("length_above_model", "warm")
 
 
 @pytest.mark.parametrize(
     ("words", "failure_class"),
     [
+        ("No available memory for the cache blocks.", "kv_too_small"),
+        ("The KV cache needed is larger than the available KV cache memory (1.0 GiB).", "kv_too_small"),
         ("Free memory on device cuda:0 (1/80 GiB) is less than desired GPU memory utilization", "free_memory_low"),
         ("Error in memory profiling. Initial free memory 1, current free memory 2.", "memory_profile"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", "out_of_memory"),

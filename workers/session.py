@@ -85,6 +85,7 @@ FORKING_CAN_CAUSE = (
     FailureClass.START_FAILED,
     FailureClass.ENGINE_DEAD,
     FailureClass.WRONG_SERVER,
+    FailureClass.KV_TOO_SMALL,
     FailureClass.FREE_MEMORY_LOW,
     FailureClass.MEMORY_PROFILE,
     FailureClass.OUT_OF_MEMORY,
@@ -92,8 +93,9 @@ FORKING_CAN_CAUSE = (
     FailureClass.CUDA_ERROR,
     FailureClass.CARD_FAILED,
 )
-"""The last seven are what a fork on the cards of others meets: its driver may have read which are visible before. A
-small utilization passes the look at free memory there, and weights, pool or graphs do not fit."""
+"""The last eight are what a fork on the cards of others meets: its driver may have read which are visible before. A
+small utilization passes the look at free memory there, and weights, pool or graphs do not fit: a KV pool that is too
+small for that would be a result, and never measured again."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FIRST_COMPLETION_LIMIT_S = {Start.WARM: 120.0, Start.COLD: 600.0}
 """Of one token, by how the server was started. Kernels may be compiled for it, in minutes; a fork that is at it for
