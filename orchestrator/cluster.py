@@ -91,7 +91,8 @@ class Cluster:
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
-        self._forks: defaultdict[str, Forks] = defaultdict(Forks)
+        self._forks: defaultdict[tuple[str, ModelSpec, bool], Forks] = defaultdict(Forks)
+        """By node, model, and whether eager."""
         self._served: set[str] = set()
         """Nodes that have had a server, or have a session that is to start their first."""
         self._keeps_warm: threading.Thread | None = None
@@ -372,24 +373,27 @@ class Cluster:
         Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
-        omp, why = users_omp_num_threads(), self._why_not_warm(node)
+        warm_parent = await self._warm_parent(node, spec) if spec.start is Start.WARM else None
+        omp, why = users_omp_num_threads(), self._why_not_warm(node, spec)
         first = node not in self._served
         self._served.add(node)
         handle = SessionHandle(
             actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first),
             partial(self._served.discard, node) if first else lambda: None,
-            self._forks[node].see,
+            self._forks_like(node, spec).see,
         )
         await handle.alive()
         return handle
 
-    def _why_not_warm(self, node: str) -> str | None:
-        return self._not_warm.get(node) or self._forks[node].problem
+    def _forks_like(self, node: str, spec: SessionSpec) -> Forks:
+        return self._forks[node, spec.model, spec.server.enforce_eager]
 
-    async def _warm_parent(self, node: str) -> str | None:
+    def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
+        return self._not_warm.get(node) or self._forks_like(node, spec).problem
+
+    async def _warm_parent(self, node: str, spec: SessionSpec) -> str | None:
         """Return the socket of the node's; None where there is none. One that did not come is not waited for again."""
-        if node not in self._warm or self._why_not_warm(node):
+        if node not in self._warm or self._why_not_warm(node, spec):
             return None
         try:
             path: str = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)

@@ -228,7 +228,7 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
     cluster = Cluster(experiment("kv").cluster, None)
     of_one, of_two = gpu_fleet(1, 1).nodes
     of_two = replace(of_two, all_kinds=("NVIDIA A100", "NVIDIA H100"))
-    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    warm = warm_spec()
     cluster.warm_up(Fleet("cuda", (replace(of_one, all_kinds=("NVIDIA H100",)), of_two)), warm)
     assert made == [of_one.id]
 
@@ -340,6 +340,11 @@ def test_a_node_without_a_report_is_said_beside_the_lack_of_the_kind_that_was_as
     assert [problem[:20] for problem in refused.value.problems] == ["gpu-02 could not be ", "cluster.gpu=H100: no"]
 
 
+def warm_spec(model: str = "shape", eager: bool = True) -> Any:
+    server = SimpleNamespace(enforce_eager=eager)
+    return SimpleNamespace(gpus=1, start=Start.WARM, model=model, server=server)
+
+
 async def never() -> str:
     await asyncio.sleep(3600)
     return "/never"
@@ -372,7 +377,7 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     monkeypatch.setattr(clusters, "ACTOR_LIMIT_S", 0.5)
     cluster = Cluster(experiment("kv").cluster, None)
     cluster._warm = {"node": SimpleNamespace(socket=SimpleNamespace(remote=remote))}
-    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    warm = warm_spec()
 
     async def sessions() -> None:
         for _ in range(2):
@@ -381,6 +386,16 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     asyncio.run(sessions())
     assert len(asked) == 1
     assert [arguments[-3:-1] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+
+
+def test_a_good_fork_of_one_kind_keeps_no_other_kind_warm() -> None:
+    cluster = Cluster(experiment("kv").cluster, None)
+    good = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="warm")
+    in_vain = replace(good, start="cold", start_reason=f"{CAME_TO_NOTHING}no word from it for 900 s")
+    for row, spec in [(good, warm_spec()), (in_vain, warm_spec(eager=False)), (in_vain, warm_spec(eager=False))]:
+        cluster._forks_like("node", spec).see(row)
+    assert cluster._why_not_warm("node", warm_spec()) is None
+    assert "2 forks of this model" in (cluster._why_not_warm("node", warm_spec(eager=False)) or "")
 
 
 @pytest.mark.parametrize(("first", "asked"), [("cold", 2), ("warm", 3)])
@@ -406,18 +421,23 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     monkeypatch.setattr(clusters, "_on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
     cluster._warm = {node: SimpleNamespace(socket=SimpleNamespace(remote=socket)) for node in ("node", "other")}
-    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    warm = warm_spec()
 
     async def sessions() -> None:
         for _ in range(3):
             handle = await cluster.session(warm, "node", "run", 1)
             await handle.start()
-        await cluster.session(warm, "other", "run", 1)
+        others = ("other", warm), ("node", warm_spec("larger")), ("node", warm_spec(eager=False))
+        for node, other in others:
+            await cluster.session(other, node, "run", 1)
 
     asyncio.run(sessions())
-    why = "on this node 2 forks have come to nothing where a cold server was ready, and none has been good"
+    why = (
+        "on this node 2 forks of this model in this mode (eager or not) have come to nothing where a cold server was "
+        "ready, and none has been good"
+    )
     cold = [(None, why)] * (3 - asked)
-    assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)]
+    assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)] * 3
 
 
 @pytest.mark.parametrize(
