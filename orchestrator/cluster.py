@@ -373,8 +373,8 @@ class Cluster:
         Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent = await self._warm_parent(node, spec) if spec.start is Start.WARM else None
-        omp, why = users_omp_num_threads(), self._why_not_warm(node, spec)
+        warm_parent, why = await self._warm_parent(node, spec) if spec.start is Start.WARM else (None, None)
+        omp = users_omp_num_threads()
         first = node not in self._served
         self._served.add(node)
         handle = SessionHandle(
@@ -391,19 +391,23 @@ class Cluster:
     def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
         return self._not_warm.get(node) or self._forks_like(node, spec).problem
 
-    async def _warm_parent(self, node: str, spec: SessionSpec) -> str | None:
-        """Return the socket of the node's; None where there is none. One that did not come is not waited for again."""
-        if node not in self._warm or self._why_not_warm(node, spec):
-            return None
+    async def _warm_parent(self, node: str, spec: SessionSpec) -> tuple[str | None, str | None]:
+        """Return the socket of the node's, or why it has none for `spec`. One that did not come is not waited for
+        again."""
+        why = self._why_not_warm(node, spec)
+        if node not in self._warm or why:
+            return None, why
         try:
-            path: str = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
+            told: tuple[str | None, str | None] = await asyncio.wait_for(
+                _result(self._warm[node].socket.remote(spec)), ACTOR_LIMIT_S
+            )
         except TimeoutError:
             self._not_warm[node] = f"this node has no warm parent: none came within {ACTOR_LIMIT_S:g} s"
         except (ActorLost, ActorFailed) as error:
             self._not_warm[node] = f"this node has no warm parent: {error}"
         else:
-            return path
-        return None
+            return told
+        return None, self._not_warm[node]
 
 
 class SessionHandle:
@@ -527,19 +531,25 @@ class WarmActor:
     def __init__(self, spec: SessionSpec, omp_num_threads: str | None) -> None:
         from workers import processes
         from workers.engines import make_engine
-        from workers.launch.warm import parent_for
+        from workers.launch.warm import parent_environment, parent_for
 
         processes.niceness_reset()
-        self._parent = parent_for(make_engine(spec.engine), spec, omp_num_threads)
+        engine = make_engine(spec.engine)
+        self._environment = partial(parent_environment, engine, omp_num_threads=omp_num_threads)
+        self._imported_in = self._environment(spec)
+        self._parent = parent_for(engine, spec, omp_num_threads)
         self._lease = Lease(self._parent.close)
 
     def ping(self) -> None:
         """Live on."""
         self._lease.renew()
 
-    def socket(self) -> str:
-        """Return where it is asked; it may still be importing."""
-        return str(self._parent.socket)
+    def socket(self, spec: SessionSpec) -> tuple[str | None, str | None]:
+        """Return where it is asked, which may still be importing; or why it would refuse a server for `spec` then."""
+        from workers.launch.warm import environment_problem
+
+        problem = environment_problem(self._environment(spec), self._imported_in)
+        return (None, problem) if problem else (str(self._parent.socket), None)
 
     def close(self) -> None:
         """End the warm parent, and remove what it leaves where it was killed."""

@@ -32,6 +32,7 @@ from tests.command_line import ROOT
 from tests.configs import experiment, gpu_fleet, sim_fleet
 from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
+from tests.test_session import spec
 from workers import processes
 from workers.launch import warm
 from workers.node_report import NodeReport
@@ -214,12 +215,12 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
 
     async def ping() -> None: ...
 
-    async def socket() -> str:
-        return "/one"
+    async def socket() -> tuple[str, None]:
+        return "/one", None
 
     def remote(*arguments: Any) -> Any:
         sessions.append(arguments)
-        return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=socket))
+        return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=lambda _spec: socket()))
 
     options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: options)
@@ -345,12 +346,11 @@ def warm_spec(model: str = "shape", eager: bool = True) -> Any:
     return SimpleNamespace(gpus=1, start=Start.WARM, model=model, server=server)
 
 
-async def never() -> str:
+async def never() -> None:
     await asyncio.sleep(3600)
-    return "/never"
 
 
-async def not_made() -> str:
+async def not_made() -> None:
     words = "The actor died because of an error raised in its creation task, ray::WarmActor.__init__()\nOSError: no"
     raise ray.exceptions.RayActorError("id", words, actor_init_failed=True)
 
@@ -364,7 +364,7 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     asked: list[None] = []
     made: list[tuple[Any, ...]] = []
 
-    def remote() -> Any:
+    def remote(_spec: Any) -> Any:
         asked.append(None)
         return socket()
 
@@ -407,8 +407,8 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
 
     async def ping() -> None: ...
 
-    async def socket() -> str:
-        return "/one"
+    async def socket() -> tuple[str, None]:
+        return "/one", None
 
     async def start() -> SessionRow:
         how = next(starts)
@@ -420,7 +420,7 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
     monkeypatch.setattr(clusters, "_on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster._warm = {node: SimpleNamespace(socket=SimpleNamespace(remote=socket)) for node in ("node", "other")}
+    cluster._warm = {node: SimpleNamespace(socket=SimpleNamespace(remote=lambda _spec: socket())) for node in ("node", "other")}
     warm = warm_spec()
 
     async def sessions() -> None:
@@ -438,6 +438,24 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     )
     cold = [(None, why)] * (3 - asked)
     assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)] * 3
+
+
+@pytest.mark.parametrize(("users", "why"), [({}, "HF_HUB_OFFLINE"), ({"HF_HUB_OFFLINE": "1"}, None)])
+def test_a_server_that_its_parent_would_refuse_for_its_environment_does_not_wait_for_the_import(
+    users: dict[str, str], why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes are told not to look at the hub, real weights are not, unless the user says so."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(warm, "WarmParent", lambda *_: SimpleNamespace(socket="/one", close=lambda: None))
+    monkeypatch.setattr(clusters, "Lease", lambda _: None)  # it would end this process
+    shape = replace(spec(), engine="vllm")
+    real = replace(shape, model=replace(shape.model, dummy_weights=False))
+    owner = clusters.WarmActor(shape, None)
+    assert owner.socket(shape) == ("/one", None)
+    refused = f"its environment is not the one that was imported in: {why}"
+    assert owner.socket(real) == ((None, refused) if why else ("/one", None))
 
 
 @pytest.mark.parametrize(
