@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from contract.rows import MEASURED, PointRow, SessionEnd, SessionRow
+from contract.rows import MEASURED, MUTE_PARENT, PointRow, SessionEnd, SessionRow
 from contract.specs import ModelSpec, Point, SessionSpec, Start
 from orchestrator import interrupts, knock
 from orchestrator.fleet import (
@@ -380,13 +380,19 @@ class Cluster:
         handle = SessionHandle(
             actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first),
             partial(self._served.discard, node) if first else lambda: None,
-            self._forks_like(node, spec).see,
+            partial(self._saw, node, spec),
         )
         await handle.alive()
         return handle
 
     def _forks_like(self, node: str, spec: SessionSpec) -> Forks:
         return self._forks[node, spec.model, spec.server.enforce_eager]
+
+    def _saw(self, node: str, spec: SessionSpec, row: SessionRow) -> None:
+        """Learn from what a start has come to: who asks a parent that hangs waits, for nothing."""
+        self._forks_like(node, spec).see(row)
+        if row.warm_parent_is_mute:
+            self._not_warm[node] = row.start_reason or MUTE_PARENT
 
     def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
         return self._not_warm.get(node) or self._forks_like(node, spec).problem

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray  # without a token in the environment, as by whoever uses it in the same process
 
-from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, SessionRow
+from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, MUTE_PARENT, SessionRow
 from contract.specs import Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
@@ -392,8 +392,8 @@ def test_a_good_fork_of_one_kind_keeps_no_other_kind_warm() -> None:
     cluster = Cluster(experiment("kv").cluster, None)
     good = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="warm")
     in_vain = replace(good, start="cold", start_reason=f"{CAME_TO_NOTHING}no word from it for 900 s")
-    for row, spec in [(good, warm_spec()), (in_vain, warm_spec(eager=False)), (in_vain, warm_spec(eager=False))]:
-        cluster._forks_like("node", spec).see(row)
+    for row, like in [(good, warm_spec()), (in_vain, warm_spec(eager=False)), (in_vain, warm_spec(eager=False))]:
+        cluster._saw("node", like, row)
     assert cluster._why_not_warm("node", warm_spec()) is None
     assert "2 forks of this model" in (cluster._why_not_warm("node", warm_spec(eager=False)) or "")
 
@@ -420,7 +420,9 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
     monkeypatch.setattr(clusters, "_on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster._warm = {node: SimpleNamespace(socket=SimpleNamespace(remote=lambda _spec: socket())) for node in ("node", "other")}
+    cluster._warm = {
+        node: SimpleNamespace(socket=SimpleNamespace(remote=lambda _spec: socket())) for node in ("node", "other")
+    }
     warm = warm_spec()
 
     async def sessions() -> None:
@@ -438,6 +440,16 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     )
     cold = [(None, why)] * (3 - asked)
     assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)] * 3
+
+
+def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other() -> None:
+    cluster = Cluster(experiment("kv").cluster, None)
+    cluster._warm = {"node": None}
+    why = f"{MUTE_PARENT}it was still importing, or busy"
+    cold = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=why)
+    cluster._saw("node", warm_spec(), cold)
+    assert asyncio.run(cluster._warm_parent("node", warm_spec("another"))) == (None, why)
+    assert cluster._why_not_warm("other", warm_spec()) is None
 
 
 @pytest.mark.parametrize(("users", "why"), [({}, "HF_HUB_OFFLINE"), ({"HF_HUB_OFFLINE": "1"}, None)])

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import psutil
 
+from contract.rows import MUTE_PARENT
 from contract.specs import SessionSpec
 from workers import processes
 from workers.caches import cache_root, compile_caches
@@ -152,7 +153,7 @@ class Offer:
             self._connection.shutdown(socket.SHUT_WR)
             _heard(self._connection)
         except OSError as error:
-            raise NotWarm(f"the warm parent did not answer: {error}") from None
+            raise NotWarm(f"{MUTE_PARENT}{error}") from None
 
     def close(self) -> None:
         """Let the warm parent go on."""
@@ -179,7 +180,7 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
             if stopping():
                 raise NotWarm("stopped while the warm parent was importing")
             if time.monotonic() > deadline:
-                raise NotWarm("the warm parent did not answer: it was still importing, or busy")
+                raise NotWarm(f"{MUTE_PARENT}it was still importing, or busy")
     except BaseException as error:
         connection.close()
         if isinstance(error, OSError):
