@@ -14,7 +14,8 @@ IN_VAIN = 2
 class Forks:
     """Of one node, one model, eager or not: what came of the servers of a run that were forked there.
 
-    A good one of another kind says little: some models alone, or a compilation alone, may meet what forking damages."""
+    A good one of another kind says little: some models alone, or a compilation alone, may meet what forking damages.
+    """
 
     good: int = 0
     in_vain: int = 0
