@@ -183,6 +183,26 @@ def test_a_start_may_be_silent_for_a_few_times_what_is_usual_where_it_is() -> No
     assert silence_limit_s(CPU_COLD[:9], False, True, "cpu", False, CAP_S) == LATER_LIMIT_S
 
 
+def test_an_engine_that_is_told_to_be_a_new_program_has_the_time_to_import_that_a_cold_ones_has() -> None:
+    def limits(forked: bool) -> list[float]:
+        return [
+            silence_limit_s(GPU_FORKED[:seen], forked, True, "cuda", False, CAP_S, forks_engine=False)
+            for seen in range(len(GPU_FORKED) + 1)
+        ]
+
+    assert limits(forked=True)[:4] == [20.0, 20.0, 150.0, COLD_LIMIT_S]
+    assert limits(forked=True)[3:] == limits(forked=False)[3:]
+
+
+def test_an_engine_that_vllm_makes_a_new_program_by_itself_has_that_time_too() -> None:
+    """As with --numa-bind."""
+    why = "Overriding VLLM_WORKER_MULTIPROC_METHOD to 'spawn'. Reasons: NUMA binding requires spawn method"
+    said = (1.2, f"(APIServer pid=1) WARNING We must use the `spawn` multiprocessing start method. {why}")
+    lines = [*GPU_FORKED[:3], said, *GPU_FORKED[3:]]
+    limits = [silence_limit_s(lines[:seen], True, True, "cuda", False, CAP_S) for seen in (3, 4, 5, 7)]
+    assert limits == [30.0, COLD_LIMIT_S, COLD_LIMIT_S, LATER_LIMIT_S]
+
+
 def test_who_gives_a_start_longer_gives_its_silence_longer() -> None:
     def limits(cap_s: float, forked: bool, device: str) -> list[float]:
         return [silence_limit_s(GPU_FORKED[:seen], forked, True, device, True, cap_s) for seen in (3, 5, 6, 11)]

@@ -63,6 +63,9 @@ LATER_SHARE = 1 / 2
 """As `COLD_SHARE`. Of the 1800 s that a start has by default both shares are the limits above."""
 COMPILING = ("compile", "profile", "graphs")
 """Where that may be: lines of a compilation come while it goes on, so that it may last into `profile`."""
+SPAWNS = re.compile(r"We must use the `spawn` multiprocessing start method")
+"""Said (by 0.32) where the next process is a new program whatever was asked for: --numa-bind, WSL, CUDA initialised."""
+BEFORE_ENGINE = ("fork", "imports", "arguments")
 WAITING = re.compile(r"No available shared memory broadcast block found|Waiting for \d+ local, \d+ remote core engine")
 """What an engine says each minute that its workers do not answer, and a front end (where all is logged) while its
 engine starts."""
@@ -96,13 +99,22 @@ def reached(lines: Sequence[tuple[float, str]]) -> str:
 
 
 def silence_limit_s(
-    lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str, compiles: bool, cap_s: float
+    lines: Sequence[tuple[float, str]],
+    forked: bool,
+    dummy_weights: bool,
+    device: str,
+    compiles: bool,
+    cap_s: float,
+    forks_engine: bool = True,
 ) -> float:
     """Return how long a start may say nothing where it is; `compiles`: not eager; `cap_s`: what the whole start may
-    take. vLLM downloads weights without a word: only that cap holds there."""
+    take; `forks_engine`: whether a forked server was told to fork its engine, too. One that is a new program imports
+    anew: from its making on the start has what a cold one has."""
     if not dummy_weights:
         lines = [line for line in lines if not MADE_EMPTY.search(line[1])]
     phase = reached(lines)
+    if phase not in BEFORE_ENGINE and (not forks_engine or any(SPAWNS.search(line) for _, line in lines)):
+        forked = False
     if phase == "weights" and not dummy_weights:
         return math.inf
     limits = FORKED_LIMIT_S[device]
