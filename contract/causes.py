@@ -99,7 +99,7 @@ CAUSES: dict[F, Cause] = {
     F.WRONG_SERVER: Cause(Reach.START, Again.FRESH_SERVER, "another port is drawn"),
     F.READY_TIMEOUT: _fixed(
         "the cap is long, and the start went on all the time: raise engine.ready_timeout_s; a forked server is started "
-        "cold first"
+        "cold first, unless it was reading weights"
     ),
     F.NO_PROGRESS: Cause(
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"

@@ -172,6 +172,33 @@ def test_a_fork_that_goes_on_for_ever_is_started_cold_at_the_cap(
     assert row.start_reason == "forked, it came to nothing: not ready after 5 s"
 
 
+def reading_weights(monkeypatch: pytest.MonkeyPatch, stuck: str) -> None:
+    monkeypatch.setenv("STUCK", stuck)
+    monkeypatch.setattr(ForkableSim, "reads_weights", lambda *_: True)
+    monkeypatch.setattr("workers.launch.watch.LOOK_EVERY_S", 0.2)
+
+
+def test_a_fork_that_reads_weights_until_the_cap_is_not_tried_again_cold(
+    parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is silent for longer than it may be otherwise, and the disk is no faster for a cold one."""
+    reading_weights(monkeypatch, "reads")
+    row, log = started(parent(), monkeypatch, timeouts=Timeouts(5.0, 2.0, 2.0, 10.0))
+    assert (row.failure_class, row.start, row.start_reason) == (FailureClass.READY_TIMEOUT, "warm", None)
+    assert log.count("\n") == 1
+
+
+@pytest.mark.parametrize(("stuck", "words"), [("hang", "no word from it for 1 s"), ("works", "not ready after 5 s")])
+def test_a_fork_that_reads_nothing_where_it_should_read_weights_is_started_cold(
+    stuck: str, words: str, parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once where it does nothing; one that computes may be making something of them, or hang in a loop."""
+    reading_weights(monkeypatch, stuck)
+    row, _ = started(parent(), monkeypatch, timeouts=Timeouts(5.0, 2.0, 2.0, 10.0))
+    assert (row.status, row.start) == (MEASURED, "cold")
+    assert row.start_reason == f"forked, it came to nothing: {words}"
+
+
 def test_the_first_completion_has_a_limit_of_its_own_and_a_fork_one_that_is_shorter(
     parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from workers.engines.vllm_phases import (
     WAITING,
     phases,
     reached,
+    reads_weights,
     silence_limit_s,
 )
 
@@ -238,13 +239,16 @@ def test_a_server_that_says_only_that_it_waits_does_not_go_on(line: str) -> None
 
 @pytest.mark.parametrize("lines", [GPU_FORKED, GPU_V2_FORKED, GPU_V1_EAGER], ids=["0.25", "v2", "v1"])
 @pytest.mark.parametrize("forked", [True, False])
-def test_weights_that_are_downloaded_may_be_silent_until_the_cap(lines: list[tuple[float, str]], forked: bool) -> None:
+def test_weights_that_are_downloaded_may_be_silent_for_long_and_where_nothing_is_forked_until_the_cap(
+    lines: list[tuple[float, str]], forked: bool
+) -> None:
     loads = next(at for at, (_, line) in enumerate(lines) if "Model loading took" in line)
     before = next(at for at, (_, line) in enumerate(lines) if "Initializing a V1 LLM" in line) + 1
-    assert silence_limit_s(lines[:before], forked, False, "cuda", True, CAP_S) < math.inf
-    assert silence_limit_s(lines[:loads], forked, False, "cuda", True, CAP_S) == math.inf
-    assert silence_limit_s(lines[:loads], forked, True, "cuda", True, CAP_S) < math.inf
-    assert silence_limit_s(lines[: loads + 1], forked, False, "cuda", True, CAP_S) < math.inf
+    asked = [(lines[:before], False), (lines[:loads], False), (lines[:loads], True), (lines[: loads + 1], False)]
+    limits = [silence_limit_s(seen, forked, dummy, "cuda", False, CAP_S) for seen, dummy in asked]
+    cold = [COLD_LIMIT_S, math.inf, LATER_LIMIT_S, LATER_LIMIT_S]
+    assert limits == ([90.0, LATER_LIMIT_S, FORKED_LATER_LIMIT_S, FORKED_LATER_LIMIT_S] if forked else cold)
+    assert [reads_weights(seen, dummy) for seen, dummy in asked] == [False, True, False, False]
 
 
 def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real() -> None:
@@ -253,10 +257,10 @@ def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real(
         *CPU_COLD[:empty],
         (400.0, "(Worker pid=3) INFO [default_loader.py:502] Loading weights took 2.01 seconds"),
     ]
-    assert silence_limit_s(CPU_COLD[: empty - 1], True, False, "cpu", False, CAP_S) == math.inf
-    assert silence_limit_s(CPU_COLD[:empty], True, False, "cpu", False, CAP_S) == math.inf
-    assert silence_limit_s(CPU_COLD[:empty], True, True, "cpu", False, CAP_S) < math.inf
-    assert silence_limit_s(loaded, True, False, "cpu", False, CAP_S) < math.inf
+    asked = [(CPU_COLD[: empty - 1], False), (CPU_COLD[:empty], False), (CPU_COLD[:empty], True), (loaded, False)]
+    limits = [silence_limit_s(seen, False, dummy, "cpu", False, CAP_S) for seen, dummy in asked]
+    assert limits == [math.inf, math.inf, LATER_LIMIT_S, LATER_LIMIT_S]
+    assert [reads_weights(seen, dummy) for seen, dummy in asked] == [True, True, False, False]
     assert seconds(loaded, 401.0)["weights"] == 369.4
 
 

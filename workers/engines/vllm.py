@@ -121,6 +121,10 @@ class VllmEngine:
         forks_engine = os.environ.get(METHOD, "fork") == "fork"  # the server inherits it
         return vllm_phases.silence_limit_s(lines, forked, weights, spec.device, compiles, cap_s, forks_engine)
 
+    def reads_weights(self, spec: SessionSpec, lines: Sequence[tuple[float, str]]) -> bool:
+        """Return whether it is where real weights are downloaded and read, which it does without a word."""
+        return vllm_phases.reads_weights(lines, spec.model.dummy_weights)
+
     def is_waiting(self, line: str) -> bool:
         """Return whether a line of its log says only that it waits for its workers, as it does once a minute."""
         return vllm_phases.WAITING.search(line) is not None
