@@ -84,7 +84,12 @@ CAUSES: dict[F, Cause] = {
         "another node may have it; else the name, the token or the network is to be mended",
     ),
     F.NOT_INSTALLED: Cause(Reach.START, Again.OTHER_NODE, "another node may have vLLM"),
-    F.KV_TOO_SMALL: Cause(Reach.START, Again.NEVER, "the engine's own estimate is the measured limit", is_result=True),
+    F.KV_TOO_SMALL: Cause(
+        Reach.START,
+        Again.NEVER,
+        "the engine's own estimate is the measured limit; a forked server is started cold first",
+        is_result=True,
+    ),
     F.NO_SPACE: Cause(Reach.START, Again.OTHER_NODE, "another node may have room"),
     F.FREE_MEMORY_LOW: Cause(Reach.START, Again.OTHER_CARD, "somebody else uses this card"),
     F.MEMORY_PROFILE: Cause(Reach.START, Again.FRESH_SERVER, "somebody else's memory moved; it may be over"),
@@ -94,7 +99,7 @@ CAUSES: dict[F, Cause] = {
     F.WRONG_SERVER: Cause(Reach.START, Again.FRESH_SERVER, "another port is drawn"),
     F.READY_TIMEOUT: _fixed(
         "the cap is long, and the start went on all the time: raise engine.ready_timeout_s; a forked server is started "
-        "cold first"
+        "cold first, unless it was reading weights"
     ),
     F.NO_PROGRESS: Cause(
         Reach.START, Again.OTHER_NODE, "a hang that another start may not have; a forked server is started cold first"

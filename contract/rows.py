@@ -26,6 +26,8 @@ CLIENT_LIMITED = "client_limited"
 """A load level with all its numbers that is no measurement of the server: its client was the limit."""
 CAME_TO_NOTHING = "forked, it came to nothing: "
 """How the `start_reason` of a cold server begins that a fork was tried for."""
+MUTE_PARENT = "the warm parent did not answer: "
+"""The same of one whose warm parent said nothing for as long as it is waited for."""
 STEADY_SHARE = 0.95
 """Of a closed-loop level: what has to be in flight in its steady part."""
 KEEPS_UP = 0.9
@@ -609,6 +611,11 @@ class SessionRow(AfterStop):
     def fork_came_to_nothing(self) -> bool:
         """Whether a fork was tried and given up for a cold server."""
         return (self.start_reason or "").startswith(CAME_TO_NOTHING)
+
+    @property
+    def warm_parent_is_mute(self) -> bool:
+        """Whether a fork was asked for, and no answer came in time."""
+        return (self.start_reason or "").startswith(MUTE_PARENT)
 
 
 @dataclass(slots=True)

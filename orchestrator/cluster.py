@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from contract.rows import MEASURED, PointRow, SessionEnd, SessionRow
+from contract.rows import MEASURED, MUTE_PARENT, PointRow, SessionEnd, SessionRow
 from contract.specs import ModelSpec, Point, SessionSpec, Start
 from orchestrator import interrupts, knock
 from orchestrator.fleet import (
@@ -91,7 +91,8 @@ class Cluster:
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
-        self._forks: defaultdict[str, Forks] = defaultdict(Forks)
+        self._forks: defaultdict[tuple[str, ModelSpec, bool], Forks] = defaultdict(Forks)
+        """By node, model, and whether eager."""
         self._served: set[str] = set()
         """Nodes that have had a server, or have a session that is to start their first."""
         self._keeps_warm: threading.Thread | None = None
@@ -372,34 +373,47 @@ class Cluster:
         Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
-        omp, why = users_omp_num_threads(), self._why_not_warm(node)
+        warm_parent, why = await self._warm_parent(node, spec) if spec.start is Start.WARM else (None, None)
+        omp = users_omp_num_threads()
         first = node not in self._served
         self._served.add(node)
         handle = SessionHandle(
             actor.remote(spec, run_id, attempt, again, omp, warm_parent, why, first),
             partial(self._served.discard, node) if first else lambda: None,
-            self._forks[node].see,
+            partial(self._saw, node, spec),
         )
         await handle.alive()
         return handle
 
-    def _why_not_warm(self, node: str) -> str | None:
-        return self._not_warm.get(node) or self._forks[node].problem
+    def _forks_like(self, node: str, spec: SessionSpec) -> Forks:
+        return self._forks[node, spec.model, spec.server.enforce_eager]
 
-    async def _warm_parent(self, node: str) -> str | None:
-        """Return the socket of the node's; None where there is none. One that did not come is not waited for again."""
-        if node not in self._warm or self._why_not_warm(node):
-            return None
+    def _saw(self, node: str, spec: SessionSpec, row: SessionRow) -> None:
+        """Learn from what a start has come to: who asks a parent that hangs waits, for nothing."""
+        self._forks_like(node, spec).see(row)
+        if row.warm_parent_is_mute:
+            self._not_warm[node] = row.start_reason or MUTE_PARENT
+
+    def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
+        return self._not_warm.get(node) or self._forks_like(node, spec).problem
+
+    async def _warm_parent(self, node: str, spec: SessionSpec) -> tuple[str | None, str | None]:
+        """Return the socket of the node's, or why it has none for `spec`. One that did not come is not waited for
+        again."""
+        why = self._why_not_warm(node, spec)
+        if node not in self._warm or why:
+            return None, why
         try:
-            path: str = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
+            told: tuple[str | None, str | None] = await asyncio.wait_for(
+                _result(self._warm[node].socket.remote(spec)), ACTOR_LIMIT_S
+            )
         except TimeoutError:
             self._not_warm[node] = f"this node has no warm parent: none came within {ACTOR_LIMIT_S:g} s"
         except (ActorLost, ActorFailed) as error:
             self._not_warm[node] = f"this node has no warm parent: {error}"
         else:
-            return path
-        return None
+            return told
+        return None, self._not_warm[node]
 
 
 class SessionHandle:
@@ -523,19 +537,25 @@ class WarmActor:
     def __init__(self, spec: SessionSpec, omp_num_threads: str | None) -> None:
         from workers import processes
         from workers.engines import make_engine
-        from workers.launch.warm import parent_for
+        from workers.launch.warm import parent_environment, parent_for
 
         processes.niceness_reset()
-        self._parent = parent_for(make_engine(spec.engine), spec, omp_num_threads)
+        engine = make_engine(spec.engine)
+        self._environment = partial(parent_environment, engine, omp_num_threads=omp_num_threads)
+        self._imported_in = self._environment(spec)
+        self._parent = parent_for(engine, spec, omp_num_threads)
         self._lease = Lease(self._parent.close)
 
     def ping(self) -> None:
         """Live on."""
         self._lease.renew()
 
-    def socket(self) -> str:
-        """Return where it is asked; it may still be importing."""
-        return str(self._parent.socket)
+    def socket(self, spec: SessionSpec) -> tuple[str | None, str | None]:
+        """Return where it is asked, which may still be importing; or why it would refuse a server for `spec` then."""
+        from workers.launch.warm import environment_problem
+
+        problem = environment_problem(self._environment(spec), self._imported_in)
+        return (None, problem) if problem else (str(self._parent.socket), None)
 
     def close(self) -> None:
         """End the warm parent, and remove what it leaves where it was killed."""

@@ -1,4 +1,4 @@
-"""Whether a fork on a node is worth another try. Pure; `orchestrator.cluster` shows it each server's row."""
+"""Whether another fork of a kind is worth a try on a node. Pure; `orchestrator.cluster` shows it each server's row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ IN_VAIN = 2
 
 @dataclass(slots=True)
 class Forks:
-    """Of one node in a run: what came of the servers that were forked there."""
+    """Of one node, one model, eager or not: what came of the servers of a run that were forked there.
+
+    A good one of another kind says little: some models alone, or a compilation alone, may meet what forking damages.
+    """
 
     good: int = 0
     in_vain: int = 0
@@ -29,5 +32,6 @@ class Forks:
         if self.good or self.in_vain < IN_VAIN:
             return None
         return (
-            f"on this node {IN_VAIN} forks have come to nothing where a cold server was ready, and none has been good"
+            f"on this node {IN_VAIN} forks of this model in this mode (eager or not) have come to nothing where a cold "
+            "server was ready, and none has been good"
         )

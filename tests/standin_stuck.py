@@ -1,7 +1,7 @@
 """The simulator as a module that can be forked. Forked with STUCK set it says one word and hangs (`hang`), or ends
-(`end`), or repeats for ever that it waits (`waits`) or other words (`talks`), or forks beside a thread at once
-(`thread`) or at its first completion (`late`), or is ready and answers completions with an error (`gate`) or never
-(`mute`).
+(`end`), or computes (`works`) or reads (`reads`) for ever without a word, or repeats for ever that it waits (`waits`)
+or other words (`talks`), or forks beside a thread at once (`thread`) or at its first completion (`late`), or is ready
+and answers completions with an error (`gate`) or never (`mute`).
 
 With STARTS_AS `silent` it says nothing and never listens, with `slow` it says a word ten times a second for three
 seconds before it listens, with `stubborn` it does not heed SIGTERM and never listens."""
@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 from aiohttp import web
 
@@ -64,6 +65,12 @@ if __name__ == "__main__":
     if any(argument.endswith("warm_parent.py") for argument in sys.orig_argv):
         if os.environ.get("STUCK") == "hang":
             time.sleep(600)
+        while os.environ.get("STUCK") == "works":
+            pass
+        while os.environ.get("STUCK") == "reads":
+            with Path("/dev/zero").open("rb") as zeros:
+                zeros.read(2**20)
+            time.sleep(0.01)
         if os.environ.get("STUCK") == "end":
             sys.exit("a lock that another thread held")
         if os.environ.get("STUCK") == "thread":

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray  # without a token in the environment, as by whoever uses it in the same process
 
-from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, SessionRow
+from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, MUTE_PARENT, SessionRow
 from contract.specs import Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
@@ -32,6 +32,7 @@ from tests.command_line import ROOT
 from tests.configs import experiment, gpu_fleet, sim_fleet
 from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
+from tests.test_session import spec
 from workers import processes
 from workers.launch import warm
 from workers.node_report import NodeReport
@@ -214,12 +215,12 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
 
     async def ping() -> None: ...
 
-    async def socket() -> str:
-        return "/one"
+    async def socket() -> tuple[str, None]:
+        return "/one", None
 
     def remote(*arguments: Any) -> Any:
         sessions.append(arguments)
-        return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=socket))
+        return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=lambda _spec: socket()))
 
     options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: options)
@@ -228,7 +229,7 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
     cluster = Cluster(experiment("kv").cluster, None)
     of_one, of_two = gpu_fleet(1, 1).nodes
     of_two = replace(of_two, all_kinds=("NVIDIA A100", "NVIDIA H100"))
-    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    warm = warm_spec()
     cluster.warm_up(Fleet("cuda", (replace(of_one, all_kinds=("NVIDIA H100",)), of_two)), warm)
     assert made == [of_one.id]
 
@@ -340,12 +341,16 @@ def test_a_node_without_a_report_is_said_beside_the_lack_of_the_kind_that_was_as
     assert [problem[:20] for problem in refused.value.problems] == ["gpu-02 could not be ", "cluster.gpu=H100: no"]
 
 
-async def never() -> str:
+def warm_spec(model: str = "shape", eager: bool = True) -> Any:
+    server = SimpleNamespace(enforce_eager=eager)
+    return SimpleNamespace(gpus=1, start=Start.WARM, model=model, server=server)
+
+
+async def never() -> None:
     await asyncio.sleep(3600)
-    return "/never"
 
 
-async def not_made() -> str:
+async def not_made() -> None:
     words = "The actor died because of an error raised in its creation task, ray::WarmActor.__init__()\nOSError: no"
     raise ray.exceptions.RayActorError("id", words, actor_init_failed=True)
 
@@ -359,7 +364,7 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     asked: list[None] = []
     made: list[tuple[Any, ...]] = []
 
-    def remote() -> Any:
+    def remote(_spec: Any) -> Any:
         asked.append(None)
         return socket()
 
@@ -372,7 +377,7 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     monkeypatch.setattr(clusters, "ACTOR_LIMIT_S", 0.5)
     cluster = Cluster(experiment("kv").cluster, None)
     cluster._warm = {"node": SimpleNamespace(socket=SimpleNamespace(remote=remote))}
-    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    warm = warm_spec()
 
     async def sessions() -> None:
         for _ in range(2):
@@ -381,6 +386,16 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
     asyncio.run(sessions())
     assert len(asked) == 1
     assert [arguments[-3:-1] for arguments in made] == [(None, f"this node has no warm parent: {why}")] * 2
+
+
+def test_a_good_fork_of_one_kind_keeps_no_other_kind_warm() -> None:
+    cluster = Cluster(experiment("kv").cluster, None)
+    good = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="warm")
+    in_vain = replace(good, start="cold", start_reason=f"{CAME_TO_NOTHING}no word from it for 900 s")
+    for row, like in [(good, warm_spec()), (in_vain, warm_spec(eager=False)), (in_vain, warm_spec(eager=False))]:
+        cluster._saw("node", like, row)
+    assert cluster._why_not_warm("node", warm_spec()) is None
+    assert "2 forks of this model" in (cluster._why_not_warm("node", warm_spec(eager=False)) or "")
 
 
 @pytest.mark.parametrize(("first", "asked"), [("cold", 2), ("warm", 3)])
@@ -392,8 +407,8 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
 
     async def ping() -> None: ...
 
-    async def socket() -> str:
-        return "/one"
+    async def socket() -> tuple[str, None]:
+        return "/one", None
 
     async def start() -> SessionRow:
         how = next(starts)
@@ -405,19 +420,54 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
     monkeypatch.setattr(clusters, "_on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster._warm = {node: SimpleNamespace(socket=SimpleNamespace(remote=socket)) for node in ("node", "other")}
-    warm: Any = SimpleNamespace(gpus=1, start=Start.WARM)
+    cluster._warm = {
+        node: SimpleNamespace(socket=SimpleNamespace(remote=lambda _spec: socket())) for node in ("node", "other")
+    }
+    warm = warm_spec()
 
     async def sessions() -> None:
         for _ in range(3):
             handle = await cluster.session(warm, "node", "run", 1)
             await handle.start()
-        await cluster.session(warm, "other", "run", 1)
+        others = ("other", warm), ("node", warm_spec("larger")), ("node", warm_spec(eager=False))
+        for node, other in others:
+            await cluster.session(other, node, "run", 1)
 
     asyncio.run(sessions())
-    why = "on this node 2 forks have come to nothing where a cold server was ready, and none has been good"
+    why = (
+        "on this node 2 forks of this model in this mode (eager or not) have come to nothing where a cold server was "
+        "ready, and none has been good"
+    )
     cold = [(None, why)] * (3 - asked)
-    assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)]
+    assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)] * 3
+
+
+def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other() -> None:
+    cluster = Cluster(experiment("kv").cluster, None)
+    cluster._warm = {"node": None}
+    why = f"{MUTE_PARENT}it was still importing, or busy"
+    cold = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=why)
+    cluster._saw("node", warm_spec(), cold)
+    assert asyncio.run(cluster._warm_parent("node", warm_spec("another"))) == (None, why)
+    assert cluster._why_not_warm("other", warm_spec()) is None
+
+
+@pytest.mark.parametrize(("users", "why"), [({}, "HF_HUB_OFFLINE"), ({"HF_HUB_OFFLINE": "1"}, None)])
+def test_a_server_that_its_parent_would_refuse_for_its_environment_does_not_wait_for_the_import(
+    users: dict[str, str], why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes are told not to look at the hub, real weights are not, unless the user says so."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(warm, "WarmParent", lambda *_: SimpleNamespace(socket="/one", close=lambda: None))
+    monkeypatch.setattr(clusters, "Lease", lambda _: None)  # it would end this process
+    shape = replace(spec(), engine="vllm")
+    real = replace(shape, model=replace(shape.model, dummy_weights=False))
+    owner = clusters.WarmActor(shape, None)
+    assert owner.socket(shape) == ("/one", None)
+    refused = f"its environment is not the one that was imported in: {why}"
+    assert owner.socket(real) == ((None, refused) if why else ("/one", None))
 
 
 @pytest.mark.parametrize(

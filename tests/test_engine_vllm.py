@@ -66,6 +66,17 @@ def test_what_a_forked_start_may_be_silent_for_hangs_on_the_device() -> None:
     assert limits == [30.0, 90.0]
 
 
+@pytest.mark.parametrize(("method", "limit_s"), [(None, 30.0), ("fork", 30.0), ("spawn", 300.0)])
+def test_an_engine_that_the_user_has_spawned_has_the_time_to_import(
+    method: str | None, limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+    if method is not None:
+        monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    lines = [(0.4, "(APIServer pid=1) INFO 11-24 10:00:00 [model.py:1587] Using max model len 4096")]
+    assert VllmEngine().silence_limit_s(spec(ServerSpec(512)), lines, True) == limit_s
+
+
 def test_a_fork_that_compiles_nothing_is_given_up_sooner() -> None:
     lines = [
         (1.5, "(EngineCore pid=2) INFO 11-24 10:00:02 [gpu_model_runner.py:4118] Model loading took 7.12 GiB memory")

@@ -1,4 +1,4 @@
-"""After how many forks in vain a node's servers are started cold at once."""
+"""After how many forks in vain a node's servers of a kind are started cold at once."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,11 +21,11 @@ def problem(*seen: dict[str, Any]) -> str | None:
 def test_two_forks_in_vain_are_enough_where_none_was_good() -> None:
     assert problem() is None
     assert problem(IN_VAIN) is None
-    assert "2 forks have come to nothing" in (problem(IN_VAIN, IN_VAIN) or "")
+    assert "2 forks of this model in this mode (eager or not) have come to nothing" in (problem(IN_VAIN, IN_VAIN) or "")
     assert problem(IN_VAIN, IN_VAIN) == problem(IN_VAIN, IN_VAIN, IN_VAIN)  # said once
 
 
-def test_a_good_fork_keeps_its_node_warm_whenever_it_comes() -> None:
+def test_a_good_fork_keeps_its_kind_warm_whenever_it_comes() -> None:
     assert problem(GOOD, IN_VAIN, IN_VAIN) is None
     assert problem(IN_VAIN, IN_VAIN, GOOD) is None
 

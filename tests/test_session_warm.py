@@ -172,6 +172,33 @@ def test_a_fork_that_goes_on_for_ever_is_started_cold_at_the_cap(
     assert row.start_reason == "forked, it came to nothing: not ready after 5 s"
 
 
+def reading_weights(monkeypatch: pytest.MonkeyPatch, stuck: str) -> None:
+    monkeypatch.setenv("STUCK", stuck)
+    monkeypatch.setattr(ForkableSim, "reads_weights", lambda *_: True)
+    monkeypatch.setattr("workers.launch.watch.LOOK_EVERY_S", 0.2)
+
+
+def test_a_fork_that_reads_weights_until_the_cap_is_not_tried_again_cold(
+    parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is silent for longer than it may be otherwise, and the disk is no faster for a cold one."""
+    reading_weights(monkeypatch, "reads")
+    row, log = started(parent(), monkeypatch, timeouts=Timeouts(5.0, 2.0, 2.0, 10.0))
+    assert (row.failure_class, row.start, row.start_reason) == (FailureClass.READY_TIMEOUT, "warm", None)
+    assert log.count("\n") == 1
+
+
+@pytest.mark.parametrize(("stuck", "words"), [("hang", "no word from it for 1 s"), ("works", "not ready after 5 s")])
+def test_a_fork_that_reads_nothing_where_it_should_read_weights_is_started_cold(
+    stuck: str, words: str, parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once where it does nothing; one that computes may be making something of them, or hang in a loop."""
+    reading_weights(monkeypatch, stuck)
+    row, _ = started(parent(), monkeypatch, timeouts=Timeouts(5.0, 2.0, 2.0, 10.0))
+    assert (row.status, row.start) == (MEASURED, "cold")
+    assert row.start_reason == f"forked, it came to nothing: {words}"
+
+
 def test_the_first_completion_has_a_limit_of_its_own_and_a_fork_one_that_is_shorter(
     parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,13 +231,16 @@ def test_another_start_of_a_session_that_came_to_nothing_is_cold(
 def test_a_failure_of_the_configuration_is_not_tried_again(
     parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, _ = started(parent(), monkeypatch, fail="No available memory for the cache blocks.")
-    assert (row.failure_class, row.start) == ("kv_too_small", "warm")
+    words = "ValueError: User-specified max_model_len (8192) is greater than the derived max_model_len (4096)"
+    row, _ = started(parent(), monkeypatch, fail=words)
+    assert (row.failure_class, row.start) == ("length_above_model", "warm")
 
 
 @pytest.mark.parametrize(
     ("words", "failure_class"),
     [
+        ("No available memory for the cache blocks.", "kv_too_small"),
+        ("The KV cache needed is larger than the available KV cache memory (1.0 GiB).", "kv_too_small"),
         ("Free memory on device cuda:0 (1/80 GiB) is less than desired GPU memory utilization", "free_memory_low"),
         ("Error in memory profiling. Initial free memory 1, current free memory 2.", "memory_profile"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", "out_of_memory"),

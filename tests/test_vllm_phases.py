@@ -15,6 +15,7 @@ from workers.engines.vllm_phases import (
     WAITING,
     phases,
     reached,
+    reads_weights,
     silence_limit_s,
 )
 
@@ -183,6 +184,26 @@ def test_a_start_may_be_silent_for_a_few_times_what_is_usual_where_it_is() -> No
     assert silence_limit_s(CPU_COLD[:9], False, True, "cpu", False, CAP_S) == LATER_LIMIT_S
 
 
+def test_an_engine_that_is_told_to_be_a_new_program_has_the_time_to_import_that_a_cold_ones_has() -> None:
+    def limits(forked: bool) -> list[float]:
+        return [
+            silence_limit_s(GPU_FORKED[:seen], forked, True, "cuda", False, CAP_S, forks_engine=False)
+            for seen in range(len(GPU_FORKED) + 1)
+        ]
+
+    assert limits(forked=True)[:4] == [20.0, 20.0, 150.0, COLD_LIMIT_S]
+    assert limits(forked=True)[3:] == limits(forked=False)[3:]
+
+
+def test_an_engine_that_vllm_makes_a_new_program_by_itself_has_that_time_too() -> None:
+    """As with --numa-bind."""
+    why = "Overriding VLLM_WORKER_MULTIPROC_METHOD to 'spawn'. Reasons: NUMA binding requires spawn method"
+    said = (1.2, f"(APIServer pid=1) WARNING We must use the `spawn` multiprocessing start method. {why}")
+    lines = [*GPU_FORKED[:3], said, *GPU_FORKED[3:]]
+    limits = [silence_limit_s(lines[:seen], True, True, "cuda", False, CAP_S) for seen in (3, 4, 5, 7)]
+    assert limits == [30.0, COLD_LIMIT_S, COLD_LIMIT_S, LATER_LIMIT_S]
+
+
 def test_who_gives_a_start_longer_gives_its_silence_longer() -> None:
     def limits(cap_s: float, forked: bool, device: str) -> list[float]:
         return [silence_limit_s(GPU_FORKED[:seen], forked, True, device, True, cap_s) for seen in (3, 5, 6, 11)]
@@ -218,13 +239,16 @@ def test_a_server_that_says_only_that_it_waits_does_not_go_on(line: str) -> None
 
 @pytest.mark.parametrize("lines", [GPU_FORKED, GPU_V2_FORKED, GPU_V1_EAGER], ids=["0.25", "v2", "v1"])
 @pytest.mark.parametrize("forked", [True, False])
-def test_weights_that_are_downloaded_may_be_silent_until_the_cap(lines: list[tuple[float, str]], forked: bool) -> None:
+def test_weights_that_are_downloaded_may_be_silent_for_long_and_where_nothing_is_forked_until_the_cap(
+    lines: list[tuple[float, str]], forked: bool
+) -> None:
     loads = next(at for at, (_, line) in enumerate(lines) if "Model loading took" in line)
     before = next(at for at, (_, line) in enumerate(lines) if "Initializing a V1 LLM" in line) + 1
-    assert silence_limit_s(lines[:before], forked, False, "cuda", True, CAP_S) < math.inf
-    assert silence_limit_s(lines[:loads], forked, False, "cuda", True, CAP_S) == math.inf
-    assert silence_limit_s(lines[:loads], forked, True, "cuda", True, CAP_S) < math.inf
-    assert silence_limit_s(lines[: loads + 1], forked, False, "cuda", True, CAP_S) < math.inf
+    asked = [(lines[:before], False), (lines[:loads], False), (lines[:loads], True), (lines[: loads + 1], False)]
+    limits = [silence_limit_s(seen, forked, dummy, "cuda", False, CAP_S) for seen, dummy in asked]
+    cold = [COLD_LIMIT_S, math.inf, LATER_LIMIT_S, LATER_LIMIT_S]
+    assert limits == ([90.0, LATER_LIMIT_S, FORKED_LATER_LIMIT_S, FORKED_LATER_LIMIT_S] if forked else cold)
+    assert [reads_weights(seen, dummy) for seen, dummy in asked] == [False, True, False, False]
 
 
 def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real() -> None:
@@ -233,10 +257,10 @@ def test_a_model_that_is_made_empty_has_its_weights_to_come_where_they_are_real(
         *CPU_COLD[:empty],
         (400.0, "(Worker pid=3) INFO [default_loader.py:502] Loading weights took 2.01 seconds"),
     ]
-    assert silence_limit_s(CPU_COLD[: empty - 1], True, False, "cpu", False, CAP_S) == math.inf
-    assert silence_limit_s(CPU_COLD[:empty], True, False, "cpu", False, CAP_S) == math.inf
-    assert silence_limit_s(CPU_COLD[:empty], True, True, "cpu", False, CAP_S) < math.inf
-    assert silence_limit_s(loaded, True, False, "cpu", False, CAP_S) < math.inf
+    asked = [(CPU_COLD[: empty - 1], False), (CPU_COLD[:empty], False), (CPU_COLD[:empty], True), (loaded, False)]
+    limits = [silence_limit_s(seen, False, dummy, "cpu", False, CAP_S) for seen, dummy in asked]
+    assert limits == [math.inf, math.inf, LATER_LIMIT_S, LATER_LIMIT_S]
+    assert [reads_weights(seen, dummy) for seen, dummy in asked] == [True, True, False, False]
     assert seconds(loaded, 401.0)["weights"] == 369.4
 
 

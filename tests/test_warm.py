@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from benchmarks import warm_kills
+from contract.rows import MUTE_PARENT
 from tests.test_session import spec
 from workers import processes, temporary
 from workers.engines.sim import SimEngine
@@ -489,7 +490,7 @@ def test_all_sessions_together_wait_once_for_an_import_and_none_is_warm_after_it
         parent = WarmParent(("entry",), environment(tmp_path))
     monkeypatch.setattr(warm, "FORK_LIMIT_S", 0.1)
     for _ in range(2):
-        with pytest.raises(NotWarm, match="still importing"):
+        with pytest.raises(NotWarm, match=f"^{MUTE_PARENT}it was still importing"):
             offer(parent.socket, after(20))
     end.touch()
 

@@ -54,7 +54,7 @@ from workers.histogram import gained
 from workers.kv_figures import KvFigures
 from workers.launch import diagnosis, readiness, warm
 from workers.launch.process import ServerProcess
-from workers.launch.watch import StartLog
+from workers.launch.watch import StartLog, TreeWork
 from workers.launch.workspace import Workspace
 from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
@@ -85,6 +85,7 @@ FORKING_CAN_CAUSE = (
     FailureClass.START_FAILED,
     FailureClass.ENGINE_DEAD,
     FailureClass.WRONG_SERVER,
+    FailureClass.KV_TOO_SMALL,
     FailureClass.FREE_MEMORY_LOW,
     FailureClass.MEMORY_PROFILE,
     FailureClass.OUT_OF_MEMORY,
@@ -92,8 +93,9 @@ FORKING_CAN_CAUSE = (
     FailureClass.CUDA_ERROR,
     FailureClass.CARD_FAILED,
 )
-"""The last seven are what a fork on the cards of others meets: its driver may have read which are visible before. A
-small utilization passes the look at free memory there, and weights, pool or graphs do not fit."""
+"""The last eight are what a fork on the cards of others meets: its driver may have read which are visible before. A
+small utilization passes the look at free memory there, and weights, pool or graphs do not fit: a KV pool that is too
+small for that would be a result, and never measured again."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FIRST_COMPLETION_LIMIT_S = {Start.WARM: 120.0, Start.COLD: 600.0}
 """Of one token, by how the server was started. Kernels may be compiled for it, in minutes; a fork that is at it for
@@ -127,6 +129,8 @@ class Session:
         self._warm_parent, self._no_warm_parent, self._again = warm_parent, no_warm_parent, again
         self._first = first
         self._former_log = ""
+        self._reads_on = False
+        """Whether its forked server was reading weights, and went on with it, at the last look."""
         self._ready_at = 0
         """Characters of its server's log when that came to listen, or a little before."""
         self._generate = generate
@@ -249,7 +253,8 @@ class Session:
                 prove(process)
                 _refuse_damage(process, process.log_text())  # the first completion may be the first to have it fork
             except readiness.StartFailed as error:
-                if error.failure.failure_class not in FORKING_CAN_CAUSE:
+                only_slow = error.failure.failure_class is FailureClass.READY_TIMEOUT and self._reads_on
+                if only_slow or error.failure.failure_class not in FORKING_CAN_CAUSE:
                     raise
                 self._discard()
                 raise warm.NotWarm(f"{CAME_TO_NOTHING}{error.failure.message}") from None
@@ -262,6 +267,7 @@ class Session:
             process = self._process = self._make_process(offered)
         self.row.server_pid = process.pid
         log = StartLog(launched, self._engine.is_waiting)
+        work = TreeWork(partial(processes.work, process.pid))
 
         def read() -> int:
             text = process.log_text()
@@ -272,8 +278,12 @@ class Session:
 
         def look() -> None:
             self._ready_at = read()
-            if log.silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
-                message = f"no word from it for {log.silent_s:.0f} s"
+            silent_s, self._reads_on = log.silent_s, False
+            if offered is not None and self._engine.reads_weights(self.spec, log.lines):
+                silent_s = min(silent_s, work.still_s())
+                self._reads_on = work.moves
+            if silent_s > self._engine.silence_limit_s(self.spec, log.lines, offered is not None):
+                message = f"no word from it for {silent_s:.0f} s"
                 raise readiness.StartFailed(Failure(FailureClass.NO_PROGRESS, message, process.log_tail()))
 
         readiness.wait_until_ready(process, self.endpoint, self.spec, self._stopping.is_set, look)

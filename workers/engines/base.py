@@ -56,6 +56,9 @@ class Engine(Protocol):
     def silence_limit_s(self, spec: SessionSpec, lines: Sequence[tuple[float, str]], forked: bool) -> float:
         """Return how long a start may be silent where its log is now: a few times what is usual there."""
 
+    def reads_weights(self, spec: SessionSpec, lines: Sequence[tuple[float, str]]) -> bool:
+        """Return whether it is where work that nothing is said of can last for as long as a disk or network takes."""
+
     def is_waiting(self, line: str) -> bool:
         """Return whether a line of its log says only that it waits: a start that repeats it does not go on."""
 

@@ -69,6 +69,10 @@ class SimEngine:
         """Return a limit that a stand-in does not come near."""
         return 60.0
 
+    def reads_weights(self, spec: SessionSpec, lines: Sequence[tuple[float, str]]) -> bool:
+        """Return False: it has none."""
+        return False
+
     def is_waiting(self, line: str) -> bool:
         """Return False: it waits without a word."""
         return False

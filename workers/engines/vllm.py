@@ -23,6 +23,7 @@ INSIDE = Path(__file__).with_name("inside")
 """The directory of what runs in vLLM's workers, alone there so that it shadows no module of theirs."""
 FORKING = Path(__file__).with_name("forking")
 """The directory of what a warm parent's vLLM finds beside itself."""
+METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 EXTENSION = "vllm_memory.MemoryAccount"
 ENTRY = "vllm.entrypoints.openai.api_server"
 """What is run with `python -m`: the CPU build has no working `vllm serve`."""
@@ -117,7 +118,12 @@ class VllmEngine:
         """Return how long a start may be silent where its log is now."""
         compiles = not spec.server.enforce_eager
         weights, cap_s = spec.model.dummy_weights, spec.timeouts.ready_s
-        return vllm_phases.silence_limit_s(lines, forked, weights, spec.device, compiles, cap_s)
+        forks_engine = os.environ.get(METHOD, "fork") == "fork"  # the server inherits it
+        return vllm_phases.silence_limit_s(lines, forked, weights, spec.device, compiles, cap_s, forks_engine)
+
+    def reads_weights(self, spec: SessionSpec, lines: Sequence[tuple[float, str]]) -> bool:
+        """Return whether it is where real weights are downloaded and read, which it does without a word."""
+        return vllm_phases.reads_weights(lines, spec.model.dummy_weights)
 
     def is_waiting(self, line: str) -> bool:
         """Return whether a line of its log says only that it waits for its workers, as it does once a minute."""
@@ -129,7 +135,7 @@ class VllmEngine:
 
     def forked_environment(self) -> dict[str, str]:
         """Return what has a server's engine forked from it in turn."""
-        return {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+        return {METHOD: "fork"}
 
     def versions(self) -> Versions:
         """Return the installed versions of vLLM and torch."""

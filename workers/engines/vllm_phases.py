@@ -43,6 +43,7 @@ FORKED_LIMIT_S = {
 }
 """What a forked server may take for a phase without a word, by device: at least five times what was seen (0.2, 0.2,
 0.5, 15 and 10 s on two busy cores, the last two of them imports; 0.3 to 2.2 s for these on GPUs, where all is forked).
+With real weights it is that of CPUs: what was seen were shapes, which have no tokenizer or processor to read.
 `arguments` is once silent for 20 s and more where the cache is new: vLLM looks at the model's class in another
 interpreter then."""
 FORKED_LATER_LIMIT_S = 300.0
@@ -58,11 +59,15 @@ COLD_SHARE = 1 / 6
 """Of the cap on the whole start, where that is more: who has given slow disks a longer start means its silence, too."""
 LATER_LIMIT_S = 900.0
 """Of the later phases of a cold start, and of a forked one where it may compile or capture: that can be silent for
-minutes."""
+minutes. So of a forked one that neither says a word nor works while it reads real weights: it may wait for another
+server, which downloads the same."""
 LATER_SHARE = 1 / 2
 """As `COLD_SHARE`. Of the 1800 s that a start has by default both shares are the limits above."""
 COMPILING = ("compile", "profile", "graphs")
 """Where that may be: lines of a compilation come while it goes on, so that it may last into `profile`."""
+SPAWNS = re.compile(r"We must use the `spawn` multiprocessing start method")
+"""Said (by 0.32) where the next process is a new program whatever was asked for: --numa-bind, WSL, CUDA initialised."""
+BEFORE_ENGINE = ("fork", "imports", "arguments")
 WAITING = re.compile(r"No available shared memory broadcast block found|Waiting for \d+ local, \d+ remote core engine")
 """What an engine says each minute that its workers do not answer, and a front end (where all is logged) while its
 engine starts."""
@@ -96,21 +101,38 @@ def reached(lines: Sequence[tuple[float, str]]) -> str:
 
 
 def silence_limit_s(
-    lines: Sequence[tuple[float, str]], forked: bool, dummy_weights: bool, device: str, compiles: bool, cap_s: float
+    lines: Sequence[tuple[float, str]],
+    forked: bool,
+    dummy_weights: bool,
+    device: str,
+    compiles: bool,
+    cap_s: float,
+    forks_engine: bool = True,
 ) -> float:
     """Return how long a start may say nothing where it is; `compiles`: not eager; `cap_s`: what the whole start may
-    take. vLLM downloads weights without a word: only that cap holds there."""
-    if not dummy_weights:
-        lines = [line for line in lines if not MADE_EMPTY.search(line[1])]
-    phase = reached(lines)
+    take; `forks_engine`: whether a forked server was told to fork its engine, too. One that is a new program imports
+    anew: from its making on the start has what a cold one has. vLLM downloads weights without a word: there the cap
+    alone holds for a cold one, and this limit for a forked one whose processes do not work either."""
+    phase = _reached(lines, dummy_weights)
+    if phase not in BEFORE_ENGINE and (not forks_engine or any(SPAWNS.search(line) for _, line in lines)):
+        forked = False
     if phase == "weights" and not dummy_weights:
-        return math.inf
-    limits = FORKED_LIMIT_S[device]
+        return max(LATER_LIMIT_S, LATER_SHARE * cap_s) if forked else math.inf
+    limits = FORKED_LIMIT_S[device if dummy_weights else "cpu"]
     if phase in limits:
         return limits[phase] if forked else max(COLD_LIMIT_S, COLD_SHARE * cap_s)
     if forked and device == "cuda" and not (compiles and phase in COMPILING):
         return FORKED_LATER_LIMIT_S
     return max(LATER_LIMIT_S, LATER_SHARE * cap_s)
+
+
+def reads_weights(lines: Sequence[tuple[float, str]], dummy_weights: bool) -> bool:
+    """Return whether a start is where real weights are downloaded and read."""
+    return not dummy_weights and _reached(lines, dummy_weights) == "weights"
+
+
+def _reached(lines: Sequence[tuple[float, str]], dummy_weights: bool) -> str:
+    return reached(lines if dummy_weights else [line for line in lines if not MADE_EMPTY.search(line[1])])
 
 
 def _with_later() -> list[tuple[str, list[str]]]:

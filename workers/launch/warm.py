@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import psutil
 
+from contract.rows import MUTE_PARENT
 from contract.specs import SessionSpec
 from workers import processes
 from workers.caches import cache_root, compile_caches
@@ -48,11 +49,22 @@ class NotWarm(Exception):
 
 def parent_for(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -> WarmParent:
     """Start the parent of servers for `spec`, and for all that are told to see the same environment."""
+    return WarmParent(engine.warm_modules, parent_environment(engine, spec, omp_num_threads))
+
+
+def parent_environment(engine: Engine, spec: SessionSpec, omp_num_threads: str | None) -> dict[str, str]:
+    """Return what the parent of servers for `spec` imports in, on this node."""
     environment = inherited_environment(omp_num_threads) | engine.environment(spec, Address())
     environment |= engine.parent_environment() | compile_caches(cache_root())
     environment["CUDA_DEVICE_ORDER"] = CUDA_DEVICE_ORDER
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all cards from whoever has not asked for any
-    return WarmParent(engine.warm_modules, environment)
+    return environment
+
+
+def environment_problem(asked: dict[str, str], imported_in: dict[str, str]) -> str | None:
+    """Return in words how the parents of two servers would differ; None where one parent does for both."""
+    names = sorted(name for name in asked.keys() | imported_in.keys() if asked.get(name) != imported_in.get(name))
+    return f"its environment is not the one that was imported in: {', '.join(names)}" if names else None
 
 
 class WarmParent:
@@ -141,7 +153,7 @@ class Offer:
             self._connection.shutdown(socket.SHUT_WR)
             _heard(self._connection)
         except OSError as error:
-            raise NotWarm(f"the warm parent did not answer: {error}") from None
+            raise NotWarm(f"{MUTE_PARENT}{error}") from None
 
     def close(self) -> None:
         """Let the warm parent go on."""
@@ -168,7 +180,7 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
             if stopping():
                 raise NotWarm("stopped while the warm parent was importing")
             if time.monotonic() > deadline:
-                raise NotWarm("the warm parent did not answer: it was still importing, or busy")
+                raise NotWarm(f"{MUTE_PARENT}it was still importing, or busy")
     except BaseException as error:
         connection.close()
         if isinstance(error, OSError):

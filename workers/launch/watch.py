@@ -1,9 +1,18 @@
-"""The log of a server that is starting: its lines, each with when it was seen, and how long it has been silent."""
+"""A server that is starting: the lines of its log, each with when it was seen, how long it has been silent, and, where
+that says nothing, whether its processes work."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+
+from workers.processes import Work
+
+LOOK_EVERY_S = 10.0
+"""At the work of a server's processes: what looks is on its cores."""
+WORK_CPU_SHARE, WORK_BYTES = 0.05, 2**20
+"""Of a core, and read or written, by all of them between two looks: either is work. Less is what processes do that
+wait, and wake up now and then."""
 
 
 class StartLog:
@@ -36,3 +45,36 @@ class StartLog:
     def silent_s(self) -> float:
         """Seconds since the log was last seen to have grown by more than a word that the server waits."""
         return time.monotonic() - self._grown
+
+
+class TreeWork:
+    """Whether a server's processes work; `read` returns what each has done so far."""
+
+    def __init__(self, read: Callable[[], dict[int, Work]]) -> None:
+        self._read = read
+        self._before: dict[int, Work] | None = None
+        self._looked = self._worked = 0.0
+        self.moves = False
+        """Whether they read or wrote between the last two looks: one that only computes may hang in a loop."""
+
+    def still_s(self) -> float:
+        """Look, where it is time to; return the seconds since they were last seen to have worked, or seen at all."""
+        now = time.monotonic()
+        if self._before is None or now - self._looked >= LOOK_EVERY_S:
+            done = self._read()
+            if self._before is None:
+                self._worked = now
+            else:
+                cpu_s, moved_bytes = _gained(self._before, done)
+                self.moves = moved_bytes >= WORK_BYTES
+                if self.moves or cpu_s >= WORK_CPU_SHARE * (now - self._looked):
+                    self._worked = now
+            self._before, self._looked = done, now
+        return now - self._worked
+
+
+def _gained(before: dict[int, Work], done: dict[int, Work]) -> tuple[float, int]:
+    pairs = [(before.get(pid, Work()), now) for pid, now in done.items()]
+    cpu_s = sum(max(now.cpu_s - then.cpu_s, 0.0) for then, now in pairs)
+    moved_bytes = sum(max(now.moved_bytes - then.moved_bytes, 0) for then, now in pairs)
+    return cpu_s, moved_bytes
