@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -329,28 +329,35 @@ class Cluster:
         }
         return {node: gpus for node, gpus in held.items() if gpus > 0}
 
-    def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
-        """Have every node import what servers like `spec` are forked from; who needs it waits for it.
+    def warm_up(self, fleet: Fleet, first: Mapping[str, SessionSpec]) -> None:
+        """Have nodes import what servers like their `first` one are forked from; who needs it waits for it.
+
+        Others of the fleet do so when a session is first placed there: an import reads thousands of files, often from a
+        disk that all nodes share, and takes cores that other jobs may use.
 
         Not a node whose cards are of several kinds: vLLM asks, as it is imported, what the first one can do
         (`get_device_capability`, which is cached) and chooses data types and kernels by it. Which cards a server will
         have, the parent cannot know.
         """
-        import ray
-
-        actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
             if len(node.all_kinds) > 1:
                 self._not_warm[node.id] = f"this node has no warm parent: {_of_several_kinds(node.all_kinds)}"
-                continue
-            self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, users_omp_num_threads())
+        for name, spec in first.items():
+            if name not in self._not_warm:
+                self._import_on(name, spec)
         self._keeps_warm = threading.Thread(target=self._keep_warm, name="keeps warm", daemon=True)
         self._keeps_warm.start()
+
+    def _import_on(self, node: str, spec: SessionSpec) -> None:
+        import ray
+
+        actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
+        self._warm[node] = actor.options(scheduling_strategy=_on(node)).remote(spec, users_omp_num_threads())
 
     def _keep_warm(self) -> None:
         """Renew their leases from their making on: a node's first session may come later than a lease lasts."""
         while not self._left.wait(RENEWED_EVERY_S):
-            for actor in self._warm.values():
+            for actor in list(self._warm.values()):  # the driver's thread adds to them
                 with contextlib.suppress(Exception):  # who wants a server of it finds out
                     actor.ping.remote()
 
@@ -372,7 +379,7 @@ class Cluster:
         Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent = await self._warm_parent(node) if spec.start is Start.WARM else None
+        warm_parent = await self._warm_parent(node, spec) if spec.start is Start.WARM else None
         omp, why = users_omp_num_threads(), self._why_not_warm(node)
         first = node not in self._served
         self._served.add(node)
@@ -387,10 +394,14 @@ class Cluster:
     def _why_not_warm(self, node: str) -> str | None:
         return self._not_warm.get(node) or self._forks[node].problem
 
-    async def _warm_parent(self, node: str) -> str | None:
+    async def _warm_parent(self, node: str, spec: SessionSpec) -> str | None:
         """Return the socket of the node's; None where there is none. One that did not come is not waited for again."""
-        if node not in self._warm or self._why_not_warm(node):
+        if self._why_not_warm(node):
             return None
+        if node not in self._warm:
+            if self._keeps_warm is None:
+                return None  # nothing of this run can be forked
+            self._import_on(node, spec)
         try:
             path: str = await asyncio.wait_for(_result(self._warm[node].socket.remote()), ACTOR_LIMIT_S)
         except TimeoutError:
