@@ -190,7 +190,7 @@ def _wait_for(child: Path) -> None:
 
 
 def main() -> None:
-    """Run and print; exit code 1 where anything hung or is left."""
+    """Run and print; exit code 1 where anything hung or is left, or the parent has grown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rounds", nargs="?", type=int, default=200)
     parser.add_argument("--engine", choices=("standin", "vllm"), default="standin")
@@ -208,7 +208,7 @@ def main() -> None:
     print(f"the warm parent gained {found.descriptors_gained} descriptors and {kib:.0f} KiB")
     if isinstance(found, VllmFound) and found.ready_s:
         warm_kills_vllm.report(found)
-    sys.exit(1 if found.bad or found.descriptors_gained > 0 else 0)
+    sys.exit(1 if found.bad or found.grew else 0)
 
 
 if __name__ == "__main__":

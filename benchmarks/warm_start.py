@@ -17,8 +17,8 @@ Prints how the servers ran (eager or with CUDA graphs, `max_num_seqs`: their own
 keys of the configuration that differ among all rounds of both ways, less paths and names made for one server, which
 must differ; the least and the most memory at each length, when ready and after a load, and its growth between lengths;
 and for each level the 90 % interval of warm over cold. Where it is inside what one repeat on one cold server scatters
-by (a standard deviation either way; of its own level where levels scatter differently), two one-sided t-tests (TOST,
-Schuirmann 1987) at 5 % each say that the two are equivalent: less apart than two repeats are. Noise is that of whole
+by (a standard deviation either way; of its own level where levels scatter differently), and inside 10 % where that is
+less, two one-sided t-tests (TOST, Schuirmann 1987) at 5 % each say that the two are equivalent. Noise is that of whole
 servers at that level. Simulated, of one metric at three levels: a difference as large as the margin passes at a level
 in 5 to 8 of a hundred runs (the margin is an estimate, too); two ways that do not differ pass at all levels in nine of
 ten with 12 rounds of 3 repeats, or 8 of 5, where servers are all alike, in four or five of ten where they differ by

@@ -566,7 +566,10 @@ class SessionRow(AfterStop):
     start_reason: str | None = None
     """Why it is cold where warm was asked for."""
     warm_wait_s: float | None = None
-    """Until the warm parent had imported; not in `ready_s`."""
+    """Until the warm parent had imported, or refused; not in `ready_s`. None where none was asked."""
+    fork_lost_s: float | None = None
+    """From the warm parent's offer until the server that it was to fork had been given up for a cold one, and was gone;
+    not in `ready_s`. None where nothing was given up, and before schema version 12."""
     fork_threads: list[str] = field(default_factory=list)
     """Names of the threads that the warm parent had beside its first when it was asked to fork, after it had forked
     once for trial: of libraries in C, and known to do no harm."""

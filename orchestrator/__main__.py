@@ -165,7 +165,7 @@ def _carry_out(experiments: list[Experiment], asked: Arguments, until_end: conte
                 _check_budget(left, first)
             if first.dry_run:
                 return _show(plan, fleet, first)
-            _warm_up(cluster, fleet, left)
+            _warm_up(cluster, fleet, left, _budget(first))
             _look_at_nodes(cluster, fleet, first, root, tuple(dict.fromkeys(model for _, model in resolved)))
             if store is None:
                 store = Store.create(root, "+".join(dict.fromkeys(e.sweep.kind for e in experiments)))
@@ -212,15 +212,19 @@ def _look_at_nodes(
         print(f"WARNING  other jobs hold GPUs: {names}; sessions wait for theirs while others of the run live there")
 
 
-def _warm_up(cluster: Cluster, fleet: Fleet, sessions: list[SessionSpec]) -> None:
+def _warm_up(cluster: Cluster, fleet: Fleet, sessions: list[SessionSpec], budget: Budget) -> None:
     """As soon as the fleet and what is left to do are known: an import takes as long as a cold start, and nodes can be
-    looked at and the run directory made meanwhile."""
+    looked at and the run directory made meanwhile. On the nodes that the queue places servers on at once."""
     from contract.specs import Start
+    from orchestrator.budget import jobs
+    from orchestrator.scheduler import placed_first
     from workers.engines import make_engine
 
     warm = [each for each in sessions if each.start is Start.WARM and make_engine(each.engine).warm_modules]
     if warm:
-        cluster.warm_up(fleet, warm[0])
+        at = placed_first(jobs(sessions, budget), {node.id: node.slots for node in fleet.nodes})
+        first = {at[each.id]: each for each in reversed(warm) if each.id in at}
+        cluster.warm_up(fleet, first)
 
 
 def _plan(resolved: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> Plan:

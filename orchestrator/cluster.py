@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -330,28 +330,35 @@ class Cluster:
         }
         return {node: gpus for node, gpus in held.items() if gpus > 0}
 
-    def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
-        """Have every node import what servers like `spec` are forked from; who needs it waits for it.
+    def warm_up(self, fleet: Fleet, first: Mapping[str, SessionSpec]) -> None:
+        """Have nodes import what servers like their `first` one are forked from; who needs it waits for it.
+
+        Others of the fleet do so when a session is first placed there: an import reads thousands of files, often from a
+        disk that all nodes share, and takes cores that other jobs may use.
 
         Not a node whose cards are of several kinds: vLLM asks, as it is imported, what the first one can do
         (`get_device_capability`, which is cached) and chooses data types and kernels by it. Which cards a server will
         have, the parent cannot know.
         """
-        import ray
-
-        actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
         for node in fleet.nodes:
             if len(node.all_kinds) > 1:
                 self._not_warm[node.id] = f"this node has no warm parent: {_of_several_kinds(node.all_kinds)}"
-                continue
-            self._warm[node.id] = actor.options(scheduling_strategy=_on(node.id)).remote(spec, users_omp_num_threads())
+        for name, spec in first.items():
+            if name not in self._not_warm:
+                self._import_on(name, spec)
         self._keeps_warm = threading.Thread(target=self._keep_warm, name="keeps warm", daemon=True)
         self._keeps_warm.start()
+
+    def _import_on(self, node: str, spec: SessionSpec) -> None:
+        import ray
+
+        actor = ray.remote(num_cpus=0, max_restarts=0)(WarmActor)
+        self._warm[node] = actor.options(scheduling_strategy=_on(node)).remote(spec, users_omp_num_threads())
 
     def _keep_warm(self) -> None:
         """Renew their leases from their making on: a node's first session may come later than a lease lasts."""
         while not self._left.wait(RENEWED_EVERY_S):
-            for actor in self._warm.values():
+            for actor in list(self._warm.values()):  # the driver's thread adds to them
                 with contextlib.suppress(Exception):  # who wants a server of it finds out
                     actor.ping.remote()
 
@@ -401,8 +408,12 @@ class Cluster:
         """Return the socket of the node's, or why it has none for `spec`. One that did not come is not waited for
         again."""
         why = self._why_not_warm(node, spec)
-        if node not in self._warm or why:
+        if why:
             return None, why
+        if node not in self._warm:
+            if self._keeps_warm is None:
+                return None, None  # nothing of this run can be forked
+            self._import_on(node, spec)
         try:
             told: tuple[str | None, str | None] = await asyncio.wait_for(
                 _result(self._warm[node].socket.remote(spec)), ACTOR_LIMIT_S

@@ -17,6 +17,13 @@ def start_s(engine: str, on_cpu: bool, eager: bool, warm: bool) -> float:
     return 50.0 if eager else 80.0
 
 
+def import_s(engine: str, on_cpu: bool) -> float:
+    """Seconds until a node's warm parent has imported, which its first servers wait for."""
+    if engine == "sim":
+        return 0.0
+    return 10.0 if on_cpu else 18.0
+
+
 def memory_point_s(on_cpu: bool) -> float:
     """Seconds of readings and the warm-up load between them."""
     return 12.0 if on_cpu else 6.0

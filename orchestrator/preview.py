@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from contract.specs import Point, PointKind, SessionSpec
+from contract.specs import Point, PointKind, SessionSpec, Start
+from orchestrator import estimate
 from orchestrator.budget import Budget, by_use, fitting
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan, searched_points
@@ -14,9 +15,12 @@ from orchestrator.search.anchors import Anchors
 
 
 def estimate_s(sessions: Iterable[SessionSpec], fleet: Fleet) -> float:
-    """Return the seconds that the queue is expected to take."""
+    """Return the seconds that the queue is expected to take, behind the import that servers are forked from."""
+    sessions = list(sessions)
     jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
-    return makespan_s(jobs, {node.id: node.slots for node in fleet.nodes}) if jobs else 0.0
+    forked = {each.engine for each in sessions if each.start is Start.WARM}
+    import_s = max((estimate.import_s(engine, fleet.device == "cpu") for engine in forked), default=0.0)
+    return import_s + makespan_s(jobs, {node.id: node.slots for node in fleet.nodes}) if jobs else 0.0
 
 
 def budget_words(sessions: Iterable[SessionSpec], fleet: Fleet, budget: Budget) -> list[str]:
@@ -67,7 +71,7 @@ def _line(session: SessionSpec, plan: Plan) -> str:
     anchors = [search for search in plan.searches.get(session.id, ()) if isinstance(search, Anchors)]
     parts += [f"an anchor at {_level(search.point_at(0))} again and again" for search in anchors]
     parts += ["at the end alone on its host, too"] if session.id in plan.controls else []
-    gpus = f"{session.gpus} GPU" if session.gpus else "CPU"
+    gpus = (f"{session.gpus} GPU" if session.gpus else "CPU") + (", warm" if session.start is Start.WARM else "")
     return f"  {session.id}  {title(session)}  {gpus}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"
 
 

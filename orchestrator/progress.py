@@ -13,10 +13,11 @@ from rich.live import Live
 from rich.text import Text
 
 from contract.rows import MEASURED, PointRow, SessionRow
-from contract.specs import Point, PointKind, SessionSpec
+from contract.specs import Point, PointKind, SessionSpec, Start
 from orchestrator.printer import Printer, to_file
 
 MIB = 2**20
+WORTH_SAYING_S = 0.5
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ class Progress:
         """A server is ready, or is not."""
         if row.status == MEASURED:
             where = f" on {','.join(row.visible_devices)}" if row.visible_devices else ""
-            self.say(f"ready    {title(session)}{where} in {row.ready_s:.1f} s")
+            self.say(f"ready    {title(session)}{where} in {row.ready_s:.1f} s{_how(row)}")
             if row.start_reason and row.start_reason not in self._said:
                 self._said.add(row.start_reason)
                 self.say(f"started cold, not warm as asked: {row.start_reason}")
@@ -122,6 +123,16 @@ def finding(row: PointRow) -> str:
         f"{simulated}{row.purpose}, {_level(row)}: {row.tok_s or 0:.1f} tok/s, "
         f"p95 {row.p95_e2e_s or 0:.3f} s, {row.failed} of {(row.completed or 0) + (row.failed or 0)} failed"
     )
+
+
+def _how(row: SessionRow) -> str:
+    """Return that a server was forked, and what its session had waited and lost before the launch."""
+    words = ["warm"] if row.start == Start.WARM else []
+    if (row.warm_wait_s or 0.0) >= WORTH_SAYING_S:
+        words.append(f"after {row.warm_wait_s:.1f} s of waiting for the import")
+    if (row.fork_lost_s or 0.0) >= WORTH_SAYING_S:
+        words.append(f"after a fork that cost {row.fork_lost_s:.1f} s")
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _clock(seconds: float) -> str:

@@ -236,6 +236,11 @@ def _soonest(job: Job, left: Mapping[str, int], ends: list[tuple[float, str, int
     return node, at
 
 
+def placed_first(jobs: list[Job], free: Mapping[str, int]) -> dict[str, str]:
+    """Return the nodes of the jobs that start at once, by id."""
+    return {job.id: node for job, node in place(ordered(jobs), free, [], 0.0)}
+
+
 def makespan_s(jobs: list[Job], free: Mapping[str, int]) -> float:
     """Return the seconds that the queue would take if every estimate were true.
 

@@ -19,11 +19,11 @@ PHASES = [
 ]
 
 
-def write_run(run: Path, phases: list[StartPhase]) -> Path:
+def write_run(run: Path, phases: list[StartPhase], **before: float) -> Path:
     rows = synthetic.rows()[:2]
     synthetic.write_run(run, rows)
     for row in rows:
-        session = replace(synthetic.session_of(row), start="warm", phases=phases)
+        session = replace(synthetic.session_of(row), start="warm", phases=phases, **before)
         pq.write_table(to_table([session], SessionRow), run / "shards" / row.session_id / "session.parquet")
     return run
 
@@ -39,6 +39,14 @@ def test_a_start_is_shown_phase_by_phase_and_the_same_again(tmp_path: Path) -> N
     reduce(run)
     assert (run / "plots/startup.svg").read_bytes() == first
     assert read_tables(run).sessions[0].phases == PHASES
+
+
+def test_what_was_waited_and_lost_is_in_the_plot(tmp_path: Path) -> None:
+    run = write_run(tmp_path, PHASES, warm_wait_s=16.1, fork_lost_s=30.0)
+    reduce(run)
+    words = "\n".join(ET.parse(run / "plots/startup.svg").getroot().itertext())
+    for expected in ("wait for the import", "lost fork", "5.5 s"):
+        assert expected in words
 
 
 def test_logs_that_told_nothing_give_no_plot_and_an_old_one_goes(tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ import pytest
 import ray  # without a token in the environment, as by whoever uses it in the same process
 
 from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, MUTE_PARENT, SessionRow
-from contract.specs import Start
+from contract.specs import SessionSpec, Start
 from orchestrator import cluster as clusters
 from orchestrator import knock
 from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
 from orchestrator.fleet import Fleet, local_fleet
+from orchestrator.plan import make_plan
 from orchestrator.preflight import NotReady
 from tests.command_line import ROOT
-from tests.configs import experiment, gpu_fleet, sim_fleet
+from tests.configs import experiment, gpu_fleet, resolved, sim_fleet
 from tests.privileged import not_shown
 from tests.ray_hosts import BIN, RayHosts, linked_hosts, ray_hosts, set_link, wait_for
 from tests.test_session import spec
@@ -201,7 +202,8 @@ def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch
     monkeypatch.setattr(clusters, "_on", lambda _: None)
     monkeypatch.setattr(clusters, "RENEWED_EVERY_S", 0.01)
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster.warm_up(sim_fleet(1), SimpleNamespace())  # type: ignore[arg-type]
+    fleet = sim_fleet(1)
+    cluster.warm_up(fleet, {node.id: SimpleNamespace() for node in fleet.nodes})  # type: ignore[misc]
     try:
         assert all(pinged.acquire(timeout=20) for _ in range(3))
     finally:
@@ -230,7 +232,8 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
     of_one, of_two = gpu_fleet(1, 1).nodes
     of_two = replace(of_two, all_kinds=("NVIDIA A100", "NVIDIA H100"))
     warm = warm_spec()
-    cluster.warm_up(Fleet("cuda", (replace(of_one, all_kinds=("NVIDIA H100",)), of_two)), warm)
+    fleet = Fleet("cuda", (replace(of_one, all_kinds=("NVIDIA H100",)), of_two))
+    cluster.warm_up(fleet, {of_one.id: warm, of_two.id: warm})
     assert made == [of_one.id]
 
     async def start() -> None:
@@ -244,6 +247,54 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
         "know the first one only"
     )
     assert [arguments[-3:-1] for arguments in sessions[1:]] == [("/one", None), (None, why)]
+
+
+def test_a_node_imports_when_the_queue_first_places_a_server_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen imports from a disk that all share would slow the one that matters."""
+    imports: list[tuple[str, str]] = []
+    sessions: list[tuple[Any, ...]] = []
+
+    async def ping() -> None: ...
+
+    def importing(scheduling_strategy: str) -> Any:
+        async def socket(_: SessionSpec) -> tuple[str, None]:
+            return f"/{scheduling_strategy}", None
+
+        def remote(spec: SessionSpec, _: Any) -> Any:
+            imports.append((scheduling_strategy, spec.id))
+            return SimpleNamespace(ping=SimpleNamespace(remote=ping), socket=SimpleNamespace(remote=socket))
+
+        return SimpleNamespace(remote=remote)
+
+    def session(*arguments: Any) -> Any:
+        sessions.append(arguments)
+        return SimpleNamespace(ping=SimpleNamespace(remote=ping))
+
+    actor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=session))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(options=importing))
+    monkeypatch.setattr(clusters, "_actor_class", lambda: actor)
+    monkeypatch.setattr(clusters, "_on", lambda node: node)
+    cluster = Cluster(experiment("kv").cluster, None)
+    fleet = gpu_fleet(8, 8, 8)
+    first, second, third = (node.id for node in fleet.nodes)
+    warm, another, cold = sessions_of_two_starts()
+    cluster.warm_up(fleet, {first: warm})
+    assert imports == [(first, warm.id)]
+
+    async def start() -> None:
+        for node, one in ((first, warm), (second, cold), (third, another), (third, warm)):
+            await cluster.session(one, node, "run", 1)
+
+    asyncio.run(start())
+    cluster._left.set()
+    assert imports == [(first, warm.id), (third, another.id)], "for the one that came first"
+    assert [arguments[-3] for arguments in sessions] == [f"/{first}", None, f"/{third}", f"/{third}"]
+
+
+def sessions_of_two_starts() -> tuple[SessionSpec, SessionSpec, SessionSpec]:
+    """Return two sessions that are to be forked and one that is not."""
+    one, other, *_ = make_plan(resolved(experiment("kv", sweep__max_model_len=[512, 1024])), gpu_fleet(1)).sessions
+    return replace(one, start=Start.WARM), replace(other, start=Start.WARM), replace(one, start=Start.COLD)
 
 
 HOSTS = {"a": "gpu-01", "b": "gpu-02", "c": "gpu-03"}

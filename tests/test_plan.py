@@ -11,11 +11,12 @@ from contract import kv
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lengths import LogNormal, Normal, Uniform
 from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
+from orchestrator import estimate
 from orchestrator.fleet import Fleet, NoRoom
 from orchestrator.manifest import make_manifest
 from orchestrator.plan import Plan, _identified, make_plan
 from orchestrator.preflight import check
-from orchestrator.preview import describe
+from orchestrator.preview import describe, estimate_s
 from orchestrator.problems import ConfigError
 from orchestrator.schema import Experiment
 from tests import synthetic_run as synthetic
@@ -67,6 +68,19 @@ def test_the_dry_run_names_the_servers_that_are_eager() -> None:
         "512 (pool of 32 sequences, eager",
         "512 (utilization",
     ]
+
+
+def test_the_dry_run_names_the_servers_that_are_forked_and_counts_their_import() -> None:
+    fleet = gpu_fleet(1)
+    ways = [plan(experiment("kv", "phi-3-mini-4k", server__start=how), fleet=fleet) for how in ("warm", "cold")]
+    lines = [[line for line in describe(way, fleet).splitlines() if "max_model_len=" in line] for way in ways]
+    assert all("  1 GPU, warm  " in line for line in lines[0])
+    assert not any("warm" in line for line in lines[1])
+    both = [sum(session.estimate_s for session in way.sessions) for way in ways]
+    assert estimate_s(ways[0].sessions, fleet) == both[0] + estimate.import_s("vllm", on_cpu=False)
+    assert estimate_s(ways[1].sessions, fleet) == both[1]
+    simulated = plan(experiment("kv", engine="sim", server__start="warm"), fleet=sim_fleet(1))
+    assert estimate_s(simulated.sessions, sim_fleet(1)) == sum(session.estimate_s for session in simulated.sessions)
 
 
 def test_cpu_steps_are_at_least_128_mib() -> None:

@@ -330,6 +330,23 @@ def test_a_start_is_its_phases_one_after_the_other() -> None:
     assert waterfall(Tables((), (started(0),))) is None
 
 
+def test_what_a_session_waited_and_lost_before_its_launch_stands_before_its_start() -> None:
+    """A fork that was killed after 900 s is in no phase of the server that was started in its place."""
+    waited = replace(started(0, ("imports", 8.0)), warm_wait_s=16.1, fork_lost_s=900.0)
+    others = [replace(started(n, ("imports", 9.0 + n)), warm_wait_s=0.01) for n in range(1, MOST_STARTS + 1)]
+    made = waterfall(Tables((), (waited, *others)))
+    assert made is not None
+    bars, ends = made.chart.spec["layer"]
+    first = [row for row in bars["data"]["values"] if row["row"] == bars["data"]["values"][0]["row"]]
+    assert [(row["phase"], row["from"], row["to"]) for row in first] == [
+        ("wait for the import", -916.1, -900.0), ("lost fork", -900.0, 0.0), ("imports", 0.0, 8.0)
+    ]  # fmt: skip
+    assert ends["data"]["values"][0]["words"] == "8.0 s"
+    assert [key.words for key in made.chart.legend] == ["wait for the import", "lost fork", "imports"]
+    assert made.left_out == 1, "the one that took 8 s from its launch is not among the shortest"
+    assert {row["phase"] for row in bars["data"]["values"][3:]} == {"imports"}, "10 ms are no wait"
+
+
 # --- bounded ---
 
 

@@ -284,7 +284,8 @@ def test_what_servers_are_forked_from_is_imported_while_nodes_are_looked_at_if_o
         def fleet(self, engine: object) -> Fleet:
             return cpu_fleet()
 
-        def warm_up(self, fleet: Fleet, spec: SessionSpec) -> None:
+        def warm_up(self, fleet: Fleet, first: dict[str, SessionSpec]) -> None:
+            assert first.keys() == {node.id for node in fleet.nodes}
             seen.append("imports")
 
         def remove_left(self, fleet: Fleet) -> None:

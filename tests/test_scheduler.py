@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contract.causes import SESSION_STARTS, Again
 from orchestrator import scheduler
-from orchestrator.scheduler import Job, Queue, makespan_s, ordered, place
+from orchestrator.scheduler import Job, Queue, makespan_s, ordered, place, placed_first
 
 
 def test_large_jobs_start_first_then_long_ones() -> None:
@@ -26,6 +26,14 @@ def test_small_job_waits_when_it_would_delay_the_head() -> None:
 def test_small_job_is_backfilled_when_it_ends_before_the_head_can_start() -> None:
     head, small = Job("head", 4, 10), Job("small", 1, 3)
     assert place([head, small], {"a": 2}, [(5.0, "a", 2)], now=0.0) == [(small, "a")]
+
+
+def test_what_starts_at_once_fills_few_nodes_and_the_rest_is_placed_later() -> None:
+    sixteen = {f"n{number}": 8 for number in range(16)}
+    assert placed_first([Job("one", 1, 60.0)], sixteen) == {"one": "n0"}
+    ten = placed_first([Job(str(number), 1, 60.0) for number in range(10)], sixteen)
+    assert (len(ten), set(ten.values())) == (10, {"n0", "n1"})
+    assert placed_first([Job("a", 1, 9.0), Job("b", 1, 60.0)], {"n": 1}) == {"b": "n"}
 
 
 def test_of_one_key_one_server_compiles_and_the_room_goes_to_others_meanwhile() -> None:

@@ -89,6 +89,7 @@ def test_a_warm_start_is_measured_like_any_other(
     row, log = started(parent(), monkeypatch)
     assert (row.status, row.start, row.start_reason) == (MEASURED, "warm", None)
     assert row.warm_wait_s is not None
+    assert row.fork_lost_s is None
     assert row.argv[:3] == ["python", "-m", MODULE]
     assert log.startswith("warm start: forked from a process that had imported")
 
@@ -159,6 +160,7 @@ def test_a_fork_that_comes_to_nothing_is_started_cold_once_and_says_why(
     assert (row.status, row.start) == (MEASURED, "cold")
     assert words in (row.start_reason or "") + log
     assert row.fork_came_to_nothing
+    assert (row.fork_lost_s or 0.0) > (1.0 if "1 s" in words else 0.0)  # its silence, which `ready_s` does not hold
     assert log.count("warm start: forked from") == 1
     assert [account.moment for account in row.account] == ["ready", "loaded"]  # the cold server's alone
 
@@ -313,3 +315,4 @@ def test_without_a_warm_parent_a_server_starts_cold(
     row, _ = started(dead, monkeypatch)
     assert (row.status, row.start) == (MEASURED, "cold")
     assert (row.start_reason or "").startswith("no warm parent answers")
+    assert row.warm_wait_s is not None, "what was waited for in vain is waited, too"

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from benchmarks import warm_kills
+from benchmarks.killing import Found
 from contract.rows import MUTE_PARENT
 from tests.test_session import spec
 from workers import processes, temporary
@@ -717,5 +718,18 @@ def test_forks_that_are_killed_at_any_moment_neither_hang_nor_stay_nor_add_up() 
     found = warm_kills.kill_often(20)
     assert set(found.victims) == set(warm_kills.VICTIMS)
     assert found.struck == found.victims - Counter(nobody=found.victims["nobody"])  # who is drawn is there to be struck
-    assert (found.rounds, found.bad, found.descriptors_gained) == (20, 0, 0), found
-    assert found.resident_gained_bytes < 2**20
+    assert (found.rounds, found.bad, found.grew) == (20, 0, False), found
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [({}, 0), ({"descriptors_gained": 1}, 1), ({"resident_gained_bytes": 2**20 + 1}, 1), ({"processes_left": 1}, 1)],
+)
+def test_a_parent_that_grows_under_kills_is_exit_code_1(
+    more: dict[str, int], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_kills.sys, "argv", ["warm_kills.py", "1"])
+    monkeypatch.setattr(warm_kills, "kill_often", lambda _: Found(rounds=1, **more))
+    with pytest.raises(SystemExit) as ended:
+        warm_kills.main()
+    assert ended.value.code == code

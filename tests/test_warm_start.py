@@ -239,6 +239,14 @@ def test_what_decides_is_a_repeats_scatter_and_the_fixed_share_stands_beside_it(
     assert "within 5.0%: equivalent" in capsys.readouterr().out
 
 
+def test_a_noisier_machine_does_not_make_it_easier(capsys: pytest.CaptureFixture[str]) -> None:
+    """A repeat that scatters by a fifth allows a tenth: what is 12 % apart is no more equivalent than elsewhere."""
+    assert code(rounds(scatter=0.15, count=60)) == 0
+    assert "one cold repeat scatters by 15.0%: equivalent within 10%" in capsys.readouterr().out
+    assert code(rounds(scatter=0.2, far=1.12, count=60)) == 1
+    assert "one cold repeat scatters by 20.0%: NOT shown to be equivalent within 10%" in capsys.readouterr().out
+
+
 def test_servers_that_differ_do_not_widen_what_they_are_held_against() -> None:
     """A machine that scatters more from server to server must not be granted more for it."""
     assert code(rounds(scatter=0.001, between=0.0)) == 0

@@ -226,10 +226,13 @@ class Session:
         What forking has damaged may show at the first completion only, so that one that fails there is started cold.
         """
         if self.spec.start is Start.WARM:
+            asked = time.monotonic()
             try:
                 self._forked_server(prove)
                 return
             except warm.NotWarm as reason:
+                if self.row.start is not None:
+                    self.row.fork_lost_s = time.monotonic() - asked - (self.row.warm_wait_s or 0.0)
                 self.row.start_reason = self._shown(str(reason))
                 self._set_log_aside()
         self.row.start = Start.COLD
@@ -243,9 +246,7 @@ class Session:
             raise warm.NotWarm("an earlier start of this session came to nothing")
         if self._warm_parent is None:
             raise warm.NotWarm(self._no_warm_parent or "this node has no warm parent")
-        asked = time.monotonic()
-        with warm.offer(self._warm_parent, self._stopping.is_set) as offered:
-            self.row.warm_wait_s = time.monotonic() - asked
+        with self._offered(self._warm_parent) as offered:
             self.row.fork_threads = list(offered.threads)
             self.row.start = Start.WARM
             try:
@@ -258,6 +259,14 @@ class Session:
                     raise
                 self._discard()
                 raise warm.NotWarm(f"{CAME_TO_NOTHING}{error.failure.message}") from None
+
+    def _offered(self, parent: Path) -> warm.Offer:
+        """Wait for the warm parent. Raises `NotWarm`; how long it took is in the row all the same."""
+        asked = time.monotonic()
+        try:
+            return warm.offer(parent, self._stopping.is_set)
+        finally:
+            self.row.warm_wait_s = time.monotonic() - asked
 
     def _ready(self, offered: warm.Offer | None) -> ServerProcess:
         launched = time.monotonic()

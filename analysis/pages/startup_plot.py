@@ -1,4 +1,4 @@
-"""plots/startup.svg: where the start of each server went, phase after phase, cold and warm.
+"""plots/startup.svg: where the start of each server went, phase after phase, cold and warm, and what went before it.
 
 Called by `artifacts.reduce`. A server whose log did not tell phases has no row.
 """
@@ -14,9 +14,12 @@ from analysis.pages.plots import draw_all, set_title
 from analysis.pages.timeline import session_words, subtitle
 from analysis.rows.tables import RunPoint, Tables
 from analysis.writing.figures import clean
-from contract.rows import SessionRow
+from contract.rows import SessionRow, StartPhase
 
+WAIT, LOST = "wait for the import", "lost fork"
 COLOURS = {
+    WAIT: "#DDDDDD",
+    LOST: "#AA4499",
     "fork": "#000000",
     "imports": "#8A8A8A",
     "arguments": "#F0E442",
@@ -30,8 +33,11 @@ COLOURS = {
     "warm-up": "#332288",
     "listening": "#BBBBBB",
 }
-"""Phases in their order. Okabe and Ito's colours, which stay apart for colour-blind readers, and four more."""
-HATCHES = {"engine": "//", "compile": "xx", "graphs": "\\\\", "kv": ".."}
+"""Phases in their order. Okabe and Ito's colours, which stay apart for colour-blind readers, and six more."""
+HATCHES = {LOST: "++", "engine": "//", "compile": "xx", "graphs": "\\\\", "kv": ".."}
+
+SHOWN_S = 0.05
+"""Phases are told to a tenth: a shorter wait is none."""
 
 
 def write_startup(run_dir: Path, tables: Tables) -> list[Path]:
@@ -46,6 +52,14 @@ def told_starts(tables: Tables) -> list[SessionRow]:
     return sorted(told, key=lambda row: (row.started_at, row.session_id))
 
 
+def bars(session: SessionRow) -> list[StartPhase]:
+    """Return the phases of a start, and what the session had waited and lost before its launch, which is at 0."""
+    lost_s = session.fork_lost_s or 0.0
+    before = [(WAIT, session.warm_wait_s or 0.0, lost_s), (LOST, lost_s, 0.0)]
+    shown = [StartPhase(name, -after_s - seconds, seconds) for name, seconds, after_s in before if seconds >= SHOWN_S]
+    return [*shown, *session.phases]
+
+
 def end_s(session: SessionRow) -> float:
     """Return when the last phase of a start ended, in seconds since its launch."""
     return session.phases[-1].begin_s + session.phases[-1].seconds
@@ -55,7 +69,7 @@ def _draw(sessions: Sequence[SessionRow], tables: Tables, figure: Any) -> None:
     figure.set_size_inches(9.6, 1.7 + 0.32 * len(sessions))
     axes = figure.subplots()
     for name, colour in COLOURS.items():
-        spans = [(row, p.begin_s, p.seconds) for row, s in enumerate(sessions) for p in s.phases if p.name == name]
+        spans = [(row, p.begin_s, p.seconds) for row, s in enumerate(sessions) for p in bars(s) if p.name == name]
         if spans:
             rows, begins, lengths = zip(*spans, strict=True)
             axes.barh(

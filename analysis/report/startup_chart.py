@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.pages.startup_plot import COLOURS, end_s, label, told_starts
+from analysis.pages.startup_plot import COLOURS, bars, end_s, label, told_starts
 from analysis.report.vega import INK, Chart, Key, Rows, Spec, layer, number, spec, tooltip
 from analysis.rows.tables import Tables
 
@@ -26,14 +26,14 @@ def waterfall(tables: Tables) -> Waterfall | None:
     told = told_starts(tables)
     if not told:
         return None
-    longest = sorted(told, key=lambda session: -end_s(session))[:MOST_STARTS]
+    longest = sorted(told, key=lambda session: bars(session)[0].begin_s - end_s(session))[:MOST_STARTS]
     shown = [session for session in told if session in longest]
     points = {session.session_id: [p for p in tables.points if p.session_id == session.session_id] for session in shown}
     rows: Rows = []
     ends: Rows = []
     for number_, session in enumerate(shown, 1):
         name = f"{number_}. {label(session, points[session.session_id])}"
-        for phase in session.phases:
+        for phase in bars(session):
             span = {"from": phase.begin_s, "to": phase.begin_s + phase.seconds, "seconds": phase.seconds}
             rows.append({"row": name, "phase": phase.name, **span})
         ends.append({"row": name, "from": end_s(session), "words": f"{end_s(session):.1f} s"})
