@@ -151,7 +151,7 @@ def test_an_actor_that_cannot_be_made_is_a_defect_and_what_is_left_on_nodes_is_r
     asked = experiment("kv", engine="sim", cluster__num_gpus=1)
     with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
         (node,) = [node.id for node in cluster.fleet(asked.engine).nodes]
-        unlike: Any = SimpleNamespace(gpus=0, start=Start.COLD)
+        unlike = warm_spec(gpus=0, start=Start.COLD)
         with pytest.raises(ActorFailed, match=r"AttributeError: .* no attribute 'engine'"):
             asyncio.run(cluster.session(unlike, node, "run", 1))
         left = left_by_a_killed_process(Path(os.environ["TMPDIR"]))
@@ -392,9 +392,9 @@ def test_a_node_without_a_report_is_said_beside_the_lack_of_the_kind_that_was_as
     assert [problem[:20] for problem in refused.value.problems] == ["gpu-02 could not be ", "cluster.gpu=H100: no"]
 
 
-def warm_spec(model: str = "shape", eager: bool = True) -> Any:
+def warm_spec(model: str = "shape", eager: bool = True, gpus: int = 1, start: Start = Start.WARM) -> Any:
     server = SimpleNamespace(enforce_eager=eager)
-    return SimpleNamespace(gpus=1, start=Start.WARM, model=model, server=server)
+    return SimpleNamespace(gpus=gpus, start=start, model=model, server=server)
 
 
 async def never() -> None:
@@ -534,7 +534,7 @@ def test_a_session_is_the_first_of_its_node_until_one_has_had_a_server(
             raise ray.exceptions.RayActorError
 
     async def start() -> Any:
-        return SimpleNamespace(status=status, start=Start.COLD, fork_came_to_nothing=False)
+        return SessionRow(1, "run", "s", 1, str(status), False, "", start="cold")
 
     async def stop() -> None: ...
 
@@ -544,7 +544,7 @@ def test_a_session_is_the_first_of_its_node_until_one_has_had_a_server(
     monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
     monkeypatch.setattr(clusters, "_on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
-    cold: Any = SimpleNamespace(gpus=1, start=Start.COLD)
+    cold = warm_spec(start=Start.COLD)
 
     async def sessions() -> None:
         with contextlib.suppress(ActorLost):
