@@ -506,6 +506,22 @@ def test_both_rules_for_an_objective_stand_in_one_sentence() -> None:
     assert border_words(once, limit).text.endswith("so how far noise moves this is not known.")
 
 
+def test_a_level_between_held_and_broke_that_was_not_measured_is_named() -> None:
+    limit, lost = Slo(p95_e2e_s=0.5), [16]
+    rows = [synthetic.failed(row, "client_cores_few") if row.concurrency in lost else row for row in sweep()]
+    (curve,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
+    assert border_words(curve, limit).text.startswith("8 held, 32 (4.0x) broke; 16 could not be measured (failed: ")
+    lost.append(32)
+    rows = [synthetic.failed(row, "client_cores_few") if row.concurrency in lost else row for row in rows]
+    (curve,) = load_curves(synthetic.tables_of([r for r in rows if (r.concurrency or 0) <= 32]).points, "concurrency")
+    words = border_words(curve, limit).text
+    assert words.startswith("8 held, and no level broke; 16, 32 could not be measured (failed: client_cores_few). ")
+    assert "`resume=RUN` tries again what could not be measured." in words
+    assert "wider range" not in words
+    (curve,) = load_curves(synthetic.tables_of([r for r in rows if (r.concurrency or 0) <= 8]).points, "concurrency")
+    assert "wider range tells" in border_words(curve, limit).text
+
+
 def test_price_counts_all_cards_and_needs_a_price_and_a_gpu() -> None:
     (reading,) = load_curves(
         synthetic.tables_of([replace(sweep()[0], gpus=2, total_tok_s=600.0)]).points, "concurrency"
