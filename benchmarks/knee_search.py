@@ -152,11 +152,12 @@ def summary(made: list[Searched]) -> str:
     true, without = [s for s in made if s.truth is not None], [s for s in made if s.truth is None]
     found = [s for s in true if s.knee.could_be]
     sizes, levels = [len(s.knee.could_be) for s in found], [len(s.levels) for s in found]
+    full = sum(len(s.levels) >= s.most_levels for s in found)
     spans, loads = sorted(s.span for s in found), sorted(s.load_share for s in found)
     return (
         f"{len(made)} runs, {fmean(len(s.levels) for s in made):.1f} levels each, "
         f"{fmean(s.load_share for s in made):.3f} of the grid's load; knee: {len(true)} runs, {len(found)} of them "
-        f"found, with {fmean(levels):.1f} levels, {sum(len(s.levels) >= s.most_levels for s in found)} with all allowed; "
+        f"found, with {fmean(levels):.1f} levels, {full} with all allowed; "
         f"the set holds the truth in {fmean(s.truth in s.knee.could_be for s in found):.1%} and one or two levels in "
         f"{fmean(size <= 2 for size in sizes):.1%}, {max(sizes)} at most; the range holds the knee of all numbers in "
         f"{fmean(s.range_holds(of_all=False) for s in found):.1%} by the highest tok/s measured, in "
