@@ -109,7 +109,8 @@ def add_rule(doc: Document) -> None:
         "falls from there on. The knee is the lowest level whose smoothed tok_s is within {within} of the highest; "
         "there is none yet where the last doubling of the load still gains more than {gains}. Of all numbers, tested "
         "or not, it lies above the next lower level, unless one gives more than every level tested. Latency blows "
-        "up past the level with the lowest p95_e2e_s over tok_s: from there on p95 has grown by a larger factor than tok_s. "
+        "up past the level with the lowest p95_e2e_s over tok_s: from there on p95 has grown by a larger factor than "
+        "tok_s. "
         "Both are given as all levels that the noise of the repeats allows, at {confidence} confidence (each bound of "
         "the last doubling's gain holds with that); what lies within noise of a rule's border is undecided.",
         within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
