@@ -524,6 +524,8 @@ def test_a_border_on_either_side_of_a_level_that_could_not_be_measured_is_found(
         assert found.broke is not None
         assert found.held <= limit < found.broke
         assert found.broke <= RESOLUTION * found.held or 45 in (found.held + 1, found.broke - 1)
+    tried = {at: [BLANK] for at in (15.0, 16.0, 64.0)}
+    assert towards_border({15.0: True, 16.0: None}, tried, 150, WHOLE) == 32, "the bracket up to it, from above"
 
 
 def test_an_objective_must_be_set() -> None:
