@@ -8,9 +8,8 @@ bend. In half of the runs it also falls past some level. p95 is what Little's la
 tail grows longer past K. The truth is the rule of docs/definitions.md on the curve without noise. A run is *at the
 border* where the true gain of its last doubling is within two true standard errors of the rule's 10 %; those are
 counted apart. A 95 % interval is decided for sure about twice as far from the border only, so some runs with a clear
-knee stay undecided, too: shares are given of all knees, the undecided as misses, and of those that were found. A
-quarter as many runs at each of four noises are then measured by `+sweep=knee` itself, with three repeats; their truth
-is that of the levels it chose.
+knee stay undecided, too: shares are given of all knees, the undecided as misses, and of those that were found. What
+`+sweep=knee` finds of such servers: `knee_search.py`.
 """
 
 from __future__ import annotations
@@ -19,18 +18,10 @@ import math
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from types import SimpleNamespace
-from typing import cast
+from dataclasses import dataclass
 
-from analysis.load.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee, last_doubling
+from analysis.load.knee import BlowUp, Knee, KneeVerdict, Level, find_blow_up, find_knee
 from analysis.numbers.intervals import noise_of, pooled, pooled_noise, spread
-from contract.rows import MEASURED, PointRow
-from contract.specs import Point, PointKind, Purpose
-from orchestrator.search.bisection import doublings
-from orchestrator.search.knee import next_level
-from orchestrator.search.rounds import Rounds
 
 SEED = 20261125
 WITHIN_PEAK, STILL_GAINS = 0.05, 0.10
@@ -278,94 +269,6 @@ def main() -> None:
                 words = ", ".join(f"{share:.1%} at {low:.0%} to {high:.0%}" for (low, high), share in held)
                 print(f"{what}, {repeats} repeats, {'the pool alone covers' if by_pool else 'intervals cover'} {words}")
             print(f"  wider than the pool's by a factor of {_share([w for t in own for w in t.wider]):.2f} on average")
-    print_searches(runs // 4)
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What `+sweep=knee` measured of a curve, and what analysis says of it."""
-
-    curve: Curve
-    levels: tuple[Level, ...]
-    knee: Knee
-
-    @property
-    def truth(self) -> int | None:
-        """The knee by the rule, without noise, of the levels that were measured; None where there is none yet."""
-        true = {int(level.at): self.curve.tok_s(int(level.at)) for level in self.levels}
-        gain = last_doubling(tuple(Level(at, (value,), (1.0,)) for at, value in true.items()), None)
-        if gain is None or gain.share > STILL_GAINS:
-            return None
-        return next(at for at, value in true.items() if value >= (1 - WITHIN_PEAK) * max(true.values()))
-
-    @property
-    def range_holds_truth(self) -> bool:
-        """Whether the knee of all whole numbers lies between the level below the set and its highest."""
-        every = self.curve.at(range(1, int(self.levels[-1].at) + 1)).tok_s
-        knee = next(at for at, value in enumerate(every, 1) if value >= (1 - WITHIN_PEAK) * max(every))
-        below = max((level.at for level in self.levels if level.at < self.knee.could_be[0]), default=0)
-        return below < knee <= self.knee.could_be[-1]
-
-
-def searches(runs: int, sd: float, repeats: int = 3, seed: int = SEED) -> Iterator[Searched]:
-    """Yield what the search itself finds of so many curves."""
-    rng = random.Random(seed)
-    for _ in range(runs):
-        curve, count = make_curve(rng)
-        levels = search(rng, curve, 2 ** (count - 1), sd, repeats)
-        yield Searched(curve, levels, find_knee(levels, pooled_noise([level.tok_s for level in levels])))
-
-
-def search(rng: random.Random, curve: Curve, highest: int, sd: float, repeats: int) -> tuple[Level, ...]:
-    """Drive `+sweep=knee` as the driver does: asked after every row."""
-    any_point = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "knee")
-
-    def points_at(level: float) -> tuple[Point, ...]:
-        return tuple(replace(any_point, id=f"{level:g}-{r}", concurrency=int(level), repeat=r) for r in range(repeats))
-
-    propose = partial(next_level, lowest=1, highest=highest, repeats=repeats)
-    rounds = Rounds(points_at, "concurrency", propose, doublings(1, highest))
-    rows: dict[str, PointRow] = {}
-    while (step := rounds.next(rows)).measure:
-        point = step.measure[0]
-        (tok_s,), (p95,) = (_seen(rng, of(point.concurrency), sd, 1) for of in (curve.tok_s, curve.p95_s))
-        row = SimpleNamespace(concurrency=point.concurrency, status=MEASURED, tok_s=tok_s, p95_e2e_s=p95)
-        rows[point.id] = cast(PointRow, row)
-    tried: dict[int, list[PointRow]] = {}
-    for row_ in rows.values():
-        tried.setdefault(row_.concurrency or 0, []).append(row_)
-    return tuple(
-        Level(at, tuple(r.tok_s or 0 for r in some), tuple(r.p95_e2e_s or 0 for r in some))
-        for at, some in sorted(tried.items())
-    )
-
-
-def print_searches(runs: int) -> None:
-    """Print the same of the search."""
-    for sd in (0.01, 0.02, 0.03, 0.04):
-        made = list(searches(runs, sd))
-        true = [s for s in made if s.truth is not None]
-        found = [s for s in true if s.knee.could_be]
-        sizes = [len(s.knee.could_be) for s in found]
-        held, few = [s.truth in s.knee.could_be for s in true], [1 <= len(s.knee.could_be) <= 2 for s in true]
-        in_range, factor = _share([s.range_holds_truth for s in found]), _share([math.log(span(s)) for s in found])
-        without = [s for s in made if s.truth is None]
-        print(
-            f"+sweep=knee, 3 repeats, noise of {sd:.0%}: {runs} runs, "
-            f"{_share([len(s.levels) for s in made]):.1f} levels each\n"
-            f"  knee: {len(true)} runs, {len(found)} of them found; of all the set holds the truth in "
-            f"{_share(held):.1%} and one or two levels in {_share(few):.1%}; of those found in "
-            f"{sum(held) / len(found):.1%} and {sum(few) / len(found):.1%}, {max(sizes)} at most\n"
-            f"  the knee of all numbers lies between the level below the set and its highest in {in_range:.1%}, "
-            f"which is a factor of {math.exp(factor):.2f} on average\n"
-            f"  no knee: {len(without)} runs; given a number: {sum(bool(s.knee.could_be) for s in without)}"
-        )
-
-
-def span(found: Searched) -> float:
-    """Return the highest level of a set over the level below it; over itself where it begins with the lowest."""
-    below = max((level.at for level in found.levels if level.at < found.knee.could_be[0]), default=0)
-    return found.knee.could_be[-1] / (below or found.knee.could_be[0])
 
 
 def print_shares(what: str, made: list[Trial]) -> None:

@@ -164,8 +164,8 @@ def searches(runs: int, sd: float, rule: Rule, family: Family = SYNTHETIC, seed:
         slo = Slo(p95_e2e_s=math.sqrt(server.p95_s(true) * server.p95_s(true + 1)))
         levels, most_levels = search(server, slo, sd, rule, family, f"{seed} {number}")
         met = [int(level) for level, meets in standings(levels, slo).items() if meets]
-        grid_s = REPEATS * sum(_load_s(server, level) for level in log_grid(family.lowest, family.highest))
-        own_s = sum(len(rows) * _load_s(server, int(level)) for level, rows in levels.items())
+        grid_s = REPEATS * sum(load_s(server, level) for level in log_grid(family.lowest, family.highest))
+        own_s = sum(len(rows) * load_s(server, int(level)) for level, rows in levels.items())
         yield Searched(
             true,
             growth=server.p95_s(true) / server.p95_s(true // 2),
@@ -217,7 +217,8 @@ def _row(server: Server, point: Point, sd: float, seed: str) -> PointRow:
     )
 
 
-def _load_s(server: Server, level: int) -> float:
+def load_s(server: Server, level: int) -> float:
+    """Return how long one repeat of a level takes: requests over throughput."""
     return max(16, 4 * level) * ANSWER_TOKENS / server.tok_s(level)
 
 

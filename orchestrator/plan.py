@@ -411,6 +411,7 @@ class _Planner:
             "concurrency",
             propose,
             bisection.doublings(levels.lowest, levels.highest),
+            knee.matter,
         )
         return self._searched(session, search)
 

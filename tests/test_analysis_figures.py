@@ -1165,8 +1165,8 @@ class Auditor:
             after = min(level for level in self.medians(purpose).index if level > at[-1])
             of = self.medians(purpose)["p95_e2e_s" if what == "bend_p95_ratio" else "tok_s"]
             return float(of[after] / of[at[0]])
-        if what == "steady_knee_levels":
-            return ", ".join(str(level) for level in self.knee(purpose, "steady_").knees())
+        if what == "steady_knee_range":
+            return self.knee(purpose, "steady_").range()
         if what in KneeAudit.OF_A_CURVE:
             return self.knee(purpose).of_curve(what)
         value = row[what]
@@ -1327,6 +1327,7 @@ class KneeAudit:
     )
     OF_A_CURVE = (
         *("tok_s_noise_pct", "p95_noise_pct", "noise_df", "knee_levels", "blow_up_levels", "read_off"),
+        *("knee_range", "knee_untested"),
         *("read_off_blow_up", "repeated_up_to", "doubling_share_pct", "doubling_low_pct", "doubling_high_pct"),
     )
 
@@ -1403,6 +1404,10 @@ class KneeAudit:
     def of_curve(self, what: str) -> float | str:
         if what == "knee_levels":
             return self.listed(self.knees())
+        if what == "knee_range":
+            return self.range()
+        if what == "knee_untested":
+            return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in self.untested())
         if what == "blow_up_levels":
             return self.listed(self.blow_up())
         if what == "read_off":
@@ -1473,6 +1478,24 @@ class KneeAudit:
     @property
     def highest(self) -> int:
         return self.knees()[-1]
+
+    def below(self) -> int:
+        return max((int(at) for at in self.means.index if at < self.knees()[0]), default=0)
+
+    def untested(self) -> list[list[int]]:
+        runs: list[list[int]] = []
+        for number in sorted({*range(self.below() + 1, self.highest + 1)} - {*self.means.index}):
+            if runs and runs[-1][-1] == number - 1:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        return runs
+
+    def range(self) -> str:
+        if not self.untested():
+            return f"at concurrency {self.listed(self.knees())}"
+        below, top = self.below(), self.highest
+        return f"above concurrency {below} and up to {top}" if below else f"up to concurrency {top}"
 
     def blow_up(self) -> list[int]:
         u, n = self.means.ratio, self.n

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from analysis.numbers.intervals import (
     spread,
     t_quantile,
 )
-from benchmarks import knee_truth
+from benchmarks import knee_search, knee_truth
 
 positive = st.floats(1e-3, 1e6, allow_nan=False)
 logs = st.lists(st.floats(-3, 3), min_size=1, max_size=8)
@@ -354,14 +355,18 @@ def test_set_holds_the_last_level_before_the_blow_up(shares: knee_truth.Shares) 
     assert shares.blow_up_holds_one_or_two >= 0.80
 
 
-@pytest.mark.parametrize("sd", [0.01, 0.03])
-def test_the_search_finds_sets_as_small_and_as_true_as_those_of_a_fixed_grid(sd: float) -> None:
-    """Halving below what the noise tells apart left one or two levels in 20 to 70 % of the searches."""
-    made = list(knee_truth.searches(80, sd))
+@pytest.mark.parametrize(("sd", "factor"), [(0.01, 1.5), (0.03, 2.3)])
+def test_the_search_narrows_the_knee_as_far_as_noise_allows_in_less_than_half_of_a_grids_load(
+    sd: float, factor: float
+) -> None:
+    """Of 150 runs 1.3 and 2.0; while it ended with any two levels that noise left 1.7 and 2.7."""
+    made = list(knee_search.searches(50, sd))
     found = [s for s in made if s.knee.could_be and s.truth is not None]
-    assert len(found) > 25
-    assert sum(s.truth in s.knee.could_be for s in found) >= 0.94 * len(found)
-    assert sum(len(s.knee.could_be) <= 2 for s in found) >= 0.80 * len(found)
+    assert len(found) > 20
+    assert sum(s.truth in s.knee.could_be for s in found) >= 0.9 * len(found)
+    assert fmean(math.log(s.span) for s in found) < math.log(factor)
+    assert fmean(s.load_share for s in found) < 0.5
+    assert all(len(s.levels) <= s.most_levels for s in made)
     assert not [s for s in made if s.knee.could_be and s.truth is None]
 
 

@@ -147,10 +147,13 @@ def test_comparison_without_its_sequential_half_compares_nothing() -> None:
 
 def test_knee_of_a_curve_that_saturates(tmp_path: Path) -> None:
     text = page(with_curve(H200_TOK_S, H200_P95))
-    assert "Where does throughput stop scaling? At concurrency 256: 11,637 tok/s" in text
+    assert (
+        "Where does throughput stop scaling? Above concurrency 128 and up to 256 (not tested: 129 to 255), of the "
+        "levels tested 256: 11,637 tok/s"
+    ) in text
     assert "the last doubling changed tok_s by -24.7 % (one-sided bounds -25.2 % and -24.1 %)" in text
     assert "Past concurrency 32: from 32 to 128 p95 went from 0.402 to 0.883 s (2.2x) while tok_s went 1.8x" in text
-    assert "Concurrency 32 to 256 is the sweet spot" in text
+    assert "Of the levels tested concurrency 32 to 256 is the sweet spot" in text
     assert "Beyond concurrency 256 more requests mostly cost latency" in text
     assert "at 512 p95 changes by +174.2 % (+171.8 % to +176.7 %: more than noise), tok/s by -24.7 % (" in text
     assert "p95 2.2x the previous level" in text
@@ -197,11 +200,29 @@ def test_a_level_that_stands_in_both_tables_is_said_to_differ_and_by_how_much() 
 def test_more_noise_widens_the_knee_to_the_levels_it_allows() -> None:
     tok_s = {1: 100.0, 2: 200.0, 4: 380.0, 8: 398.0, 16: 402.0}
     p95 = dict(zip(tok_s, (1.0, 1.0, 1.05, 2.0, 4.0), strict=True))
-    assert "At concurrency 4 or 8, which the noise does not tell apart: 380 tok/s at the lowest" in page(
-        with_curve(tok_s, p95, noise=0.01)
-    )
+    text = page(with_curve(tok_s, p95, noise=0.01))
+    assert (
+        "Above concurrency 2 and up to 8 (not tested: 3, 5 to 7), of the levels tested 4 or 8, which the noise does "
+        "not tell apart: 380 tok/s at the lowest"
+    ) in text
+    assert "`+sweep=knee` narrows this as far as noise allows." in text
     steeper = tok_s | {8: 460.0, 16: 464.0}
-    assert "At concurrency 8: 460 tok/s" in page(with_curve(steeper, p95, noise=0.01))
+    assert "of the levels tested 8: 460 tok/s" in page(with_curve(steeper, p95, noise=0.01))
+
+
+def test_a_level_is_the_knee_only_where_the_next_lower_number_was_tested() -> None:
+    tok_s = {c: 50.0 * min(c, 7) for c in (1, 2, 4, 6, 7, 8, 14)}
+    searched = [replace(row, sweep="knee") for row in with_curve(tok_s, dict.fromkeys(tok_s, 1.0))]
+    text = page(searched)
+    assert "stop scaling? At concurrency 7: 350 tok/s" in text
+    assert "measured knee: at concurrency 7." in text
+    assert "narrows this" not in text
+    fewer = page([row for row in searched if row.concurrency != 6])
+    assert "stop scaling? Above concurrency 4 and up to 7 (not tested: 5 to 6), of the levels tested 7: 350" in fewer
+    assert "`+sweep=knee` with more `sweep.repeats` narrows this." in fewer
+    lowest = page([row for row in searched if row.concurrency in (7, 14)])
+    assert "Up to concurrency 7 (not tested: 1 to 6), of the levels tested 7: 350 tok/s" in lowest
+    assert "No lower level was measured, so it may begin below that." in lowest
 
 
 def test_gain_at_the_rules_border_is_undecided() -> None:
@@ -287,7 +308,7 @@ def test_p95_that_jumps_at_the_last_level_is_not_confirmed() -> None:
 def test_p95_that_rises_within_noise_past_the_knee_is_no_rule() -> None:
     words = "Beyond concurrency 256 more requests mostly cost latency"
     flat = with_curve(H200_TOK_S, H200_P95 | {512: 1.45}, noise=0.04)
-    assert "stop scaling? At concurrency 256" in page(flat)
+    assert KNEE in page(flat)
     assert words not in page(flat)
     waited = synthetic.changed(SATURATED, lambda row: row.concurrency == 512, waiting_max=88)
     assert ", and up to 88 waited in the server." in page(waited)
@@ -297,11 +318,12 @@ def test_p95_that_rises_within_noise_past_the_knee_is_no_rule() -> None:
 def test_missing_level_moves_the_knee_to_what_was_measured() -> None:
     fewer = {c: t for c, t in H200_TOK_S.items() if c != 256}
     text = page(with_curve(fewer, H200_P95))
-    assert "stop scaling? At concurrency 128: 9,827 tok/s" in text
+    assert "Above concurrency 32 and up to 128 (not tested: 33 to 127), of the levels tested 128: 9,827 tok/s" in text
 
 
 SATURATED = with_curve(H200_TOK_S, H200_P95)
-KNEE, COMPUTE, BEYOND = "stop scaling? At concurrency 256", "is **compute-bound**", "Beyond concurrency 256"
+KNEE = "stop scaling? Above concurrency 128 and up to 256"
+COMPUTE, BEYOND = "is **compute-bound**", "Beyond concurrency 256"
 
 
 @pytest.mark.parametrize(
@@ -309,7 +331,7 @@ KNEE, COMPUTE, BEYOND = "stop scaling? At concurrency 256", "is **compute-bound*
     [
         (
             SATURATED,
-            [KNEE, COMPUTE, BEYOND, "measured knee: concurrency 256"],
+            [KNEE, COMPUTE, BEYOND, "measured knee: above concurrency 128 and up to 256"],
             ["not known from this run", "simulated"],
         ),
         (
@@ -319,7 +341,11 @@ KNEE, COMPUTE, BEYOND = "stop scaling? At concurrency 256", "is **compute-bound*
         ),
         (
             [row for row in SATURATED if row.concurrency != 256],
-            ["stop scaling? At concurrency 128", "from concurrency 128 on", "measured knee: concurrency 128"],
+            [
+                "stop scaling? Above concurrency 32 and up to 128",
+                "from concurrency 128 on",
+                "measured knee: above concurrency 32 and up to 128",
+            ],
             ["| 256 |", KNEE, BEYOND],
         ),
         (
@@ -341,6 +367,7 @@ KNEE, COMPUTE, BEYOND = "stop scaling? At concurrency 256", "is **compute-bound*
             [
                 "up to concurrency 256 (11,637 tok/s) the last doubling still gained 18.4 %",
                 "Higher levels were tried and not measured",
+                "`resume=RUN`, which tries again the higher levels that could not be measured, tells",
             ],
             [KNEE, COMPUTE, "Beyond concurrency"],
         ),

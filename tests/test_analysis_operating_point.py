@@ -522,6 +522,22 @@ def test_where_no_level_broke_the_sweep_that_is_named_can_send_this_load(purpose
     assert words.startswith(f"32 held, and no level broke. `+sweep={tells} where they break. ")
 
 
+def test_a_level_between_held_and_broke_that_was_not_measured_is_named() -> None:
+    limit, lost = Slo(p95_e2e_s=0.5), [16]
+    rows = [synthetic.failed(row, "client_cores_few") if row.concurrency in lost else row for row in sweep()]
+    (curve,) = load_curves(synthetic.tables_of(rows).points, "concurrency")
+    assert border_words(curve, limit).text.startswith("8 held, 32 (4.0x) broke; 16 could not be measured (failed: ")
+    lost.append(32)
+    rows = [synthetic.failed(row, "client_cores_few") if row.concurrency in lost else row for row in rows]
+    (curve,) = load_curves(synthetic.tables_of([r for r in rows if (r.concurrency or 0) <= 32]).points, "concurrency")
+    words = border_words(curve, limit).text
+    assert words.startswith("8 held, and no level broke; 16, 32 could not be measured (failed: client_cores_few). ")
+    assert "`resume=RUN`, which tries again the higher levels that could not be measured, tells where they" in words
+    assert "`+sweep" not in words
+    (curve,) = load_curves(synthetic.tables_of([r for r in rows if (r.concurrency or 0) <= 8]).points, "concurrency")
+    assert "`+sweep=concurrency` with higher levels" in border_words(curve, limit).text
+
+
 def test_price_counts_all_cards_and_needs_a_price_and_a_gpu() -> None:
     (reading,) = load_curves(
         synthetic.tables_of([replace(sweep()[0], gpus=2, total_tok_s=600.0)]).points, "concurrency"

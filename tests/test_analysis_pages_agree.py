@@ -187,7 +187,10 @@ CASES = {
         0.35,
         {"tp 1": 8, "tp 2": 8},
         curves=2,
-        advises={"tp 1": "concurrency 16, where throughput stops", "tp 2": "concurrency 32, the highest level tested"},
+        advises={
+            "tp 1": "concurrency 16, where throughput has stopped",
+            "tp 2": "concurrency 32, the highest level tested",
+        },
     ),
     "no manifest": Case(FLATTENS, None, {"phi-3": 16}, manifest=False),
 }

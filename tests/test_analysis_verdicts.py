@@ -170,7 +170,7 @@ def test_flat_throughput_with_nothing_waiting_is_compute_bound() -> None:
     assert "| 4 | not saturated |" in line(text, 4)
     assert "| 8 | compute-bound |" in line(text, 8)
     assert "This server is **compute-bound** under this load from concurrency 8 on." in text
-    assert "measured knee: concurrency 8." in text
+    assert "measured knee: above concurrency 4 and up to 8." in text
 
 
 def test_a_power_cap_stands_beside_the_verdict() -> None:

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.load.checks import Standing, standing_at, standings
-from analysis.load.knee import WITHIN_PEAK
+from analysis.load.knee import RESOLUTION, WITHIN_PEAK
 from analysis.load.load_curve import load_curves
 from analysis.load.objectives import border, states
 from analysis.memory.envelope_cells import Expected, expected
 from analysis.rows.targets import Slo
 from benchmarks import slo_truth
 from contract.kv import kv_layout
-from contract.rows import FAILED, MEASURED, PRUNED, PointRow
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED, PRUNED, PointRow
 from contract.specs import Point, PointKind, Purpose
 from orchestrator.plan import make_plan, memory_first
 from orchestrator.problems import ConfigError
 from orchestrator.search import Search, Step, next_step
 from orchestrator.search.anchors import SHARE, Anchors
-from orchestrator.search.bisection import RATES, RESOLUTION, WHOLE, rate_between, whole_between
+from orchestrator.search.bisection import RATES, WHOLE, rate_between, whole_between
 from orchestrator.search.control import Control
 from orchestrator.search.envelope import Envelope
 from orchestrator.search.rounds import ALL_REPEATED, Rounds
@@ -112,23 +112,72 @@ def _points(search: Search, level: int) -> tuple[Point, ...]:
     return search.points_at(level)
 
 
-def test_halving_waits_for_the_noise_and_rounds_repeat_every_level_before_the_next_repeat() -> None:
+def test_halving_waits_for_the_noise_and_third_repeats_are_those_of_the_knees_range() -> None:
     (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 64})
     rows = drive(search, curve(lambda level: 100.0 * min(level, 12)))
     asked = [(row.repeat, row.concurrency) for row in rows]
     doublings, between = [1, 2, 4, 8, 16, 32], [11, 13, 12]
     assert asked[:12] == [(repeat, level) for repeat in (0, 1) for level in doublings]
     assert asked[12:18] == [(repeat, level) for level in between for repeat in (0, 1)]
-    assert asked[18:] == [(2, level) for level in sorted([*doublings, *between])]
+    assert asked[18:] == [(2, 11), (2, 12)], "no other level's repeats can move the knee"
 
 
-def test_halving_ends_where_the_noise_leaves_several_levels() -> None:
-    """Levels nearer than it tells apart are not measured: the knee is 8 or 16 whatever lies between."""
-    tok_s = {1: 100, 2: 200, 4: 400, 8: 760, 16: 800, 32: 800}
+@settings(max_examples=15, deadline=None)
+@given(st.floats(4, 60), st.floats(1, 6), st.floats(0.001, 0.05), st.integers(0, 10_000))
+def test_halving_ends_where_each_end_of_the_range_is_narrower_than_what_the_noise_does_not_tell_apart(
+    bend: float, sharp: float, noise: float, seed: int
+) -> None:
+    (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 256})
+    assert isinstance(search, Rounds)
+    rows = drive(search, curve(lambda level: 9000 * (1 + (bend / level) ** sharp) ** (-1 / sharp), noise, seed))
+    assert len(rows) <= search.at_most
+    tried = sorted({int(row.concurrency or 0) for row in rows})
+    (made,) = load_curves(synthetic.tables_of(rows).points, Purpose.CONCURRENCY)
+    knee = made.knee
+    if not knee.could_be or len(tried) == search.most_levels:
+        return
+    inside = [at for at in tried if (knee.above or 1) <= at <= knee.could_be[-1]]
+    alike = max(inside[-2] / knee.could_be[0], RESOLUTION)
+    for low, high in (inside[:2], inside[-2:]):
+        assert high <= alike * low or high - low == 1
+
+
+def levels_of(search: Search, measure: Measure) -> list[int]:
+    return sorted({int(row.concurrency or 0) for row in drive(search, measure)})
+
+
+def test_a_range_that_noise_leaves_is_narrowed_from_both_ends_in_less_than_half_of_the_grids_load_time() -> None:
+    """The server measured once: its search ended with 16 or 32, where the grid of 10 % said 15 to 24."""
+    (search,) = searches("knee", sweep__concurrency={"lowest": 2, "highest": 32})
+    rows = drive(search, as_measured_once)
+    (made,) = load_curves(synthetic.tables_of(rows).points, Purpose.CONCURRENCY)
+    assert made.knee.above is not None
+    assert made.knee.could_be[-1] <= 1.5 * made.knee.above
+    grid = [as_measured_once(point) for level in slo_truth.log_grid(2, 32) for point in _points(search, level)]
+    spent, in_full = (sum(row.duration_s or 0 for row in some) for some in (rows, grid))
+    assert spent < in_full / 2
+
+
+def losing(measure: Measure, lost: Callable[[float], bool]) -> Measure:
+    """The same server, but that its client was the limit at some levels."""
+
+    def measured(point: Point) -> PointRow:
+        level = point.arrivals.rate if point.arrivals else point.concurrency
+        return row_of(point, status=CLIENT_LIMITED, tok_s=None, p95_e2e_s=None) if lost(level) else measure(point)
+
+    return measured
+
+
+def test_a_level_that_could_not_be_measured_is_approached_while_throughput_rises() -> None:
+    (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 256})
+    rising = curve(lambda level: 100.0 * level)
+    assert levels_of(search, losing(rising, lambda level: level > 50)) == [1, 2, 4, 8, 16, 32, 45, 49, 51, 54, 64]
+
+
+def test_a_knee_beside_a_level_that_could_not_be_measured_is_narrowed_on_both_sides_of_it() -> None:
     (search,) = searches("knee", sweep__concurrency={"lowest": 1, "highest": 64})
-    rows = drive(search, curve(lambda level: float(tok_s[int(level)]), noise=0.01, seed=3))  # KeyError between
-    assert {row.concurrency for row in rows} == set(tok_s)
-    assert len(rows) == 3 * len(tok_s)
+    levels = levels_of(search, losing(curve(lambda level: 100.0 * min(level, 14)), lambda level: level == 11))
+    assert {8, 9, 11, 13} <= set(levels)
 
 
 def test_no_knee_is_not_looked_for_where_throughput_still_rises() -> None:
@@ -157,7 +206,7 @@ def test_the_same_rows_give_the_same_next_points(seed: int, data: st.DataObject)
     assert sorted(row.point_id for row in rest) == sorted(row.point_id for row in whole[kept:])
 
 
-def test_a_level_that_cannot_be_measured_ends_the_ladder_and_is_not_repeated() -> None:
+def test_a_level_that_cannot_be_measured_is_not_repeated() -> None:
     (search,) = searches("knee")
 
     def measure(point: Point) -> PointRow:
@@ -166,7 +215,7 @@ def test_a_level_that_cannot_be_measured_ends_the_ladder_and_is_not_repeated() -
         return curve(lambda level: 100.0 * level)(point)
 
     rows = drive(search, measure)
-    assert [row.concurrency for row in rows if row.status == FAILED] == [16]
+    assert [row.concurrency for row in rows if row.status == FAILED] == [16, 11, 9]
     dead = drive(search, lambda point: row_of(point, status=FAILED))
     assert len(dead) == 1
 
@@ -457,6 +506,26 @@ def test_a_rate_too_short_to_tell_is_judged_by_its_p95_and_failed_requests_never
 def test_a_lowest_level_that_breaks_ends_the_search() -> None:
     search = searches("slo", slo__p95_e2e_s=1.0, sweep__repeats=1)[1]
     assert [row.request_rate for row in drive(search, held(0.5))] == [1]
+
+
+def test_a_border_below_a_level_that_could_not_be_measured_is_approached() -> None:
+    for search in searches("slo", slo__p95_e2e_s=1.0):
+        rows = drive(search, losing(held(1000), lambda level: level > 50))
+        levels = by_level([row for row in rows if row.status == MEASURED])
+        lost = min(row.request_rate or row.concurrency or 0 for row in rows if row.status != MEASURED)
+        assert 45 < max(levels) <= 50 < lost <= RESOLUTION * max(levels)
+
+
+def test_a_border_on_either_side_of_a_level_that_could_not_be_measured_is_found() -> None:
+    for limit in (38, 58):
+        levels = by_level(drive(closed_loop(), losing(held(limit), lambda level: level == 45)))
+        found = border(standings(levels, ONE_SECOND))
+        assert found.held is not None
+        assert found.broke is not None
+        assert found.held <= limit < found.broke
+        assert found.broke <= RESOLUTION * found.held or 45 in (found.held + 1, found.broke - 1)
+    tried = {at: [BLANK] for at in (15.0, 16.0, 64.0)}
+    assert towards_border({15.0: True, 16.0: None}, tried, 150, WHOLE) == 32, "the bracket up to it, from above"
 
 
 def test_an_objective_must_be_set() -> None:

@@ -259,7 +259,8 @@ def for_throughput(curve: LoadCurve) -> Phrase:
     why = "the highest level tested, still rising"
     if curve.knee.verdict is KneeVerdict.KNEE:
         several = len(curve.knee.could_be) > 1
-        why = ("the highest that the noise allows to be " if several else "") + "where throughput stops scaling"
+        highest = "the highest level that the noise allows to be where throughput stops scaling"
+        why = highest if several else "where throughput has stopped scaling"
     return phrase(
         "Throughput-focused: concurrency {at}, " + why + ": {tok_s} tok/s, p95 {p95} s.",
         at=concurrency_figure(full),

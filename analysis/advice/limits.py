@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import doubling_gain, knee_levels, knee_tells, levels_tell, repeats_tell
+from analysis.load.knee_sentences import doubling_gain, knee_range, knee_tells, levels_tell, repeats_tell
 from analysis.load.ladder import highest, kv_usage, predicted
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import workload
@@ -298,7 +298,7 @@ def _prediction(curve: LoadCurve, configs: Configs) -> Phrase:
         said += "at least {requests} requests of this load held at once (arithmetic)"
         parts["requests"] = count(f"{curve.name}.predicted_requests", room.holds)
     if curve.knee.verdict is KneeVerdict.KNEE:
-        return phrase(said + "; measured knee: concurrency {knee}.", knee=knee_levels(curve), **parts)
+        return phrase(said + "; measured knee: {knee}.", knee=knee_range(curve), **parts)
     none = curve.knee.verdict is KneeVerdict.NO_KNEE_YET
     return phrase(said + "; measured knee: " + ("none yet." if none else "not known from this run."), **parts)
 

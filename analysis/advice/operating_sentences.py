@@ -18,7 +18,7 @@ from analysis.advice.operating_point import (
 )
 from analysis.load.checks import BETWEEN_STARTS, Standing
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_levels, knee_tells, levels_tell, repeats_tell
+from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_range, knee_tells, levels_tell, repeats_tell
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, label_figure, requests_sent, server, unmeasured_notes
 from analysis.load.rates import level_figure, level_words
@@ -351,7 +351,7 @@ def _past_the_knee(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
     if knee.could_be and point.reading.at > knee.could_be[-1]:
         yield phrase(
             "It lies past the knee ({knee}): {level} gives {gives}, and above it tok/s hardly rises.",
-            knee=knee_levels(point.curve),
+            knee=knee_range(point.curve),
             level=level_words(point.curve.at(knee.could_be[-1])),
             gives=gives(point.curve.at(knee.could_be[-1])),
         )

@@ -78,10 +78,13 @@ def _sweet_spot(curve: LoadCurve) -> Phrase | None:
             **numbers,
         )
     if low is high:
-        return phrase("Concurrency {low} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s.", **numbers)
+        return phrase(
+            "Of the levels tested concurrency {low} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s.",
+            **numbers,
+        )
     return phrase(
-        "Concurrency {low} to {high} is the sweet spot ({load}): {tok_low} tok/s at p95 {p95_low} s for latency, "
-        "{tok_high} at {p95_high} s for throughput.",
+        "Of the levels tested concurrency {low} to {high} is the sweet spot ({load}): {tok_low} tok/s at p95 "
+        "{p95_low} s for latency, {tok_high} at {p95_high} s for throughput.",
         high=concurrency_figure(high),
         tok_high=cell(high, "tok_s"),
         p95_high=cell(high, "p95_e2e_s"),

@@ -6,10 +6,11 @@ The rule in words stands in docs/definitions.md and, with the same parameters, o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
 
 from analysis.numbers.intervals import CONFIDENCE, Noise, mean_log
 
@@ -17,6 +18,10 @@ WITHIN_PEAK = 0.05
 """The knee is the lowest level whose smoothed tok/s is within this share of the highest (tutorial: 5 to 10 %)."""
 STILL_GAINS = 0.10
 """There is no knee yet where the last doubling of the load still gains more than this share of tok/s."""
+
+RESOLUTION = 1.1
+"""The range in which a knee lies is narrow enough once its ends are within this factor, or are neighbouring numbers:
+there the searches end."""
 
 _BAND = -math.log(1 - WITHIN_PEAK)
 _SEARCH_STEPS = 48
@@ -72,6 +77,19 @@ class Knee:
     """What the last doubling of the load gained; None where the levels do not span one."""
     if_any: tuple[float, ...] = ()
     """Ascending: where noise leaves open whether there is a knee, all levels that it could be if there is."""
+    above: float | None = None
+    """The level next below those that could be it; None without a knee, or a lower level. Of all numbers, tested or
+    not, the knee lies above it and up to the highest that could be it, unless an untested one gives more than any
+    tested."""
+
+    def untested(self, levels: Iterable[float]) -> tuple[tuple[int, int], ...]:
+        """Return the first and the last of all whole numbers in a row that could be the knee, too, had they been among
+        the levels tested."""
+        if not self.could_be:
+            return ()
+        above = self.above or 0
+        edges = [above, *sorted(at for at in levels if above < at <= self.could_be[-1])]
+        return tuple((int(low) + 1, int(high) - 1) for low, high in pairwise(edges) if high - low > 1)
 
     def __post_init__(self) -> None:
         if bool(self.could_be) != (self.verdict is KneeVerdict.KNEE):
@@ -112,7 +130,9 @@ def find_knee(levels: tuple[Level, ...], noise: Noise | None) -> Knee:
         return Knee(KneeVerdict.NO_KNEE_YET, doubling=doubling)
     if doubling.high > STILL_GAINS:
         return Knee(KneeVerdict.UNDECIDED, doubling=doubling, if_any=_could_be(levels, noise))
-    return Knee(KneeVerdict.KNEE, _could_be(levels, noise), doubling)
+    could_be = _could_be(levels, noise)
+    below = [level.at for level in levels if level.at < could_be[0]]
+    return Knee(KneeVerdict.KNEE, could_be, doubling, above=max(below, default=None))
 
 
 def _could_be(levels: tuple[Level, ...], noise: Noise) -> tuple[float, ...]:

@@ -6,10 +6,21 @@ and which sweep would tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from analysis.load.knee import STILL_GAINS, WITHIN_PEAK, BlowUp, Gain, KneeVerdict, marginal_tok_s_per_s, read_off
+from analysis.load.knee import (
+    RESOLUTION,
+    STILL_GAINS,
+    WITHIN_PEAK,
+    BlowUp,
+    Gain,
+    Knee,
+    KneeVerdict,
+    marginal_tok_s_per_s,
+    read_off,
+)
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, confidence, interval_words, lengths
 from analysis.load.strangers import resting_on
@@ -63,8 +74,11 @@ def blow_up_tells(curve: LoadCurve) -> str:
 def levels_tell(curve: LoadCurve, which: str = "higher", search: str = "knee") -> str:
     """Return which sweep would tell what lies beyond the levels, `higher` or `lower`.
 
-    `search` is the one that goes there by itself, where this load can be searched.
+    `search` is the one that goes there by itself, where this load can be searched. Where higher levels were tried and
+    could not be measured, no sweep goes past them.
     """
+    if which == "higher" and curve.levels and curve.series.readings[-1].at > curve.levels[-1].at:
+        return "`resume=RUN`, which tries again the higher levels that could not be measured, tells"
     sweep, key = _measured_by(curve)
     axis = "request_rate" if curve.series.sample.purpose == "rate" else "concurrency"
     if sweep == search:
@@ -93,8 +107,10 @@ def add_rule(doc: Document) -> None:
     doc.say(
         "The rules, the same for every curve. tok_s is smoothed to the nearest curve that rises up to some level and "
         "falls from there on. The knee is the lowest level whose smoothed tok_s is within {within} of the highest; "
-        "there is none yet where the last doubling of the load still gains more than {gains}. Latency blows up past "
-        "the level with the lowest p95_e2e_s over tok_s: from there on p95 has grown by a larger factor than tok_s. "
+        "there is none yet where the last doubling of the load still gains more than {gains}. Of all numbers, tested "
+        "or not, it lies above the next lower level, unless one gives more than every level tested. Latency blows "
+        "up past the level with the lowest p95_e2e_s over tok_s: from there on p95 has grown by a larger factor than "
+        "tok_s. "
         "Both are given as all levels that the noise of the repeats allows, at {confidence} confidence (each bound of "
         "the last doubling's gain holds with that); what lies within noise of a rule's border is undecided.",
         within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
@@ -267,12 +283,12 @@ def _throughput(curve: LoadCurve) -> Phrase:
         )
     first, best = curve.at(knee.could_be[0]), curve.best
     assert best is not None
-    lowest = first is curve.levels[0]
+    lowest = knee.above is None and first.at > 1
     below = " No lower level was measured, so it may begin below that." if lowest else ""
     return phrase(
-        "At concurrency {levels}" + _apart(knee.could_be) + ": {tok_s} tok/s" + _at_the_lowest(knee.could_be) + ", the "
-        "highest of all levels being {best_tok_s} at {best}; the last doubling changed tok_s by {gained}." + below,
-        levels=knee_levels(curve),
+        "{where}: {tok_s} tok/s" + _at_the_lowest(knee.could_be) + ", the highest of all levels being {best_tok_s} at "
+        "{best}; the last doubling changed tok_s by {gained}." + below + _narrower(curve),
+        where=_where(curve),
         tok_s=cell(first, "tok_s"),
         best=concurrency_figure(best),
         best_tok_s=cell(best, "tok_s"),
@@ -292,6 +308,33 @@ def _either(curve: LoadCurve) -> Phrase:
         below=concurrency_figure(below),
         top=top,
     )
+
+
+def _where(curve: LoadCurve) -> Phrase:
+    """The knee's range, what of it was not tested, and which of the levels tested it could be."""
+    gaps = curve.knee.untested(level.at for level in curve.repeats)
+    range_ = knee_range(curve)
+    words = "{range}" + _apart(curve.knee.could_be)
+    parts: dict[str, Part] = {"range": replace(range_, text=range_.text[0].upper() + range_.text[1:])}
+    if gaps:
+        words = "{range} (not tested: {gaps}), of the levels tested {levels}" + _apart(curve.knee.could_be)
+        parts["levels"] = _levels(curve, "knee_levels", curve.knee.could_be)
+        listed = ", ".join(f"{low} to {high}" if high > low else f"{low}" for low, high in gaps)
+        parts["gaps"] = Figure(f"{curve.name}.knee_untested", listed, listed)
+    return phrase(words, **parts)
+
+
+def _narrower(curve: LoadCurve) -> str:
+    """What would narrow the knee's range; needs one that a search would not take for narrow enough."""
+    knee, levels = curve.knee, [level.at for level in curve.repeats]
+    if knee.above is None or not knee.untested(levels) or knee.could_be[-1] <= RESOLUTION * knee.above:
+        return ""
+    sweep, key = _measured_by(curve)
+    if sweep == "knee":
+        return f" `+sweep={sweep}` with more `{key}.repeats` narrows this."
+    if _another(curve, "knee"):
+        return " `+sweep=knee` narrows this as far as noise allows."
+    return f" `+sweep={sweep}` with levels between these in `{key}.concurrency` narrows this."
 
 
 def _apart(levels: Sequence[float]) -> str:
@@ -318,9 +361,19 @@ def _as_it_stands(curve: LoadCurve, doubling: float) -> Phrase:
     )
 
 
-def knee_levels(curve: LoadCurve) -> Figure:
-    """Return the levels that could be the knee as one figure: `8`, `8 or 16`, `8 to 32`."""
-    return _levels(curve, "knee_levels", curve.knee.could_be)
+def knee_range(curve: LoadCurve) -> Figure:
+    """Return where the knee lies, as one figure; needs a knee."""
+    levels = [level.at for level in curve.repeats]
+    return Figure(f"{curve.name}.knee_range", words := range_words(curve.knee, levels), words)
+
+
+def range_words(knee: Knee, levels: Sequence[float]) -> str:
+    """Return where a knee lies among the levels tested: `above concurrency 8 and up to 32`; the levels that it could be
+    only where no other number could: `at concurrency 8`, `at concurrency 8 or 9`."""
+    top = f"{knee.could_be[-1]:g}"
+    if not knee.untested(levels):
+        return f"at concurrency {_listed(knee.could_be, levels)}"
+    return f"up to concurrency {top}" if knee.above is None else f"above concurrency {knee.above:g} and up to {top}"
 
 
 def blow_up_levels(curve: LoadCurve, blow_up: BlowUp) -> Figure:
@@ -330,13 +383,16 @@ def blow_up_levels(curve: LoadCurve, blow_up: BlowUp) -> Figure:
 
 def _levels(curve: LoadCurve, what: str, levels: Sequence[float]) -> Figure:
     """Three neighbouring levels or more are a range."""
-    words = [str(level) for level in levels]
-    between = [level.at for level in curve.repeats if levels[0] <= level.at <= levels[-1]]
-    if len(words) > 2 and between == list(levels):
-        listed = f"{words[0]} to {words[-1]}"
-    else:
-        listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    listed = _listed(levels, [level.at for level in curve.repeats])
     return Figure(f"{curve.name}.{what}", listed, listed)
+
+
+def _listed(levels: Sequence[float], tested: Iterable[float]) -> str:
+    words = [str(level) for level in levels]
+    between = [at for at in tested if levels[0] <= at <= levels[-1]]
+    if len(words) > 2 and between == list(levels):
+        return f"{words[0]} to {words[-1]}"
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def doubling_gain(curve: LoadCurve, which: str = "share") -> Figure:
@@ -417,7 +473,7 @@ def both_answers(curve: LoadCurve) -> Phrase:
 def _stops(curve: LoadCurve) -> Phrase:
     knee = curve.knee
     if knee.verdict is KneeVerdict.KNEE:
-        return phrase("stops scaling at {levels}", levels=knee_levels(curve))
+        return phrase("stops scaling {range}", range=knee_range(curve))
     if knee.doubling is None:
         return phrase("stops scaling at a level not known from this run")
     share = 100 * knee.doubling.share

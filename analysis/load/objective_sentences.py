@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 from analysis.load.checks import Standing, standing_at
 from analysis.load.knee_sentences import SEARCHES, levels_tell
 from analysis.load.load_curve import LoadCurve
-from analysis.load.objectives import border, states
+from analysis.load.objectives import Border, border, states
 from analysis.load.strangers import resting_on
+from analysis.rows.series import Reading, outcome_figure
 from analysis.rows.targets import Slo
 from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, percent, quote, significant, times
@@ -48,7 +52,8 @@ def border_words(curve: LoadCurve, slo: Slo) -> Phrase:
 
 
 def _by_repeats(curve: LoadCurve, slo: Slo) -> Phrase:
-    found = border(_states(curve, slo))
+    known = _states(curve, slo)
+    found = border(known)
     parts: dict[str, Part] = {}
     if found.held is not None:
         parts["held"] = _level(curve, "held", found.held)
@@ -58,6 +63,11 @@ def _by_repeats(curve: LoadCurve, slo: Slo) -> Phrase:
     if found.undecided:
         parts["undecided"] = _levels(curve, "slo_undecided", found.undecided)
         words = "; the repeats disagree at {undecided}"
+    lost = _lost(curve, known, found)
+    if lost:
+        parts["lost"] = _levels(curve, "slo_not_measured", tuple(reading.at for reading in lost))
+        parts["why"] = _why(lost)
+        words += "; {lost} could not be measured ({why})"
     if found.held is not None and found.broke is not None:
         parts["ratio"] = times(f"{curve.name}.slo_ratio", found.broke / found.held)
         return phrase("{held} held, {broke} ({ratio}) broke" + words + ".", **parts)
@@ -68,8 +78,21 @@ def _by_repeats(curve: LoadCurve, slo: Slo) -> Phrase:
         return phrase("no level held: {broke} broke" + words + ".", **parts)
     if found.undecided:
         return phrase("no level clearly held or broke" + words + ".", **parts)
+    if lost:
+        return phrase("not known from this run" + words + "; `resume=RUN` tries again.", **parts)
     search = "slo" if curve.series.sample.purpose in SEARCHES["slo"] else "capacity"
     return phrase("not known from this run: no level was measured; `+sweep=" + search + "` tells.")
+
+
+def _lost(curve: LoadCurve, known: Mapping[float, bool | None], found: Border) -> list[Reading]:
+    """The levels of which no repeat tells, and any of which the border may lie at."""
+    low, high = found.held or 0, math.inf if found.broke is None else found.broke
+    return [reading for reading in curve.series.readings if reading.at not in known and low < reading.at < high]
+
+
+def _why(lost: Sequence[Reading]) -> Phrase:
+    figures = [outcome_figure(point) for reading in lost for point in reading.unmeasured]
+    return join({figure.text: figure for figure in figures}.values(), ", ")
 
 
 def _states(curve: LoadCurve, slo: Slo) -> dict[float, bool | None]:

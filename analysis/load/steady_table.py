@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analysis.load.knee import KneeVerdict
+from analysis.load.knee_sentences import range_words
 from analysis.load.load_curve import STEADY, LoadCurve
 from analysis.load.load_tables import cell
 from analysis.load.request_notes import few_for_p95
@@ -81,9 +82,9 @@ def _say_verdict(doc: Document, curve: LoadCurve) -> None:
     if knee is None:
         other = "Not every level has a steady part, so there is no other knee to hold against it."
     elif knee.verdict is KneeVerdict.KNEE:
-        other = "By the steady parts alone the knee would be at concurrency {levels}."
-        listed = ", ".join(str(level) for level in knee.could_be)
-        levels["levels"] = Figure(f"{curve.name}.steady_knee_levels", listed, listed)
+        other = "By the steady parts alone the knee would be {range}."
+        words = range_words(knee, [level.at for level in curve.repeats])
+        levels["range"] = Figure(f"{curve.name}.steady_knee_range", words, words)
     else:
         other = f"By the steady parts alone the answer to where throughput stops scaling would be: {knee.verdict}."
     doc.say(rests + other, **levels)

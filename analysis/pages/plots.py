@@ -266,7 +266,7 @@ def _load(curve: LoadCurve, tells: bool, figure: Any) -> None:
     _level_line(bottom, curve, "p95_e2e_s", ORANGE)
     bottom.set_ylabel("p95 e2e (s)")
     if tells:
-        _mark_levels(top, curve.knee.could_be, "throughput stops scaling")
+        _mark_levels(top, curve.knee.could_be, "throughput stops scaling, of these levels")
     if tells and curve.blow_up is not None and curve.blow_up.seen:
         _mark_levels(bottom, curve.blow_up.last_before, "last level before p95 outgrows tok/s")
     for axes, corner in ((top, "lower right"), (bottom, "upper left")):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
+from itertools import pairwise
 
-RESOLUTION = 1.1
-"""A bracket is narrow enough once its ends are within this factor, or are neighbouring whole numbers."""
+from analysis.load.knee import RESOLUTION
+
 RATE_DIGITS = 3
 """Significant digits of a rate that a search asks for."""
 
@@ -25,6 +26,12 @@ def rate_between(low: float, high: float) -> float | None:
     if high <= RESOLUTION * low:
         return None
     return float(f"{math.sqrt(low * high):.{RATE_DIGITS}g}")
+
+
+def outer_pairs(levels: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the lowest two of ascending levels and the highest two: the brackets that narrow a range from its ends."""
+    pairs = list(pairwise(levels))
+    return [*pairs[:1], *pairs[-1:]]
 
 
 def whole_within(low: float, factor: float) -> int:

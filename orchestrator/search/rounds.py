@@ -37,8 +37,8 @@ class Rounds:
     propose: Propose
     coarse: tuple[float, ...]
     """The doublings that `propose` may ask for before it halves."""
-    matter: Matter = tuple
-    """Which levels get more than `ALL_REPEATED` repeats; all, if nothing is said."""
+    matter: Matter
+    """Which levels get more than `ALL_REPEATED` repeats."""
 
     @property
     def most_levels(self) -> int:

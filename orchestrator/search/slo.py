@@ -6,22 +6,23 @@ What meets and misses is the rule of `analysis.load.checks`: that of the page wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 from analysis.load.checks import standings
+from analysis.load.knee import RESOLUTION
 from analysis.load.objectives import Border, border
 from analysis.rows.targets import Slo
-from orchestrator.search.bisection import RESOLUTION, Scale
+from orchestrator.search.bisection import Scale, outer_pairs
 from orchestrator.search.rounds import Tried
 
 
 def next_level(tried: Tried, slo: Slo, lowest: float, highest: float, scale: Scale) -> float | None:
     """Return the next level for the border of the objectives.
 
-    Doublings from `lowest` go on until a level breaks, up to `highest`. Then the bracket is halved: from the last that
-    held up, and from the first that broke down, where undecided levels lie between them. So once levels have repeats,
-    one that held in the first round and lies within noise of an objective is searched below. Where the first that broke
-    turns out undecided, the border is near: one is looked for above it in steps that grow.
+    Doublings from `lowest` go on until a level breaks or cannot be measured, up to `highest`. Then the bracket is
+    halved: from the last that held up, and from the first that broke down, where undecided levels lie between them. So
+    once levels have repeats, one that held in the first round and lies within noise of an objective is searched below.
+    Where the first that broke turns out undecided, the border is near: one is looked for above it in steps that grow.
+    A level that could not be measured bounds a bracket, too: the border may lie on either side of it.
     """
     return towards_border(standings(tried, slo), tried, highest, scale) if tried else lowest
 
@@ -36,10 +37,12 @@ def towards_border(known: Mapping[float, bool | None], tried: Tried, highest: fl
             return following
     if found.held is None:
         return None
-    pairs = list(pairwise([found.held, *found.undecided, *([] if found.broke is None else [found.broke])]))
-    sides = pairs[:1] if found.broke is None else [pairs[0], pairs[-1]]
+    inside = [at for at in tried if at >= found.held and (found.broke is None or at <= found.broke)]
+    sides = outer_pairs(inside)
+    if found.broke is None and top in known:
+        del sides[1:]
     middles = [scale.between(low, high) for low, high in sides]
-    return next((middle for middle in middles if middle is not None and middle not in tried), None)
+    return next((middle for middle in middles if middle is not None), None)
 
 
 def matter(tried: Tried, slo: Slo) -> frozenset[float]:
