@@ -364,7 +364,7 @@ def test_no_temporary_file_stays_and_files_are_readable_by_others(run: Path) -> 
     assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}
 
 
-@pytest.mark.parametrize("name", ["example-cpu", "example-h100", "example-h200"])
+@pytest.mark.parametrize("name", ["example-cpu", "example-h100", "example-h200", "example-h200-slo"])
 def test_the_runs_that_are_kept_can_be_read(name: str) -> None:
     tables = read_tables(Path(__file__).parent.parent / "outputs" / name)
     assert tables.points
