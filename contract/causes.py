@@ -125,7 +125,7 @@ CAUSES: dict[F, Cause] = {
         Reach.POINT, Again.NEVER, "a row of an older version: whether the host had more is not known"
     ),
     F.CLIENT_CORES_FEW: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the host has cores for"),
-    F.CLIENT_STREAMS_FEW: Cause(Reach.POINT, Again.NEVER, "it has had a process for each of its streams"),
+    F.CLIENT_STREAMS_FEW: Cause(Reach.POINT, Again.NEVER, "it has had a process for every few of its streams"),
     F.CLIENT_PROCESSES_FIXED: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the user named"),
     F.CLIENT_PROCESSES_FEW: Cause(
         Reach.POINT, Again.NEVER, "its second try, with as many processes as the host has cores for, came to nothing"

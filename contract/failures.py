@@ -50,7 +50,7 @@ class FailureClass(StrEnum):
     LOAD_TOO_LARGE = "load_too_large"  # its answers would take more memory than the node has for them: nothing was sent
     CLIENT_LIMITED = "client_limited"  # the load client was the limit: of older rows, which do not say which of four:
     CLIENT_CORES_FEW = "client_cores_few"  # it was the limit, and the host had no cores for more processes
-    CLIENT_STREAMS_FEW = "client_streams_few"  # it was the limit with a process for each of the level's streams
+    CLIENT_STREAMS_FEW = "client_streams_few"  # it was the limit with a process for every few of the level's streams
     CLIENT_PROCESSES_FIXED = "client_processes_fixed"  # it was the limit with the processes that the user named
     CLIENT_PROCESSES_FEW = "client_processes_few"  # it was the limit, and the host had cores for more processes
     PREFIX_HITS = "prefix_hits"  # prompts were answered from the prefix cache: the level measured that, not the engine

@@ -648,3 +648,17 @@ def test_one_request_at_a_time_is_the_floor_only_where_the_rows_say_so() -> None
 
 def rules_text(rows: list[PointRow]) -> str:
     return " ".join(rule.text for rule in rules_of_thumb(synthetic.tables_of(rows)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "start", "said"),
+    [(synthetic.GPU, "warm", True), (synthetic.GPU, "cold", False), (synthetic.CPU, "warm", False)],
+)
+def test_load_on_forked_servers_of_cards_is_not_passed_off_as_that_of_cold_ones(
+    shape: synthetic.Shape, start: str, said: bool
+) -> None:
+    tables = synthetic.tables_of(synthetic.rows(shape))
+    tables = replace(tables, sessions=tuple(replace(session, start=start) for session in tables.sessions))
+    assert ("**forked servers**" in batching_page(tables).text()) == said
+    memory = tuple(point for point in tables.points if point.kind == "memory")
+    assert "**forked servers**" not in kv_page(replace(tables, points=memory), Targets(16, 4096)).text()

@@ -263,12 +263,12 @@ def test_full_queue_needs_max_num_seqs() -> None:
         ),
         (
             "client_streams_few",
-            "with a process for each of its streams",
+            "with a process for every few of its streams",
             "with nothing else busy on the host may tell.",
         ),
         ("client_sockets", "its host had no files or ports left", "a host with more of what its message names tells."),
         ("client_processes_fixed", "with as many processes as `load.processes` names", "`load.processes=auto` tells."),
-        ("client_processes_few", "the host had cores for more processes", "again, with more of them, may tell."),
+        ("client_processes_few", "the host had cores for more processes", "which tries again, may tell."),
         ("of a later version", "whether the host had more for it is not known", "the same sweep again tells"),
     ],
 )

@@ -469,7 +469,7 @@ def test_a_process_that_wakes_up_late_has_lost_a_closed_loops_concurrency(tmp_pa
     assert result.duration_s >= 5.0
     assert (result.achieved_share or 1.0) < 0.95
     limits = client_limits(result)
-    assert [words for words in limits if "of a load process's streams were in flight" in words]
+    assert [words for words in limits if "of the streams were in flight" in words]
     assert (result.clients[0].held_s or 0.0) <= (result.duration_s - 5.0) * 2
 
 

@@ -89,6 +89,10 @@ def test_a_second_try_takes_half_of_the_cores_and_no_fewer_processes_than_the_fi
     assert processes_again(first, first, cores) == first
 
 
+def test_processes_of_a_second_try_have_several_streams_each() -> None:
+    assert [processes_again(1, streams, 256) for streams in (1, 4, 64, 128, 129, 512)] == [1, 4, 16, 16, 17, 64]
+
+
 @given(st.integers(1, 2000), st.integers(0, 256))
 def test_behind_a_second_try_there_is_nothing_left_to_try(streams: int, cores: int) -> None:
     again = processes_again(processes_for(streams, cores), streams, cores)
@@ -106,6 +110,15 @@ def test_merged_times_count_from_the_first_start() -> None:
     assert [(row.ordinal, row.sent_s) for row in merged.requests] == [(o, 0.5 if o > 2 else 0.0) for o in range(6)]
     assert len(merged.clients) == 2
     assert mean_in_flight(merged.requests, merged.duration_s) == pytest.approx((3 * 1.0 + 3 * 2.0) / 2.5)
+
+
+def test_a_merged_share_is_that_of_all_streams_together() -> None:
+    """Of 64 streams in one process each, one that wakes up late is not the level's limit."""
+    parts = [replace(result(10.0, 1.0, range(n, n + 1)), achieved_share=0.94 if n == 0 else 1.0) for n in range(64)]
+    assert merge(parts).achieved_share == pytest.approx((63 + 0.94) / 64)
+    many = replace(result(10.0, 1.0, range(64, 67)), achieved_share=0.5)
+    assert merge([*parts[1:2], many]).achieved_share == pytest.approx((1.0 + 3 * 0.5) / 4)
+    assert merge([replace(part, achieved_share=None) for part in parts]).achieved_share is None
 
 
 def test_merged_judging_time_is_that_of_all_processes() -> None:
@@ -157,10 +170,16 @@ def test_a_process_that_has_no_more_to_send_does_not_make_a_client_the_limit(
 
 
 @pytest.mark.parametrize(("lengths", "streams", "rounds", "processes"), DRAWN)
-def test_one_slow_process_of_several_is_the_limit(lengths: Lengths, streams: int, rounds: int, processes: int) -> None:
+def test_slow_processes_are_the_limit_as_far_as_they_lower_the_level(
+    lengths: Lengths, streams: int, rounds: int, processes: int
+) -> None:
     parts = split(replace(plan(streams, streams * rounds), output_tokens=lengths), processes, NOWHERE)
-    (words,) = limits_of_a_level(parts, [0.5, *[0.0] * (processes - 1)])
-    assert "of a load process's streams were in flight while it had requests left to send" in words
+    half = processes // 2
+    (words,) = limits_of_a_level(parts, [*[1.0] * half, *[0.0] * (processes - half)])
+    assert "of the streams were in flight while their processes had requests left to send" in words
+    late = merge([sent_to_an_ideal_server(part, 1.0 if part is parts[0] else 0.0) for part in parts])
+    assert late.achieved_share is not None
+    assert bool(client_limits(late)) == (late.achieved_share < 0.95)
 
 
 async def test_nobody_starts_before_the_moment_even_where_timers_wake_up_early(

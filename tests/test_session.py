@@ -717,11 +717,11 @@ def test_a_level_that_its_client_limited_is_measured_again_with_more_processes(s
 @pytest.mark.parametrize(
     ("cores", "at_once", "load_processes", "failure_class", "words"),
     [
-        (64, 64, None, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
+        (64, 64, None, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has too few streams for more)"),
         (2, 2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the host has no cores for more)"),
         (64, 2, None, FailureClass.CLIENT_CORES_FEW, "1 processes (the CPU quota has no cores for more)"),
         (64, 64, 1, FailureClass.CLIENT_PROCESSES_FIXED, "1 processes (load.processes fixes their number)"),
-        (64, 64, 8, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has no streams for more)"),
+        (64, 64, 8, FailureClass.CLIENT_STREAMS_FEW, "4 processes (the level has too few streams for more)"),
     ],
 )
 def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers(

@@ -78,8 +78,8 @@ class LoadPlans:
 
     def limited(self, point: Point, processes: int) -> tuple[FailureClass, str]:
         """Why a level is not measured whose client was its limit with so many processes, and in words what of them."""
-        if _streams(point) <= processes:
-            return FailureClass.CLIENT_STREAMS_FEW, "the level has no streams for more"
+        if tasks.most_processes(_streams(point)) <= processes:
+            return FailureClass.CLIENT_STREAMS_FEW, "the level has too few streams for more"
         if self._spec.load_processes is not None:
             return FailureClass.CLIENT_PROCESSES_FIXED, "load.processes fixes their number"
         if self.processes_again(point, processes) > processes:

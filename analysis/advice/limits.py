@@ -122,7 +122,7 @@ CLIENT: dict[str, Unknown] = {
         "and the host had no cores for more of it", "a host with more free cores (or CPU quota) tells"
     ),
     F.CLIENT_STREAMS_FEW: Unknown(
-        "with a process for each of its streams", "the same sweep with nothing else busy on the host may tell"
+        "with a process for every few of its streams", "the same sweep with nothing else busy on the host may tell"
     ),
     F.CLIENT_SOCKETS: Unknown(
         "and its host had no files or ports left for connections", "a host with more of what its message names tells"
@@ -131,7 +131,7 @@ CLIENT: dict[str, Unknown] = {
         "with as many processes as `load.processes` names", "the same sweep with `load.processes=auto` tells"
     ),
     F.CLIENT_PROCESSES_FEW: Unknown(
-        "and the host had cores for more processes", "the same sweep again, with more of them, may tell"
+        "and the host had cores for more processes", "`resume=RUN`, which tries again, may tell"
     ),
 }
 """Why a level stayed without a measurement, by its failure class."""

@@ -12,6 +12,7 @@ from analysis.writing.document import Document, Phrase, join, phrase
 from analysis.writing.figures import count, plain, quote
 from contract.next_steps import next_step
 from contract.rows import MEASURED, OVER_BUDGET, PRUNED
+from contract.specs import PointKind, Start
 
 
 def marks(point: RunPoint) -> list[str]:
@@ -130,12 +131,24 @@ def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> No
             model=quote(f"cut.{slug}.model", model),
             words=quote(f"cut.{slug}.words", words),
         )
+    if _forked_under_load(points, tables):
+        doc.caution(
+            "**forked servers**: load was sent to servers with `server.start=warm`. On GPUs it has not been shown that "
+            "they serve as cold ones do, to within noise (docs/warm_starts.md); `server.start=cold` is the reference."
+        )
     if any(point.device == "cpu" for point in points):
         doc.caution(
             "**CPU backend**: no GPU was used. Memory is the proportional set size (PSS) of the server's process tree, "
             "in which a page counts only once it was written; utilisation of a GPU does not exist here. "
             "Say nothing about a GPU from these numbers."
         )
+
+
+def _forked_under_load(points: Sequence[RunPoint], tables: Tables) -> bool:
+    """Whether some of these levels were measured on cards, on a server that was forked."""
+    forked = {session.session_id for session in tables.sessions if session.start == Start.WARM}
+    levels = (point for point in points if point.kind == PointKind.LOAD and point.status == MEASURED)
+    return any(p.session_id in forked and p.device == "cuda" and not p.simulated for p in levels)
 
 
 def _cuts(points: Sequence[RunPoint]) -> set[tuple[str, str]]:

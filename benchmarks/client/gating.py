@@ -1,6 +1,6 @@
 """Is a level called client-limited when, and only when, its client was the limit? Seeded runs against a known server.
 
-    python benchmarks/client/gating.py [--runs 200] [--cores SERVER CLIENT [CLIENT]]
+    python benchmarks/client/gating.py [--runs 200] [--first 0] [--cores SERVER CLIENT [CLIENT]]
 
 The truth server has the first core, our client the others: of two load processes each has its own where three cores are
 named, else they share one. A run is a closed loop or a Poisson open one, draws streams, load processes, interval,
@@ -131,11 +131,12 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0))[:2])
     options = parser.parse_args()
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
     wrong = []
-    for seed in range(options.runs):
+    for seed in range(options.first, options.first + options.runs):
         run = draw(seed)
         seen = one(run, options.cores)
         verdict = Verdict(was=bool(seen["blame"]), called=bool(seen["limits"]))

@@ -19,8 +19,8 @@ LATE_SHARE = 0.1
 """The client is late by more than both: the first, and this share of what that distorts (the median gap between
 chunks, the median TTFT or E2EL). TPOT is held against both by the time of an answer that it makes up."""
 ACHIEVED_SHARE = 0.95
-"""Less than this of its streams in flight, while it had something left to send, and a process did not offer its part
-of the level."""
+"""Less than this of the streams in flight, while their processes had something left to send, and the level was not
+offered."""
 LITTLE_SHARE = 0.05
 """The two counts of time in flight may differ by this share, and by the time between two timers for every request."""
 
@@ -31,7 +31,7 @@ def client_limits(result: LoadResult) -> list[str]:
     Of a window below `JUDGED_FROM_S` only that is told which no window is too short for: requests that this host had no
     socket for.
     """
-    clients, requests, least_share = result.clients, result.requests, result.achieved_share
+    clients, requests, share = result.clients, result.requests, result.achieved_share
     found = _sockets(requests)
     if max(map(end_s, requests), default=0.0) < JUDGED_FROM_S:
         return found
@@ -44,8 +44,8 @@ def client_limits(result: LoadResult) -> list[str]:
     delay_s = send_delay_s(requests)
     if delay_s is not None and ttft_s is not None and delay_s > _late_from_s(ttft_s):
         found.append(f"requests were sent {delay_s * 1000:.0f} ms after they were due (p99)")
-    if least_share is not None and least_share < ACHIEVED_SHARE:
-        found.append(f"{least_share:.1%} of a load process's streams were in flight while it had requests left to send")
+    if share is not None and share < ACHIEVED_SHARE:
+        found.append(f"{share:.1%} of the streams were in flight while their processes had requests left to send")
     return [*found, *_little(clients, requests)]
 
 

@@ -99,7 +99,7 @@ class LoadResult:
     judging_cpu_s: float = 0.0
     """CPU time of judging the answers, after the window."""
     achieved_share: float | None = None
-    """Of a closed loop: `workers.load.limits.achieved_share` of the process that has the least."""
+    """Of a closed loop: `workers.load.limits.achieved_share`, of several processes the mean by their streams."""
     held_back: HeldBack = field(default_factory=HeldBack)
     """By stalls of the processes that took part."""
 

@@ -14,13 +14,17 @@ from workers.load.plan import LoadPlan, LoadResult
 from workers.load.stalls import HeldBack
 from workers.load.start_line import StartLine
 
+STREAMS_AGAIN, FEW = 8, 16
+"""Of each process of a second try, where it has more than so few: fewer streams each would hardly send better, and each
+process costs a start."""
 STREAMS_PER_PROCESS = 256
 """One process carried 512 streams of 100 tokens a second at 99 % of the ideal load (benchmarks/client); half of it is
 left for burstier servers and slower cores."""
 CLIENTS_SHARE = 2
 """Load processes are no more than one for so many free cores: the others are the servers', this one's and its
-neighbours', whose front ends and engines are busy on cores that they have not bound themselves to. That bounds what
-they cost, too: as Ray's task each took 0.9 s of CPU time to start and 76 MB (PSS), eight of them, 2026-11-28."""
+neighbours', whose front ends and engines are busy on cores that they have not bound themselves to. With
+`STREAMS_AGAIN` that bounds what a second try costs, too: as Ray's task each process took 0.9 s of CPU time to start
+and 76 MB (PSS), eight of them, 2026-11-28."""
 
 
 def processes_for(concurrency: int, free_cores: int) -> int:
@@ -29,11 +33,16 @@ def processes_for(concurrency: int, free_cores: int) -> int:
 
 
 def processes_again(first: int, streams: int, free_cores: int) -> int:
-    """Return how many a level should have that `first` were too few for; `first` where there can be no more.
+    """Return how many a level should have that `first` were too few for; `first` where more cannot help.
 
-    As many as there can be, at once: a long level must not be measured five times.
+    As many as can help, at once: a long level must not be measured five times.
     """
-    return max(first, min(streams, free_cores // CLIENTS_SHARE))
+    return max(first, min(most_processes(streams), free_cores // CLIENTS_SHARE))
+
+
+def most_processes(streams: int) -> int:
+    """Return how many processes so many streams are divided among at the most."""
+    return min(streams, max(FEW, math.ceil(streams / STREAMS_AGAIN)))
 
 
 def split(plan: LoadPlan, processes: int, directory: Path | None = None) -> list[LoadPlan]:
@@ -78,7 +87,6 @@ def merge(results: list[LoadResult]) -> LoadResult:
             row.due_s = None if row.due_s is None else row.due_s + late_s
         for client in result.clients:
             client.in_flight = [replace(each, t_s=each.t_s + late_s) for each in client.in_flight]
-    shares = [result.achieved_share for result in results if result.achieved_share is not None]
     end_s = max(result.started_monotonic_s + result.duration_s for result in results)
     return LoadResult(
         sorted((row for result in results for row in result.requests), key=lambda row: row.ordinal),
@@ -88,6 +96,13 @@ def merge(results: list[LoadResult]) -> LoadResult:
         [client for result in results for client in result.clients],
         next((result.stopped_by for result in results if result.stopped_by != REQUESTS), REQUESTS),
         sum(result.judging_cpu_s for result in results),
-        achieved_share=min(shares, default=None),
+        achieved_share=_achieved_share(results),
         held_back=sum((result.held_back for result in results), HeldBack()),
     )
+
+
+def _achieved_share(results: list[LoadResult]) -> float | None:
+    """Return the mean of the processes' shares, each weighing as its streams do; None of an open loop."""
+    told = [(r.achieved_share, sum(client.streams for client in r.clients)) for r in results]
+    known = [(share, streams) for share, streams in told if share is not None]
+    return math.fsum(share * streams for share, streams in known) / sum(n for _, n in known) if known else None
