@@ -39,6 +39,9 @@ class Carried:
     tok_s: float
     share: float
     busiest: float
+    """Share of its core of the load process that ran most."""
+    waited: float
+    """Share of the window in which one had to wait for its core, of the one that did most."""
     exact: bool
 
 
@@ -56,14 +59,14 @@ def main() -> None:
                 _level(processes, streams * processes, options, cores[: options.servers], cores[options.servers :])
                 for _ in range(options.runs)
             ]
-            tok_s, share, busiest = (
+            tok_s, share, busiest, waited = (
                 statistics.median(figures)
-                for figures in zip(*((each.tok_s, each.share, each.busiest) for each in runs), strict=True)
+                for figures in zip(*((each.tok_s, each.share, each.busiest, each.waited) for each in runs), strict=True)
             )
             best[processes] = max(best.get(processes, 0.0), tok_s)
             print(
                 f"{processes} processes, {streams * processes:5} streams: {tok_s:9,.0f} tok/s, {share:.1%} of "
-                f"the ideal load, busiest process {busiest:.0%} of its core, "
+                f"the ideal load, busiest process {busiest:.0%} of its core, waited for it {waited:.0%}, "
                 f"rows and tokens {'exact' if all(each.exact for each in runs) else 'NOT EXACT'}",
                 flush=True,
             )
@@ -112,9 +115,10 @@ def _level(
     whole = [row.ordinal for row in result.requests if row.ok] == list(range(plan.num_requests))
     tok_s = tokens / result.duration_s
     busiest = max(client.cpu_share for client in result.clients)
+    waited = max(client.wait_share or 0.0 for client in result.clients)
     # of an open loop: as many tokens, from the first arrival to the end of the last answer
     ideal = requests * TOKENS / (due_s[-1] + answer_s) if due_s else streams * 1000 / INTERVAL_MS
-    return Carried(tok_s, tok_s / ideal, busiest, whole and tokens == written)
+    return Carried(tok_s, tok_s / ideal, busiest, waited, whole and tokens == written)
 
 
 if __name__ == "__main__":
