@@ -539,6 +539,12 @@ def test_nothing_is_tried_between_two_levels_that_could_not_be_measured() -> Non
     assert towards_border({15.0: True, 16.0: None}, tried, 150, WHOLE) == 23, "up to the lowest lost one, from above"
 
 
+def test_a_lowest_level_that_could_not_be_measured_ends_the_search() -> None:
+    """Where a server cannot even serve that, each further level would cost a start."""
+    for search in (closed_loop(), *searches("knee")):
+        assert [row.concurrency for row in drive(search, losing(held(1000), lambda level: level < 4))] == [1]
+
+
 def test_an_objective_must_be_set() -> None:
     with pytest.raises(ConfigError, match=r"set slo.p95_e2e_s or slo.p95_ttft_s or slo.p95_tpot_s"):
         experiment("slo")
