@@ -528,6 +528,23 @@ def test_a_border_on_either_side_of_a_level_that_could_not_be_measured_is_found(
     assert towards_border({15.0: True, 16.0: None}, tried, 150, WHOLE) == 32, "the bracket up to it, from above"
 
 
+def test_nothing_is_tried_between_two_levels_that_could_not_be_measured() -> None:
+    """A server that dies of each costs a start for every one of them. By whole numbers, and by rates."""
+    for search in searches("slo", slo__p95_e2e_s=1.0):
+        rows = drive(search, losing(held(1000), lambda level: level > 16))
+        asked = [row.request_rate or row.concurrency or 0 for row in rows if row.status != MEASURED]
+        assert len(asked) >= 4
+        assert asked == sorted(asked, reverse=True), "each below the last, towards 16"
+    tried = {at: [BLANK] for at in (15.0, 16.0, 32.0, 64.0)}
+    assert towards_border({15.0: True, 16.0: None}, tried, 150, WHOLE) == 23, "up to the lowest lost one, from above"
+
+
+def test_a_lowest_level_that_could_not_be_measured_ends_the_search() -> None:
+    """Where a server cannot even serve that, each further level would cost a start."""
+    for search in (closed_loop(), *searches("knee")):
+        assert [row.concurrency for row in drive(search, losing(held(1000), lambda level: level < 4))] == [1]
+
+
 def test_an_objective_must_be_set() -> None:
     with pytest.raises(ConfigError, match=r"set slo.p95_e2e_s or slo.p95_ttft_s or slo.p95_tpot_s"):
         experiment("slo")

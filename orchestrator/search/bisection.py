@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
 from itertools import pairwise
@@ -28,10 +28,13 @@ def rate_between(low: float, high: float) -> float | None:
     return float(f"{math.sqrt(low * high):.{RATE_DIGITS}g}")
 
 
-def outer_pairs(levels: Sequence[float]) -> list[tuple[float, float]]:
-    """Return the lowest two of ascending levels and the highest two: the brackets that narrow a range from its ends."""
-    pairs = list(pairwise(levels))
-    return [*pairs[:1], *pairs[-1:]]
+def outer_brackets(levels: Sequence[float], measured: Container[float]) -> list[tuple[float, float]]:
+    """Return the lowest and the highest bracket of ascending levels that has an end which was measured.
+
+    Halving these narrows a range from its ends; between two levels that could not be measured nothing is known to lie.
+    """
+    brackets = [(low, high) for low, high in pairwise(levels) if low in measured or high in measured]
+    return [*brackets[:1], *brackets[-1:]]
 
 
 def whole_within(low: float, factor: float) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from analysis.load.knee import RESOLUTION, STILL_GAINS, WITHIN_PEAK, Knee, Level, find_knee, last_doubling, read_off
 from analysis.numbers.intervals import pooled_noise
 from contract.rows import MEASURED
-from orchestrator.search.bisection import outer_pairs, whole_between
+from orchestrator.search.bisection import outer_brackets, whole_between
 from orchestrator.search.rounds import Tried
 
 
@@ -39,7 +39,8 @@ def next_level(tried: Tried, lowest: int, highest: int, repeats: int) -> int | N
     if len(inside) < 2:
         return None
     alike = max(inside[-2] / could_be[0], RESOLUTION)
-    sides = outer_pairs(inside) if inside[0] < could_be[0] else [(inside[-2], inside[-1])]
+    measured = {level.at for level in levels}
+    sides = outer_brackets(inside, measured) if inside[0] < could_be[0] else [(inside[-2], inside[-1])]
     middles = [whole_between(low, high) for low, high in sides if high > alike * low]
     return next((middle for middle in middles if middle is not None), None)
 

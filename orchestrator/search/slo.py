@@ -11,7 +11,7 @@ from analysis.load.checks import standings
 from analysis.load.knee import RESOLUTION
 from analysis.load.objectives import Border, border
 from analysis.rows.targets import Slo
-from orchestrator.search.bisection import Scale, outer_pairs
+from orchestrator.search.bisection import Scale, outer_brackets
 from orchestrator.search.rounds import Tried
 
 
@@ -22,7 +22,8 @@ def next_level(tried: Tried, slo: Slo, lowest: float, highest: float, scale: Sca
     halved: from the last that held up, and from the first that broke down, where undecided levels lie between them. So
     once levels have repeats, one that held in the first round and lies within noise of an objective is searched below.
     Where the first that broke turns out undecided, the border is near: one is looked for above it in steps that grow.
-    A level that could not be measured bounds a bracket, too: the border may lie on either side of it.
+    A level that could not be measured bounds a bracket, too: the border may lie on either side of it. Between two such
+    levels nothing is tried.
     """
     return towards_border(standings(tried, slo), tried, highest, scale) if tried else lowest
 
@@ -38,7 +39,7 @@ def towards_border(known: Mapping[float, bool | None], tried: Tried, highest: fl
     if found.held is None:
         return None
     inside = [at for at in tried if at >= found.held and (found.broke is None or at <= found.broke)]
-    sides = outer_pairs(inside)
+    sides = outer_brackets(inside, known)
     if found.broke is None and top in known:
         del sides[1:]
     middles = [scale.between(low, high) for low, high in sides]
