@@ -91,8 +91,8 @@ class Cluster:
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
-        self._forks: defaultdict[tuple[str, ModelSpec, bool], Forks] = defaultdict(Forks)
-        """By node, model, and whether eager."""
+        self._forks: defaultdict[str, Forks] = defaultdict(Forks)
+        """By node."""
         self._served: set[str] = set()
         """Nodes that have had a server, or have a session that is to start their first."""
         self._keeps_warm: threading.Thread | None = None
@@ -392,17 +392,14 @@ class Cluster:
         await handle.alive()
         return handle
 
-    def _forks_like(self, node: str, spec: SessionSpec) -> Forks:
-        return self._forks[node, spec.model, spec.server.enforce_eager]
-
     def _saw(self, node: str, spec: SessionSpec, row: SessionRow) -> None:
         """Learn from what a start has come to: who asks a parent that hangs waits, for nothing."""
-        self._forks_like(node, spec).see(row)
+        self._forks[node].see(spec, row)
         if row.warm_parent_is_mute:
             self._not_warm[node] = row.start_reason or MUTE_PARENT
 
     def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
-        return self._not_warm.get(node) or self._forks_like(node, spec).problem
+        return self._not_warm.get(node) or self._forks[node].problem(spec)
 
     async def _warm_parent(self, node: str, spec: SessionSpec) -> tuple[str | None, str | None]:
         """Return the socket of the node's, or why it has none for `spec`. One that did not come is not waited for
