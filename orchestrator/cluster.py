@@ -396,7 +396,8 @@ class Cluster:
         """Learn from what a start has come to: who asks a parent that hangs waits, for nothing."""
         self._forks[node].see(spec, row)
         if row.warm_parent_is_mute:
-            self._not_warm[node] = row.start_reason or MUTE_PARENT
+            what = (row.start_reason or "").removeprefix(MUTE_PARENT)
+            self._not_warm[node] = f"the warm parent of this node did not answer an earlier session: {what}"
 
     def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
         return self._not_warm.get(node) or self._forks[node].problem(spec)

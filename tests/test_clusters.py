@@ -491,12 +491,13 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
     assert [arguments[-3:-1] for arguments in made] == [warm_one] * asked + [cold] * (3 - asked) + elsewhere
 
 
-def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other() -> None:
+@pytest.mark.parametrize("what", ["it was still importing, or busy", "nothing within 30 s"])
+def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other(what: str) -> None:
     cluster = Cluster(experiment("kv").cluster, None)
     cluster._warm = {"node": None}
-    why = f"{MUTE_PARENT}it was still importing, or busy"
-    cold = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=why)
-    cluster._saw("node", warm_spec(), cold)
+    mute = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=f"{MUTE_PARENT}{what}")
+    cluster._saw("node", warm_spec(), mute)
+    why = f"the warm parent of this node did not answer an earlier session: {what}"
     assert asyncio.run(cluster._warm_parent("node", warm_spec("another"))) == (None, why)
     assert cluster._why_not_warm("other", warm_spec()) is None
 
