@@ -380,7 +380,8 @@ class Cluster:
         Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent, why = await self._warm_parent(node, spec) if spec.start is Start.WARM else (None, None)
+        forks = spec.start is Start.WARM and not again  # another start is never forked (`workers.session`)
+        warm_parent, why = await self._warm_parent(node, spec) if forks else (None, None)
         omp = users_omp_num_threads()
         first = node not in self._served
         self._served.add(node)

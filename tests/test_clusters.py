@@ -282,13 +282,15 @@ def test_a_node_imports_when_the_queue_first_places_a_server_there(monkeypatch: 
     assert imports == [(first, warm.id)]
 
     async def start() -> None:
+        await cluster.session(warm, third, "run", 2, again=True)
+        assert imports == [(first, warm.id)], "it is never forked"
         for node, one in ((first, warm), (second, cold), (third, another), (third, warm)):
             await cluster.session(one, node, "run", 1)
 
     asyncio.run(start())
     cluster._left.set()
     assert imports == [(first, warm.id), (third, another.id)], "for the one that came first"
-    assert [arguments[-3] for arguments in sessions] == [f"/{first}", None, f"/{third}", f"/{third}"]
+    assert [arguments[-3] for arguments in sessions] == [None, f"/{first}", None, f"/{third}", f"/{third}"]
 
 
 def sessions_of_two_starts() -> tuple[SessionSpec, SessionSpec, SessionSpec]:
