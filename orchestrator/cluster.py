@@ -341,7 +341,7 @@ class Cluster:
         have, the parent cannot know.
         """
         for node in fleet.nodes:
-            if len(node.all_kinds) > 1:
+            if node.mixes_kinds:
                 self._not_warm[node.id] = f"this node has no warm parent: {_of_several_kinds(node.all_kinds)}"
         for name, spec in first.items():
             if name not in self._not_warm:

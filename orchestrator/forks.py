@@ -1,4 +1,7 @@
-"""Whether another fork is worth a try on a node. Pure; `orchestrator.cluster` shows it each server's row."""
+"""Whether a server is to be forked: by its plan and fleet, and by what came of others on its node. Pure.
+
+Plans ask the first; `orchestrator.cluster` asks the second, and shows it each server's row.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,17 @@ from dataclasses import dataclass, field
 
 from contract.rows import MEASURED, SessionRow
 from contract.specs import ModelSpec, SessionSpec, Start
+from orchestrator.fleet import Fleet
+from workers.engines import make_engine
 
 IN_VAIN = 2
+
+
+def planned(start: Start, engine: str, fleet: Fleet) -> bool:
+    """Whether servers are forked, as far as the fleet tells: none is of an engine without a warm parent, or where every
+    node mixes kinds of cards (see `Cluster.warm_up`)."""
+    engine_forks = bool(make_engine(engine).warm_modules)
+    return start is Start.WARM and engine_forks and not all(node.mixes_kinds for node in fleet.nodes)
 
 
 @dataclass(slots=True)
