@@ -91,8 +91,8 @@ class Cluster:
         self._warm: dict[str, Any] = {}
         self._not_warm: dict[str, str] = {}
         """Nodes whose warm parent is not to be had, with why: it is not asked for again."""
-        self._forks: defaultdict[tuple[str, ModelSpec, bool], Forks] = defaultdict(Forks)
-        """By node, model, and whether eager."""
+        self._forks: defaultdict[str, Forks] = defaultdict(Forks)
+        """By node."""
         self._served: set[str] = set()
         """Nodes that have had a server, or have a session that is to start their first."""
         self._keeps_warm: threading.Thread | None = None
@@ -341,7 +341,7 @@ class Cluster:
         have, the parent cannot know.
         """
         for node in fleet.nodes:
-            if len(node.all_kinds) > 1:
+            if node.mixes_kinds:
                 self._not_warm[node.id] = f"this node has no warm parent: {_of_several_kinds(node.all_kinds)}"
         for name, spec in first.items():
             if name not in self._not_warm:
@@ -380,7 +380,8 @@ class Cluster:
         Raises `ActorLost`, of it `NoCards`, and `ActorFailed`.
         """
         actor = _actor_class().options(num_gpus=spec.gpus, num_cpus=0, max_concurrency=4, scheduling_strategy=_on(node))
-        warm_parent, why = await self._warm_parent(node, spec) if spec.start is Start.WARM else (None, None)
+        forks = spec.start is Start.WARM and not again  # another start is never forked (`workers.session`)
+        warm_parent, why = await self._warm_parent(node, spec) if forks else (None, None)
         omp = users_omp_num_threads()
         first = node not in self._served
         self._served.add(node)
@@ -392,17 +393,15 @@ class Cluster:
         await handle.alive()
         return handle
 
-    def _forks_like(self, node: str, spec: SessionSpec) -> Forks:
-        return self._forks[node, spec.model, spec.server.enforce_eager]
-
     def _saw(self, node: str, spec: SessionSpec, row: SessionRow) -> None:
         """Learn from what a start has come to: who asks a parent that hangs waits, for nothing."""
-        self._forks_like(node, spec).see(row)
+        self._forks[node].see(spec, row)
         if row.warm_parent_is_mute:
-            self._not_warm[node] = row.start_reason or MUTE_PARENT
+            what = (row.start_reason or "").removeprefix(MUTE_PARENT)
+            self._not_warm[node] = f"the warm parent of this node did not answer an earlier session: {what}"
 
     def _why_not_warm(self, node: str, spec: SessionSpec) -> str | None:
-        return self._not_warm.get(node) or self._forks_like(node, spec).problem
+        return self._not_warm.get(node) or self._forks[node].problem(spec)
 
     async def _warm_parent(self, node: str, spec: SessionSpec) -> tuple[str | None, str | None]:
         """Return the socket of the node's, or why it has none for `spec`. One that did not come is not waited for

@@ -43,6 +43,11 @@ class Node:
     all_kinds: tuple[str, ...] = ()
     """Names of all cards of the host, those too that this run may not use, each once."""
 
+    @property
+    def mixes_kinds(self) -> bool:
+        """Whether its host has cards of more than one kind."""
+        return len(self.all_kinds) > 1
+
 
 @dataclass(frozen=True, slots=True)
 class Fleet:

@@ -1,37 +1,71 @@
-"""Whether another fork of a kind is worth a try on a node. Pure; `orchestrator.cluster` shows it each server's row."""
+"""Whether a server is to be forked: by its plan and fleet, and by what came of others on its node. Pure.
+
+Plans ask the first; `orchestrator.cluster` asks the second, and shows it each server's row.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 from contract.rows import MEASURED, SessionRow
-from contract.specs import Start
+from contract.specs import ModelSpec, SessionSpec, Start
+from orchestrator.fleet import Fleet
+from workers.engines import make_engine
 
 IN_VAIN = 2
 
 
-@dataclass(slots=True)
-class Forks:
-    """Of one node, one model, eager or not: what came of the servers of a run that were forked there.
+def planned(start: Start, engine: str, fleet: Fleet) -> bool:
+    """Whether servers are forked, as far as the fleet tells: none is of an engine without a warm parent, or where every
+    node mixes kinds of cards (see `Cluster.warm_up`)."""
+    engine_forks = bool(make_engine(engine).warm_modules)
+    return start is Start.WARM and engine_forks and not all(node.mixes_kinds for node in fleet.nodes)
 
-    A good one of another kind says little: some models alone, or a compilation alone, may meet what forking damages.
-    """
+
+@dataclass(slots=True)
+class Tally:
+    """What came of forks."""
 
     good: int = 0
     in_vain: int = 0
 
-    def see(self, row: SessionRow) -> None:
+    @property
+    def is_against(self) -> bool:
+        """Whether enough have come to nothing, and none has been good."""
+        return not self.good and self.in_vain >= IN_VAIN
+
+
+@dataclass(slots=True)
+class Forks:
+    """Of one node: what came of the servers of a run that were forked there.
+
+    Counted by kind, the model and whether eager: some models alone, or a compilation alone, may meet what forking
+    damages, of which a good fork of another kind says little. And of all kinds: until one is good, it may be the node,
+    and each further kind would lose its time to find that out.
+    """
+
+    _of_kind: defaultdict[tuple[ModelSpec, bool], Tally] = field(default_factory=lambda: defaultdict(Tally))
+    _of_all: Tally = field(default_factory=Tally)
+
+    def see(self, spec: SessionSpec, row: SessionRow) -> None:
         """Count a server that was ready. What a cold one met as well says nothing of forks."""
         if row.status == MEASURED:
-            self.good += row.start == Start.WARM
-            self.in_vain += row.fork_came_to_nothing
+            for tally in (self._of_all, self._of_kind[_kind(spec)]):
+                tally.good += row.start == Start.WARM
+                tally.in_vain += row.fork_came_to_nothing
 
-    @property
-    def problem(self) -> str | None:
-        """Why the next server should not be forked there, in words; None where it may be."""
-        if self.good or self.in_vain < IN_VAIN:
-            return None
-        return (
-            f"on this node {IN_VAIN} forks of this model in this mode (eager or not) have come to nothing where a cold "
-            "server was ready, and none has been good"
-        )
+    def problem(self, spec: SessionSpec) -> str | None:
+        """Why a server for `spec` should not be forked there, in words; None where it may be."""
+        for tally, which in (
+            (self._of_all, ""),
+            (self._of_kind[_kind(spec)], " of this model in this mode (eager or not)"),
+        ):
+            if tally.is_against:
+                nothing = "have come to nothing where a cold server was ready, and none has been good"
+                return f"on this node {IN_VAIN} forks{which} {nothing}"
+        return None
+
+
+def _kind(spec: SessionSpec) -> tuple[ModelSpec, bool]:
+    return spec.model, spec.server.enforce_eager

@@ -29,7 +29,7 @@ from contract.specs import (
     Timeouts,
     content_id,
 )
-from orchestrator import estimate, sizing
+from orchestrator import estimate, forks, sizing
 from orchestrator.fleet import Fleet, NoRoom
 from orchestrator.problems import ConfigError
 from orchestrator.schema import (
@@ -536,6 +536,7 @@ class _Planner:
 
     def _session(self, server: ServerSpec, mode: Mode, sequences: int | None, points: list[Point]) -> SessionSpec:
         engine, start = self.experiment.engine, Start(self.experiment.server.start)
+        warm = forks.planned(start, engine.name, self.fleet)
         identity = [WORKLOAD_VERSION, engine.name, self.fleet.device, self.model, server]
         session_id = content_id(identity)
         return SessionSpec(
@@ -557,7 +558,7 @@ class _Planner:
             load_processes=None if self.experiment.load.processes == "auto" else self.experiment.load.processes,
             prefix_hit_limit=self.experiment.load.prefix_hit_limit,
             start=start,
-            start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager, start is Start.WARM),
+            start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager, warm),
         )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from contract.specs import Point, PointKind, SessionSpec, Start
-from orchestrator import estimate
+from contract.specs import Point, PointKind, SessionSpec
+from orchestrator import estimate, forks
 from orchestrator.budget import Budget, by_use, fitting
 from orchestrator.fleet import Fleet
 from orchestrator.plan import Plan, searched_points
@@ -18,7 +18,7 @@ def estimate_s(sessions: Iterable[SessionSpec], fleet: Fleet) -> float:
     """Return the seconds that the queue is expected to take, behind the import that servers are forked from."""
     sessions = list(sessions)
     jobs = [Job(session.id, max(1, session.gpus), session.estimate_s) for session in sessions]
-    forked = {each.engine for each in sessions if each.start is Start.WARM}
+    forked = {each.engine for each in sessions if forks.planned(each.start, each.engine, fleet)}
     import_s = max((estimate.import_s(engine, fleet.device == "cpu") for engine in forked), default=0.0)
     return import_s + makespan_s(jobs, {node.id: node.slots for node in fleet.nodes}) if jobs else 0.0
 
@@ -44,7 +44,7 @@ def gpu_hours(sessions: Iterable[SessionSpec]) -> float:
 def describe(plan: Plan, fleet: Fleet, budget: Budget | None = None) -> str:
     """Return one line a session, and what it adds up to."""
     lines = [f"{len(plan.sessions)} sessions, {points_words(plan.points, plan.searched)} on {fleet.describe()}"]
-    lines += [_line(session, plan) for session in plan.sessions]
+    lines += [_line(session, plan, fleet) for session in plan.sessions]
     minutes = estimate_s(plan.sessions, fleet) / 60
     lines += budget_words(plan.sessions, fleet, budget or Budget())
     hours = gpu_hours(plan.sessions)
@@ -57,7 +57,7 @@ def points_words(points: int, searched: int) -> str:
     return f"up to {points + searched} points, searched" if searched else f"{points} points"
 
 
-def _line(session: SessionSpec, plan: Plan) -> str:
+def _line(session: SessionSpec, plan: Plan, fleet: Fleet) -> str:
     loads = [point for point in session.points if point.kind is PointKind.LOAD]
     memory = len(session.points) - len(loads)
     parts = [f"{memory} memory"] if memory else []
@@ -71,8 +71,9 @@ def _line(session: SessionSpec, plan: Plan) -> str:
     anchors = [search for search in plan.searches.get(session.id, ()) if isinstance(search, Anchors)]
     parts += [f"an anchor at {_level(search.point_at(0))} again and again" for search in anchors]
     parts += ["at the end alone on its host, too"] if session.id in plan.controls else []
-    gpus = (f"{session.gpus} GPU" if session.gpus else "CPU") + (", warm" if session.start is Start.WARM else "")
-    return f"  {session.id}  {title(session)}  {gpus}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"
+    gpus = f"{session.gpus} GPU" if session.gpus else "CPU"
+    warm = ", warm" if forks.planned(session.start, session.engine, fleet) else ""
+    return f"  {session.id}  {title(session)}  {gpus}{warm}  {'; '.join(parts)}  ~{session.estimate_s / 60:.1f} min"
 
 
 def _level(point: Point) -> str:

@@ -282,13 +282,15 @@ def test_a_node_imports_when_the_queue_first_places_a_server_there(monkeypatch: 
     assert imports == [(first, warm.id)]
 
     async def start() -> None:
+        await cluster.session(warm, third, "run", 2, again=True)
+        assert imports == [(first, warm.id)], "it is never forked"
         for node, one in ((first, warm), (second, cold), (third, another), (third, warm)):
             await cluster.session(one, node, "run", 1)
 
     asyncio.run(start())
     cluster._left.set()
     assert imports == [(first, warm.id), (third, another.id)], "for the one that came first"
-    assert [arguments[-3] for arguments in sessions] == [f"/{first}", None, f"/{third}", f"/{third}"]
+    assert [arguments[-3] for arguments in sessions] == [None, f"/{first}", None, f"/{third}", f"/{third}"]
 
 
 def sessions_of_two_starts() -> tuple[SessionSpec, SessionSpec, SessionSpec]:
@@ -485,20 +487,19 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
             await cluster.session(other, node, "run", 1)
 
     asyncio.run(sessions())
-    why = (
-        "on this node 2 forks of this model in this mode (eager or not) have come to nothing where a cold server was "
-        "ready, and none has been good"
-    )
-    cold = [(None, why)] * (3 - asked)
-    assert [arguments[-3:-1] for arguments in made] == [("/one", None)] * asked + cold + [("/one", None)] * 3
+    why = "on this node 2 forks have come to nothing where a cold server was ready, and none has been good"
+    cold, warm_one = (None, why), ("/one", None)
+    elsewhere = [warm_one, *([cold] * 2 if first == "cold" else [warm_one] * 2)]  # the other node, then other kinds
+    assert [arguments[-3:-1] for arguments in made] == [warm_one] * asked + [cold] * (3 - asked) + elsewhere
 
 
-def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other() -> None:
+@pytest.mark.parametrize("what", ["it was still importing, or busy", "nothing within 30 s"])
+def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other(what: str) -> None:
     cluster = Cluster(experiment("kv").cluster, None)
     cluster._warm = {"node": None}
-    why = f"{MUTE_PARENT}it was still importing, or busy"
-    cold = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=why)
-    cluster._saw("node", warm_spec(), cold)
+    mute = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=f"{MUTE_PARENT}{what}")
+    cluster._saw("node", warm_spec(), mute)
+    why = f"the warm parent of this node did not answer an earlier session: {what}"
     assert asyncio.run(cluster._warm_parent("node", warm_spec("another"))) == (None, why)
     assert cluster._why_not_warm("other", warm_spec()) is None
 

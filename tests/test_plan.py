@@ -79,8 +79,25 @@ def test_the_dry_run_names_the_servers_that_are_forked_and_counts_their_import()
     both = [sum(session.estimate_s for session in way.sessions) for way in ways]
     assert estimate_s(ways[0].sessions, fleet) == both[0] + estimate.import_s("vllm", on_cpu=False)
     assert estimate_s(ways[1].sessions, fleet) == both[1]
-    simulated = plan(experiment("kv", engine="sim", server__start="warm"), fleet=sim_fleet(1))
-    assert estimate_s(simulated.sessions, sim_fleet(1)) == sum(session.estimate_s for session in simulated.sessions)
+
+
+@pytest.mark.parametrize("engine", ["sim", "vllm"])
+def test_the_dry_run_calls_no_server_warm_where_none_is_ever_forked(engine: str) -> None:
+    """The simulator's, and on nodes whose cards are of several kinds."""
+    of_one = sim_fleet(1) if engine == "sim" else gpu_fleet(1)
+    mixed = replace(of_one.nodes[0], id="mixed", all_kinds=("NVIDIA A100", "NVIDIA H100"))
+    fleet = of_one if engine == "sim" else replace(of_one, nodes=(mixed,))
+    warm, cold = (
+        plan(experiment("kv", "phi-3-mini-4k", engine, server__start=how), fleet=fleet) for how in ("warm", "cold")
+    )
+    assert describe(warm, fleet) == describe(cold, fleet)
+    assert estimate_s(warm.sessions, fleet) == sum(session.estimate_s for session in warm.sessions)
+
+
+def test_the_dry_run_calls_servers_warm_where_one_node_of_several_can_fork() -> None:
+    of_one = gpu_fleet(1)
+    fleet = replace(of_one, nodes=(replace(of_one.nodes[0], id="mixed", all_kinds=("a", "b")), *of_one.nodes))
+    assert "1 GPU, warm" in describe(plan(experiment("kv", server__start="warm"), fleet=fleet), fleet)
 
 
 def test_cpu_steps_are_at_least_128_mib() -> None:

@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -517,6 +520,78 @@ def test_a_parent_that_heeds_nothing_is_killed_with_the_run(tmp_path: Path, monk
     until(lambda: not processes.is_running(parent.pid))
 
 
+# --- a session that stands still, and a parent that does ---
+
+IMPATIENT = "import sys\nsys.modules['__main__'].CLIENT_LIMIT_S = 0.2\n"
+TOO_LATE = "this session sent no request within 0.2 s of the warm parent's answer"
+
+
+def says(connection: socket.socket) -> bool:
+    return bool(select.select([connection], [], [], 0)[0])
+
+
+def test_a_session_that_stood_still_is_cold_by_itself_and_its_parent_forks_for_the_next(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    (tmp_path / "entry.py").write_text(IMPATIENT + WAITS)
+    parent, command = WarmParent(("entry",), environment(tmp_path)), [sys.executable, "-m", "entry"]
+    with offer(parent.socket, lambda: False) as offered:
+        until(lambda: says(offered._connection))
+        with pytest.raises(NotWarm, match=f"^{TOO_LATE}$"):
+            ServerProcess(command, environment(tmp_path), workspace, 2.0, offered)
+    with offer(parent.socket, lambda: False) as offered:
+        ServerProcess(command, environment(tmp_path), workspace, 2.0, offered).stop()
+    parent.close()
+
+
+def test_a_session_that_stood_still_while_it_was_answered_hears_that_it_is_too_late() -> None:
+    ours, parents = socket.socketpair()
+    with ours, parents:
+        parents.sendall(b'{"threads": []}\n')
+        assert warm._heard(ours) == {"threads": []}
+        parents.sendall(b'{"threads": []}\n' + json.dumps({"refused": TOO_LATE}).encode() + b"\n")
+        with pytest.raises(NotWarm, match=f"^{TOO_LATE}$"):
+            warm._heard(ours)
+
+
+def test_a_session_that_stood_still_past_the_deadline_takes_the_answer_that_came_meanwhile(
+    parent: WarmParent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(warm, "time", SimpleNamespace(monotonic=lambda: now))
+    heard = warm._heard
+
+    def stands_still(connection: socket.socket) -> dict[str, Any]:
+        nonlocal now
+        if now == 0.0:
+            now = math.inf
+            until(lambda: says(connection))
+            raise TimeoutError
+        return heard(connection)
+
+    monkeypatch.setattr(warm, "_heard", stands_still)
+    offer(parent.socket, lambda: False).close()
+
+
+@pytest.mark.parametrize(("number", "mute"), [(signal.SIGKILL, False), (signal.SIGSTOP, True)])
+def test_a_parent_that_stands_still_is_told_from_one_that_has_ended(
+    number: signal.Signals, mute: bool, tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks the first one again waits again; the other one refuses at once."""
+    (tmp_path / "entry.py").write_text(WAITS)
+    monkeypatch.setattr(warm, "FORK_LIMIT_S", 0.3)
+    parent = WarmParent(("entry",), environment(tmp_path))
+    with offer(parent.socket, lambda: False) as offered:
+        os.kill(parent.pid, number)
+        until(lambda: not processes.is_running(parent.pid) or mute)
+        with pytest.raises(NotWarm) as refused:
+            ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
+    assert str(refused.value) == (
+        f"{MUTE_PARENT}nothing within 0.3 s" if mute else "no warm parent answers: it hung up"
+    )
+    parent.close()
+
+
 # --- a fork that fails ---
 
 
@@ -533,7 +608,7 @@ class Silent(warm.Offer):
 
     def fork(self, *arguments: Any) -> None:
         super().fork(*arguments)
-        raise NotWarm("the warm parent did not answer: it has ended")
+        raise NotWarm("no warm parent answers: it hung up")
 
 
 def test_a_guard_whose_session_has_not_heard_of_it_leaves_the_directory_alone(

@@ -37,6 +37,7 @@ IMPORT_LIMIT_S = 300.0
 FORK_LIMIT_S = 30.0
 PID_FILE, DEADLINE_FILE, FORKED_BESIDE = "pid", "deadline", "warm start: forked beside Python threads"
 """As `warm_parent` has them, which must not be imported."""
+NO_PARENT = "no warm parent answers: "
 POLL_S = 0.2
 CLOSE_LIMIT_S = 0.5
 """For a warm parent to end: it is told by the kernel, in the middle of whatever it does in Python. Less than the driver
@@ -147,13 +148,16 @@ class Offer:
         }
         try:
             self._connection.settimeout(FORK_LIMIT_S)
-            text = json.dumps(request).encode()
-            sent = socket.send_fds(self._connection, [text], [owner_fd])
-            self._connection.sendall(text[sent:])  # the socket may have taken a part
-            self._connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(BrokenPipeError):  # it says why below, unless it has ended
+                text = json.dumps(request).encode()
+                sent = socket.send_fds(self._connection, [text], [owner_fd])
+                self._connection.sendall(text[sent:])  # the socket may have taken a part
+                self._connection.shutdown(socket.SHUT_WR)
             _heard(self._connection)
+        except TimeoutError:
+            raise NotWarm(f"{MUTE_PARENT}nothing within {FORK_LIMIT_S:g} s") from None
         except OSError as error:
-            raise NotWarm(f"{MUTE_PARENT}{error}") from None
+            raise NotWarm(f"{NO_PARENT}{error}") from None
 
     def close(self) -> None:
         """Let the warm parent go on."""
@@ -175,28 +179,29 @@ def offer(path: Path, stopping: Callable[[], bool]) -> Offer:
         deadline = max(imported_by, time.monotonic() + FORK_LIMIT_S)  # it serves one session after another
         connection.settimeout(POLL_S)
         while True:
+            last = time.monotonic() > deadline  # before it listens: a session that stood still has its answer by now
             with contextlib.suppress(TimeoutError):
                 return Offer(tuple(_heard(connection)["threads"]), connection)
             if stopping():
                 raise NotWarm("stopped while the warm parent was importing")
-            if time.monotonic() > deadline:
+            if last:
                 raise NotWarm(f"{MUTE_PARENT}it was still importing, or busy")
     except BaseException as error:
         connection.close()
         if isinstance(error, OSError):
-            raise NotWarm(f"no warm parent answers: {error}") from None
+            raise NotWarm(f"{NO_PARENT}{error}") from None
         raise
 
 
 def _heard(connection: socket.socket) -> dict[str, Any]:
-    """One line of the parent's. Raises `NotWarm` with its refusal, OSError where it says nothing any more."""
+    """What the parent says. Raises `NotWarm` with its refusal, OSError where it says nothing any more."""
     line = b""
     while not line.endswith(b"\n"):
         more = connection.recv(2**16)
         if not more:
-            raise ConnectionError("it has ended")
+            raise ConnectionError("it hung up")
         line += more
-    message: dict[str, Any] = json.loads(line)
+    message: dict[str, Any] = json.loads(line.splitlines()[-1])  # a session that stood still may hear two at once
     if "refused" in message:
         raise NotWarm(message["refused"])
     return message

@@ -55,6 +55,7 @@ parent's. Any other one that does is a reason for a cold start. The driver may h
 reads it again is proven of each server by the memory of its cards (`workers.session`)."""
 MESSAGE_BYTES = 2**20
 CLIENT_LIMIT_S = 10.0
+"""For a session to send its request: others wait meanwhile."""
 FORK_LIMIT_S = 10.0
 """For a fork that only forks or ends to end: milliseconds, unless it hangs."""
 KILLED_LIMIT_S = 1.0
@@ -226,8 +227,9 @@ class Parent:
                 return request
             _say(connection, {"forked": True})  # its guard waits until the session has heard this, and says so
         except NotFit as error:
-            with contextlib.suppress(OSError):
-                _say(connection, {"refused": str(error)})
+            _refuse(connection, str(error))
+        except TimeoutError:
+            _refuse(connection, f"this session sent no request within {CLIENT_LIMIT_S:g} s of the warm parent's answer")
         except (OSError, ValueError, TypeError) as error:  # a client that has gone, or is none of ours
             print(f"a request was not answered: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         finally:
@@ -457,6 +459,11 @@ def _heard(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 def _say(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _refuse(connection: socket.socket, why: str) -> None:
+    with contextlib.suppress(OSError):
+        _say(connection, {"refused": why})
 
 
 def _threads() -> list[str]:
