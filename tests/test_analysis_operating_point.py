@@ -285,15 +285,64 @@ def test_that_a_higher_level_could_be_the_knee_is_no_leave_to_go_there() -> None
         assert made.point.safe_up_to is made.point.reading
         assert (at(made), alert_above(made, "num_requests_running")) == (16, 16)
     words = (
-        "Whether more than that is safe is not known from this run, for the knee could be as high as concurrency 64; "
+        "Whether more than that is safe is not known from this run, for the knee of the levels tested could be as high "
+        "as concurrency 64; "
     )
     text = page(plateau(0.05))
     assert words + "`+sweep=concurrency` with more `sweep.repeats` tells." in text
-    assert "concurrency 16, the lowest that could be the knee; whether more pays, up to concurrency 64, noise" in text
+    of_tested = "concurrency 16, of the levels tested the lowest that could be the knee"
+    assert f"{of_tested}; whether more pays, up to concurrency 64, noise" in text
     assert "upper end of the range" not in text
     text = page(plateau(0.005))
     assert words not in text
-    assert "| 16 | concurrency 16, the lowest that could be the knee |" in text
+    assert f"| 16 | {of_tested} |" in text
+
+
+# What a search for an objective left of a curve that goes on rising: its last doubling, from 8 to 16, gained 9 %.
+CREEPS = {2: 276.0, 4: 361.0, 8: 426.0, 14: 452.0, 15: 460.0, 16: 465.0}
+CREEPS_P95 = {2: 0.12, 4: 0.18, 8: 0.32, 14: 0.44, 15: 0.46, 16: 0.62}
+
+
+def creeps(**tok_s: float) -> list[PointRow]:
+    return with_curve(CREEPS | {int(level[1:]): value for level, value in tok_s.items()}, CREEPS_P95)
+
+
+def test_a_level_past_the_knee_is_given_what_was_measured_above_the_knee() -> None:
+    text = page(creeps(), Slo(p95_e2e_s=0.5))
+    assert (
+        "It lies past the knee of the levels tested (above concurrency 8 and up to 14): concurrency 14 gives 452.0 "
+        "tok/s at p95 0.4400 s, and from there to concurrency 15 tok/s changes by +1.8 % ("
+    ) in text
+    assert "It lies past the knee" not in page(creeps(), Slo(p95_e2e_s=0.45)), "14 could be the knee itself"
+
+
+def test_no_more_is_to_be_had_only_where_no_level_measured_gives_more() -> None:
+    text = page(creeps(), Slo(p95_e2e_s=0.5))
+    batch = text.partition("Batch: ")[2].splitlines()[0]
+    tells = "`+sweep=concurrency` with higher levels in `sweep.concurrency`, or `+sweep=knee`, tells"
+    assert (
+        f", the same (of the levels tested; whether a higher one gives more, {tells}); of the levels measured " in batch
+    )
+    assert "; of the levels measured concurrency 16 gives most, 465.0 tok/s at p95 0.6200 s: tok/s +1.1 % (" in batch
+    assert "no level measured gives more" not in batch
+    flat = page(creeps(c8=450.0, c14=460.0, c15=462.0, c16=455.0), Slo(p95_e2e_s=0.5))
+    assert "TTFT p95 " in flat
+    assert ", the same; no level measured gives more. " in flat
+    assert "of the levels tested;" not in flat
+    less = page(sweep(), Slo(p95_e2e_s=0.35))
+    assert (
+        ", where throughput has stopped scaling, whatever its p95; of the levels measured concurrency 32 gives most, "
+        "2,600 tok/s at p95 0.9000 s: tok/s +4.0 % ("
+    ) in less
+
+
+def test_without_an_objective_a_knee_that_may_lie_higher_is_not_told_as_the_end() -> None:
+    words = "Above concurrency 16 nothing was measured, and the last doubling still gained more than 5 %"
+    text = page(creeps())
+    answer_line = next(line for line in text.splitlines() if line.startswith("**Concurrency 14**"))
+    assert words in answer_line
+    assert "where throughput has stopped scaling (of the levels tested; " in text
+    assert words not in page(plateau(0.005))
 
 
 @settings(deadline=None, max_examples=30)
@@ -845,7 +894,7 @@ def test_every_sweep_that_is_named_exists(slo: Slo) -> None:
 def test_terminal_gives_it_in_a_line(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, sweep())
     reduce(run)
-    knee = "concurrency 16, 2,500 tok/s at p95 0.4500 s, the lowest level that could be the knee"
+    knee = "concurrency 16, 2,500 tok/s at p95 0.4500 s, of the levels tested the lowest that could be the knee"
     assert f"  operating point (12 + 64 tokens): {knee}" in answer(run)
     for limit, words in ((0.5, "concurrency 16, 2,500 tok/s at p95 0.4500 s"), (0.01, "no measured level meets the")):
         (run / "manifest.json").write_text(json.dumps({"slo": {"p95_e2e_s": limit}}))
