@@ -345,6 +345,20 @@ def test_without_an_objective_a_knee_that_may_lie_higher_is_not_told_as_the_end(
     assert words not in page(plateau(0.005))
 
 
+def test_the_questions_say_which_load_they_are_of_where_there_are_several() -> None:
+    slo = Slo(p95_e2e_s=0.5)
+    longer = {"purpose": "near_full_context", "prompt_tokens": 4000}
+    full = [replace(row, point_id=f"f-{row.point_id}", **longer) for row in sweep(c16=3.0)]
+    first = "what these answers say of levels is of the first load above, prompts of 12 tokens, answers of 64"
+    text = page([*sweep(), *full], slo)
+    assert f"Where nothing else is said, {first}.\n" in text
+    assert "8 → 16 with prompts of 12 tokens, answers of 64: tok/s " in text
+    assert "Where nothing else is said" not in page(sweep(), slo)
+    other = [replace(row, session_id="o", point_id=f"o-{row.point_id}", max_num_seqs=8) for row in sweep()]
+    assert f"{first}, of one server, phi-3-mini-4k, seqs " in page([*sweep(), *other, *full], slo)
+    assert f"{first}, in a closed loop.\n" in page([*sweep(), *rates()], slo)
+
+
 @settings(deadline=None, max_examples=30)
 @given(noise=st.lists(st.floats(0.001, 0.08), min_size=2, max_size=2).map(sorted))
 def test_more_noise_never_makes_the_alert_looser(noise: list[float]) -> None:
@@ -491,7 +505,9 @@ def test_alerts_on_kv_are_of_the_server_that_is_spoken_of_where_none_is_chosen()
 def test_a_doubling_that_another_server_has_is_said_to_be_its() -> None:
     faster = with_curve({3: 900.0, 10: 9000.0}, {3: 0.2, 10: 0.3})
     text = page([*sweep(), *another(faster, max_model_len=8192)], Slo(p95_e2e_s=0.5))
-    assert "is it acceptable?** Of phi-3-mini-4k, len 4096: 8 → 16: tok/s" in text
+    assert (
+        "is it acceptable?** Of phi-3-mini-4k, len 4096: 8 → 16 with prompts of 12 tokens, answers of 64: tok/s" in text
+    )
     assert "what these answers say of levels is of one server, phi-3-mini-4k, len 8192: the one chosen." in text
     assert "of one server" not in page(sweep(), Slo(p95_e2e_s=0.5))
 
@@ -712,11 +728,11 @@ def test_load_alone_knows_what_the_model_takes_and_what_its_windows_keep() -> No
 
 
 def test_the_doubling_is_the_tutorials_or_the_nearest_and_says_what_is_noise() -> None:
-    assert "8 → 16: tok/s +38.9 %" in page(sweep())
+    assert "8 → 16 with prompts of 12 tokens, answers of 64: tok/s +38.9 %" in page(sweep())
     without = [row for row in sweep() if row.concurrency != 8]
-    assert "8 → 16 was not measured; the nearest doubling is. 16 → 32: tok/s +4.0 %" in page(without)
+    assert "8 → 16 was not measured; the nearest doubling is. 16 → 32 with prompts of 12 tokens, " in page(without)
     noisy = page([r for r in sweep(noise=0.2) if r.concurrency != 8])
-    assert re.search(r"16 → 32: tok/s [^;]*: within noise\)", noisy)
+    assert re.search(r"16 → 32 with [^:]*: tok/s [^;]*: within noise\)", noisy)
     assert "(noise not known: one repeat a level)" in page(sweep(repeats=1))
 
 

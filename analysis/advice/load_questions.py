@@ -205,7 +205,8 @@ def doubling(subject: Subject) -> Phrase:
             "asked_high": plain("rule.tutorial_doubling_high", high),
         }
     change = phrase(
-        head + "{lower} → {upper}: tok/s {tok_s}, p95 {p95}.",
+        head + "{lower} → {upper} with {load}: tok/s {tok_s}, p95 {p95}.",
+        load=lengths_sent(curve),
         lower=concurrency_figure(lower),
         upper=concurrency_figure(upper),
         tok_s=change_words(lower, upper, "tok_s", tok_s),
