@@ -254,7 +254,9 @@ def test_answer_holds_every_load_with_its_lengths_and_names_no_other_s(tmp_path:
     lines = answer(run).splitlines()
     short, long = "(12 + 64 tokens)", "(4000 + 64 tokens)"
     assert any(f"throughput {short} was still rising" in line and "not saturated up to" in line for line in lines)
-    assert any(f"throughput {long} stops scaling at 1;" in line and "compute-bound from" in line for line in lines)
+    assert any(
+        f"throughput {long} stops scaling at concurrency 1;" in line and "compute-bound from" in line for line in lines
+    )
     assert any(line.startswith(f"  concurrency {short}: 4 held, and no level broke. ") for line in lines)
     assert any(line.startswith(f"  concurrency {long}: 2 held, 4 (2.0x) broke. ") for line in lines)
     assert sum("held" in line for line in lines) == 2

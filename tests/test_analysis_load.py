@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from analysis.advice.rules import rules_of_thumb
+from analysis.load.knee_sentences import both_answers
 from analysis.load.load_curve import knee_curves, load_curves
 from analysis.load.load_tables import write_concurrency_sweep
 from analysis.pages.batching import batching_page
@@ -223,6 +224,31 @@ def test_a_level_is_the_knee_only_where_the_next_lower_number_was_tested() -> No
     lowest = page([row for row in searched if row.concurrency in (7, 14)])
     assert "Up to concurrency 7 (not tested: 1 to 6), of the levels tested 7: 350 tok/s" in lowest
     assert "No lower level was measured, so it may begin below that." in lowest
+
+
+def test_a_knee_of_levels_that_end_while_a_doubling_gains_more_than_its_band_asks_for_higher_ones() -> None:
+    tok_s = {1: 100.0, 2: 200.0, 4: 380.0, 8: 405.0}
+    rows = with_curve(tok_s, dict.fromkeys(tok_s, 0.5))
+    words = (
+        "Above concurrency 8 nothing was measured, and the last doubling still gained more than 5 %: a higher level "
+        "may give more, and the knee lie higher; "
+    )
+    text = page(rows)
+    assert "Above concurrency 4 and up to 8 (not tested: 5 to 7), of the levels tested 8: 405 tok/s" in text
+    assert f"{words}`+sweep=concurrency` with higher levels in `sweep.concurrency`, or `+sweep=knee`, tells." in text
+    searched = page([replace(row, sweep="knee") for row in rows])
+    assert f"{words}`+sweep=knee` with a higher `sweep.concurrency.highest` tells." in searched
+    flat = with_curve(tok_s | {16: 407.0}, dict.fromkeys((*tok_s, 16), 0.5))
+    assert "nothing was measured" not in page(flat)
+    for measured, short in (
+        (rows, "8, of levels up to 8 (the last doubling gained 6.6 %, so higher ones may give more)"),
+        (flat, "8"),
+    ):
+        curve = load_curves(synthetic.tables_of(measured).points, "concurrency")[0]
+        assert f"stops scaling above concurrency 4 and up to {short}; p95 latency: " in both_answers(curve).text
+    noisy = page(with_curve(tok_s | {8: 396.0}, dict.fromkeys(tok_s, 0.5), noise=0.02))
+    assert "Above concurrency 8 nothing was measured, and the last doubling may have gained more than 5 %" in noisy
+    assert "lie higher; `+sweep=concurrency` with more `sweep.repeats` tells, or one with higher levels." in noisy
 
 
 def test_gain_at_the_rules_border_is_undecided() -> None:

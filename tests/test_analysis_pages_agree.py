@@ -97,7 +97,7 @@ CASES = {
         curves=2,
         says=(
             "a server whose throughput is not known to stop scaling gives more tok/s than any at its knee",
-            "phi-3-mini-4k, seqs 8: the lowest level that could be the knee is concurrency 8 (2,000 tok/s",
+            "phi-3-mini-4k, seqs 8: of the levels tested the lowest that could be the knee is concurrency 8 (2,000",
             "phi-3-mini-4k, seqs 256: there is no knee up to concurrency 32, the highest measured (5,000 tok/s",
             "phi-3-mini-4k, seqs 256: Throughput-focused: concurrency 32, the highest level tested, still rising",
             "Batch: phi-3-mini-4k, seqs 256: max_model_len 4096, concurrency 32 (5,000 tok/s",
@@ -154,7 +154,7 @@ CASES = {
         {},
         curves=2,
         says=(
-            "phi-3-mini-4k, seqs 8: the lowest level that could be the knee is concurrency 8 (2,000 tok/s",
+            "phi-3-mini-4k, seqs 8: of the levels tested the lowest that could be the knee is concurrency 8 (2,000",
             "phi-3-mini-4k, seqs 256: there is no knee up to concurrency 32, the highest measured (5,000 tok/s",
         ),
     ),

@@ -83,7 +83,7 @@ def _in_flight(choice: Choice, point: OperatingPoint | None) -> Alert:
 
 def _at_the_knee(curve: LoadCurve) -> Phrase:
     lowest, *higher = curve.knee.could_be
-    why = phrase("{level}, the lowest that could be the knee", level=level_words(curve.at(lowest)))
+    why = phrase("{level}, of the levels tested the lowest that could be the knee", level=level_words(curve.at(lowest)))
     if not higher:
         return why
     last = level_words(curve.at(higher[-1]))

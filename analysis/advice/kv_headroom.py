@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.advice.operating_point import latency_level, throughput_level
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import blow_up_tells, knee_tells
+from analysis.load.knee_sentences import blow_up_tells, knee_tells, of_those_tested
 from analysis.load.ladder import sized_pool
 from analysis.load.load_curve import LoadCurve, knee_curves, load_curves
 from analysis.load.load_tables import cell, workload
@@ -256,14 +256,19 @@ def for_throughput(curve: LoadCurve) -> Phrase:
         return phrase(
             "Throughput-focused: where throughput stops scaling is not known from this run; " + knee_tells(curve) + "."
         )
-    why = "the highest level tested, still rising"
-    if curve.knee.verdict is KneeVerdict.KNEE:
-        several = len(curve.knee.could_be) > 1
-        highest = "the highest level that the noise allows to be where throughput stops scaling"
-        why = highest if several else "where throughput has stopped scaling"
     return phrase(
-        "Throughput-focused: concurrency {at}, " + why + ": {tok_s} tok/s, p95 {p95} s.",
+        "Throughput-focused: concurrency {at}, " + why_throughput(curve) + ": {tok_s} tok/s, p95 {p95} s.",
         at=concurrency_figure(full),
         p95=cell(full, "p95_e2e_s"),
         tok_s=cell(full, "tok_s"),
     )
+
+
+def why_throughput(curve: LoadCurve) -> str:
+    """Return what the level of a throughput-focused service is; needs one."""
+    knee = curve.knee
+    if knee.verdict is not KneeVerdict.KNEE:
+        return "the highest level tested, still rising"
+    if len(knee.could_be) > 1:
+        return "the highest level that the noise allows to be where throughput stops scaling" + of_those_tested(curve)
+    return "where throughput has stopped scaling" + of_those_tested(curve)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from analysis.advice.kv_headroom import BY_OBJECTIVE
+from analysis.advice.kv_headroom import BY_OBJECTIVE, why_throughput
 from analysis.advice.operating_point import (
     Basis,
     Choice,
@@ -23,7 +23,14 @@ from analysis.advice.subject import UNKNOWN, Subject
 from analysis.advice.under_use import HALF, lowest_level, observed
 from analysis.load.checks import Standing
 from analysis.load.knee import Gain
-from analysis.load.knee_sentences import blow_up_tells, change_words, knee_sentences, levels_tell, repeats_tell
+from analysis.load.knee_sentences import (
+    blow_up_tells,
+    change_words,
+    knee_sentences,
+    levels_tell,
+    of_those_tested,
+    repeats_tell,
+)
 from analysis.load.ladder import highest
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, interval_words, label_figure, lengths_sent
@@ -120,7 +127,10 @@ def _open_above(choice: Choice, point: OperatingPoint) -> list[Phrase]:
     if choice.basis is not Basis.KNEE or len(could_be) < 2:
         return []
     last = level_words(point.curve.at(could_be[-1]))
-    words = "Whether more than that is safe is not known from this run, for the knee could be as high as {last}; "
+    words = (
+        "Whether more than that is safe is not known from this run, for the knee of the levels tested could be as high "
+        "as {last}; "
+    )
     return [phrase(words + repeats_tell(point.curve) + ".", last=last)]
 
 
@@ -195,7 +205,8 @@ def doubling(subject: Subject) -> Phrase:
             "asked_high": plain("rule.tutorial_doubling_high", high),
         }
     change = phrase(
-        head + "{lower} → {upper}: tok/s {tok_s}, p95 {p95}.",
+        head + "{lower} → {upper} with {load}: tok/s {tok_s}, p95 {p95}.",
+        load=lengths_sent(curve),
         lower=concurrency_figure(lower),
         upper=concurrency_figure(upper),
         tok_s=change_words(lower, upper, "tok_s", tok_s),
@@ -317,7 +328,7 @@ def two_services(subject: Subject) -> Phrase:
     sentences = [
         phrase("For {load}.", load=lengths_sent(curve)),
         interactive,
-        phrase("Batch: {service}, " + why_batch + ".", service=_service(main, fastest, batch)),
+        phrase("Batch: {service}, {why}.", service=_service(main, fastest, batch), why=why_batch),
         *_near_full(main, subject.choices, chat or batch),
     ]
     if chat is batch:
@@ -364,16 +375,32 @@ def _fastest(choice: Choice, curve: LoadCurve) -> LoadCurve:
     return most if most.server != curve.server and curve.beaten(curve.best, most, most.best) else curve
 
 
-def _for_batch(curve: LoadCurve, chat: Reading | None) -> tuple[Reading, str]:
+def _for_batch(curve: LoadCurve, chat: Reading | None) -> tuple[Reading, Phrase]:
+    """The level of a throughput-focused service, or that of the chat where it gives no less."""
     full, best = throughput_level(curve), curve.best
     assert best is not None
     if full is None:
-        return best, "the highest tok/s measured; whether more load gives more is open"
-    if chat is not None and (chat.median("tok_s") or 0.0) >= (full.median("tok_s") or 0.0):
-        return chat, "the same: past the knee there is no more to be had" if curve.knee.could_be else "the same"
-    if curve.knee.could_be:
-        return full, "where throughput stops scaling, whatever its p95"
-    return full, "the highest level measured, where throughput was still rising"
+        return best, phrase("the highest tok/s measured; whether more load gives more is open")
+    same = chat is not None and (chat.median("tok_s") or 0.0) >= (full.median("tok_s") or 0.0)
+    level = chat if chat is not None and same else full
+    why = "the same" + of_those_tested(curve) if same else why_throughput(curve)
+    if not curve.knee.could_be:
+        return level, phrase(why)
+    return level, phrase(why + ("" if same else ", whatever its p95") + "; {most}", most=_most(curve, level, best))
+
+
+def _most(curve: LoadCurve, level: Reading, best: Reading) -> Phrase:
+    """What the level with the highest tok/s has over another, as measured."""
+    if level is best:
+        return phrase("no level measured gives more")
+    change = curve.change(level, best, "tok_s")
+    assert change is not None
+    return phrase(
+        "of the levels measured {best} gives most, {gives}: tok/s {change}",
+        best=level_words(best),
+        gives=gives(best),
+        change=change_words(level, best, "tok_s", change),
+    )
 
 
 def _service(choice: Choice, curve: LoadCurve, reading: Reading) -> Phrase:

@@ -33,7 +33,7 @@ class Basis(StrEnum):
 
     OBJECTIVES = "highest tok/s of the levels that meet every objective, noise counted"
     AS_MEASURED = "the same by its single repeats, whose noise is not known"
-    KNEE = "no objective: the lowest level that could be the knee"
+    KNEE = "no objective: of the levels tested the lowest that could be the knee"
     NONE = "not known from this run"
 
 

@@ -18,7 +18,15 @@ from analysis.advice.operating_point import (
 )
 from analysis.load.checks import BETWEEN_STARTS, Standing
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import NO_REPEATS, change_words, knee_range, knee_tells, levels_tell, repeats_tell
+from analysis.load.knee_sentences import (
+    NO_REPEATS,
+    change_words,
+    knee_range,
+    knee_tells,
+    levels_tell,
+    may_lie_higher,
+    repeats_tell,
+)
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, label_figure, requests_sent, server, unmeasured_notes
 from analysis.load.rates import level_figure, level_words
@@ -63,8 +71,10 @@ def answer(choice: Choice) -> Phrase:
             **given,
         )
     return phrase(
-        "**{level}** is the lowest level that could be the knee: {gives}. {above}Server: {server}.",
+        "**{level}** is, of the levels tested, the lowest that could be the knee: {gives}. {above}{higher}Server: "
+        "{server}.",
         above=_above(point),
+        higher=join((phrase("{one} ", one=one) for one in may_lie_higher(point.curve)), ""),
         server=server(point.curve),
         **given,
     )
@@ -179,7 +189,7 @@ def _knee_found(choice: Choice, curve: LoadCurve) -> Phrase:
     if knee.could_be:
         lowest = curve.at(knee.could_be[0])
         return phrase(
-            "the lowest level that could be the knee is {level} ({gives})",
+            "of the levels tested the lowest that could be the knee is {level} ({gives})",
             level=level_words(lowest),
             gives=gives(lowest),
         )
@@ -347,14 +357,21 @@ def _past_the_knee(choice: Choice, point: OperatingPoint) -> Iterator[Phrase]:
     """Needs a closed loop (an open loop gives what arrives) and a knee that lies below the point for sure."""
     if choice.open_loop:
         return
-    knee = point.curve.knee
-    if knee.could_be and point.reading.at > knee.could_be[-1]:
-        yield phrase(
-            "It lies past the knee ({knee}): {level} gives {gives}, and above it tok/s hardly rises.",
-            knee=knee_range(point.curve),
-            level=level_words(point.curve.at(knee.could_be[-1])),
-            gives=gives(point.curve.at(knee.could_be[-1])),
-        )
+    curve, knee = point.curve, point.curve.knee
+    if not knee.could_be or point.reading.at <= knee.could_be[-1]:
+        return
+    top = curve.at(knee.could_be[-1])
+    change = curve.change(top, point.reading, "tok_s")
+    assert change is not None
+    yield phrase(
+        "It lies past the knee of the levels tested ({knee}): {level} gives {gives}, and from there to {point} tok/s "
+        "changes by {change}.",
+        knee=knee_range(curve),
+        level=level_words(top),
+        gives=gives(top),
+        point=level_words(point.reading),
+        change=change_words(top, point.reading, "tok_s", change),
+    )
 
 
 def pressed(choice: Choice, point: OperatingPoint) -> Limit | None:

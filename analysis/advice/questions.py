@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from analysis.advice.load_questions import creeping, doubling, not_free, rise, safe_point, two_services, under_fed
 from analysis.advice.memory_questions import capacity_decision, double_context, production_length
 from analysis.advice.subject import Subject
-from analysis.load.load_tables import label_figure
+from analysis.load.load_tables import label_figure, lengths_sent
 from analysis.load.strangers import marked
 from analysis.writing.document import Document, Phrase, join, phrase
 from analysis.writing.figures import Figure
@@ -45,15 +45,19 @@ def _answer(answer: Callable[[Subject], Phrase], subject: Subject) -> Phrase:
 
 
 def _say_whose_levels(doc: Document, subject: Subject) -> None:
-    """Nothing where one server was sent the load."""
+    """Nothing where one server was sent one load."""
     main, curve = subject.main, subject.curve
-    if main is None or curve is None or len(main.servers) == 1:
+    if main is None or curve is None:
         return
-    which = "the one chosen" if main.point is not None else "the one with the highest tok/s, since none was chosen"
-    doc.say(
-        "Where nothing else is said, what these answers say of levels is of one server, {label}: " + which + ".",
-        label=label_figure(curve),
-    )
+    what: list[Phrase] = []
+    if len(subject.choices) > 1:
+        closed = ", in a closed loop" if any(choice.open_loop for choice in subject.choices) else ""
+        what.append(phrase("of the first load above, {load}" + closed, load=lengths_sent(curve)))
+    if len(main.servers) > 1:
+        which = "the one chosen" if main.point is not None else "the one with the highest tok/s, since none was chosen"
+        what.append(phrase("of one server, {label}: " + which, label=label_figure(curve)))
+    if what:
+        doc.say("Where nothing else is said, what these answers say of levels is {what}.", what=join(what, ", "))
 
 
 def _number(number: int) -> Figure:

@@ -82,6 +82,13 @@ class Knee:
     not, the knee lies above it and up to the highest that could be it, unless an untested one gives more than any
     tested."""
 
+    @property
+    def may_rise(self) -> bool:
+        """Whether there is a knee, yet the last doubling may have gained more than its band: then levels above those
+        tested may give so much more that by them the knee lies higher."""
+        high = None if self.doubling is None else self.doubling.high
+        return bool(self.could_be) and high is not None and high > WITHIN_PEAK
+
     def untested(self, levels: Iterable[float]) -> tuple[tuple[int, int], ...]:
         """Return the first and the last of all whole numbers in a row that could be the knee, too, had they been among
         the levels tested."""

@@ -25,7 +25,7 @@ from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import cell, confidence, interval_words, lengths
 from analysis.load.strangers import resting_on
 from analysis.rows.series import Reading, concurrency_figure
-from analysis.writing.document import Document, Part, Phrase, phrase
+from analysis.writing.document import Document, Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, percent, signed_percent, significant, significant_text, times
 
 SEEN = 0.0005
@@ -63,6 +63,21 @@ def knee_tells(curve: LoadCurve) -> str:
         repeats = f"more `{_measured_by(curve)[1]}.repeats`"
         return f"{levels_tell(curve)} ({repeats} only where they tell the last doubling's gain from the rule's)"
     return repeats_tell(curve) + (", or one with higher levels" if curve.knee.if_any else "")
+
+
+def of_those_tested(curve: LoadCurve) -> str:
+    """Return what stands behind a level that is read off a knee, where more load than was tested may move that up."""
+    if not curve.knee.may_rise:
+        return ""
+    return " (of the levels tested; whether a higher one gives more, " + _more_tells(curve) + ")"
+
+
+def _more_tells(curve: LoadCurve) -> str:
+    """Higher levels first while the last doubling gained more than a knee's band: a search goes on only there."""
+    doubling = curve.knee.doubling
+    if doubling is not None and doubling.share > WITHIN_PEAK:
+        return levels_tell(curve)
+    return repeats_tell(curve) + ", or one with higher levels"
 
 
 def blow_up_tells(curve: LoadCurve) -> str:
@@ -287,13 +302,30 @@ def _throughput(curve: LoadCurve) -> Phrase:
     below = " No lower level was measured, so it may begin below that." if lowest else ""
     return phrase(
         "{where}: {tok_s} tok/s" + _at_the_lowest(knee.could_be) + ", the highest of all levels being {best_tok_s} at "
-        "{best}; the last doubling changed tok_s by {gained}." + below + _narrower(curve),
+        "{best}; the last doubling changed tok_s by {gained}." + below + _narrower(curve) + "{higher}",
         where=_where(curve),
+        higher=join((phrase(" {one}", one=one) for one in may_lie_higher(curve)), ""),
         tok_s=cell(first, "tok_s"),
         best=concurrency_figure(best),
         best_tok_s=cell(best, "tok_s"),
         gained=gained,
     )
+
+
+def may_lie_higher(curve: LoadCurve) -> list[Phrase]:
+    """Return that more load than was tested may move the knee up, and what would tell; nothing where it may not."""
+    doubling = curve.knee.doubling
+    if not curve.knee.may_rise or doubling is None or doubling.low is None:
+        return []
+    gained = "still gained" if doubling.low > WITHIN_PEAK else "may have gained"
+    return [
+        phrase(
+            "Above concurrency {last} nothing was measured, and the last doubling " + gained + " more than {within}: a "
+            "higher level may give more, and the knee lie higher; " + _more_tells(curve) + ".",
+            last=concurrency_figure(curve.levels[-1]),
+            within=percent("rule.within_peak_pct", WITHIN_PEAK, 0),
+        )
+    ]
 
 
 def _either(curve: LoadCurve) -> Phrase:
@@ -472,12 +504,20 @@ def both_answers(curve: LoadCurve) -> Phrase:
 
 def _stops(curve: LoadCurve) -> Phrase:
     knee = curve.knee
-    if knee.verdict is KneeVerdict.KNEE:
-        return phrase("stops scaling {range}", range=knee_range(curve))
     if knee.doubling is None:
         return phrase("stops scaling at a level not known from this run")
     share = 100 * knee.doubling.share
     gain = Figure(f"{curve.name}.doubling_share_pct", share, f"{significant_text(share, 2)} %")
+    if knee.may_rise:
+        return phrase(
+            "stops scaling {range}, of levels up to {last} (the last doubling gained {gain}, so higher ones may give "
+            "more)",
+            range=knee_range(curve),
+            last=concurrency_figure(curve.levels[-1]),
+            gain=gain,
+        )
+    if knee.verdict is KneeVerdict.KNEE:
+        return phrase("stops scaling {range}", range=knee_range(curve))
     if knee.verdict is KneeVerdict.NO_KNEE_YET:
         return phrase("was still rising at the last level (by {gain} in the last doubling)", gain=gain)
     return phrase("stops scaling at a level not known from this run (the last doubling gained {gain})", gain=gain)

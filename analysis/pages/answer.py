@@ -195,7 +195,7 @@ def _operating_line(choice: Choice) -> Phrase:
             kind + ("no measured level meets the objectives" if none else "not known from this run"), load=load
         )
     certain = "beyond noise not known from this run; as it stands " if choice.basis is Basis.AS_MEASURED else ""
-    why = ", the lowest level that could be the knee" if choice.basis is Basis.KNEE else ""
+    why = ", of the levels tested the lowest that could be the knee" if choice.basis is Basis.KNEE else ""
     why += ", by a thin margin" if choice.thin else ""
     reading = choice.point.reading
     return phrase(
