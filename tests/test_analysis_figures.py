@@ -1114,6 +1114,8 @@ class Auditor:
         measured = loads[loads.status == "measured"]
         if what == "model_limit_tokens":
             return float(self.config["max_position_embeddings"] if self.config else "nan")
+        if sized := re.fullmatch(r"pool_sequences_of_(\d+)", what):
+            return self.pool_sequences(int(sized[1]), measured)
         double, n = 2 * self.target["context_tokens"], self.target["concurrency"]
         if len(self.memory("committed")) + len(self.memory("utilization")):
             audit = self.envelope(None)
@@ -1137,6 +1139,14 @@ class Auditor:
                 "double_holds": holds,
             }[what]
         )
+
+    def pool_sequences(self, tokens: int, loads: pd.DataFrame) -> float:
+        """Full-length sequences, as the engine counts them, that the pool of a server as it is configured holds."""
+        taken = self.memory("utilization")
+        row = (taken if len(taken) else loads[loads.sequences.isna()]).iloc[0]
+        pool = self.ranks * row.engine_kv_bytes * (1 - 1 / row.engine_num_blocks)
+        one = Layout(self.config, row).sequence(tokens) if self.config else tokens * row.formula_bytes_per_token
+        return float(pool // one)
 
     def load(self, purpose: str, what: str) -> float | str:
         row = self.points[(self.points.purpose == purpose) & (self.points.status == "measured")].iloc[0]

@@ -31,17 +31,32 @@ MEMORY = synthetic.rows()[:8]
 
 
 def near_full(
-    p95: dict[int, float] | None = None, repeats: int = 3, noise: float = 0.005, **columns: object
+    p95: dict[int, float] | None = None,
+    repeats: int = 3,
+    noise: float = 0.005,
+    max_model_len: int = 4096,
+    sequences: int | None = None,
+    **columns: object,
 ) -> list[PointRow]:
-    """A near-full ladder of known p95 at 4,024 + 64 of 4,096 tokens, on the pool that the card has."""
+    """A near-full ladder of known p95, at 4,024 + 64 of 4,096 tokens. Its pool holds the sequences that it was sized
+    for; without, it is that of the server as it is configured, for 16."""
     made = []
+    pool, blocks = synthetic.pool_of(synthetic.GPU, sequences or 16, max_model_len, None)
+    server = {"max_model_len": max_model_len, "prompt_tokens": max_model_len - 72, "sequences": sequences}
+    server |= {"kv_cache_memory_bytes": pool} if sequences else {}
+    server |= synthetic.kv_columns(synthetic.GPU, max_model_len, pool, blocks)
     for level, value in (P95 if p95 is None else p95).items():
-        row = replace(synthetic.ladder_row(synthetic.GPU, level), prompt_tokens=4024, sequences=None)
+        row = replace(synthetic.ladder_row(synthetic.GPU, level), **(server | columns))
         for repeat in range(repeats):
             factor = 1 + noise * (repeat - (repeats - 1) / 2)
-            name = f"{row.point_id}-r{repeat}"
+            name = f"{row.purpose}-{row.prompt_tokens}-{row.max_num_seqs}-{level}-r{repeat}"
             made.append(replace(row, point_id=name, repeat=repeat, p95_e2e_s=value * factor, tok_s=100.0 * level))
-    return [replace(row, **columns) for row in made]
+    return made
+
+
+def swept(p95: dict[int, float], prompt_tokens: int = 4032, **columns: object) -> list[PointRow]:
+    """Levels of the same server, sent by the concurrency sweep: 4,032 + 64 tokens each."""
+    return near_full(p95, prompt_tokens=prompt_tokens, **({"purpose": "concurrency"} | columns))
 
 
 def short(p95_s: float = 0.1) -> list[PointRow]:
@@ -163,6 +178,67 @@ def test_of_two_servers_the_one_that_holds_the_target_is_named() -> None:
     assert "on phi-3-mini-4k, seqs 256" in text
 
 
+def test_a_miss_beyond_noise_stands_before_what_too_few_repeats_leave_open() -> None:
+    rows = [*near_full({16: 0.3}, repeats=1), *swept({16: 1.85})]
+    text = said(rows)
+    assert "under load: misses, with p95_e2e_s 1.850 s" in text
+    assert "measured with 4032 + 64 tokens" in text
+
+
+def test_another_server_that_may_hold_the_target_stands_before_one_that_does_not() -> None:
+    rows = [*near_full({16: 0.3}, repeats=1, max_num_seqs=256), *swept({16: 1.85}, max_num_seqs=8)]
+    assert "under load: undecided: met by its one repeat" in said(rows)
+
+
+def test_what_tells_stands_before_what_is_nearer_and_leaves_it_open() -> None:
+    longest = near_full({16: 0.3}, max_model_len=8192)
+    for nearer in (swept({16: 1.85}, 4436), swept({16: 0.499}, noise=0.02)):
+        text = said([*(replace(row, max_model_len=8192) for row in nearer), *longest])
+        assert "under load: meets, with p95_e2e_s 0.3000 s" in text
+        assert "measured with 8120 + 64 tokens, which are longer" in text
+
+
+def test_the_targets_own_length_that_misses_stands_before_a_longer_one_that_meets() -> None:
+    rows = [*swept({16: 1.85}, max_model_len=8192), *near_full({16: 0.3}, max_model_len=8192)]
+    assert "under load: misses, with p95_e2e_s 1.850 s" in said(rows)
+    rows = [*swept({16: 0.3}), *near_full({16: 1.85})]
+    assert "under load: misses, with p95_e2e_s 1.850 s" in said(rows), "of two as near the one that contradicts"
+
+
+def test_two_purposes_that_disagree_leave_the_target_undecided() -> None:
+    rows = [*swept({16: 0.3}), *swept({16: 1.85}, purpose="batching")]
+    assert "under load: undecided: missed under another purpose, with p95_e2e_s 0.3000 s" in said(rows)
+
+
+def test_a_pool_sized_for_more_than_servers_have_tells_only_by_a_miss() -> None:
+    def sized(sequences: int, p95_s: float, beside: Sequence[PointRow] = tuple(short())) -> str:
+        return said([*beside, *near_full({32: p95_s}, max_model_len=8192, sequences=sequences)], 32, 8192)
+
+    held = sized(32, 0.3)
+    assert "not known from this run, for what was measured is easier: meets, with p95_e2e_s 0.3000 s" in held
+    assert "; the pool of the server under load holds 21 of 8192 tokens at once; `+sweep=capacity server." in held
+    assert "sweep.near_full_context.concurrency=[32]'` measures it" in held, "on the pool that the card has"
+    assert "is easier: meets" in sized(22, 0.3)
+    assert "easier" in sized(32, 0.5), "nor do more repeats there tell"
+    assert "under load: misses" in sized(32, 1.85)
+    assert "under load: meets" in sized(21, 0.3)
+    assert "under load: misses" in sized(21, 1.85)
+    assert "under load: meets" in sized(4, 0.3)
+    smaller = sized(4, 1.85)
+    assert "is harder: misses" in smaller and "sequences" not in smaller.partition("`+sweep")[2]
+    assert "the measured pool holds 21 of 8192 tokens at once" in sized(32, 0.3, MEMORY)
+    assert "under load: meets" in sized(32, 0.3, ()), "no other pool is known"
+
+
+def test_the_cpu_backends_pool_is_never_sized_for_more_than_servers_have() -> None:
+    row = synthetic.load_row(synthetic.CPU, "concurrency", 1, 0)
+    assert "sequences=16` measures it" in said([row], 16, 8192)
+    assert "sequences=95` measures it" in said([row], 128, 8192), "96 less the null block"
+    assert "not measured; the pool of the server under load does not hold one of that length." in said(
+        [row], 1, 900_000
+    )
+
+
 def test_what_the_model_does_not_take_has_no_sweep_that_would_tell() -> None:
     shape = synthetic.family("phi-3-mini-4k", synthetic.GPU)
     rows = synthetic.rows(shape)
@@ -187,7 +263,7 @@ def test_a_level_stands_for_the_target_only_where_it_is_no_easier(
 ) -> None:
     rows = [*near_full(p95, sequences=sequences), *short()]
     (subject,) = subjects(synthetic.tables_of(rows), OBJECTIVE, Targets(n, tokens), None)
-    level = target_level(subject.choices, n, tokens)
+    level = target_level(subject, n, tokens)
     lengths = {4096 if n in p95 else 0, 76 if n in (1, 4, 16) else 0}
     assert (level is None) == (max(lengths) < tokens)
     if level is not None:
@@ -197,6 +273,44 @@ def test_a_level_stands_for_the_target_only_where_it_is_no_easier(
         if level.told and level.candidate.standing is not Standing.MEETS:
             assert level.candidate.curve.request_tokens <= tokens
             assert sample.sequences is None or sample.sequences >= n
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([4096, 8192]),
+            st.floats(0.05, 5),
+            st.sampled_from([1, 3]),
+            st.sampled_from([None, 10, 64]),
+        ),
+        min_size=1,
+        unique_by=lambda ladder: (ladder[0], ladder[3]),
+    )
+)
+def test_of_one_server_nothing_that_leaves_the_target_open_hides_what_tells(
+    ladders: list[tuple[int, float, int, int | None]],
+) -> None:
+    rows = [
+        replace(row, point_id=f"{row.point_id}-{sequences}")
+        for length, p95_s, repeats, sequences in ladders
+        for row in near_full({48: p95_s}, repeats, max_model_len=length, sequences=sequences)
+    ]
+    (subject,) = subjects(synthetic.tables_of([*MEMORY, *rows]), OBJECTIVE, Targets(48, 4096), None)
+    level = target_level(subject, 48, 4096)
+    each = [
+        target_level(replace(subject, choices=(replace(choice, candidates=(candidate,)),)), 48, 4096)
+        for choice in subject.choices
+        for candidate in choice.candidates
+    ]
+    decided = (Standing.MEETS, Standing.MISSES)
+    told = [one for one in each if one is not None and one.told]
+    assert level is not None and len(each) == len(ladders)
+    assert level.told == bool(told)
+    if any(one.candidate.standing in decided for one in told):
+        assert level.candidate.standing in decided
+    for one in told:
+        sequences = one.candidate.curve.series.sample.sequences
+        assert one.candidate.standing is Standing.MISSES or sequences != 64, "the card holds 42 of them"
 
 
 def test_all_that_answer_join_memory_and_load(tmp_path: Path) -> None:

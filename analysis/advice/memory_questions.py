@@ -5,16 +5,12 @@ An answer stands only where its data were measured; else it says what is not kno
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from analysis.advice.kv_headroom import TWO_COUNTS, capacities, longest_safe, room_words
+from analysis.advice.pool_need import pool_need
 from analysis.advice.rules import per_token
 from analysis.advice.subject import UNKNOWN, Subject
 from analysis.advice.target_load import holds_instead, target_sentences, under_load
 from analysis.memory.kv_envelope import HEADROOM, fit_of
-from analysis.memory.kv_pages import Pages, pages_of
-from analysis.memory.kv_room import kv_room
 from analysis.writing.document import Part, Phrase, join, phrase
 from analysis.writing.figures import count, gib, percent, plain
 
@@ -85,7 +81,7 @@ def double_context(subject: Subject) -> Phrase:
     if n is None or context is None:
         return phrase(UNKNOWN + "it names no `target.concurrency` and `target.context_tokens` to double.")
     double = 2 * context
-    need = _need(subject, double, n)
+    need = pool_need(subject, double, n)
     if need is None:
         return phrase(UNKNOWN + "`+sweep=kv` measures the pool that the context would have to fit.")
     share = need.need_bytes / need.room_bytes
@@ -114,36 +110,6 @@ def double_context(subject: Subject) -> Phrase:
         return phrase("**No**: the model takes {longest} tokens at most. {memory}", longest=longest, memory=memory)
     takes = phrase("The model takes up to {longest} tokens.", longest=longest)
     return join([memory, takes, _latency_at(subject, n, double)], " ")
-
-
-@dataclass(frozen=True, slots=True)
-class _Need:
-    """Requests of one length against a pool."""
-
-    need_bytes: float
-    room_bytes: float
-    """Without the null block, which no request gets."""
-    holds: int
-    which: str
-    """Whose pool it is."""
-    pages: Pages | None
-
-
-def _need(subject: Subject, tokens: int, n: int) -> _Need | None:
-    """Against the pool that the KV sweep measured, else that of a server under load."""
-    envelope = subject.envelope
-    if envelope is not None:
-        which = "the measured pool" if envelope.whole_card else "the largest pool committed, not all that a card holds"
-        need, holds = envelope.need_bytes(tokens, n), math.floor(envelope.most(tokens))
-        return _Need(need, envelope.room_bytes, holds, which, envelope.pages)
-    reading = next((r for choice in subject.choices for c in choice.curves for r in c.series.measured), None)
-    if reading is None:
-        return None
-    pages = pages_of(reading.measured[0], subject.configs)
-    room = kv_room(reading, tokens, n, pages)
-    if room is None:
-        return None
-    return _Need(room.held_bytes, room.pool_bytes, room.holds, "the pool of the server under load", pages)
 
 
 def _latency_at(subject: Subject, n: int, tokens: int) -> Phrase:

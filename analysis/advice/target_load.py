@@ -6,12 +6,12 @@ level stands for the target only where it had as many in flight, each as long or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.advice.operating_point import Basis, Candidate, Choice
 from analysis.advice.operating_sentences import gives, objective_figure
 from analysis.advice.operating_tables import verdict
+from analysis.advice.pool_need import PoolNeed, configured_need
 from analysis.advice.subject import Subject
 from analysis.load.checks import Standing
 from analysis.load.knee_sentences import repeats_tell
@@ -20,11 +20,15 @@ from analysis.load.load_tables import cell, interval_words, label_figure, length
 from analysis.load.rates import level_words
 from analysis.load.strangers import marked
 from analysis.memory.kv_pages import pages_of
+from analysis.memory.kv_room import kv_room
+from analysis.rows.groups import SERVER
 from analysis.writing.document import Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, plain, quote
 
-NEAREST = (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES, Standing.NOT_MEASURED)
-"""Of servers with the same load the one that holds the target most surely is the one to run."""
+SUREST = (Standing.MEETS, Standing.UNDECIDED, Standing.MISSES, Standing.NOT_MEASURED)
+"""Of servers the one that holds the target most surely is the one to run."""
+POOL = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+"""Columns that servers as they are configured differ by in their pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,10 @@ class TargetLevel:
     concurrency: int
     tokens: int
     """Prompt and answer of each, as asked for."""
+    sized_for: int | None
+    """Of its requests, those that its pool holds at once; None where the sweep had not sized that pool."""
+    need: PoolNeed | None
+    """The target against the pool that servers get by their configuration; None where that is not known."""
 
     @property
     def longer(self) -> bool:
@@ -45,27 +53,50 @@ class TargetLevel:
 
     @property
     def small_pool(self) -> bool:
-        """Whether the sweep had sized its server's KV pool for fewer full-length sequences."""
-        sequences = self.candidate.curve.series.sample.sequences
-        return sequences is not None and sequences < self.concurrency
+        """Whether its pool, sized by the sweep, let fewer run at once than the target's would."""
+        return self.sized_for is not None and self.sized_for < self._target_runs
+
+    @property
+    def large_pool(self) -> bool:
+        """Whether its pool, sized by the sweep, let more run at once than the target's would."""
+        return self.sized_for is not None and min(self.sized_for, self.concurrency) > self._target_runs
+
+    @property
+    def _target_runs(self) -> int:
+        return self.concurrency if self.need is None else min(self.need.holds, self.concurrency)
 
     @property
     def told(self) -> bool:
-        """Whether its standing is the target's, too: what is harder and holds tells, what is harder and does not
-        leaves the target open."""
-        return self.candidate.standing is Standing.MEETS or not (self.longer or self.small_pool)
+        """Whether its standing is the target's, too: what is harder tells where it holds, what is easier where it does
+        not."""
+        harder, easier = self.longer or self.small_pool, self.large_pool
+        standing = self.candidate.standing
+        return not ((easier and standing is not Standing.MISSES) or (harder and standing is not Standing.MEETS))
 
 
-def target_level(choices: Sequence[Choice], concurrency: int, tokens: int) -> TargetLevel | None:
-    """Return the level of these loads that stands for a target, the one nearest to its length; None without any."""
+def target_level(subject: Subject, concurrency: int, tokens: int) -> TargetLevel | None:
+    """Return the level that stands for a target: of every server what tells most surely, of servers the one that holds
+    it most surely. None without any."""
+    need = configured_need(subject, tokens, concurrency)
     found = [
-        TargetLevel(choice, candidate, concurrency, tokens)
-        for choice in choices
+        TargetLevel(choice, candidate, concurrency, tokens, _sized_for(subject, candidate), need)
+        for choice in subject.choices
         if not choice.open_loop
         for candidate in choice.candidates
         if candidate.reading.at == concurrency and _as_long(candidate, tokens)
     ]
-    return min(found, key=_order, default=None)
+    best = [one for one in found if not any(_one_server(one, other) and _tells(other) < _tells(one) for other in found)]
+    return min(best, key=_holds, default=None)
+
+
+def _sized_for(subject: Subject, candidate: Candidate) -> int | None:
+    """With sliding windows a pool holds more at once than the sequences that it is sized for."""
+    curve = candidate.curve
+    sample = curve.series.sample
+    if sample.sequences is None:
+        return None
+    room = kv_room(candidate.reading, curve.request_tokens, candidate.reading.at, pages_of(sample, subject.configs))
+    return sample.sequences if room is None else max(room.holds, sample.sequences)
 
 
 def _as_long(candidate: Candidate, tokens: int) -> bool:
@@ -75,11 +106,32 @@ def _as_long(candidate: Candidate, tokens: int) -> bool:
     return curve.request_tokens >= tokens or fills
 
 
-def _order(level: TargetLevel) -> tuple[bool, int, int, float]:
+def _one_server(one: TargetLevel, other: TargetLevel) -> bool:
+    """Whether two levels are of one server: a pool that a sweep sized is that of no other one to run."""
+    a, b = one.candidate.curve.series.sample, other.candidate.curve.series.sample
+    columns = SERVER if one.sized_for is not None or other.sized_for is not None else (*SERVER, *POOL)
+    return all(getattr(a, column) == getattr(b, column) for column in columns)
+
+
+def _tells(level: TargetLevel) -> tuple[bool, bool, bool, int, int]:
+    """Order of levels of one server: what decides first, the nearest length of it, what contradicts before what holds.
+
+    A level that is missed under another purpose is undecided by two that decide, not by too few repeats.
+    """
+    candidate = level.candidate
+    contradicted, standing = candidate.contradicted, candidate.standing
+    decides = contradicted or standing in (Standing.MEETS, Standing.MISSES)
+    rank = 0 if contradicted else 1 if standing is Standing.MISSES else 2
+    length = max(candidate.curve.request_tokens, level.tokens)
+    return not candidate.measured, not level.told, not decides, length, rank
+
+
+def _holds(level: TargetLevel) -> tuple[bool, bool, int, int, float]:
+    """Order of levels of several servers."""
     candidate = level.candidate
     length = max(candidate.curve.request_tokens, level.tokens)
     tok_s = candidate.reading.median("tok_s") or 0.0
-    return not candidate.measured, length, NEAREST.index(candidate.standing), -tok_s
+    return not candidate.measured, not level.told, SUREST.index(candidate.standing), length, -tok_s
 
 
 def target_under_load(subject: Subject) -> list[Phrase]:
@@ -110,7 +162,7 @@ def under_load(subject: Subject, concurrency: int, context: Figure) -> Phrase:
 
     `context`: the tokens of each, as a flag would carry them. Unmet, which sweep would tell. Without a full stop.
     """
-    level = target_level(subject.choices, concurrency, _tokens(context))
+    level = target_level(subject, concurrency, _tokens(context))
     if level is None:
         return phrase("not measured; {tells}", tells=_sweep_tells(subject, concurrency, context, None))
     candidate = level.candidate
@@ -123,15 +175,26 @@ def under_load(subject: Subject, concurrency: int, context: Figure) -> Phrase:
         open_ = candidate.standing is Standing.UNDECIDED
         tells = "; " + repeats_tell(candidate.curve, "slo") if open_ and level.choice.slo.percentiles() else ""
         return join([found, phrase(tells), *others], "")
-    words = "not known from this run, for what was measured is harder: {found}; {tells}"
     sweep = _sweep_tells(subject, concurrency, context, level)
-    return join([phrase(words, found=found, tells=sweep), *others], "")
+    if candidate.standing is Standing.MISSES or not level.large_pool or level.need is None:
+        words = "not known from this run, for what was measured is harder: {found}; {tells}"
+        return join([phrase(words, found=found, tells=sweep), *others], "")
+    words = "not known from this run, for what was measured is easier: {found}; " + level.need.which
+    holds = count(f"{subject.name}.pool_holds_of_{level.tokens}", level.need.holds)
+    easier = phrase(
+        words + " holds {holds} of {tokens} tokens at once; {tells}",
+        found=found,
+        holds=holds,
+        tokens=context,
+        tells=sweep,
+    )
+    return join([easier, *others], "")
 
 
 def holds_instead(subject: Subject, concurrency: int, context: Figure) -> list[Phrase]:
     """Return what holds of the load whose level stands for a target; needs that level to be told, and not to hold, and
     an operating point by the objectives."""
-    level = target_level(subject.choices, concurrency, _tokens(context))
+    level = target_level(subject, concurrency, _tokens(context))
     if level is None or not level.told or level.candidate.standing is Standing.MEETS:
         return []
     choice = level.choice
@@ -185,25 +248,36 @@ def _value(candidate: Candidate, column: str) -> Phrase:
     return phrase(column + " {value} s ({interval})", value=value, interval=interval_words(curve, reading, column))
 
 
-def _sweep_tells(subject: Subject, concurrency: int, context: Figure, harder: TargetLevel | None) -> Phrase:
-    """Which sweep measures it, as far as the model takes the length; the CPU backend's near-full pool is a small one
-    unless it is sized."""
-    limit = _model_limit(subject)
-    if limit is not None and _tokens(context) > limit:
+def _sweep_tells(subject: Subject, concurrency: int, context: Figure, level: TargetLevel | None) -> Phrase:
+    """Which sweep measures it, as far as the model takes the length and the pool holds one such request.
+
+    A pool is sized on the CPU backend, whose near-full pool is else a small one, or in place of one that was sized for
+    too few; never larger than the one that servers get by their configuration.
+    """
+    limit, tokens = _model_limit(subject), _tokens(context)
+    if limit is not None and tokens > limit:
         return phrase(
             "the model takes {limit} tokens at most", limit=count(f"{subject.name}.model_limit_tokens", limit)
         )
-    cpu = subject.group.points[0].device == "cpu"
-    sized = cpu or (harder is not None and harder.small_pool)
+    need = configured_need(subject, tokens, concurrency)
+    if need is not None and need.holds < 1:
+        return phrase(need.which + " does not hold one of that length")
+    fits = need is None or need.holds >= concurrency
     words = "`+sweep=capacity server.max_model_len={context} 'sweep.near_full_context.concurrency=[{n}]'"
-    words += " sweep.near_full_context.sequences={n}" if sized else ""
     parts: dict[str, Part] = {"context": context, "n": plain("target.concurrency", concurrency)}
+    if subject.group.points[0].device == "cpu" or (level is not None and level.small_pool and fits):
+        words += " sweep.near_full_context.sequences={sequences}"
+        parts["sequences"] = parts["n"] if need is None or fits else _pool_sequences(subject, need, tokens)
     drawn = next((c for choice in subject.choices for c in choice.curves if c.series.sample.output_lengths), None)
     if drawn is not None:  # near-full prompts leave room for the longest of the answers
         words += " load.output_tokens={output}"
         parts["output"] = plain(f"{drawn.name}.output_tokens", drawn.series.sample.output_tokens or 1)
     words += "` measures it, beyond noise with `sweep.near_full_context.repeats` of three or more"
     return phrase(words, **parts)
+
+
+def _pool_sequences(subject: Subject, need: PoolNeed, tokens: int) -> Figure:
+    return plain(f"{subject.name}.pool_sequences_of_{tokens}", max(need.sequences, 1))
 
 
 def _model_limit(subject: Subject) -> int | None:
