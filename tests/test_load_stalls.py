@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.rows import RequestRow
-from workers.load.stalls import TICK_S, HeldBack, Raised, Stall, held_back, raised_by, stood_s
+from workers.load.stalls import SHORTEST_S, TICK_S, HeldBack, Raised, Stall, held_back, raised_by, stood_s
 from workers.load.summary import percentile
 
 Rows = list[RequestRow]
@@ -153,7 +153,8 @@ def test_what_stalls_did_is_known_to_a_timers_period(
     found = made_later_s(rows, seen(blocked, 12.0))
     for told, measured, truth in zip(told_s(found), figures(rows), figures(true), strict=True):
         assert told >= 0
-        assert measured - told - truth <= TICK_S + 1e-5  # no more is left than a stall that no timer saw
+        # no more is left than a stall that no timer saw: it began behind one, and the next was late by less than counts
+        assert measured - told - truth <= TICK_S + SHORTEST_S + 1e-5
     longest_s = max((to_s - from_s for from_s, to_s in blocked), default=0.0)
     assert found.tpot_p95_raised_s * (tokens - 1) <= longest_s + TICK_S
     if not blocked:
