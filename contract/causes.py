@@ -127,9 +127,7 @@ CAUSES: dict[F, Cause] = {
     F.CLIENT_CORES_FEW: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the host has cores for"),
     F.CLIENT_STREAMS_FEW: Cause(Reach.POINT, Again.NEVER, "it has had a process for every few of its streams"),
     F.CLIENT_PROCESSES_FIXED: Cause(Reach.POINT, Again.NEVER, "it has had as many processes as the user named"),
-    F.CLIENT_PROCESSES_FEW: Cause(
-        Reach.POINT, Again.NEVER, "its second try, with as many processes as the host has cores for, came to nothing"
-    ),
+    F.CLIENT_PROCESSES_FEW: Cause(Reach.POINT, Again.NEVER, "its second try, with more processes, came to nothing"),
     F.PREFIX_HITS: Cause(Reach.POINT, Again.NEVER, "the same prompts would be found again"),
     F.LOAD_ERROR_RATE: Cause(Reach.POINT, Again.NEVER, "the server lives and answers so: that is to be looked into"),
     F.NOT_TRIED: Cause(Reach.POINT, Again.NEVER, "its session got no further start: nothing is known of the point"),

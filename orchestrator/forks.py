@@ -41,8 +41,8 @@ class Forks:
     """Of one node: what came of the servers of a run that were forked there.
 
     Counted by kind, the model and whether eager: some models alone, or a compilation alone, may meet what forking
-    damages, of which a good fork of another kind says little. And of all kinds: until one is good, it may be the node,
-    and each further kind would lose its time to find that out.
+    damages, of which a good fork of another kind says little. And of all kinds: where several have come to nothing and
+    none is good, it is the node, and each further kind would lose its time to find that out.
     """
 
     _of_kind: defaultdict[tuple[ModelSpec, bool], Tally] = field(default_factory=lambda: defaultdict(Tally))
@@ -57,13 +57,11 @@ class Forks:
 
     def problem(self, spec: SessionSpec) -> str | None:
         """Why a server for `spec` should not be forked there, in words; None where it may be."""
-        for tally, which in (
-            (self._of_all, ""),
-            (self._of_kind[_kind(spec)], " of this model in this mode (eager or not)"),
-        ):
-            if tally.is_against:
-                nothing = "have come to nothing where a cold server was ready, and none has been good"
-                return f"on this node {IN_VAIN} forks{which} {nothing}"
+        nothing = "have come to nothing where a cold server was ready, and none has been good"
+        if self._of_kind[_kind(spec)].is_against:
+            return f"on this node {IN_VAIN} forks of this model in this mode (eager or not) {nothing}"
+        if self._of_all.is_against and sum(bool(tally.in_vain) for tally in self._of_kind.values()) > 1:
+            return f"on this node {IN_VAIN} forks of several models or modes {nothing}"
         return None
 
 

@@ -688,3 +688,10 @@ def test_load_on_forked_servers_of_cards_is_not_passed_off_as_that_of_cold_ones(
     assert ("**forked servers**" in batching_page(tables).text()) == said
     memory = tuple(point for point in tables.points if point.kind == "memory")
     assert "**forked servers**" not in kv_page(replace(tables, points=memory), Targets(16, 4096)).text()
+
+
+def test_levels_that_a_cold_server_was_measured_at_are_not_those_of_the_fork_before_it() -> None:
+    tables = synthetic.tables_of(replace(row, attempt=2) for row in synthetic.rows())
+    dead = tuple(replace(session, attempt=1, start="warm") for session in tables.sessions)
+    cold = tuple(replace(session, start="cold") for session in tables.sessions)
+    assert "**forked servers**" not in batching_page(replace(tables, sessions=(*dead, *cold))).text()

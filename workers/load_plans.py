@@ -69,20 +69,21 @@ class LoadPlans:
         """From how many processes so many lines are sent."""
         return self._spec.load_processes or tasks.processes_for(lines, self.free.at_once)
 
-    def processes_again(self, point: Point, before: int) -> int:
-        """Processes for a level whose client was its limit with `before` of them: no more where more are not to be had,
-        or the user has said how many."""
+    def processes_again(self, streams: int, before: int) -> int:
+        """Processes for a level of so many streams (of an open loop: connections) whose client was its limit with
+        `before` of them: no more where more are not to be had, or the user has said how many."""
         if self._spec.load_processes is not None:
             return before
-        return tasks.processes_again(before, _streams(point), self.free.at_once)
+        return tasks.processes_again(before, streams, self.free.at_once)
 
-    def limited(self, point: Point, processes: int) -> tuple[FailureClass, str]:
-        """Why a level is not measured whose client was its limit with so many processes, and in words what of them."""
-        if tasks.most_processes(_streams(point)) <= processes:
+    def limited(self, streams: int, processes: int) -> tuple[FailureClass, str]:
+        """Why a level of so many streams is not measured whose client was its limit with so many processes, and in
+        words what of them."""
+        if tasks.most_processes(streams) <= processes:
             return FailureClass.CLIENT_STREAMS_FEW, "the level has too few streams for more"
         if self._spec.load_processes is not None:
             return FailureClass.CLIENT_PROCESSES_FIXED, "load.processes fixes their number"
-        if self.processes_again(point, processes) > processes:
+        if self.processes_again(streams, processes) > processes:
             return FailureClass.CLIENT_PROCESSES_FEW, "the host has cores for more"
         whose = "the CPU quota" if self.free.has_quota else "the host"
         return FailureClass.CLIENT_CORES_FEW, f"{whose} has no cores for more"
@@ -116,8 +117,3 @@ class LoadPlans:
         if self.text_cost is None:
             self.text_cost = asyncio.run(text_cost(self._endpoint))
         return self.text_cost
-
-
-def _streams(point: Point) -> int:
-    """Processes that a level can have at most: one for each request that is in flight, or of an open loop may be."""
-    return min(point.concurrency or point.num_requests, point.num_requests)

@@ -146,9 +146,9 @@ def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> No
 
 def _forked_under_load(points: Sequence[RunPoint], tables: Tables) -> bool:
     """Whether some of these levels were measured on cards, on a server that was forked."""
-    forked = {session.session_id for session in tables.sessions if session.start == Start.WARM}
+    forked = {(session.session_id, session.attempt) for session in tables.sessions if session.start == Start.WARM}
     levels = (point for point in points if point.kind == PointKind.LOAD and point.status == MEASURED)
-    return any(p.session_id in forked and p.device == "cuda" and not p.simulated for p in levels)
+    return any((p.session_id, p.attempt) in forked and p.device == "cuda" and not p.simulated for p in levels)
 
 
 def _cuts(points: Sequence[RunPoint]) -> set[tuple[str, str]]:
