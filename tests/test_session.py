@@ -830,6 +830,25 @@ def test_an_open_loop_without_a_warm_up_is_measured_again_with_more_processes(se
     assert row.p99_connect_s is not None
 
 
+class SixConnections(SlowClients):
+    """Whose first try had no more, whatever this host was up to."""
+
+    def __call__(self, plans: list[LoadPlan]) -> list[LoadResult]:
+        results = super().__call__(plans)
+        if len(plans) == 1:
+            results[0].clients[0].streams = 6
+        return results
+
+
+def test_a_second_try_of_an_open_loop_has_no_more_processes_than_the_first_had_connections(session: Made) -> None:
+    """Its 40 requests are not in flight at once."""
+    clients = SixConnections({1: 0.5})
+    one = limited(session, clients)
+    one.plans.free = FreeCores(tuple(range(64)), 64)
+    row = one.measure(OPEN)
+    assert (row.status, clients.processes, row.completed) == (MEASURED, [1, 6], 40)
+
+
 @pytest.mark.parametrize(("rate", "processes"), [(10.0, 1), (400.0, 2), (1600.0, 4)])
 def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, processes: int) -> None:
     """400 answers a second of 100 tokens are 400 streams of 100 tokens a second."""
