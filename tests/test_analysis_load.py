@@ -251,6 +251,22 @@ def test_a_knee_of_levels_that_end_while_a_doubling_gains_more_than_its_band_ask
     assert "lie higher; `+sweep=concurrency` with more `sweep.repeats` tells, or one with higher levels." in noisy
 
 
+@pytest.mark.parametrize("purpose", ["concurrency", "batching"])
+@pytest.mark.parametrize("search", ["knee", "slo"])
+@pytest.mark.parametrize(("last", "noise", "said"), [(396.0, 0.02, "may have gained"), (392.0, 0.08, "Undecided")])
+def test_higher_levels_than_a_search_goes_to_are_asked_of_a_sweep_that_names_its_levels(
+    purpose: str, search: str, last: float, noise: float, said: str
+) -> None:
+    """A doubling that gained at most 5 % as measured ends a search whatever its highest level may be."""
+    tok_s = {1: 100.0, 2: 200.0, 4: 380.0, 8: last}
+    rows = with_curve(tok_s, dict.fromkeys(tok_s, 0.5), noise=noise)
+    text = page([replace(row, sweep=search, purpose=purpose) for row in rows])
+    tells = f"`+sweep={search}` with more `sweep.repeats` tells, or `+sweep={purpose}` with higher levels in "
+    assert said in text
+    assert f"; {tells}`sweep.concurrency`." in text
+    assert "or one with higher levels" not in text
+
+
 def test_gain_at_the_rules_border_is_undecided() -> None:
     tok_s = {1: 100.0, 2: 200.0, 4: 400.0, 8: 440.0}
     text = page(with_curve(tok_s, dict.fromkeys(tok_s, 0.5)))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.advice.limits import limit_in_short, signs_of
+from analysis.advice.rules import rules_of_thumb
 from analysis.load.anchors import with_drift
 from analysis.load.load_curve import load_curves
 from analysis.load.signs import signs
@@ -171,6 +172,27 @@ def test_flat_throughput_with_nothing_waiting_is_compute_bound() -> None:
     assert "| 8 | compute-bound |" in line(text, 8)
     assert "This server is **compute-bound** under this load from concurrency 8 on." in text
     assert "measured knee: above concurrency 4 and up to 8." in text
+
+
+def test_computing_is_the_limit_of_the_levels_tested_where_a_higher_one_may_give_more() -> None:
+    tok_s = {1: 100.0, 2: 200.0, 4: 380.0, 8: 405.0, 9: 406.0}
+    rows = with_curve(tok_s, {1: 0.1, 2: 0.1, 4: 0.1, 8: 0.2, 9: 0.3})
+    tested = (
+        " (of the levels tested; whether a higher one gives more, `+sweep=concurrency` with higher levels in "
+        "`sweep.concurrency`, or `+sweep=knee`, tells)."
+    )
+    text = section(rows)
+    assert line(text, 9).startswith("| 9 | compute-bound |")
+    assert "at the knee of the levels tested or past it; no preemption" in line(text, 9)
+    assert "This server is **compute-bound** under this load from concurrency 8 on" + tested in text
+    assert "measured knee: above concurrency 4 and up to 8" + tested in text
+    tables = synthetic.tables_of(rows)
+    (curve,) = load_curves(tables.points, "concurrency")
+    assert limit_in_short(curve, {}).text == "compute-bound from concurrency 8 on, of the levels tested"
+    beyond = "Beyond concurrency 8 more requests mostly cost latency, of the levels tested (prompts"
+    assert beyond in " ".join(rule.text for rule in rules_of_thumb(tables))
+    full = section(at(9, preemptions=5)(rows))
+    assert "This server is **KV-bound** under this load from concurrency 9 on." in full
 
 
 def test_a_power_cap_stands_beside_the_verdict() -> None:

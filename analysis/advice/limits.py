@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from analysis.load.knee import KneeVerdict
-from analysis.load.knee_sentences import doubling_gain, knee_range, knee_tells, levels_tell, repeats_tell
+from analysis.load.knee_sentences import (
+    doubling_gain,
+    knee_range,
+    knee_tells,
+    levels_tell,
+    of_those_tested,
+    repeats_tell,
+)
 from analysis.load.ladder import highest, kv_usage, predicted
 from analysis.load.load_curve import LoadCurve
 from analysis.load.load_tables import workload
@@ -46,11 +53,11 @@ def add_limits(doc: Document, curves: Sequence[LoadCurve], configs: Configs) -> 
         "that ran, and others waited. "
         "*client-bound*: the load client was the limit, so the level is no measurement. *neighbour-bound*: repeats "
         "beside another session on the host are slower than repeats alone, beyond noise. *compute-bound*: none of "
-        "these, and tok_s is at its knee or past it; the rows do not tell computing, memory bandwidth and the server's "
-        "front end apart. What held a card's clock down at any sample, and the share of its power limit that it drew, "
-        "stand beside that verdict. *not saturated*: none of these, and more load gives more. The signs are the "
-        "highest sampled over the repeats; waiting counts those that wait for capacity where the metrics say why, else "
-        "all.",
+        "these, and tok_s is at its knee or past it, or at that of the levels tested where a higher one may give more "
+        "(the verdict then says so); the rows do not tell computing, memory bandwidth and the server's front end "
+        "apart. What held a card's clock down at any sample, and the share of its power limit that it drew, stand "
+        "beside that verdict. *not saturated*: none of these, and more load gives more. The signs are the highest "
+        "sampled over the repeats; waiting counts those that wait for capacity where the metrics say why, else all.",
         full=percent("rule.kv_near_full_pct", NEAR_FULL, 0),
     )
     for curve in curves:
@@ -100,7 +107,8 @@ def _evidence(curve: LoadCurve, reading: Reading, seen: Signs) -> Phrase:
     if verdict is Limit.NEIGHBOUR:
         return _neighbour_evidence(reading)
     if verdict is Limit.COMPUTE:
-        words = "at the knee or past it; no preemption, no wait for KV, no full queue"
+        knee = "the knee of the levels tested" if curve.knee.may_rise else "the knee"
+        words = f"at {knee} or past it; no preemption, no wait for KV, no full queue"
         return join([phrase(words), *_clock_and_power(reading)])
     if verdict is Limit.NOTHING:
         return phrase("a higher level gives more" if curve.following(reading) else "no knee up to here")
@@ -223,7 +231,8 @@ def limit_in_short(curve: LoadCurve, configs: Configs) -> Phrase:
     beyond = "" if tried[-1][0] is curve.series.readings[-1] else ", higher levels not measured"
     if verdict is Limit.NOTHING:
         return phrase("not saturated up to concurrency {top}" + beyond, top=concurrency_figure(tried[-1][0]))
-    words = str(verdict) + " from concurrency {where} on" + beyond
+    tested = ", of the levels tested" if verdict is Limit.COMPUTE and curve.knee.may_rise else ""
+    words = str(verdict) + " from concurrency {where} on" + tested + beyond
     return phrase(words, where=concurrency_figure(_since(tried)))
 
 
@@ -267,7 +276,9 @@ def _verdict_on(curve: LoadCurve, tried: Sequence[tuple[Reading, Signs]]) -> Phr
             "known from this run; " + _client(tried[-1][0]).tells + ".",
             where=where,
         )
-    verdict = phrase("This server is **" + str(last) + "** under this load from concurrency {where} on.", where=where)
+    tested = of_those_tested(curve) if last is Limit.COMPUTE else ""
+    words = "This server is **" + str(last) + "** under this load from concurrency {where} on" + tested + "."
+    verdict = phrase(words, where=where)
     beside = _clock_and_power(highest_level) if last is Limit.COMPUTE else []
     if not beside:
         return verdict
@@ -298,7 +309,8 @@ def _prediction(curve: LoadCurve, configs: Configs) -> Phrase:
         said += "at least {requests} requests of this load held at once (arithmetic)"
         parts["requests"] = count(f"{curve.name}.predicted_requests", room.holds)
     if curve.knee.verdict is KneeVerdict.KNEE:
-        return phrase(said + "; measured knee: {knee}.", knee=knee_range(curve), **parts)
+        said += "; measured knee: {knee}" + of_those_tested(curve) + "."
+        return phrase(said, knee=knee_range(curve), **parts)
     none = curve.knee.verdict is KneeVerdict.NO_KNEE_YET
     return phrase(said + "; measured knee: " + ("none yet." if none else "not known from this run."), **parts)
 

@@ -111,9 +111,10 @@ def _beyond(curve: LoadCurve) -> Phrase | None:
     if last.highest("waiting_max"):
         waited = ", and up to {n} waited in the server"
         parts["n"] = highest(last, "waiting_max")
+    tested = ", of the levels tested" if curve.knee.may_rise else ""
     return phrase(
-        "Beyond concurrency {flat} more requests mostly cost latency ({load}): at {last} p95 changes by {p95}, tok/s "
-        "by {tok}" + waited + ".",
+        "Beyond concurrency {flat} more requests mostly cost latency" + tested + " ({load}): at {last} p95 changes by "
+        "{p95}, tok/s by {tok}" + waited + ".",
         **parts,
     )
 

@@ -62,7 +62,7 @@ def knee_tells(curve: LoadCurve) -> str:
     if curve.knee.if_any and curve.knee.doubling is not None and curve.knee.doubling.share > WITHIN_PEAK:
         repeats = f"more `{_measured_by(curve)[1]}.repeats`"
         return f"{levels_tell(curve)} ({repeats} only where they tell the last doubling's gain from the rule's)"
-    return repeats_tell(curve) + (", or one with higher levels" if curve.knee.if_any else "")
+    return repeats_tell(curve) + (_or_higher_levels(curve) if curve.knee.if_any else "")
 
 
 def of_those_tested(curve: LoadCurve) -> str:
@@ -77,13 +77,22 @@ def _more_tells(curve: LoadCurve) -> str:
     doubling = curve.knee.doubling
     if doubling is not None and doubling.share > WITHIN_PEAK:
         return levels_tell(curve)
-    return repeats_tell(curve) + ", or one with higher levels"
+    return repeats_tell(curve) + _or_higher_levels(curve)
+
+
+def _or_higher_levels(curve: LoadCurve) -> str:
+    """A search ends at the first doubling that gains no more than a knee's band, whatever its `highest`: past that only
+    levels that are named are measured."""
+    if curve.series.sample.sweep not in SEARCHES:
+        return ", or one with higher levels"
+    sweep, key = _grid(curve)
+    return f", or `+sweep={sweep}` with higher levels in `{key}.{_axis(curve)}`"
 
 
 def blow_up_tells(curve: LoadCurve) -> str:
     """Return which sweep would tell where latency blows up, where that is undecided: the last that could be is the
     highest level."""
-    return repeats_tell(curve) + ("" if curve.blow_up is None else ", or one with higher levels")
+    return repeats_tell(curve) + ("" if curve.blow_up is None else _or_higher_levels(curve))
 
 
 def levels_tell(curve: LoadCurve, which: str = "higher", search: str = "knee") -> str:
@@ -95,7 +104,7 @@ def levels_tell(curve: LoadCurve, which: str = "higher", search: str = "knee") -
     if which == "higher" and curve.levels and curve.series.readings[-1].at > curve.levels[-1].at:
         return "`resume=RUN`, which tries again the higher levels that could not be measured, tells"
     sweep, key = _measured_by(curve)
-    axis = "request_rate" if curve.series.sample.purpose == "rate" else "concurrency"
+    axis = _axis(curve)
     if sweep == search:
         return f"`+sweep={sweep}` with a {which} `{key}.{axis}.{'highest' if which == 'higher' else 'lowest'}` tells"
     if sweep in SEARCHES and _another(curve, search):
@@ -109,7 +118,16 @@ def _measured_by(curve: LoadCurve) -> tuple[str, str]:
     sample = curve.series.sample
     if sample.sweep in SEARCHES:
         return sample.sweep, "sweep"
-    return SWEEPS.get(sample.purpose, ("concurrency", "sweep"))
+    return _grid(curve)
+
+
+def _grid(curve: LoadCurve) -> tuple[str, str]:
+    """The sweep that measures levels of such load that are named, and the key of its settings."""
+    return SWEEPS.get(curve.series.sample.purpose, ("concurrency", "sweep"))
+
+
+def _axis(curve: LoadCurve) -> str:
+    return "request_rate" if curve.series.sample.purpose == "rate" else "concurrency"
 
 
 def _another(curve: LoadCurve, search: str) -> bool:
