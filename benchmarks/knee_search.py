@@ -17,7 +17,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from types import SimpleNamespace
@@ -27,15 +27,14 @@ from analysis.load.knee import Knee, Level, find_knee, last_doubling
 from analysis.numbers.intervals import pooled_noise
 from benchmarks.knee_truth import SEED, STILL_GAINS, WITHIN_PEAK, make_curve
 from benchmarks.search_vs_grid import log_grid
-from benchmarks.slo_truth import MEASURED_SERVER, REPEATS, Server, load_s
+from benchmarks.slo_truth import MEASURED_SERVER, REPEATS, Server, drive, load_s, points_at
 from contract.rows import MEASURED, PointRow
-from contract.specs import Point, PointKind, Purpose
+from contract.specs import Point
 from orchestrator.search.bisection import doublings
 from orchestrator.search.knee import matter, next_level
 from orchestrator.search.rounds import Rounds
 
 NOISES = (0.01, 0.02, 0.03, 0.04)
-ANY_POINT = Point("", PointKind.LOAD, Purpose.CONCURRENCY, "knee")
 
 
 @dataclass(frozen=True)
@@ -107,27 +106,13 @@ def searches(runs: int, sd: float, family: Family = SYNTHETIC, seed: int = SEED)
 
 
 def search(server: Server, lowest: int, highest: int, sd: float, seed: str) -> tuple[tuple[Level, ...], int]:
-    """Drive the search as the driver does; return its levels, and how many it might have had.
-
-    It is asked after every row, and what it once asked for is measured, also where a later row made that needless.
-    """
-
-    def points_at(level: float) -> tuple[Point, ...]:
-        return tuple(replace(ANY_POINT, id=f"{level:g}-{r}", concurrency=int(level), repeat=r) for r in range(REPEATS))
-
+    """Drive the search; return its levels, and how many it might have had."""
     propose = partial(next_level, lowest=lowest, highest=highest, repeats=REPEATS)
     rounds = Rounds(points_at, "concurrency", propose, doublings(lowest, highest), matter)
-    rows: dict[str, PointRow] = {}
-    pending: list[Point] = []
-    while pending := [*pending, *(point for point in rounds.next(rows).measure if point not in pending)]:
-        point = pending.pop(0)
-        rows[point.id] = _row(server, point, sd, seed)
-    tried: dict[int, list[PointRow]] = {}
-    for row in rows.values():
-        tried.setdefault(row.concurrency or 0, []).append(row)
+    tried = drive(rounds, lambda point: _row(server, point, sd, seed))
     levels = tuple(
         Level(at, tuple(r.tok_s or 0 for r in some), tuple(r.p95_e2e_s or 0 for r in some))
-        for at, some in sorted(tried.items())
+        for at, some in tried.items()
     )
     return levels, rounds.most_levels
 

@@ -178,13 +178,7 @@ def searches(runs: int, sd: float, rule: Rule, family: Family = SYNTHETIC, seed:
 
 
 def search(server: Server, slo: Slo, sd: float, rule: Rule, family: Family, seed: str) -> tuple[Tried, int]:
-    """Drive the search as the driver does; return its levels, and how many it might have had.
-
-    It is asked after every row, and what it once asked for is measured, also where a later row made that needless.
-    """
-
-    def points_at(level: float) -> tuple[Point, ...]:
-        return tuple(replace(ANY_POINT, id=f"{level:g}-{r}", concurrency=int(level), repeat=r) for r in range(REPEATS))
+    """Drive the search; return its levels, and how many it might have had."""
 
     def propose(tried: Tried) -> float | None:
         return towards_border(rule.judge(tried, slo), tried, family.highest, WHOLE) if tried else family.lowest
@@ -193,15 +187,29 @@ def search(server: Server, slo: Slo, sd: float, rule: Rule, family: Family, seed
         return frozenset(tried) if rule.all_thrice else at_the_border(rule.judge(tried, slo))
 
     rounds = Rounds(points_at, "concurrency", propose, doublings(family.lowest, family.highest), matter)
+    return drive(rounds, lambda point: _row(server, point, sd, seed)), rounds.most_levels
+
+
+def points_at(level: float) -> tuple[Point, ...]:
+    """Return the repeats of a level."""
+    return tuple(replace(ANY_POINT, id=f"{level:g}-{r}", concurrency=int(level), repeat=r) for r in range(REPEATS))
+
+
+def drive(rounds: Rounds, measure: Callable[[Point], PointRow]) -> dict[float, list[PointRow]]:
+    """Measure as the driver does; return the rows of each level, ascending.
+
+    The search is asked after every row, and what it once asked for is measured, also where a later row made that
+    needless.
+    """
     rows: dict[str, PointRow] = {}
     pending: list[Point] = []
     while pending := [*pending, *(point for point in rounds.next(rows).measure if point not in pending)]:
         point = pending.pop(0)
-        rows[point.id] = _row(server, point, sd, seed)
+        rows[point.id] = measure(point)
     tried: dict[float, list[PointRow]] = {}
     for row in sorted(rows.values(), key=lambda row: row.concurrency or 0):
         tried.setdefault(row.concurrency or 0, []).append(row)
-    return tried, rounds.most_levels
+    return tried
 
 
 def _row(server: Server, point: Point, sd: float, seed: str) -> PointRow:

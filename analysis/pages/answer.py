@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.advice.kv_headroom import longest_safe, room_words
 from analysis.advice.limits import limit_in_short
-from analysis.advice.operating_point import Basis, Choice, choices
+from analysis.advice.operating_point import Basis, Choice
 from analysis.advice.operating_sentences import gives
 from analysis.advice.subject import subject_of, subjects
 from analysis.advice.target_load import target_under_load
@@ -74,7 +74,8 @@ def findings(tables: Tables, slo: Slo, targets: Targets) -> list[Finding]:
              for curve in rate_curves(tables.points)]  # fmt: skip
     borders = [Finding(_title(envelope.sample, envelope.name, envelope.group.label), (summary(envelope),))
                for envelope in envelope_grids(tables)]  # fmt: skip
-    asked = [choice for choice in choices(tables, slo, None) if slo.percentiles() or not choice.open_loop]
+    made = [choice for subject in found for choice in subject.choices]
+    asked = [choice for choice in made if slo.percentiles() or not choice.open_loop]
     chosen = [_operating(choice) for choice in asked if choice.point is not None]
     undecided = [_operating(choice) for choice in asked if choice.point is None]
     blocks: dict[str, list[Finding]] = {}
