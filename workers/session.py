@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from contract.rows import (
     FAILED,
     MEASURED,
     SCHEMA_VERSION,
-    ClientRow,
     Failure,
     PointRow,
     SessionEnd,
@@ -470,7 +469,9 @@ class Session:
             judged = row.status == MEASURED or _failed_for_want_of_sockets(row)
             if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
                 row.status, row.log_tail = CLIENT_LIMITED, None
-                row.failure_class, more_or_not = self.plans.limited(_streams(result.clients), len(result.clients))
+                row.failure_class, more_or_not = self.plans.limited(
+                    tasks.streams_of(result.clients), len(result.clients)
+                )
                 if any(r.failure_class == FailureClass.CLIENT_SOCKETS for r in result.requests):
                     row.failure_class = FailureClass.CLIENT_SOCKETS  # cores or processes would not help
                 many = f"{len(result.clients)} processes ({more_or_not})"
@@ -480,7 +481,7 @@ class Session:
         lines = self.plans.lines(point, warmup)
         processes = self.plans.processes_for(lines)
         first = tried(lines, processes)
-        more = self.plans.processes_again(_streams(first.clients), processes)
+        more = self.plans.processes_again(tasks.streams_of(first.clients), processes)
         if first.status != CLIENT_LIMITED or more <= processes:
             return first
         try:
@@ -709,11 +710,6 @@ class Session:
                 self._strangers.look_after(self._process.pid, left)
                 break
             time.sleep(0.1)
-
-
-def _streams(clients: Sequence[ClientRow]) -> int:
-    """What a level was sent over: its streams, or the connections that an open loop had."""
-    return sum(client.streams for client in clients)
 
 
 def _failed_for_want_of_sockets(row: PointRow) -> bool:

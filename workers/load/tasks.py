@@ -6,9 +6,11 @@ Used by `workers.session`, which hands the parts to whoever runs them at once (R
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from contract.rows import ClientRow
 from workers.load.ending import REQUESTS
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.stalls import HeldBack
@@ -38,6 +40,11 @@ def processes_again(first: int, streams: int, free_cores: int) -> int:
     As many as can help, at once: a long level must not be measured five times.
     """
     return max(first, min(most_processes(streams), free_cores // CLIENTS_SHARE))
+
+
+def streams_of(clients: Sequence[ClientRow]) -> int:
+    """Return what a level was sent over: its streams, or the connections that an open loop had."""
+    return sum(client.streams for client in clients)
 
 
 def most_processes(streams: int) -> int:
@@ -103,6 +110,6 @@ def merge(results: list[LoadResult]) -> LoadResult:
 
 def _achieved_share(results: list[LoadResult]) -> float | None:
     """Return the mean of the processes' shares, each weighing as its streams do; None of an open loop."""
-    told = [(r.achieved_share, sum(client.streams for client in r.clients)) for r in results]
+    told = [(r.achieved_share, streams_of(r.clients)) for r in results]
     known = [(share, streams) for share, streams in told if share is not None]
     return math.fsum(share * streams for share, streams in known) / sum(n for _, n in known) if known else None
