@@ -39,7 +39,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.replay import Replay
 from benchmarks.rounds import Stamps, pace
-from benchmarks.turns import ServerView, Turn, in_turns, report
+from benchmarks.turns import Interrupted, ServerView, Turn, in_turns, report
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
 from orchestrator.compose import compose
 from orchestrator.models import resolve
@@ -102,6 +102,7 @@ for line in sys.stdin:
 
 It answers a turn with `WARM` as its warm-up is over, goes on at the next line, and answers with its result. With it go
 the measured requests' `rounds.Stamps` (seconds of its clock) and, in the order of their sends, their bodies."""
+PEERS = "vllm bench serve"
 WARM = "warm"
 BACKEND = "openai"
 """The peer's word for `/v1/completions`."""
@@ -141,15 +142,26 @@ def main() -> None:
                 sides = [partial(ours, load, tcp), partial(peer.turn, load)]
                 if options.replay:
                     sides.append(partial(_replay, client, peer.replay, session, load, tcp))
-                of_ours, theirs, *replays = in_turns(options.pairs, *sides)
-                lengths = f"{load.requests} requests of {load.prompt_tokens} + {load.output_tokens}"
-                level = f"concurrency {load.concurrency:4}, {lengths}"
-                _print(f"{level}, ours against vllm bench serve", of_ours, theirs)
-                for replayed in replays:
-                    _print(f"{level}, its bodies sent by ours against vllm bench serve", replayed, theirs)
+                _compare(options.pairs, load, sides, ["ours", PEERS, "its bodies sent by ours"])
         for load in loads if options.uds else ():
             sides = [partial(ours, load, endpoint) for endpoint in (uds, tcp)]
-            _print(f"concurrency {load.concurrency:4}, Unix socket against TCP", *in_turns(options.pairs, *sides))
+            _compare(options.pairs, load, sides, ["Unix socket", "TCP"])
+
+
+def _compare(pairs: int, load: Load, sides: Sequence[Callable[[int], Turn]], names: Sequence[str]) -> None:
+    """Let the sides take their turns, and print each beside the second; Ctrl-C leaves the rounds that are whole."""
+    interrupted = None
+    try:
+        kept = in_turns(pairs, *sides)
+    except Interrupted as cut:
+        kept, interrupted = cut.kept, cut
+    for name, turns in zip(names, kept, strict=False):
+        if turns and turns is not kept[1]:
+            lengths = f"{load.requests} requests of {load.prompt_tokens} + {load.output_tokens}"
+            what = f"concurrency {load.concurrency:4}, {lengths}, {name} against {names[1]}:"
+            print("\n  ".join([what, *report(turns, kept[1])]), flush=True)
+    if interrupted:
+        sys.exit(str(interrupted))
 
 
 def _options() -> argparse.Namespace:
@@ -300,6 +312,7 @@ class Peer:
         if not load.requests == len(result["stamps"]) == len(result["bodies"]):
             sys.exit(f"{len(result['bodies'])} of the peer's requests were heard: another version of vLLM?")
         self.replay.bodies = result["bodies"]
+        print(f"  {PEERS}: {result['output_throughput']:.1f} tok/s", flush=True)
         return Turn(
             result["output_throughput"], p50_ttft_s, p50_tpot_s, mean_ttft_s, ServerView.between(before, after),
             pace([Stamps(*stamps) for stamps in result["stamps"]], load.concurrency),
@@ -315,10 +328,6 @@ class Peer:
             self.errors.seek(0)
             sys.exit(f"the peer failed:\n{self.errors.read()[-3000:].decode(errors='replace')}")
         return json.loads(answer)
-
-
-def _print(what: str, ours: list[Turn], theirs: list[Turn]) -> None:
-    print("\n  ".join([f"{what}:", *report(ours, theirs)]), flush=True)
 
 
 def _our_turn(name: str, session: Session, load: Load, endpoint: Endpoint, turn: int) -> Turn:

@@ -52,18 +52,31 @@ class ServerView:
         )
 
 
+class Interrupted(Exception):
+    """Ctrl-C came between the first turn and the last."""
+
+    def __init__(self, kept: list[list[Turn]]) -> None:
+        """Keep what each side gave in the rounds that were whole."""
+        super().__init__(f"interrupted after {len(kept[0])} whole rounds")
+        self.kept = kept
+
+
 def in_turns(pairs: int, *sides: Callable[[int], Turn]) -> list[list[Turn]]:
     """Return what each side gave, `pairs` turns each, in the order ABBA (ABC, CBA, ...), the first round thrown away.
 
-    A side is given a number that no other turn of it has.
+    A side is given a number that no other turn of it has. Raises `Interrupted` at Ctrl-C.
     """
     kept: list[list[Turn]] = [[] for _ in sides]
-    for pair in range(pairs + 1):
-        order = list(zip(sides, kept, strict=True))
-        for side, into in reversed(order) if pair % 2 else order:
-            turn = side(pair)
-            if pair:
-                into.append(turn)
+    try:
+        for pair in range(pairs + 1):
+            order = list(zip(sides, kept, strict=True))
+            for side, into in reversed(order) if pair % 2 else order:
+                turn = side(pair)
+                if pair:
+                    into.append(turn)
+    except KeyboardInterrupt:
+        whole = min(map(len, kept))
+        raise Interrupted([turns[:whole] for turns in kept]) from None
     return kept
 
 

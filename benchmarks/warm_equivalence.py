@@ -48,6 +48,10 @@ class Level:
     status: str
     tok_s: float | None = None
     p95_e2e_s: float | None = None
+    cores: float | None = None
+    """That the server's processes used, warm-up included: seconds of CPU a second."""
+    faults_per_s: float | None = None
+    """Their minor page faults meanwhile."""
 
     @property
     def has_figures(self) -> bool:
@@ -413,7 +417,24 @@ def _compare_levels(levels: Sequence[int], goes: Sequence[Sequence[Pair]], withi
                 continue
             equivalent.append(found.is_within(margin(scatter)) and found.scatters_alike)
             print(f"  {_name(level, seats)}: {_words(found, scatter, within)}")
+    for level in known:
+        print(f"at {level} in flight {_busy(level, [pair for pairs in goes for pair in pairs])}")
     return all(equivalent)
+
+
+def _busy(level: int, pairs: Sequence[Pair]) -> str:
+    """What the servers' processes did beside, to tell where a difference comes from; decides nothing."""
+    seen = [
+        [(row.cores, row.faults_per_s) for each in way for row in each.levels if row.concurrency == level and row.cores]
+        for way in zip(*pairs, strict=True)
+    ]
+    if not all(seen):
+        return "what the servers' processes did was not looked at"
+    cold, warm = ([statistics.median(values) for values in zip(*way, strict=True)] for way in seen)
+    return (
+        f"the servers' processes use {cold[0]:.2f} cores cold, {warm[0]:.2f} warm, and have {cold[1]:.0f} and "
+        f"{warm[1]:.0f} minor page faults a second (medians)"
+    )
 
 
 def _name(level: int, seats: int | None) -> str:

@@ -44,6 +44,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -211,8 +212,12 @@ def _machine(row: SessionRow) -> str:
 
 
 def _measured(session: Session, point: Point) -> Level:
+    pid = session.row.server_pid or 0
+    begun, cpu_s, faults = time.monotonic(), _cpu_s(pid), _faults(pid)
     row = session.measure(point)
-    level = Level(point.concurrency, row.status, row.tok_s, row.p95_e2e_s)
+    taken_s = time.monotonic() - begun
+    spent = (_cpu_s(pid) - cpu_s) / taken_s, (_faults(pid) - faults) / taken_s
+    level = Level(point.concurrency, row.status, row.tok_s, row.p95_e2e_s, *spent)
     said = f"{row.tok_s:.1f} tok/s, p95 {row.p95_e2e_s:.3f} s, " if level.has_figures else ""
     print(f"  {level.concurrency:3}: {said}{row.status} {row.failure_message or ''}".rstrip(), flush=True)
     return level
@@ -221,6 +226,12 @@ def _measured(session: Session, point: Point) -> Level:
 def _cpu_s(pid: int) -> float:
     """Of a process's tree, children that have ended among it (the four times of psutil's cpu_times)."""
     return sum(sum(psutil.Process(member).cpu_times()[:4]) for member in processes.tree(pid))
+
+
+def _faults(pid: int) -> int:
+    """Minor page faults of a process's tree (proc_pid_stat(5), field 10)."""
+    stats = (Path(f"/proc/{member}/stat").read_text() for member in processes.tree(pid))
+    return sum(int(stat.rpartition(")")[2].split()[7]) for stat in stats)
 
 
 def _level(concurrency: int, number: int) -> Point:

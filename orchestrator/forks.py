@@ -9,11 +9,24 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from contract.rows import MEASURED, SessionRow
-from contract.specs import ModelSpec, SessionSpec, Start
+from contract.specs import ModelSpec, PointKind, SessionSpec, Start
 from orchestrator.fleet import Fleet
 from workers.engines import make_engine
 
 IN_VAIN = 2
+
+
+AUTO = "auto"
+"""`server.start` where it is left open."""
+
+
+def settled(asked: str, session: SessionSpec, searched: bool, fleet: Fleet) -> Start:
+    """Return how a session's server starts: as `asked` for; where that is left open, forked if only its memory on cards
+    is measured: that has been shown to be a cold one's, how it serves has not (docs/warm_starts.md)."""
+    if asked != AUTO:
+        return Start(asked)
+    memory_alone = not searched and all(point.kind is PointKind.MEMORY for point in session.points)
+    return Start.WARM if fleet.device == "cuda" and memory_alone else Start.COLD
 
 
 def planned(start: Start, engine: str, fleet: Fleet) -> bool:

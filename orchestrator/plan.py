@@ -104,6 +104,7 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
     problems: list[str] = []
     sessions: dict[str, SessionSpec] = {}
     searches: dict[str, tuple[Search, ...]] = {}
+    starts: dict[str, str] = {}
     for experiment, model in experiments:
         problems += [p for p in _problems(experiment, model) if p not in problems]
         gpus = experiment.server.tensor_parallel_size
@@ -121,7 +122,12 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
             planner = _Planner(experiment, model, fleet)
             for session in planner.sessions():
                 known = sessions.get(session.id)
+                how = experiment.server.start
+                before = starts.get(session.id, forks.AUTO)
+                starts[session.id] = how if before == forks.AUTO else before
                 problems += _disagreements(known, session) if known else []
+                if forks.AUTO not in (before, how) and before != how:
+                    problems.append(_disagreement("server.start", before, how, session))
                 sessions[session.id] = _merged(known, session)
                 searches[session.id] = searches.get(session.id, ()) + planner.searches.get(session.id, ())
                 large = sizing.too_large(model, session.server, fleet)
@@ -129,6 +135,8 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
                     problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
+    for key, session in sessions.items():
+        sessions[key] = _with_start(session, forks.settled(starts[key], session, bool(searches[key]), fleet), fleet)
     controls: dict[str, Control] = {}
     if any(experiment.controls == "on" for experiment, _ in experiments):
         for session in sessions.values():
@@ -171,19 +179,25 @@ def _merged(known: SessionSpec | None, new: SessionSpec) -> SessionSpec:
     )
 
 
+def _with_start(session: SessionSpec, start: Start, fleet: Fleet) -> SessionSpec:
+    """Return a session whose server starts that way, with how long that is expected to take."""
+    warm = forks.planned(start, session.engine, fleet)
+    seconds = estimate.start_s(session.engine, fleet.device == "cpu", session.server.enforce_eager, warm)
+    return replace(session, start=start, start_estimate_s=seconds)
+
+
 def _disagreements(known: SessionSpec, new: SessionSpec) -> list[str]:
     """Return how experiments want one server in ways that no id tells apart: one of them would be dropped."""
     wanted = {
-        "server.start": (known.start, new.start),
         "load.processes": (known.load_processes or "auto", new.load_processes or "auto"),
         "load.request_timeout_s": (known.timeouts.request_s, new.timeouts.request_s),
         "load.prefix_hit_limit": (known.prefix_hit_limit, new.prefix_hit_limit),
     }
-    return [
-        f"{key}: {one} and {other} for one and the same server of {new.model.name}: make two runs of it"
-        for key, (one, other) in wanted.items()
-        if one != other
-    ]
+    return [_disagreement(key, one, other, new) for key, (one, other) in wanted.items() if one != other]
+
+
+def _disagreement(key: str, one: object, other: object, session: SessionSpec) -> str:
+    return f"{key}: {one} and {other} for one and the same server of {session.model.name}: make two runs of it"
 
 
 def _company(session: SessionSpec, sessions: Iterable[SessionSpec], fleet: Fleet) -> bool:
@@ -535,8 +549,7 @@ class _Planner:
         return replace(server, **changes)  # type: ignore[arg-type]
 
     def _session(self, server: ServerSpec, mode: Mode, sequences: int | None, points: list[Point]) -> SessionSpec:
-        engine, start = self.experiment.engine, Start(self.experiment.server.start)
-        warm = forks.planned(start, engine.name, self.fleet)
+        engine = self.experiment.engine
         identity = [WORKLOAD_VERSION, engine.name, self.fleet.device, self.model, server]
         session_id = content_id(identity)
         return SessionSpec(
@@ -557,8 +570,6 @@ class _Planner:
             ),
             load_processes=None if self.experiment.load.processes == "auto" else self.experiment.load.processes,
             prefix_hit_limit=self.experiment.load.prefix_hit_limit,
-            start=start,
-            start_estimate_s=estimate.start_s(engine.name, self.on_cpu, server.enforce_eager, warm),
         )
 
 

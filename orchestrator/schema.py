@@ -120,7 +120,7 @@ class ServerConfig(_Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     quantization: str | None
     transport: Literal["uds", "tcp"]
-    start: Literal["cold", "warm"] = "cold"
+    start: Literal["auto", "cold", "warm"] = "auto"
     extra_args: dict[str, Any]
 
     @field_validator("extra_args")

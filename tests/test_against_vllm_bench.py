@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.against_vllm_bench import Client, Load, Peer, peer_process
+from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, peer_process
 from benchmarks.replay import Replay
 from benchmarks.rounds import Stamps, pace
 from benchmarks.turns import Figure, ServerView, Turn, difference, in_turns, ratio, report
@@ -47,6 +47,25 @@ def test_sides_take_turns_in_coming_first_and_the_first_pair_is_thrown_away() ->
     *_, replays = in_turns(2, side("a"), side("b"), side("c"))
     assert "".join(order) == "abccbaabc", "the first bodies are heard before they are replayed"
     assert [turn.tok_s for turn in replays] == [1, 2]
+
+
+def test_ctrl_c_leaves_the_rounds_that_were_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    load = Load(64, 128, 16, 16)
+    for rounds, said in ((3, "ours against theirs:\n  tok_s: 101.50 (101.00 to 102.00) against 201.50"), (1, "")):
+
+        def ours(number: int) -> Turn:
+            return Turn(100.0 + number, 1.0, 1.0, 1.0, NO_VIEW, None)
+
+        def theirs(number: int, last: int = rounds) -> Turn:
+            if number == last:
+                raise KeyboardInterrupt
+            return Turn(200.0 + number, 1.0, 1.0, 1.0, NO_VIEW, None)
+
+        with pytest.raises(SystemExit, match=f"interrupted after {rounds - 1} whole rounds"):
+            _compare(8, load, [ours, theirs], ["ours", "theirs"])
+        out = capsys.readouterr().out
+        assert said in out
+        assert bool(out) == bool(said)
 
 
 def test_a_ratio_is_that_of_the_pairs_so_what_both_sides_share_is_in_no_interval() -> None:

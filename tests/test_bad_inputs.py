@@ -73,7 +73,7 @@ CONFIGURATION = [
     Bad("+sweep=kv server.gpu_memory_utilization=1.7", "should be less than or equal to 1"),
     Bad("+sweep=kv server.tensor_parallel_size=0", "got 0"),
     Bad("+sweep=kv server.transport=carrier_pigeon", "server.transport: should be 'uds' or 'tcp'"),
-    Bad("+sweep=kv server.start=lukewarm", "server.start: should be 'cold' or 'warm'"),
+    Bad("+sweep=kv server.start=lukewarm", "server.start: should be 'auto', 'cold' or 'warm'"),
     Bad("+sweep=kv server.extra_args={uds:/tmp/x}", "uds is set by the tool itself"),
     Bad("+sweep=kv server.extra_args={hf_token:x}", "looks like a secret"),
     Bad("+sweep=kv server.extra_args={data_parallel_size:2}", "data_parallel_size is not supported"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from contract import kv
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lengths import LogNormal, Normal, Uniform
-from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix
+from contract.specs import Api, Mode, Point, PointKind, Precision, Purpose, SharedPrefix, Start
 from orchestrator import estimate
 from orchestrator.fleet import Fleet, NoRoom
 from orchestrator.manifest import make_manifest
@@ -98,6 +98,34 @@ def test_the_dry_run_calls_servers_warm_where_one_node_of_several_can_fork() -> 
     of_one = gpu_fleet(1)
     fleet = replace(of_one, nodes=(replace(of_one.nodes[0], id="mixed", all_kinds=("a", "b")), *of_one.nodes))
     assert "1 GPU, warm" in describe(plan(experiment("kv", server__start="warm"), fleet=fleet), fleet)
+
+
+def starts(fleet: Fleet, *sweeps: str, **settings: object) -> dict[tuple[int, Mode], Start]:
+    """How the servers of one run start, by length and mode."""
+    sessions = plan(*(experiment(sweep, "phi-3-mini-4k", **settings) for sweep in sweeps), fleet=fleet).sessions
+    return {(session.server.max_model_len, session.mode): session.start for session in sessions}
+
+
+def test_left_open_servers_of_cards_are_forked_where_only_memory_is_measured() -> None:
+    assert set(starts(gpu_fleet(1), "kv").values()) == {Start.WARM}
+    assert set(starts(gpu_fleet(1), "concurrency").values()) == {Start.COLD}
+    assert set(starts(gpu_fleet(1), "slo", slo__p95_e2e_s=1.0).values()) == {Start.COLD}
+    assert set(starts(cpu_fleet(), "kv").values()) == {Start.COLD}
+    assert set(starts(gpu_fleet(1), "kv", server__start="cold").values()) == {Start.COLD}
+    assert set(starts(gpu_fleet(1), "concurrency", server__start="warm").values()) == {Start.WARM}
+
+
+def test_a_server_of_memory_and_load_is_not_forked_unasked() -> None:
+    both = starts(gpu_fleet(1), "kv", "concurrency")
+    assert both == starts(gpu_fleet(1), "concurrency", "kv")
+    assert [key for key, start in both.items() if start is Start.COLD] == [(4096, Mode.UTILIZATION)]
+
+
+def test_an_experiment_that_leaves_it_open_agrees_with_one_that_does_not() -> None:
+    fleet = gpu_fleet(1)
+    for first, second in itertools.permutations(("auto", "cold")):
+        asked = [experiment("kv", "phi-3-mini-4k", server__start=how) for how in (first, second)]
+        assert {session.start for session in plan(*asked, fleet=fleet).sessions} == {Start.COLD}
 
 
 def test_cpu_steps_are_at_least_128_mib() -> None:

@@ -239,6 +239,19 @@ def test_what_decides_is_a_repeats_scatter_and_the_fixed_share_stands_beside_it(
     assert "within 5.0%: equivalent" in capsys.readouterr().out
 
 
+def test_what_the_servers_processes_did_beside_a_level_is_told_and_decides_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen = rounds()
+    assert code(seen) == 0
+    assert "what the servers' processes did was not looked at" in capsys.readouterr().out
+    for each in seen.servers:
+        spent = (1.5, 20.0) if each.start is Start.WARM else (1.0, 2.0)
+        each.levels[:] = [replace(level, cores=spent[0], faults_per_s=spent[1]) for level in each.levels]
+    assert code(seen) == 0
+    assert "use 1.00 cores cold, 1.50 warm, and have 2 and 20 minor page faults a second" in capsys.readouterr().out
+
+
 def test_a_noisier_machine_does_not_make_it_easier(capsys: pytest.CaptureFixture[str]) -> None:
     """A repeat that scatters by a fifth allows a tenth: what is 12 % apart is no more equivalent than elsewhere."""
     assert code(rounds(scatter=0.15, count=60)) == 0
@@ -368,7 +381,7 @@ def test_what_the_servers_do_not_tell_is_not_guessed(capsys: pytest.CaptureFixtu
 
 def test_a_level_whose_requests_did_not_all_run_at_once_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     code(telling(rounds(), seats=str(LEVEL)))
-    assert "in flight" not in capsys.readouterr().out
+    assert "in flight, at most" not in capsys.readouterr().out
     code(telling(rounds(), seats="12"))
     assert capsys.readouterr().out.count(f"  {LEVEL} in flight, at most 12 running: ") == 2
 
@@ -519,6 +532,7 @@ class FakeSession:
 
     def __init__(self, spec: SessionSpec, *_: object) -> None:
         self.spec, self.stopped = spec, False
+        self.row = SimpleNamespace(server_pid=None)
 
     def start(self) -> Any:
         return SimpleNamespace(
@@ -550,7 +564,7 @@ def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
     parent: Any = SimpleNamespace(socket="/none")
     found = warm_start._start(replace(spec(), start=Start.WARM), parent, 0, [1, 64])
     assert found.memory == Memory(FAILED)
-    assert found.levels == [Level(1, FAILED), Level(64, CLIENT_LIMITED, 100.0, 0.5)]
+    assert found.levels == [Level(1, FAILED, cores=0, faults_per_s=0), Level(64, CLIENT_LIMITED, 100.0, 0.5, 0, 0)]
     assert found.machine.startswith("card, ")
     said = capsys.readouterr().out
     assert "memory: failed: gone" in said

@@ -133,8 +133,8 @@ def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> No
         )
     if _forked_under_load(points, tables):
         doc.caution(
-            "**forked servers**: load was sent to servers with `server.start=warm`. On GPUs it has not been shown that "
-            "they serve as cold ones do, to within noise (docs/warm_starts.md); `server.start=cold` is the reference."
+            "**forked servers**: load was sent to servers with `server.start=warm`. On GPUs these were seen to be some "
+            "percent slower than cold ones (docs/warm_starts.md); `server.start=cold` is the reference."
         )
     if any(point.device == "cpu" for point in points):
         doc.caution(
