@@ -215,9 +215,11 @@ def _measured(session: Session, point: Point) -> Level:
     pid = session.row.server_pid or 0
     begun, cpu_s, faults = time.monotonic(), _cpu_s(pid), _faults(pid)
     row = session.measure(point)
-    taken_s = time.monotonic() - begun
-    spent = (_cpu_s(pid) - cpu_s) / taken_s, (_faults(pid) - faults) / taken_s
-    level = Level(point.concurrency, row.status, row.tok_s, row.p95_e2e_s, *spent)
+    level = Level(point.concurrency, row.status, row.tok_s, row.p95_e2e_s)
+    if level.measured:
+        taken_s = time.monotonic() - begun
+        spent = {"cores": (_cpu_s(pid) - cpu_s) / taken_s, "faults_per_s": (_faults(pid) - faults) / taken_s}
+        level = replace(level, **spent)
     said = f"{row.tok_s:.1f} tok/s, p95 {row.p95_e2e_s:.3f} s, " if level.has_figures else ""
     print(f"  {level.concurrency:3}: {said}{row.status} {row.failure_message or ''}".rstrip(), flush=True)
     return level

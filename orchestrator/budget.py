@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from contract.specs import Point, PointKind, SessionSpec
+from contract.specs import Point, PointKind, SessionSpec, Start
+from orchestrator import estimate
 from orchestrator.scheduler import Job, start_times
 from workers.engines import make_engine
 
@@ -120,7 +121,8 @@ def fitting(sessions: Sequence[SessionSpec], free: dict[str, int], budget: Budge
     limit_s = float("inf") if budget.minutes is None else budget.minutes * MINUTE_S
     fit = 0
     for session in sorted(sessions, key=lambda session: starts[session.id]):
-        now_s, cost_s = starts[session.id], session.start_estimate_s
+        now_s = starts[session.id]
+        cost_s = session.start_estimate_s + _import_left_s(session, now_s)
         for point in session.points:
             cost_s += point.estimate_s
             if now_s + cost_s > limit_s or session.gpus * cost_s > left_gpu_s:
@@ -156,7 +158,8 @@ class Spending:
         """Return which budget would not hold this point, with the start of its server where that is not there yet."""
         now = self.clock()
         seconds = point.estimate_s * (self._took_s / self._estimated_s if self._estimated_s else 1.0)
-        seconds += 0.0 if session.id in self._live else session.start_estimate_s
+        if session.id not in self._live:
+            seconds += session.start_estimate_s + _import_left_s(session, now - self._began_s)
         minutes, gpu_hours = self.budget.minutes, self.budget.gpu_hours
         if minutes is not None and now - self._began_s + seconds > minutes * MINUTE_S:
             return f"budget.minutes={minutes:g} has no room for it"
@@ -171,7 +174,7 @@ class Spending:
     def begins(self, session: SessionSpec) -> None:
         """A session takes its cards."""
         now = self.clock()
-        self._live[session.id] = _Live(session.gpus, now, now + _first_s(session))
+        self._live[session.id] = _Live(session.gpus, now, now + _first_s(session, now - self._began_s))
 
     def measures(self, session: SessionSpec, point: Point) -> None:
         """A point is begun."""
@@ -188,9 +191,17 @@ class Spending:
             self._ended_gpu_s += live.gpus * (self.clock() - live.since_s)
 
 
-def _first_s(session: SessionSpec) -> float:
-    """Seconds until a session's quickest point is measured."""
-    return session.start_estimate_s + min((point.estimate_s for point in session.points), default=0.0)
+def _first_s(session: SessionSpec, since_s: float = 0.0) -> float:
+    """Seconds until a session's quickest point is measured, of one that begins so long after the run."""
+    quickest_s = min((point.estimate_s for point in session.points), default=0.0)
+    return _import_left_s(session, since_s) + session.start_estimate_s + quickest_s
+
+
+def _import_left_s(session: SessionSpec, since_s: float) -> float:
+    """Seconds for which a server that is to be forked still waits for its node's import, which begins with the run."""
+    if session.start is not Start.WARM:
+        return 0.0
+    return max(0.0, estimate.import_s(session.engine, session.device == "cpu") - since_s)
 
 
 def _level(point: Point) -> float:

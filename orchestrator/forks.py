@@ -6,10 +6,11 @@ Plans ask the first; `orchestrator.cluster` asks the second, and shows it each s
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from contract.rows import MEASURED, SessionRow
-from contract.specs import ModelSpec, PointKind, SessionSpec, Start
+from contract.specs import Mode, ModelSpec, PointKind, SessionSpec, Start
 from orchestrator.fleet import Fleet
 from workers.engines import make_engine
 
@@ -20,13 +21,29 @@ AUTO = "auto"
 """`server.start` where it is left open."""
 
 
-def settled(asked: str, session: SessionSpec, searched: bool, fleet: Fleet) -> Start:
-    """Return how a session's server starts: as `asked` for; where that is left open, forked if only its memory on cards
-    is measured: that has been shown to be a cold one's, how it serves has not (docs/warm_starts.md)."""
-    if asked != AUTO:
-        return Start(asked)
-    memory_alone = not searched and all(point.kind is PointKind.MEMORY for point in session.points)
-    return Start.WARM if fleet.device == "cuda" and memory_alone else Start.COLD
+def settled(
+    sessions: Mapping[str, SessionSpec], asked: Mapping[str, str], searched: Set[str], fleet: Fleet
+) -> dict[str, Start]:
+    """Return how each session's server starts: as `asked` for; where that is left open, cold, but for servers of one
+    card of which only memory is measured: forks have been shown to be as cold ones are when ready, and to be slower
+    under load (docs/warm_starts.md). Of a curve of memory (a model's, in a mode) all servers start alike."""
+    alone = {key for key in sessions.keys() - searched if _measures_only_memory(sessions[key])}
+    mixed = {_curve(session) for key, session in sessions.items() if key not in alone}
+    starts = {key: Start(how) for key, how in asked.items() if how != AUTO}
+    for key in sessions.keys() - starts.keys():
+        session = sessions[key]
+        shown = fleet.device == "cuda" and session.gpus == 1 and key in alone and _curve(session) not in mixed
+        starts[key] = Start.WARM if shown and planned(Start.WARM, session.engine, fleet) else Start.COLD
+    return starts
+
+
+def _measures_only_memory(session: SessionSpec) -> bool:
+    return all(point.kind is PointKind.MEMORY for point in session.points)
+
+
+def _curve(session: SessionSpec) -> tuple[ModelSpec, Mode] | None:
+    """Which curve of memory a session is of; None where it measures none."""
+    return (session.model, session.mode) if any(p.kind is PointKind.MEMORY for p in session.points) else None
 
 
 def planned(start: Start, engine: str, fleet: Fleet) -> bool:

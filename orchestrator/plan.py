@@ -135,8 +135,8 @@ def make_plan(experiments: list[tuple[Experiment, ModelSpec]], fleet: Fleet) -> 
                     problems.append(f"{model.name}, max_model_len {session.server.max_model_len}: {large}")
     if problems:
         raise ConfigError(problems)
-    for key, session in sessions.items():
-        sessions[key] = _with_start(session, forks.settled(starts[key], session, bool(searches[key]), fleet), fleet)
+    for key, start in forks.settled(sessions, starts, {key for key, found in searches.items() if found}, fleet).items():
+        sessions[key] = _with_start(sessions[key], start, fleet)
     controls: dict[str, Control] = {}
     if any(experiment.controls == "on" for experiment, _ in experiments):
         for session in sessions.values():

@@ -67,7 +67,7 @@ class Progress:
             self.say(f"ready    {title(session)}{where} in {row.ready_s:.1f} s{_how(row)}")
             if row.start_reason and row.start_reason not in self._said:
                 self._said.add(row.start_reason)
-                self.say(f"started cold, not warm as asked: {row.start_reason}")
+                self.say(f"started cold, not forked: {row.start_reason}")
         else:
             self.say(f"FAILED   {title(session)}: {row.failure_class}: {row.failure_message}")
 

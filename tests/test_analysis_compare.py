@@ -369,6 +369,18 @@ def test_memory_of_forked_servers_is_not_held_against_that_of_cold_ones_where_th
     assert made.worse == (shape is synthetic.GPU)
 
 
+@pytest.mark.parametrize("shape", [synthetic.CPU, synthetic.GPU])
+def test_load_on_forked_servers_of_cards_is_not_judged_against_that_of_cold_ones(shape: synthetic.Shape) -> None:
+    cold = [replace(row, start="cold") for row in synthetic.rows(shape) if row.kind == "load"]
+    warm = [replace(row, start="warm", tok_s=(row.tok_s or 0) / 2) for row in cold]
+    for other, judged in ((warm, shape is synthetic.CPU), ([replace(row, start="cold") for row in warm], True)):
+        made = [
+            d for d in differences(pairs(run(cold), run(other))) if d.metric.column == "tok_s" and d.base_repeats > 1
+        ]
+        assert made
+        assert {d.verdict for d in made} == {Verdict.WORSE if judged else Verdict.UNKNOWN}
+
+
 # --- drift ---
 
 

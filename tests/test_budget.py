@@ -24,12 +24,36 @@ from orchestrator.scheduler import ordered
 from orchestrator.schema import BudgetConfig
 from orchestrator.store import Store
 from tests.command_line import Place, orchestrate
-from tests.configs import cpu_fleet, experiment, resolved, sim_fleet
+from tests.configs import cpu_fleet, experiment, gpu_fleet, resolved, sim_fleet
 from tests.test_driver import LEVELS, PretendedCluster, always, drive, statuses
 
 
 def planned(sweep: str, **changes: object) -> list[SessionSpec]:
     return list(make_plan(resolved(experiment(sweep, engine="sim", controls="off", **changes)), sim_fleet(1)).sessions)
+
+
+def test_a_budget_counts_the_import_that_forked_servers_wait_for() -> None:
+    """18 s by the estimates, from the run's start on; a server started then waits for it, a later one does not."""
+    fleet = gpu_fleet(1)
+    ways = {
+        how: make_plan(resolved(experiment("kv", "phi-3-mini-4k", server__start=how)), fleet).sessions[:1]
+        for how in ("warm", "cold")
+    }
+    warm = ways["warm"][0].start_estimate_s + ways["warm"][0].points[0].estimate_s
+    assert Budget(minutes=(warm + 17) / 60).problems(ways["warm"])
+    assert not Budget(minutes=(warm + 19) / 60).problems(ways["warm"])
+    assert fitting(ways["warm"], {"n0": 1}, Budget(minutes=(warm + 17) / 60)) == 0
+    assert fitting(ways["warm"], {"n0": 1}, Budget(minutes=(warm + 19) / 60)) == 1
+    cold = ways["cold"][0].start_estimate_s + ways["cold"][0].points[0].estimate_s
+    assert not Budget(minutes=(cold + 1) / 60).problems(ways["cold"])
+    now = [0.0]
+    spending = Spending(Budget(minutes=(warm + 20) / 60), clock=lambda: now[0])
+    (session,) = ways["warm"]
+    assert spending.over(session, session.points[0]) is None
+    now[0] = 3.0
+    assert spending.over(session, session.points[0]) is None, "the import has gone on meanwhile"
+    now[0] = 21.0
+    assert spending.over(session, session.points[0]) is not None
 
 
 @given(st.integers(0, 200))

@@ -116,9 +116,19 @@ def test_left_open_servers_of_cards_are_forked_where_only_memory_is_measured() -
 
 
 def test_a_server_of_memory_and_load_is_not_forked_unasked() -> None:
+    """Nor are the others of its curve of memory: all of that start alike."""
     both = starts(gpu_fleet(1), "kv", "concurrency")
     assert both == starts(gpu_fleet(1), "concurrency", "kv")
-    assert [key for key, start in both.items() if start is Start.COLD] == [(4096, Mode.UTILIZATION)]
+    assert {mode: start for (_, mode), start in both.items()} == {
+        Mode.COMMITTED: Start.WARM, Mode.UTILIZATION: Start.COLD,
+    }  # fmt: skip
+    assert len(set(both.items())) == 8
+
+
+def test_servers_are_not_forked_unasked_where_that_was_never_shown_or_cannot_be() -> None:
+    assert set(starts(gpu_fleet(2), "kv", server__tensor_parallel_size=2).values()) == {Start.COLD}
+    mixed = replace(gpu_fleet(1).nodes[0], all_kinds=("NVIDIA A100", "NVIDIA H100"))
+    assert set(starts(replace(gpu_fleet(1), nodes=(mixed,)), "kv").values()) == {Start.COLD}
 
 
 def test_an_experiment_that_leaves_it_open_agrees_with_one_that_does_not() -> None:

@@ -488,6 +488,21 @@ def test_a_server_that_is_silent_for_a_moment_is_asked_again(session: Made, monk
     assert (row.status, silent) == (MEASURED, [])
 
 
+def test_a_server_that_answers_nothing_after_its_first_completion_is_dead(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a defect of ours: a forked one is started cold then, and any one again."""
+
+    def silent(_: Session) -> None:
+        raise probe.NoAnswer("timed out")
+
+    monkeypatch.setattr(Session, "_scrape", silent)
+    one = session(spec())
+    row = one.start()
+    assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
+    assert row.failure_message == "ready, but since its first completion it does not answer: timed out"
+
+
 @pytest.mark.parametrize(("health", "failure_class"), [(200, "load_error_rate"), (503, "engine_dead")])
 def test_a_front_end_that_outlives_its_engine_is_a_dead_engine(
     session: Made, monkeypatch: pytest.MonkeyPatch, health: int, failure_class: str

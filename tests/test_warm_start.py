@@ -564,7 +564,7 @@ def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
     parent: Any = SimpleNamespace(socket="/none")
     found = warm_start._start(replace(spec(), start=Start.WARM), parent, 0, [1, 64])
     assert found.memory == Memory(FAILED)
-    assert found.levels == [Level(1, FAILED, cores=0, faults_per_s=0), Level(64, CLIENT_LIMITED, 100.0, 0.5, 0, 0)]
+    assert found.levels == [Level(1, FAILED), Level(64, CLIENT_LIMITED, 100.0, 0.5)]
     assert found.machine.startswith("card, ")
     said = capsys.readouterr().out
     assert "memory: failed: gone" in said

@@ -373,7 +373,12 @@ class Session:
         self._plans = LoadPlans(self.spec, self.row, self.endpoint, free_cores(process.pid))
         self._gate()
         self._log_figures = vllm_log.parse(process.log_text())
-        self._kv = kv_figures.of_server(self.spec, self._scrape(), self._log_figures, self.row.vllm_version)
+        try:
+            scraped = self._scrape()
+        except probe.NoAnswer as error:
+            message = f"ready, but since its first completion it does not answer: {error}"
+            raise readiness.StartFailed(Failure(FailureClass.ENGINE_DEAD, message, self._log_tail())) from None
+        self._kv = kv_figures.of_server(self.spec, scraped, self._log_figures, self.row.vllm_version)
         if self.row.start == Start.WARM and self.spec.device != "cpu":
             self._refuse_other_cards(used)
 

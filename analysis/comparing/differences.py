@@ -7,7 +7,7 @@ server; what it can be told apart by is known instead: a KV block and what the a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ from analysis.numbers.intervals import CONFIDENCE, Noise, Spread, mean_log, pool
 from analysis.numbers.statistics import median
 from analysis.rows.groups import LOAD
 from analysis.rows.series import Reading, Series
+from analysis.rows.tables import RunPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +154,18 @@ def _load(case: _Case, every: Sequence[Spread], tail: float, judge_by_others: bo
         why = OF_OTHERS if own is None else ""
         if own is not None or judge_by_others:
             verdict = _side(case.metric, step, margin)
+    if starts_apart(case.base.measured, case.other.measured):
+        verdict, why = Verdict.UNKNOWN, "on GPUs forked servers are slower than cold ones"
     means = math.exp(mean_log(ours)), math.exp(mean_log(theirs))
     return Difference(
         case.pair, case.base.at, case.metric, *means, len(ours), len(theirs), low, high, verdict, why
     )  # fmt: skip
+
+
+def starts_apart(base: Iterable[RunPoint], other: Iterable[RunPoint]) -> bool:
+    """Whether the two were measured on cards, on servers that were started in different ways (docs/warm_starts.md)."""
+    one, two = ({point.start for point in side if point.device == "cuda" and point.start} for side in (base, other))
+    return bool(one and two) and one != two
 
 
 def _margin(case: _Case, every: Sequence[Spread], tail: float) -> float | None:

@@ -90,6 +90,7 @@ def _prove_identity(endpoint: Endpoint, spec: SessionSpec, process: ServerProces
     try:
         status, body = probe.get(endpoint, "/v1/models")
         models = {entry["id"]: entry for entry in json.loads(body)["data"]} if status == 200 else {}
+        any_key = endpoint.uds is None and probe.get(endpoint, "/v1/models", api_key="not-the-key")[0] != 401
     except (probe.NoAnswer, ValueError, KeyError, TypeError) as error:
         raise refuse(f"/v1/models did not answer as vLLM does: {error!r}") from None
     if spec.model.name not in models:
@@ -97,5 +98,5 @@ def _prove_identity(endpoint: Endpoint, spec: SessionSpec, process: ServerProces
     length = models[spec.model.name].get("max_model_len")
     if length is not None and length != spec.server.max_model_len:
         raise refuse(f"the server's max_model_len is {length}, not {spec.server.max_model_len}")
-    if endpoint.uds is None and probe.get(endpoint, "/v1/models", api_key="not-the-key")[0] != 401:
+    if any_key:
         raise refuse("another server answers on our port: it takes any key")
