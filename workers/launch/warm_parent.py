@@ -77,9 +77,9 @@ OF_THE_DRIVER = re.compile(r"anon_inode:\[eventfd\]$|pipe:")
 
 HARMLESS_THREADS = re.compile(r"cuda[0-9a-f]+|jemalloc_bg_thd")
 """Of libraries in C that keep them over a fork, and whose forks serve without, with a cold one's memory (seen on H100s
-and H200s with driver 580.159; what they may lose in speed: docs/warm_starts.md): those of CUDA's driver, which importing
-vLLM 0.25.1 initialises, and the one in which a jemalloc gives memory back: where it is forked, threads that allocate do
-that. A thread in C that has no name of its own has the program's."""
+and H200s with driver 580.159; what they may lose in speed: docs/warm_starts.md): those of CUDA's driver, which
+importing vLLM 0.25.1 initialises, and the one in which a jemalloc gives memory back: where it is forked, threads that
+allocate do that. A thread in C that has no name of its own has the program's."""
 
 
 class NotFit(Exception):
