@@ -30,7 +30,7 @@ from workers.load.failed import TooFewFiles
 from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult
-from workers.load.progress import Hopeless, run_watched
+from workers.load.progress import HOPELESS, Hopeless, run_watched
 from workers.load.prompts import GivenText
 from workers.load.summary import LoadSummary, percentile, summarize
 from workers.load.tokenizer import count_tokens
@@ -98,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
         "*_client_limited says why a part measured this client and not the server: [] where it was not found to be, "
         f"null where the part lasted less than {JUDGED_FROM_S:g} s, too short to tell; notes name from 2 ms on what "
-        "this client added to a part's figures all the same. A part whose first requests all run into --timeout is "
-        "given up: its totals and those of parts behind it are null, notes say so, and the parts before it stand. "
+        "this client added to a part's figures all the same. A part is given up once "
+        f"{HOPELESS} requests in a row, sent after the last answer, ran into --timeout: its totals and those of parts "
+        "behind it are null, notes say so, and the parts before it stand; completed and failed count what had ended. "
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
@@ -269,9 +270,11 @@ def _report(args: argparse.Namespace, measured: _Measured) -> dict[str, Any]:
     nothing = dict.fromkeys(TOTALS)
     for key in TOTALS:
         report |= {f"{part}_{key}": rates.get(part, nothing)[key] for part in ("sequential", "concurrent")}
-    report["completed"] = sum(total.completed for total in sums.values())
-    report["failed"] = sum(total.failed for total in sums.values())
-    report["failed"] += measured.given_up.failed if measured.given_up else 0
+    ended: list[LoadSummary | Hopeless] = [*sums.values()]
+    if measured.given_up is not None:
+        ended.append(measured.given_up)
+    report["completed"] = sum(part.completed for part in ended)
+    report["failed"] = sum(part.failed for part in ended)
     report["model"] = measured.model
     if args.rate is not None:
         report["rate"] = args.rate
