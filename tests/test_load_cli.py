@@ -493,6 +493,37 @@ def test_interrupting_is_exit_130_without_a_traceback() -> None:
     assert (client.returncode, out, err) == (130, "", "python -m workers.load: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("answered", "further", "broken_off", "kept"),
+    [
+        (4, [], "concurrent", ["sequential"]),
+        (6, ["--rate", "100"], "concurrent", ["sequential"]),
+        (8, ["--rate", "100"], "open_loop", ["sequential", "concurrent"]),
+    ],
+)
+def test_what_was_measured_before_an_interruption_is_printed(
+    answered: int, further: list[str], broken_off: str, kept: list[str]
+) -> None:
+    with serving(MockOpenAI(faults=[Fault.NONE] * (1 + answered), fault=Fault.HANG)) as server:
+        with subprocess.Popen(
+            [*COMMAND, "--url", server.url, *SMALL, *further],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as client:  # fmt: skip
+            assert server.hanging.acquire(timeout=20)
+            client.send_signal(signal.SIGINT)
+            out, err = client.communicate(timeout=20)
+        assert server.hung_up.acquire(timeout=5)
+    assert (client.returncode, err) == (130, f"python -m workers.load: {broken_off}: interrupted\n")
+    report = json.loads(out)
+    assert list(report)[:8] == TUTORIAL_KEYS
+    assert (report["completed"], report["failed"]) == (4 * len(kept), 0)
+    for part in ["sequential", "concurrent", *(["open_loop"] if further else [])]:
+        totals = [report[f"{part}_{key}"] for key in ("s", "qps", "tok_s")]
+        assert all(totals) if part in kept else totals == [None] * 3
+        assert (f"{part}_p50_ttft_s" in report) == (part in kept)
+    assert report["notes"][0] == f"{broken_off}: interrupted"
+
+
 def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(MockOpenAI()) as server:
         code, report, err = run(capsys, "--url", server.url, *SMALL, "--rate", "200")

@@ -8,6 +8,7 @@ limits are in the figures.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import os
@@ -51,7 +52,15 @@ class _Measured:
     parts: dict[str, LoadResult]
     """Those that went to their end."""
     given_up: Hopeless | None = None
-    """Why there are no more of them."""
+    interrupted: str | None = None
+    """The part that Ctrl-C broke off."""
+
+    @property
+    def why_no_more(self) -> str | None:
+        """Why there are no more parts; None where all are there."""
+        if self.interrupted is not None:
+            return f"{self.interrupted}: interrupted"
+        return None if self.given_up is None else str(self.given_up)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,11 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         "this client added to a part's figures all the same. A part is given up once "
         f"{HOPELESS} requests in a row, sent after the last answer, ran into --timeout: its totals and those of parts "
         "behind it are null, notes say so, and the parts before it stand; completed and failed count what had ended. "
+        "So it is with a part that Ctrl-C breaks off, but that none of its requests are counted. "
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
         "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, "
-        "too little memory for --n answers, or no usable server, 130 interrupted.",
+        "too little memory for --n answers, or no usable server, 130 interrupted (the parts before are printed).",
     )
     add = parser.add_argument
     add(
@@ -215,7 +225,8 @@ def _fit(plan: LoadPlan, prompt_tokens: int | None, max_tokens: int, max_model_l
 
 
 async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> _Measured:
-    """Send the parts, one after the other. A server that answers nothing any more ends that, not what it has given."""
+    """Send the parts, one after the other. A server that answers nothing any more and Ctrl-C end that, not what parts
+    have given by then."""
     models = await _models(endpoint, args.model)
     model = args.model or next(iter(models or {}))
     sequential = LoadPlan(
@@ -245,6 +256,10 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> _Measured:
             parts["open_loop"] = await run_watched("open_loop", replace(open_loop, concurrency=lines))
     except Hopeless as error:
         return _Measured(model, parts, error)
+    except asyncio.CancelledError:
+        if not parts:
+            raise
+        return _Measured(model, parts, interrupted=("sequential", "concurrent", "open_loop")[len(parts)])
     return _Measured(model, parts)
 
 
@@ -289,7 +304,7 @@ def _report(args: argparse.Namespace, measured: _Measured) -> dict[str, Any]:
         report |= _part(part, total, parts[part].requests)
         report[f"{part}_client_limited"] = _limits(parts[part])
     notes = [
-        measured.given_up and str(measured.given_up),
+        measured.why_no_more,
         *(_tail_note(part, total.completed) for part, total in sums.items()),
     ]
     report["notes"] = [note for note in notes if note is not None]
@@ -346,8 +361,8 @@ def _print(report: dict[str, Any]) -> None:
 
 def _comment(args: argparse.Namespace, measured: _Measured, report: dict[str, Any]) -> None:
     """Say on stderr what must not be overlooked in the figures."""
-    if measured.given_up is not None:
-        _complain(str(measured.given_up))
+    if measured.why_no_more is not None:
+        _complain(measured.why_no_more)
     failures = [row for result in measured.parts.values() for row in result.requests if not row.ok]
     if failures:
         first = failures[0]
@@ -384,6 +399,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = _report(args, measured)
         _print(report)
         _comment(args, measured, report)
+        if measured.interrupted is not None:
+            return 130
         return 0 if report["completed"] else 1
     except KeyboardInterrupt:
         _complain("interrupted")
