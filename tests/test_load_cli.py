@@ -260,6 +260,38 @@ def test_a_server_that_refuses_such_requests_gets_one(
         assert (code, report["completed"]) == (0, 8)
 
 
+@pytest.mark.parametrize("chat", [[], ["--chat"]])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("<html>\n<body>hello</body></html>", "no JSON object"),
+        ("", "no JSON object"),
+        ("[1]", "no JSON object"),
+        ("{}", "{}"),
+        ('{"choices": null}', '{"choices": null}'),
+        ('{"choices": {}}', '{"choices": {}}'),
+        ('{"error": {"message": "no such\\nmodel"}}', '{"error": {"message": "no such\\nmodel"}}'),
+        ('{"choices": [], "error": "overloaded"}', '{"choices": [], "error": "overloaded"}'),
+        (json.dumps({"error": "e" * 999}), '{"error": "' + "e" * 189),
+    ],
+)
+def test_a_server_that_answers_200_and_no_completion_gets_one_request(
+    capsys: pytest.CaptureFixture[str], body: str, words: str, chat: list[str]
+) -> None:
+    with serving(MockOpenAI(completions_body=body)) as server:
+        code, report, complaint = run(capsys, "--url", server.url, *SMALL, *chat)
+    assert (code, report, len(server.bodies)) == (2, {}, 1)
+    url = f"{server.url}/v1/{'chat/completions' if chat else 'completions'}"
+    no_server = "no OpenAI-compatible server?"
+    assert complaint == f"python -m workers.load: {url} answered HTTP 200 and no completion ({words}): {no_server}\n"
+
+
+def test_an_error_of_null_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI(completions_body='{"choices": [], "error": null}')) as server:
+        code, _, _ = run(capsys, "--url", server.url, *SMALL)
+    assert (code, len(server.bodies)) == (1, 9)
+
+
 def test_a_wrong_path_is_found_by_one_request_where_no_list_of_models_tells(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(MockOpenAI()) as server:
         code, report, complaint = run(capsys, "--url", f"{server.url}/wrong", *SMALL, "--model", "mock")

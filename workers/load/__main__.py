@@ -26,7 +26,7 @@ from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
 from workers.load.client import allow_connections
-from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
+from workers.load.endpoint import QUOTED_BYTES, Endpoint, EndpointError, ask, served_models
 from workers.load.failed import TooFewFiles
 from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
@@ -183,21 +183,32 @@ async def _try_one(plan: LoadPlan) -> int | None:
     """Send a plan's first request, for one token and not streamed; return its prompt's tokens by the server's count.
 
     No list of models tells whether this server takes such requests at all: it may refuse a field of theirs, have no
-    such path, or serve a model that only embeds. One that is busy or broken (429, 5xx) does take them, and counts
-    nothing.
+    such path, serve a model that only embeds, or answer 200 with a page or an error. One that is busy or broken (429,
+    5xx) does take them, and counts nothing.
+
+    Raises:
+        EndpointError: it does not take them, or did not answer in time.
     """
     one = replace(plan, num_requests=1, output_tokens=1, due_s=())
     body = json.loads(next(each.body for each in prepare(one) if each is not None))
     del body["stream"], body["stream_options"]
+    url = plan.endpoint.load_url(plan.api)
     try:
-        answer = await ask(plan.endpoint, plan.endpoint.load_url(plan.api), plan.timeout_s, body)
+        answer = await ask(plan.endpoint, url, plan.timeout_s, body)
     except EndpointError as error:
         if error.status is None or (400 <= error.status < 500 and error.status != 429):
             raise
         return None
-    usage = answer.get("usage") if isinstance(answer, dict) else None
+    if not _is_completion(answer):
+        words = json.dumps(answer)[:QUOTED_BYTES] if isinstance(answer, dict) else "no JSON object"
+        raise EndpointError(f"{url} answered HTTP 200 and no completion ({words}): no OpenAI-compatible server?", 200)
+    usage = answer.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if type(count) is int else None
+
+
+def _is_completion(answer: Any) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("choices"), list) and answer.get("error") is None
 
 
 async def _check(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
