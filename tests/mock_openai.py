@@ -59,6 +59,8 @@ class MockOpenAI:
     models_body: str | None = None
     """Answer /v1/models with this text instead of a list."""
     models_status: int = 200
+    completions_body: str | None = None
+    """Answer requests with this text and HTTP 200 instead of completions."""
     max_model_len: int | None = None
     """Named in /v1/models; longer requests are refused."""
     tokens_of_a_word: int | None = None
@@ -129,6 +131,8 @@ class MockOpenAI:
 
     async def _answer(self, request: web.Request, body: dict[str, Any], fault: Fault) -> web.StreamResponse:
         assert request.transport is not None
+        if self.completions_body is not None:
+            return web.Response(text=self.completions_body)
         if fault is Fault.STATUS_503:
             return web.Response(status=503, text="no capacity: " + "x" * 1000)
         if fault is Fault.UNKNOWN_FIELD and "ignore_eos" in body:

@@ -20,7 +20,10 @@ from workers.load import progress
 from workers.load.__main__ import main
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
+from workers.load.sent import Sent
 from workers.load.stalls import HeldBack
+from workers.load.stream import Asked
+from workers.load.wire import Answer
 
 TUTORIAL_KEYS = [
     "n",
@@ -257,6 +260,38 @@ def test_a_server_that_refuses_such_requests_gets_one(
         assert (code, report["completed"]) == (0, 8)
 
 
+@pytest.mark.parametrize("chat", [[], ["--chat"]])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("<html>\n<body>hello</body></html>", "no JSON object"),
+        ("", "no JSON object"),
+        ("[1]", "no JSON object"),
+        ("{}", "{}"),
+        ('{"choices": null}', '{"choices": null}'),
+        ('{"choices": {}}', '{"choices": {}}'),
+        ('{"error": {"message": "no such\\nmodel"}}', '{"error": {"message": "no such\\nmodel"}}'),
+        ('{"choices": [], "error": "overloaded"}', '{"choices": [], "error": "overloaded"}'),
+        (json.dumps({"error": "e" * 999}), '{"error": "' + "e" * 189),
+    ],
+)
+def test_a_server_that_answers_200_and_no_completion_gets_one_request(
+    capsys: pytest.CaptureFixture[str], body: str, words: str, chat: list[str]
+) -> None:
+    with serving(MockOpenAI(completions_body=body)) as server:
+        code, report, complaint = run(capsys, "--url", server.url, *SMALL, *chat)
+    assert (code, report, len(server.bodies)) == (2, {}, 1)
+    url = f"{server.url}/v1/{'chat/completions' if chat else 'completions'}"
+    no_server = "no OpenAI-compatible server?"
+    assert complaint == f"python -m workers.load: {url} answered HTTP 200 and no completion ({words}): {no_server}\n"
+
+
+def test_an_error_of_null_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI(completions_body='{"choices": [], "error": null}')) as server:
+        code, _, _ = run(capsys, "--url", server.url, *SMALL)
+    assert (code, len(server.bodies)) == (1, 9)
+
+
 def test_a_wrong_path_is_found_by_one_request_where_no_list_of_models_tells(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(MockOpenAI()) as server:
         code, report, complaint = run(capsys, "--url", f"{server.url}/wrong", *SMALL, "--model", "mock")
@@ -366,6 +401,41 @@ def test_a_server_that_answers_nothing_is_not_waited_for_to_the_end(
     assert f"sequential: no whole answer within 0.1 s to the first {report['failed']} requests: given up" in complaint
 
 
+def test_a_server_that_falls_silent_in_the_middle_of_a_part_is_not_waited_for_to_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+    faults = [Fault.NONE, Fault.NONE, Fault.STATUS_503, Fault.NONE]  # the first is that which is tried
+    with serving(MockOpenAI(faults=faults, fault=Fault.HANG)) as server:
+        arguments = ["--url", server.url, "--n", "50", "--timeout", "0.2", "--max-tokens", "8"]
+        code, report, complaint = run(capsys, *arguments)
+        assert 7 <= len(server.bodies) < 10
+    assert (code, report["completed"], report["sequential_s"], report["concurrent_qps"]) == (0, 2, None, None)
+    assert report["failed"] == 4  # that with HTTP 503, too
+    words = "sequential: no whole answer within 0.2 s to 3 requests in a row, after 3 answers: given up"
+    assert complaint == f"python -m workers.load: {words}\n"
+    assert report["notes"] == [words]
+
+
+def timed_out(sent_s: float) -> Sent:
+    return Sent(0, Asked(8, True), Answer(sent_s, 0), ended_s=sent_s + 10.0, error=TimeoutError())
+
+
+def test_only_what_was_sent_after_the_last_answer_tells_of_silence() -> None:
+    """Of many in flight at a busy server several may run out of time at once, while it answers the others."""
+    count = progress._Count()
+    for sent_s in (0.0, 0.0, 0.0):
+        count.take(timed_out(sent_s))
+    assert count.unanswered == 3
+    count.take(Sent(3, Asked(8, True), Answer(2.0, 0), ended_s=11.0))
+    for sent_s in (3.0, 3.0, 3.0, 10.9):
+        count.take(timed_out(sent_s))
+    assert count.unanswered == 0
+    for sent_s in (11.0, 12.0):
+        count.take(timed_out(sent_s))
+    assert (count.unanswered, count.answered, len(count.ended)) == (2, 1, 10)
+
+
 @pytest.mark.parametrize(
     ("answered", "further", "given_up", "kept"),
     [
@@ -455,6 +525,37 @@ def test_interrupting_is_exit_130_without_a_traceback() -> None:
     assert (client.returncode, out, err) == (130, "", "python -m workers.load: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("answered", "further", "broken_off", "kept"),
+    [
+        (4, [], "concurrent", ["sequential"]),
+        (6, ["--rate", "100"], "concurrent", ["sequential"]),
+        (8, ["--rate", "100"], "open_loop", ["sequential", "concurrent"]),
+    ],
+)
+def test_what_was_measured_before_an_interruption_is_printed(
+    answered: int, further: list[str], broken_off: str, kept: list[str]
+) -> None:
+    with serving(MockOpenAI(faults=[Fault.NONE] * (1 + answered), fault=Fault.HANG)) as server:
+        with subprocess.Popen(
+            [*COMMAND, "--url", server.url, *SMALL, *further],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as client:  # fmt: skip
+            assert server.hanging.acquire(timeout=20)
+            client.send_signal(signal.SIGINT)
+            out, err = client.communicate(timeout=20)
+        assert server.hung_up.acquire(timeout=5)
+    assert (client.returncode, err) == (130, f"python -m workers.load: {broken_off}: interrupted\n")
+    report = json.loads(out)
+    assert list(report)[:8] == TUTORIAL_KEYS
+    assert (report["completed"], report["failed"]) == (4 * len(kept), 0)
+    for part in ["sequential", "concurrent", *(["open_loop"] if further else [])]:
+        totals = [report[f"{part}_{key}"] for key in ("s", "qps", "tok_s")]
+        assert all(totals) if part in kept else totals == [None] * 3
+        assert (f"{part}_p50_ttft_s" in report) == (part in kept)
+    assert report["notes"][0] == f"{broken_off}: interrupted"
+
+
 def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(MockOpenAI()) as server:
         code, report, err = run(capsys, "--url", server.url, *SMALL, "--rate", "200")
@@ -508,10 +609,11 @@ def test_an_open_loops_lines_are_connected_before_it(
 
 
 def test_an_open_loop_that_runs_out_of_files_is_limited_by_its_client() -> None:
-    """All but its first requests stay in flight: more than this process may have connections."""
+    """All but its first requests stay in flight: more than this process may have connections. They run out of time in
+    the middle between two looks at how far the part is, so that it has ended before it could be given up."""
     n = 80
     with serving(MockOpenAI(faults=[Fault.NONE] * (2 * n + 3), fault=Fault.HANG)) as server:
-        arguments = f"--url {server.url} --n {n} --concurrency 2 --max-tokens 2 --rate 1000 --timeout 2"
+        arguments = f"--url {server.url} --n {n} --concurrency 2 --max-tokens 2 --rate 1000 --timeout 2.5"
         done = subprocess.run(
             ["bash", "-c", f"ulimit -n 60; exec {' '.join(COMMAND)} {arguments}"],
             cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,

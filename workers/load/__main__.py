@@ -8,6 +8,7 @@ limits are in the figures.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import os
@@ -25,12 +26,12 @@ from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
 from workers.load.bodies import prepare
 from workers.load.client import allow_connections
-from workers.load.endpoint import Endpoint, EndpointError, ask, served_models
+from workers.load.endpoint import QUOTED_BYTES, Endpoint, EndpointError, ask, served_models
 from workers.load.failed import TooFewFiles
 from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
 from workers.load.plan import LoadPlan, LoadResult
-from workers.load.progress import Hopeless, run_watched
+from workers.load.progress import HOPELESS, Hopeless, run_watched
 from workers.load.prompts import GivenText
 from workers.load.summary import LoadSummary, percentile, summarize
 from workers.load.tokenizer import count_tokens
@@ -51,7 +52,15 @@ class _Measured:
     parts: dict[str, LoadResult]
     """Those that went to their end."""
     given_up: Hopeless | None = None
-    """Why there are no more of them."""
+    interrupted: str | None = None
+    """The part that Ctrl-C broke off."""
+
+    @property
+    def why_no_more(self) -> str | None:
+        """Why there are no more parts; None where all are there."""
+        if self.interrupted is not None:
+            return f"{self.interrupted}: interrupted"
+        return None if self.given_up is None else str(self.given_up)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,13 +107,15 @@ def _parser() -> argparse.ArgumentParser:
         "successful requests per second, TTFT and E2EL from a request's send to its first and last token. "
         "*_client_limited says why a part measured this client and not the server: [] where it was not found to be, "
         f"null where the part lasted less than {JUDGED_FROM_S:g} s, too short to tell; notes name from 2 ms on what "
-        "this client added to a part's figures all the same. A part whose first requests all run into --timeout is "
-        "given up: its totals and those of parts behind it are null, notes say so, and the parts before it stand. "
+        "this client added to a part's figures all the same. A part is given up once "
+        f"{HOPELESS} requests in a row, sent after the last answer, ran into --timeout: its totals and those of parts "
+        "behind it are null, notes say so, and the parts before it stand; completed and failed count what had ended. "
+        "So it is with a part that Ctrl-C breaks off, but that none of its requests are counted. "
         f"The API key is read from {' or '.join(KEY_VARIABLES)}, proxies from http_proxy, https_proxy and no_proxy; "
         "SSL_CERT_FILE names the certificates to trust beside the system's. "
         "Exit code: 0 something succeeded (see completed and failed), 1 nothing did, "
         "2 bad arguments, lengths that do not fit the server's max_model_len, too few open files for --concurrency, "
-        "too little memory for --n answers, or no usable server, 130 interrupted.",
+        "too little memory for --n answers, or no usable server, 130 interrupted (the parts before are printed).",
     )
     add = parser.add_argument
     add(
@@ -172,21 +183,32 @@ async def _try_one(plan: LoadPlan) -> int | None:
     """Send a plan's first request, for one token and not streamed; return its prompt's tokens by the server's count.
 
     No list of models tells whether this server takes such requests at all: it may refuse a field of theirs, have no
-    such path, or serve a model that only embeds. One that is busy or broken (429, 5xx) does take them, and counts
-    nothing.
+    such path, serve a model that only embeds, or answer 200 with a page or an error. One that is busy or broken (429,
+    5xx) does take them, and counts nothing.
+
+    Raises:
+        EndpointError: it does not take them, or did not answer in time.
     """
     one = replace(plan, num_requests=1, output_tokens=1, due_s=())
     body = json.loads(next(each.body for each in prepare(one) if each is not None))
     del body["stream"], body["stream_options"]
+    url = plan.endpoint.load_url(plan.api)
     try:
-        answer = await ask(plan.endpoint, plan.endpoint.load_url(plan.api), plan.timeout_s, body)
+        answer = await ask(plan.endpoint, url, plan.timeout_s, body)
     except EndpointError as error:
         if error.status is None or (400 <= error.status < 500 and error.status != 429):
             raise
         return None
-    usage = answer.get("usage") if isinstance(answer, dict) else None
+    if not _is_completion(answer):
+        words = json.dumps(answer)[:QUOTED_BYTES] if isinstance(answer, dict) else "no JSON object"
+        raise EndpointError(f"{url} answered HTTP 200 and no completion ({words}): no OpenAI-compatible server?", 200)
+    usage = answer.get("usage")
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if type(count) is int else None
+
+
+def _is_completion(answer: Any) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("choices"), list) and answer.get("error") is None
 
 
 async def _check(plan: LoadPlan, max_tokens: int, max_model_len: int | None) -> None:
@@ -214,7 +236,8 @@ def _fit(plan: LoadPlan, prompt_tokens: int | None, max_tokens: int, max_model_l
 
 
 async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> _Measured:
-    """Send the parts, one after the other. A server that answers nothing any more ends that, not what it has given."""
+    """Send the parts, one after the other. A server that answers nothing any more and Ctrl-C end that, not what parts
+    have given by then."""
     models = await _models(endpoint, args.model)
     model = args.model or next(iter(models or {}))
     sequential = LoadPlan(
@@ -244,6 +267,10 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> _Measured:
             parts["open_loop"] = await run_watched("open_loop", replace(open_loop, concurrency=lines))
     except Hopeless as error:
         return _Measured(model, parts, error)
+    except asyncio.CancelledError:
+        if not parts:
+            raise
+        return _Measured(model, parts, interrupted=("sequential", "concurrent", "open_loop")[len(parts)])
     return _Measured(model, parts)
 
 
@@ -269,9 +296,11 @@ def _report(args: argparse.Namespace, measured: _Measured) -> dict[str, Any]:
     nothing = dict.fromkeys(TOTALS)
     for key in TOTALS:
         report |= {f"{part}_{key}": rates.get(part, nothing)[key] for part in ("sequential", "concurrent")}
-    report["completed"] = sum(total.completed for total in sums.values())
-    report["failed"] = sum(total.failed for total in sums.values())
-    report["failed"] += measured.given_up.failed if measured.given_up else 0
+    ended: list[LoadSummary | Hopeless] = [*sums.values()]
+    if measured.given_up is not None:
+        ended.append(measured.given_up)
+    report["completed"] = sum(part.completed for part in ended)
+    report["failed"] = sum(part.failed for part in ended)
     report["model"] = measured.model
     if args.rate is not None:
         report["rate"] = args.rate
@@ -286,7 +315,7 @@ def _report(args: argparse.Namespace, measured: _Measured) -> dict[str, Any]:
         report |= _part(part, total, parts[part].requests)
         report[f"{part}_client_limited"] = _limits(parts[part])
     notes = [
-        measured.given_up and str(measured.given_up),
+        measured.why_no_more,
         *(_tail_note(part, total.completed) for part, total in sums.items()),
     ]
     report["notes"] = [note for note in notes if note is not None]
@@ -343,8 +372,8 @@ def _print(report: dict[str, Any]) -> None:
 
 def _comment(args: argparse.Namespace, measured: _Measured, report: dict[str, Any]) -> None:
     """Say on stderr what must not be overlooked in the figures."""
-    if measured.given_up is not None:
-        _complain(str(measured.given_up))
+    if measured.why_no_more is not None:
+        _complain(measured.why_no_more)
     failures = [row for result in measured.parts.values() for row in result.requests if not row.ok]
     if failures:
         first = failures[0]
@@ -381,6 +410,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = _report(args, measured)
         _print(report)
         _comment(args, measured, report)
+        if measured.interrupted is not None:
+            return 130
         return 0 if report["completed"] else 1
     except KeyboardInterrupt:
         _complain("interrupted")
