@@ -137,6 +137,7 @@ class TelemetryRow:
     """One sample of one card (or of the host, for the CPU backend) while a point was measured."""
 
     t_s: float
+    """Since the window's opening."""
     device_id: str
     """Physical UUID of the card; `host` for the CPU backend; `SIM-n` for the simulator."""
     memory_used_bytes: int | None = None
@@ -160,7 +161,7 @@ class ServerSample:
     """The server's gauges and counters at one moment of a level; None where it has no such metric."""
 
     t_s: float
-    """When the answer to the scrape was there."""
+    """When the answer to the scrape was there, seconds since the window's opening."""
     running: int | None = None
     waiting: int | None = None
     waiting_capacity: int | None = None
@@ -300,7 +301,8 @@ class PointRow:
     completed: int | None = None
     failed: int | None = None
     duration_s: float | None = None
-    """First send to last byte of the measured window: ramp and drain are in it."""
+    """From the window's opening to the last byte: ramp and drain are in it, and in an open loop the time until the
+    first request is due."""
     mean_e2e_s: float | None = None
     p50_e2e_s: float | None = None
     p95_e2e_s: float | None = None

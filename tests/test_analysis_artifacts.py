@@ -240,6 +240,29 @@ def test_answer_holds_the_main_results(gpu: Path) -> None:
     assert len(text.splitlines()) < 12
 
 
+@pytest.mark.parametrize(
+    ("shape", "purposes", "start", "told"),
+    [
+        (synthetic.GPU, ("kv_scaling", "batching"), "warm", True),
+        (synthetic.GPU, ("kv_scaling", "batching"), "cold", False),
+        (synthetic.GPU, ("kv_scaling",), "warm", False),
+        (synthetic.CPU, ("kv_scaling", "batching"), "warm", False),
+    ],
+)
+def test_answer_says_what_the_pages_do_of_load_on_forked_servers_of_cards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: synthetic.Shape, purposes: tuple[str, ...], start: str,
+    told: bool,
+) -> None:  # fmt: skip
+    made = synthetic.session_of
+    monkeypatch.setattr(synthetic, "session_of", lambda row: replace(made(row), start=start))
+    run = synthetic.write_run(tmp_path, [row for row in synthetic.rows(shape) if row.purpose in purposes])
+    reduce(run)
+    lines = [line for line in answer(run).splitlines() if line.startswith("forked servers: load was sent to servers")]
+    assert len(lines) == told
+    page = (run / "batching_benchmark.md").read_text().replace("**", "")
+    assert all(line in page for line in lines)
+
+
 def test_answer_holds_every_load_with_its_lengths_and_names_no_other_s(tmp_path: Path) -> None:
     """Short requests and near-full contexts on one server: what holds for one must not be read of the other."""
     ladder = [

@@ -989,7 +989,9 @@ class Auditor:
             "client_e2e_p95_raised_ms": lambda: _worst_client_ms(before, "e2e_p95_raised_s"),
             "client_tpot_p95_raised_ms": lambda: _worst_client_ms(before, "tpot_p95_raised_s"),
             "client_slip_p99_ms": lambda: _worst_client_ms(own, "slip_p99_s"),
-            "server_hz_lowest": lambda: own.server_hz.min(),
+            "server_hz_lowest": lambda: own.server_hz[
+                (own.server_hz * own.duration_s).round() < own.duration_s // 0.5
+            ].min(),
             "warmup_rounds": lambda: own.warmup_tok_s.map(len).max(),
             "ran_out_after_s": lambda: own.duration_s.min(),
             "asked_s": lambda: own.asked_s.iloc[0],

@@ -53,7 +53,7 @@ def notes(**columns: object) -> str:
         ({"duration_s": 0.31}, "0.310 s are too short to tell whether the load client was the limit"),
         ({"warmup_stable": False, "warmup_tok_s": [1.0, 2.0, 4.0]}, "had not settled after 3 rounds"),
         ({"asked_s": 30.0, "duration_s": 20.5, "stopped_by": "requests"}, "ran out of requests after 20.5 of 30.0 s"),
-        ({"server_hz": 1.25}, "the server's metrics were answered only 1.2 times a second"),
+        ({"server_hz": 5 / 4, "duration_s": 4.0}, "the server's metrics were answered only 1.2 times a second"),
         ({"api": "chat", "mean_prompt_tokens": 12.3}, "12.3 tokens a prompt by usage"),
         ({"api": "chat", "mean_prompt_tokens": 13.2}, "prompts are +10.0 % off the asked length"),
         ({"api": "chat", "text_cost_assumed": True}, "a word was taken for a token"),
@@ -79,10 +79,11 @@ def test_what_was_odd_is_said(columns: dict[str, object], words: str) -> None:
             "tpot_p95_raised_s": 0.00003,
             "duration_s": 0.51,
             "warmup_stable": None,
-            "server_hz": 2.0,
+            "server_hz": 1 / 0.51,
             "completed": 21,
         },
         {"asked_s": 30.0, "duration_s": 30.1, "stopped_by": "time"},
+        {"server_hz": 3 / 1.6008, "duration_s": 1.6008},  # scraped every 0.4 s, the first scrape 8 ms late
         {"duration_s": 0.3, "simulated": True},  # a stand-in's client is not judged
         {  # one process's own figures where the level's are known: of all streams together stalls raised none
             "clients": [CALM, replace(CALM, ttft_p95_raised_s=0.031, e2e_p95_raised_s=0.14)],

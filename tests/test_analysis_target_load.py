@@ -329,6 +329,25 @@ def test_all_that_answer_join_memory_and_load(tmp_path: Path) -> None:
     assert re.search(rf"^- \*\*Q2\..* The target, {clause}", operating, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("memory", "load", "target", "told"),
+    [
+        ("cold", "warm", Targets(16, 4096), True),
+        ("warm", "cold", Targets(16, 4096), False),
+        ("cold", "warm", Targets(), False),
+        ("cold", "warm", Targets(48, 4096), False),  # no level had so many in flight
+    ],
+)
+def test_notes_on_memory_say_so_where_the_load_they_tell_of_went_to_forked_servers(
+    memory: str, load: str, target: Targets, told: bool
+) -> None:
+    tables = synthetic.tables_of([*MEMORY, *near_full(session_id="load")])
+    starts = (load if session.session_id == "load" else memory for session in tables.sessions)
+    sessions = (replace(session, start=start) for session, start in zip(tables.sessions, starts, strict=True))
+    page = kv_page(replace(tables, sessions=tuple(sessions)), target, OBJECTIVE).text()
+    assert ("**forked servers**" in page) == told
+
+
 def test_load_alone_answers_for_the_target_too(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path, near_full())
     (run / "manifest.json").write_text(json.dumps({"target": {"concurrency": 16, "context_tokens": 4096}}))

@@ -22,6 +22,7 @@ from analysis.load.strangers import marked
 from analysis.memory.kv_pages import pages_of
 from analysis.memory.kv_room import kv_room
 from analysis.rows.groups import SERVER
+from analysis.rows.tables import RunPoint
 from analysis.writing.document import Part, Phrase, join, phrase
 from analysis.writing.figures import Figure, count, plain, quote
 
@@ -150,6 +151,14 @@ def target_sentences(subject: Subject) -> list[Phrase]:
     n, context = subject.targets.concurrency, _target_context(subject)
     said = [phrase("The target, {found}.", found=found) for found in target_under_load(subject)]
     return [*said, *(holds_instead(subject, n, context) if n is not None and context is not None else [])]
+
+
+def target_rows(subject: Subject) -> list[RunPoint]:
+    """Return the measured rows of the load that `target_sentences` tells of; nothing where no level stands for the
+    target."""
+    n, tokens = subject.targets.concurrency, subject.targets.context_tokens
+    level = target_level(subject, n, tokens) if n is not None and tokens is not None else None
+    return [row for candidate in level.choice.candidates for row in candidate.reading.measured] if level else []
 
 
 def _target_context(subject: Subject) -> Figure | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from analysis.load.anchors import drift_notes
 from analysis.load.load_curve import NEAR_TARGET
 from analysis.rows.series import Reading
@@ -19,7 +21,7 @@ P99_NEEDS = 101
 PROMPTS_OFF = 0.05
 """A chat whose prompts are off the asked length by more than this share is named."""
 SCRAPES_PER_S = 2.0
-"""With fewer, a level's highest samples may miss more than they are said to."""
+"""What is promised. With fewer, a level's highest samples may miss more than they are said to."""
 
 
 def request_notes(reading: Reading) -> list[Part]:
@@ -106,11 +108,23 @@ def _server(reading: Reading) -> list[Part]:
     preemptions = reading.highest("preemptions")
     if preemptions:
         notes.append(phrase("{n} preemptions", n=count(f"{reading.name}.preemptions_highest", preemptions)))
-    rate = min(reading.values("server_hz"), default=None)
-    if rate is not None and rate < SCRAPES_PER_S:
+    rate = _too_few_scrapes(reading)
+    if rate is not None:
         shown = decimal(f"{reading.name}.server_hz_lowest", rate, 1)
         notes.append(phrase("the server's metrics were answered only {n} times a second", n=shown))
     return notes
+
+
+def _too_few_scrapes(reading: Reading) -> float | None:
+    """Return the lowest rate of windows with fewer scrapes than the promised rate allows, wherever they begin in it."""
+    rates = (
+        p.server_hz
+        for p in reading.measured
+        if p.server_hz is not None
+        and p.duration_s is not None
+        and round(p.server_hz * p.duration_s) < math.floor(p.duration_s * SCRAPES_PER_S)
+    )
+    return min(rates, default=None)
 
 
 def _window(reading: Reading) -> list[Part]:

@@ -26,7 +26,7 @@ from analysis.memory.kv_fit import KvResult, kv_results
 from analysis.memory.kv_pages import Configs
 from analysis.memory.kv_too_long import too_long
 from analysis.pages.envelope_sweep import summary
-from analysis.rows.caveats import missing_words, next_steps, not_whole, silent_sessions, title
+from analysis.rows.caveats import forked_words, missing_words, next_steps, not_whole, silent_sessions, title
 from analysis.rows.series import Reading, concurrency_figure, outcome, outcome_figure, point_name
 from analysis.rows.tables import RunPoint, Tables, read_tables
 from analysis.rows.targets import Slo, Targets, read_slo, read_targets
@@ -49,6 +49,7 @@ def answer(run_dir: Path) -> str:
     lines: list[str] = []
     for finding in findings(tables, read_slo(run_dir), read_targets(run_dir)):
         lines += [finding.about.plain, *(f"  {line.plain}" for line in finding.lines)]
+    lines += [f"forked servers: {line.plain}" for line in forked_words(tables.points, tables)]
     lines += [f"not whole: {line.plain}" for line in not_whole(tables)]
     lines += [line.plain for line in (*losses(tables), *missing_words(tables))]
     return "\n".join([*lines, f"Files: {run_dir}"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.advice.kv_headroom import add_decision, add_headroom
 from analysis.advice.subject import subject_of, subjects
-from analysis.advice.target_load import target_sentences
+from analysis.advice.target_load import target_rows, target_sentences
 from analysis.memory.kv_account import Accounts
 from analysis.memory.kv_account_table import add_account
 from analysis.memory.kv_estimates import add_estimates
@@ -59,7 +59,9 @@ def kv_page(tables: Tables, targets: Targets, slo: Slo = NO_OBJECTIVES) -> Docum
         return page_without_rows(FILE, TITLE, tables, NO_ROWS + (POOLS_KNOWN if _pools_known(tables.points) else ""))
     doc = Document(FILE)
     doc.heading(1, TITLE)
-    add_caveats(doc, rows, tables)
+    found, results = subjects(tables, slo, targets, None), kv_results(tables.points)
+    under_load = [row for result in results for row in target_rows(subject_of(result, found))]
+    add_caveats(doc, [*rows, *under_load], tables)
     doc.say(
         "MB in the column names of the CSV files is MiB, {unit} bytes, as nvidia-smi prints it. Memory is that of "
         "all cards of a server together. *Ready*: idle, before any request. *Loaded*: idle again after a warm-up load "
@@ -74,12 +76,12 @@ def kv_page(tables: Tables, targets: Targets, slo: Slo = NO_OBJECTIVES) -> Docum
             + (", as in every row here, so it does not check *loaded*" if _never_loaded(rows) else "")
             + ". What the cards show beyond it NVML gives to no process, or it was there before."
         )
-    accounts, found = Accounts(tables.sessions), subjects(tables, slo, targets, None)
-    for result in kv_results(tables.points):
+    accounts = Accounts(tables.sessions)
+    for result in results:
         doc.heading(2, "{who}", who=identity(result.sample, result.name, result.group.label))
         add_decision(doc, result, tables, targets)
-        if under_load := target_sentences(subject_of(result, found)):
-            doc.say("{sentences}", sentences=join(under_load, " "))
+        if sentences := target_sentences(subject_of(result, found)):
+            doc.say("{sentences}", sentences=join(sentences, " "))
         _committed_section(doc, result, accounts, tables)
         _flat_section(doc, result, accounts)
         add_account(doc, result, accounts, tables.points)

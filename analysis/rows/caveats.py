@@ -131,11 +131,8 @@ def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> No
             model=quote(f"cut.{slug}.model", model),
             words=quote(f"cut.{slug}.words", words),
         )
-    if _forked_under_load(points, tables):
-        doc.caution(
-            "**forked servers**: load was sent to servers with `server.start=warm`. On GPUs these were seen to be some "
-            "percent slower than cold ones (docs/warm_starts.md); `server.start=cold` is the reference."
-        )
+    for forked in forked_words(points, tables):
+        doc.caution("**forked servers**: {forked}", forked=forked)
     if any(point.device == "cpu" for point in points):
         doc.caution(
             "**CPU backend**: no GPU was used. Memory is the proportional set size (PSS) of the server's process tree, "
@@ -144,8 +141,20 @@ def add_caveats(doc: Document, points: Sequence[RunPoint], tables: Tables) -> No
         )
 
 
+def forked_words(points: Sequence[RunPoint], tables: Tables) -> list[Phrase]:
+    """Return that some of these levels were measured on cards on forked servers, and what that means; nothing where
+    none was."""
+    if not _forked_under_load(points, tables):
+        return []
+    return [
+        phrase(
+            "load was sent to servers with `server.start=warm`. On GPUs these were seen to be some percent slower than "
+            "cold ones (docs/warm_starts.md); `server.start=cold` is the reference."
+        )
+    ]
+
+
 def _forked_under_load(points: Sequence[RunPoint], tables: Tables) -> bool:
-    """Whether some of these levels were measured on cards, on a server that was forked."""
     forked = {(session.session_id, session.attempt) for session in tables.sessions if session.start == Start.WARM}
     levels = (point for point in points if point.kind == PointKind.LOAD and point.status == MEASURED)
     return any((p.session_id, p.attempt) in forked and p.device == "cuda" and not p.simulated for p in levels)

@@ -6,7 +6,7 @@ In turns: `floor`, `ours`, `bench`, and those of `guidellm`, `aiperf` and `infer
 environment of its own: `PATH=$PATH:/path/to/its/bin`), or what --clients names.
 With --poisson requests arrive at random, at the rate that keeps as many in flight on average, and tools are left out.
 Two cores: the server on the first, the client of the moment on the second. 64 tokens a request, 10 ms apart. Prints
-medians over the runs and their ratios; truth is what the server logged in the same run.
+medians over the runs, and ours over each other client's CPU; truth is what the server logged in the same run.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from workers.models import write_model_dir
 
 HERE = Path(__file__).parent
 OWN = ("floor", "ours", "bench")
+NAMES = {"floor": "the floor", "bench": "vllm bench serve"}
 TOKENS, INTERVAL_MS = 64, 10.0
 
 
@@ -141,10 +142,25 @@ def _print(streams: int, found: dict[str, list[dict[str, Any]]]) -> None:
     limits = [run["limits"] for run in found.get("ours", []) if run["limits"]]
     if limits:
         print(f"ours calls itself the limit in {len(limits)} of {len(found['ours'])} runs: {'; '.join(limits[-1])}")
-    if {"ours", "bench"} <= set(found):
-        ratios = [median("ours", key) / median("bench", "us_window") for key in ("us_window", "us_all")]
-        print(f"ours / vllm bench serve, CPU a token: {ratios[0]:.2f} in the window, {ratios[1]:.2f} with all parsing")
+    for line in ratios(found):
+        print(line)
     sys.stdout.flush()
+
+
+def ratios(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return our CPU a token over that of each other client, by the medians of their runs, a line for each."""
+    cpu = {
+        name: [statistics.median(run[key] for run in runs) for key in ("us_window", "us_all")]
+        for name, runs in found.items()
+    }
+    if "ours" not in cpu:
+        return []
+    window, parsed = cpu.pop("ours")
+    return [
+        f"ours / {NAMES.get(name, name)}, CPU a token: {window / in_window:.2f} in the window, "
+        f"{parsed / with_parsing:.2f} with all parsing"
+        for name, (in_window, with_parsing) in cpu.items()
+    ]
 
 
 if __name__ == "__main__":

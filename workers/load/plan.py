@@ -87,7 +87,8 @@ class LoadResult:
     requests: list[RequestRow]
     """By ordinal, failed ones included. In a failed row `e2e_s` is the time from its send until it was given up."""
     duration_s: float
-    """From the window's opening (the first send) to the last byte or failure of the last request."""
+    """From the window's opening to the last byte or failure of the last request. A closed loop sends its first requests
+    at the opening, an open one its first when that is due."""
     started_monotonic_s: float
     """The window's opening on `time.monotonic()`, which all processes of a host share."""
     started_wall_s: float
