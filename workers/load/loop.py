@@ -24,14 +24,18 @@ def run(main: Coroutine[Any, Any, _T]) -> _T:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes the loop: uvloop, or asyncio's own where uvloop is too old to write at once."""
-    return uvloop.new_event_loop if _writes_at_once(uvloop.__version__) else asyncio.SelectorEventLoop
+    return uvloop.new_event_loop if _writes_at_once(_installed()) else asyncio.SelectorEventLoop
 
 
 def client_versions() -> str:
     """Return what the load client is made of here, e.g. "aiohttp 3.14.5, uvloop 0.23.0"."""
-    found = f"uvloop {uvloop.__version__}"
-    loop = found if _writes_at_once(uvloop.__version__) else f"asyncio's loop ({found} is too old)"
+    found = f"uvloop {_installed()}"
+    loop = found if _writes_at_once(_installed()) else f"asyncio's loop ({found} is too old)"
     return f"aiohttp {aiohttp.__version__}, {loop}"
+
+
+def _installed() -> str:
+    return str(uvloop.__version__)  # type: ignore[attr-defined]
 
 
 def _writes_at_once(version: str) -> bool:
