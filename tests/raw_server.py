@@ -30,6 +30,8 @@ class RawServer:
     scripts: list[Script]
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
+    arrived_s: list[float] = field(default_factory=list)
+    """When each had been read (`time.monotonic()`)."""
     connections: int = 0
 
     def serve(self, listener: socket.socket) -> None:
@@ -45,6 +47,7 @@ class RawServer:
         with contextlib.suppress(OSError), client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while request := _read_request(client):
+                self.arrived_s.append(time.monotonic())
                 self.requests.append(request)
                 script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
                 for piece in script.pieces:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,9 @@ from workers.load import memory
 from workers.load.__main__ import main
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
-from workers.load.reads import BEGIN_BYTES, BYTES_A_READ, Reads
+from workers.load.reads import BEGIN_BYTES, BYTES_A_READ, Reads, Room
 from workers.load.sent import Sent, row_of
-from workers.load.stream import Asked
+from workers.load.stream import Asked, digest
 from workers.load.wire import Answer
 from workers.session import Session
 
@@ -83,6 +85,42 @@ def test_of_a_body_that_is_given_up_its_begin_is_kept(data: list[bytes]) -> None
     whole = b"".join(data)
     assert (reads.data, reads.begin, reads.size) == ([whole[:BEGIN_BYTES]], whole[:BEGIN_BYTES], len(whole))
     assert reads.at_s == [len(data) - 1]
+
+
+PARTS = st.sampled_from(
+    [
+        b'data: {"choices": [{"index": 0, "text": "x"}]}',
+        b"data: [DONE]",
+        b": ",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\n\n",
+        b"x" * 5000,
+    ]
+)
+
+
+@given(st.lists(PARTS, max_size=30), st.lists(st.integers(0, 10**4), max_size=60), st.booleans(), st.data())
+def test_merged_reads_say_what_each_said(
+    parts: list[bytes], cuts: list[int], chunked: bool, data: st.DataObject
+) -> None:
+    """Whatever a body is and wherever it is cut: the same bytes, the same record, no read more than there were."""
+    body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part for part in parts)
+    body += b"0\r\n\r\n" if chunked else b""
+    at = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
+    pieces = [body[begin:end] for begin, end in pairwise(at)]
+    each = Reads(pieces, [float(number) for number in range(len(pieces))], chunked)
+    merged = Reads([], [], chunked)
+    room = Room(merged, math.inf)
+    for piece, at_s in zip(each.data, each.at_s, strict=True):
+        merged.data.append(piece)
+        merged.at_s.append(at_s)
+        if data.draw(st.booleans()):
+            room._merge()
+    assert b"".join(merged.data) == body
+    assert (merged.at_s[:1], merged.at_s[-1:]) == (each.at_s[:1], each.at_s[-1:])
+    assert digest(merged) == digest(each)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.floats(0, 1e12))

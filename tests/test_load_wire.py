@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import errno
 import gzip
+import itertools
 import json
 import socket
 import ssl
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from workers.load.client import generate
 from workers.load.endpoint import Endpoint, in_words, open_session
 from workers.load.memory import most_bytes
 from workers.load.plan import LoadPlan
-from workers.load.reads import BEGIN_BYTES, BYTES_A_READ
+from workers.load.reads import BEGIN_BYTES, BYTES_A_READ, Reads
 from workers.load.stream import Asked, digest, judge
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -215,19 +217,91 @@ async def test_of_an_answer_that_is_given_up_no_more_than_its_begin_is_kept(head
     assert 2**17 < answer.reads.size < 2**19
 
 
-async def test_reads_of_few_bytes_count_with_what_they_take() -> None:
+async def taken(most: float, pieces: Iterable[bytes]) -> tuple[wire.Answer, asyncio.Future[None]]:
+    """An answer that comes in these reads, as far as it is taken."""
     tap = wire.Tap(asyncio.get_running_loop())
     tap.transport = Mock(spec=asyncio.Transport)
-    answer = wire.Answer(0.0, 2**16)
+    answer = wire.Answer(0.0, most)
     ended = tap.ask(b"", answer)
-    tap.data_received(HEAD)
-    body = chunk(b": " + b"x" * 2**14)
-    pieces = iter([body[at : at + 2] for at in range(0, len(body), 2)])
-    while not ended.done():
-        tap.data_received(next(pieces))
+    for piece in pieces:
+        tap.data_received(piece)
+        if ended.done():
+            break
+    assert tap.transport.abort.call_count == (ended.done() and ended.exception() is not None)
+    return answer, ended
+
+
+def split(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def held(reads: Reads) -> int:
+    return sum(map(len, reads.data)) + BYTES_A_READ * len(reads.data)
+
+
+async def test_reads_of_few_bytes_count_with_what_they_take() -> None:
+    """Where each ends a line, none can be merged."""
+    pieces = split(chunk(b":\n" * 2**14), 2)
+    answer, ended = await taken(2**16, [HEAD, *pieces])
     assert isinstance(ended.exception(), aiohttp.ClientPayloadError)
-    assert 2**16 < answer.reads.size * (BYTES_A_READ + 2) // 2 < 2**16 + 200
-    tap.transport.abort.assert_called_once_with()
+    assert 2**16 < answer.reads.size * (BYTES_A_READ + 2) // 2 < 2**16 + 300
+
+
+VLLMS = (
+    b'{"id":"cmpl-8d2b1f0c9a7e4d35a1b2c3d4e5f60718","object":"text_completion","created":1795567241,"model":"m",'
+    b'"choices":[{"index":0,"text":" 8081","logprobs":null,"finish_reason":%b,"stop_reason":null,"token_ids":null,'
+    b'"prompt_logprobs":null,"prompt_token_ids":null}],"usage":null}'
+)
+SIXTY_FOUR = [
+    *[event(VLLMS % b"null")] * 63,
+    event(VLLMS % b'"length"'),
+    event({"choices": [], "usage": USAGE | {"completion_tokens": 64}}),
+    event(b"[DONE]"),
+]
+ENDS = {"lf": SIXTY_FOUR, "crlf": [each.replace(b"\n", b"\r\n") for each in SIXTY_FOUR]}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 11])
+@pytest.mark.parametrize("events", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("chunk_bytes", [None, 1, 7])
+async def test_an_answer_in_pieces_of_a_few_bytes_is_a_success_with_the_stamps_of_its_reads(
+    size: int, events: list[bytes], chunk_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the server wrote HTTP's chunks of a few bytes."""
+    monkeypatch.setattr(wire, "monotonic", map(float, itertools.count()).__next__)
+    pieces = split(
+        b"".join(chunk(part) for each in events for part in split(each, chunk_bytes or len(each))) + END, size
+    )
+    most = most_bytes(64)
+    answer, ended = await taken(most, [HEAD, *pieces])
+    assert ended.done()
+    assert held(answer.reads) <= most
+    assert (answer.first_byte_s, answer.reads.at_s[0], answer.reads.at_s[-1]) == (0.0, 1.0, len(pieces))
+    assert b"".join(answer.reads.data) == b"".join(pieces)
+    record, each_read = digest(answer.reads), Reads(pieces, [float(at) for at in range(1, len(pieces) + 1)], True)
+    assert record == digest(each_read)
+    assert len(record.chunk_at_s) == 64
+    assert judge(record, Asked(64, ignore_eos=True, prompt_tokens=20)) is None
+
+
+def test_so_is_one_that_a_server_writes_so() -> None:
+    for head in (HEAD, PLAIN):
+        body = b"".join(map(chunk, SIXTY_FOUR)) + END if head is HEAD else b"".join(SIXTY_FOUR)
+        with raw_server(Script([head, *split(body, 1)], then="close")) as server:
+            endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
+            (row,) = generate(LoadPlan(endpoint, 1, 1, 20, 64, 0, 256, 0, 20.0)).requests
+        assert (row.failure_message, row.chunks, row.body_bytes) == (None, 64, len(body))
+
+
+async def test_a_line_without_an_end_is_given_up_however_it_comes() -> None:
+    """In bounded memory, and in a time that its length alone decides."""
+    most = most_bytes(64)
+    for size in (1, 7, 2**16):
+        parts = (b"x" * size for _ in range(10**8 // size))
+        answer, ended = await taken(most, itertools.chain([HEAD, b"5f5e100\r\ndata: "], parts))
+        assert isinstance(ended.exception(), aiohttp.ClientPayloadError)
+        assert 0.9 * most < answer.reads.size < most + size
+        assert held(answer.reads) == BEGIN_BYTES + BYTES_A_READ
 
 
 def test_one_connection_is_used_again_after_a_whole_answer() -> None:

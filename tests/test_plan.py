@@ -35,6 +35,7 @@ def test_manifest_says_what_is_to_be_served_and_at_what_price() -> None:
     assert manifest["target"] == {"concurrency": 16, "context_tokens": 4096}
     assert manifest["slo"] == {"p95_e2e_s": 0.5, "p95_ttft_s": None, "p95_tpot_s": None}
     assert manifest["cost"] == {"gpu_hour": 2.5}
+    assert {"aiohttp", "uvloop"} <= manifest["versions"].keys()
 
 
 def test_experiments_of_one_run_agree_on_the_price() -> None:

@@ -31,6 +31,7 @@ from contract.specs import (
     SharedPrefix,
     Timeouts,
 )
+from orchestrator.manifest import server_entry
 from tests.configs import load
 from workers import probe, processes, temporary
 from workers.cores import FreeCores
@@ -41,6 +42,7 @@ from workers.launch.process import ServerProcess
 from workers.load.client import generate
 from workers.load.endpoint import NO_SOCKET, Endpoint
 from workers.load.failed import LoadFailed, LoadLost, TooFewFiles
+from workers.load.loop import client_versions
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.stalls import HeldBack
 from workers.load.steady import stable
@@ -112,6 +114,7 @@ def test_a_server_is_started_measured_and_gone(session: Made, transport: str) ->
     assert all(0 <= t.t_s <= (load_row.duration_s or 0) for t in load_row.telemetry)
     assert load_row.simulated
     assert load_row.device_ids == ["SIM-3"]
+    assert server_entry(started)["load_client"] == started.load_client == client_versions()
     assert (end.mem_after_stop_bytes, end.exit_code) == (0, 0)
     assert end.memory_back_s is not None
     accounts = [(row.moment, row.device_id, row.used_bytes, row.kv_bytes, row.outside_bytes) for row in end.account]

@@ -60,6 +60,7 @@ from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.failed import LoadFailed
 from workers.load.limits import client_limits
+from workers.load.loop import client_versions
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST
 from workers.load.steady import stable
@@ -184,6 +185,7 @@ class Session:
             torch_version=versions.torch,
             driver_version=self._device.driver_version,
             python_version=provenance.python_version(),
+            load_client=client_versions(),
         )
 
     # --- start ---

@@ -41,12 +41,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import uvloop
 from clients import poisson_s
 from truth import truth_server
 from verdicts import HEAD, Told, Verdict, blame, table
 
 from analysis.load.request_notes import CLIENT_WAIT_SHARE
+from workers.load import loop
 from workers.load.bodies import prepare
 from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
@@ -252,7 +252,7 @@ def _send(part: LoadPlan, stalled: Run | None) -> LoadResult:
             if stalling is not None:
                 stalling.cancel()
 
-    return uvloop.run(load())
+    return loop.run(load())
 
 
 def _noted(result: LoadResult) -> list[str]:

@@ -18,12 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-import uvloop
-
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lateness import LAG, RAISED, SLIP, in_ms
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
+from workers.load import loop
 from workers.load.bodies import prepare
 from workers.load.client import allow_connections
 from workers.load.endpoint import QUOTED_BYTES, Endpoint, EndpointError, ask, served_models
@@ -403,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         try:
             allow_connections(min(args.concurrency, args.n))
-            measured = uvloop.run(_measure(args, endpoint))
+            measured = loop.run(_measure(args, endpoint))
         except (TooFewFiles, EndpointError) as error:
             _complain(str(error))
             return 2

@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import aiohttp
-import uvloop
 from aiohttp.http_exceptions import HttpProcessingError
 
 from contract.lateness import OWN_RAISED
+from workers.load import loop
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
@@ -39,7 +39,7 @@ FURTHER_FILES = 16
 
 
 def generate(plan: LoadPlan) -> LoadResult:
-    """Run `plan` on uvloop in this process and return its rows; for callers without a running event loop.
+    """Run `plan` in this process and return its rows; for callers without a running event loop.
 
     Raises:
         TooFewFiles: it needs more connections than this process may have.
@@ -48,7 +48,7 @@ def generate(plan: LoadPlan) -> LoadResult:
     if plan.cores:
         os.sched_setaffinity(0, plan.cores)
     allow_connections(min(plan.concurrency, plan.num_requests))
-    return uvloop.run(run_load(plan))
+    return loop.run(run_load(plan))
 
 
 def allow_connections(number: int) -> None:

@@ -25,9 +25,10 @@ CGROUP = Path("/sys/fs/cgroup")
 def most_bytes(max_tokens: int) -> int:
     """Return what the reads of an answer of so many tokens may take; one that takes more is given up.
 
-    Four times (1 / `SHARE`) what is set apart for it, for a server may write it in pieces of a few bytes. So one that
-    ignores `max_tokens` on every request of one load cannot fill more than what was available when that was let
-    through; several that do so, under loads of as many sessions, can.
+    Four times (1 / `SHARE`) what is set apart for it, for a server may write it in several pieces a token; those of a
+    few bytes are merged (`workers.load.reads.Room`). So one that ignores `max_tokens` on every request of one load
+    cannot fill more than what was available when that was let through; several that do so, under loads of as many
+    sessions, can.
     """
     return int(_bytes_an_answer(max_tokens) / SHARE)
 

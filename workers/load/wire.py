@@ -2,7 +2,7 @@
 
 aiohttp makes the connections (TLS, proxies, Unix sockets, names), the headers, and reads every answer that is not
 the stream that was asked for. A request is written in one piece, prepared before the measured window. Of a chunked 200
-`Tap` keeps each read with its stamp and only looks for the end; chunks, events and verdicts come later, from the kept
+`Tap` keeps reads with their stamps and only looks for the end; chunks, events and verdicts come later, from the kept
 reads (`workers.load.stream`).
 
 Through `aiohttp.ClientSession` a request costs some 200 µs and a token 10 µs, at the very moments when hundreds of
@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from workers.load.chunks import ChunkReader
-from workers.load.reads import BYTES_A_READ, Reads
+from workers.load.reads import BYTES_A_READ, Reads, Room
 
 MAX_HEAD_BYTES = 2**16
 _END_OF_HEAD = b"\r\n\r\n"
@@ -62,13 +62,14 @@ class Tap(ResponseHandler):
         self._reads = self._answer.reads
         self._head = b""
         self._capturing = False
-        self._room = math.inf
+        self._room = 0.0
+        self._more: Room | None = None
         self._chunks = ChunkReader()
 
     def ask(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
         """Write a request whose answer goes into `answer`."""
         self._answer, self._head, self._capturing, self.passing = answer, b"", False, False
-        self._reads, self._room = answer.reads, answer.most_bytes
+        self._reads, self._room, self._more = answer.reads, 0.0, None
         self._ended = self._loop.create_future()
         if self.transport is None:
             raise aiohttp.ServerDisconnectedError
@@ -88,7 +89,14 @@ class Tap(ResponseHandler):
         if self._chunks.skip(data):
             self._take_end()
         elif room < 0:
-            reads.give_up()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        if self._more is None:
+            self._more = Room(self._reads, self._answer.most_bytes)
+        self._room = self._more.more(self._room)
+        if self._room < 0:
+            self._reads.give_up()
             self._give_up(_too_long())
 
     def _take_end(self) -> None:
@@ -258,11 +266,14 @@ class Line:
 async def _read_with_aiohttp(tap: Tap, answer: Answer) -> None:
     message, payload = await tap.read()
     answer.status, answer.retry_after = message.code, message.headers.get("Retry-After")
-    room = answer.most_bytes
+    more = Room(answer.reads, answer.most_bytes)
+    room = more.more()
     async for data in payload.iter_any():
         answer.reads.at_s.append(monotonic())
         answer.reads.data.append(data)
         room -= len(data) + BYTES_A_READ
+        if room < 0:
+            room = more.more(room)
         if room < 0:
             answer.reads.give_up()
             raise _too_long()
