@@ -40,6 +40,7 @@ level, or where a level or a memory reading is no measurement.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -227,13 +228,20 @@ def _measured(session: Session, point: Point) -> Level:
 
 def _cpu_s(pid: int) -> float:
     """Of a process's tree, children that have ended among it (the four times of psutil's cpu_times)."""
-    return sum(sum(psutil.Process(member).cpu_times()[:4]) for member in processes.tree(pid))
+    spent = 0.0
+    for member in processes.tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            spent += sum(psutil.Process(member).cpu_times()[:4])
+    return spent
 
 
 def _faults(pid: int) -> int:
     """Minor page faults of a process's tree (proc_pid_stat(5), field 10)."""
-    stats = (Path(f"/proc/{member}/stat").read_text() for member in processes.tree(pid))
-    return sum(int(stat.rpartition(")")[2].split()[7]) for stat in stats)
+    found = 0
+    for member in processes.tree(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            found += int(Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[7])
+    return found
 
 
 def _level(concurrency: int, number: int) -> Point:

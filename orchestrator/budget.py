@@ -119,10 +119,10 @@ def fitting(sessions: Sequence[SessionSpec], free: dict[str, int], budget: Budge
     starts = start_times(jobs(sessions, budget), free)
     left_gpu_s = float("inf") if budget.gpu_hours is None else budget.gpu_hours * HOUR_S
     limit_s = float("inf") if budget.minutes is None else budget.minutes * MINUTE_S
+    import_s = max((_import_left_s(session, 0.0) for session in sessions), default=0.0)
     fit = 0
     for session in sorted(sessions, key=lambda session: starts[session.id]):
-        now_s = starts[session.id]
-        cost_s = session.start_estimate_s + _import_left_s(session, now_s)
+        now_s, cost_s = import_s + starts[session.id], session.start_estimate_s
         for point in session.points:
             cost_s += point.estimate_s
             if now_s + cost_s > limit_s or session.gpus * cost_s > left_gpu_s:

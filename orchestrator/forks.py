@@ -24,21 +24,27 @@ AUTO = "auto"
 def settled(
     sessions: Mapping[str, SessionSpec], asked: Mapping[str, str], searched: Set[str], fleet: Fleet
 ) -> dict[str, Start]:
-    """Return how each session's server starts: as `asked` for; where that is left open, cold, but for servers of one
-    card of which only memory is measured: forks have been shown to be as cold ones are when ready, and to be slower
-    under load (docs/warm_starts.md). Of a curve of memory (a model's, in a mode) all servers start alike."""
+    """Return how each session's server starts: as `asked` for; where that is left open, cold, but for shapes on one
+    card of which only memory is measured: of those forks have been shown to be as cold ones are when ready, and to be
+    slower under load (docs/warm_starts.md). Of a curve of memory (a model's, in a mode) all servers of a plan start
+    alike."""
     alone = {key for key in sessions.keys() - searched if _measures_only_memory(sessions[key])}
     mixed = {_curve(session) for key, session in sessions.items() if key not in alone}
     starts = {key: Start(how) for key, how in asked.items() if how != AUTO}
     for key in sessions.keys() - starts.keys():
         session = sessions[key]
-        shown = fleet.device == "cuda" and session.gpus == 1 and key in alone and _curve(session) not in mixed
-        starts[key] = Start.WARM if shown and planned(Start.WARM, session.engine, fleet) else Start.COLD
+        fit = _was_shown(session) and key in alone and _curve(session) not in mixed
+        starts[key] = Start.WARM if fit and planned(Start.WARM, session.engine, fleet) else Start.COLD
     return starts
 
 
 def _measures_only_memory(session: SessionSpec) -> bool:
     return all(point.kind is PointKind.MEMORY for point in session.points)
+
+
+def _was_shown(session: SessionSpec) -> bool:
+    """Whether forks of such servers have been held against cold ones on cards."""
+    return session.device == "cuda" and session.gpus == 1 and session.model.dummy_weights
 
 
 def _curve(session: SessionSpec) -> tuple[ModelSpec, Mode] | None:

@@ -61,6 +61,8 @@ class MockOpenAI:
     models_status: int = 200
     completions_body: str | None = None
     """Answer requests with this text and HTTP 200 instead of completions."""
+    always_streams: bool = False
+    """Whatever was asked for."""
     max_model_len: int | None = None
     """Named in /v1/models; longer requests are refused."""
     tokens_of_a_word: int | None = None
@@ -146,7 +148,7 @@ class MockOpenAI:
             request.transport.abort()
         if self.max_model_len is not None and self.length(body) + body["max_tokens"] > self.max_model_len:
             return web.json_response({"error": {"message": "longer than max_model_len"}}, status=400)
-        if not body.get("stream"):
+        if not (body.get("stream") or self.always_streams):
             usage = {"prompt_tokens": self.length(body), "completion_tokens": body["max_tokens"]}
             return web.json_response({"id": "c", "choices": [{"finish_reason": "length"}], "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})

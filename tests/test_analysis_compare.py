@@ -379,6 +379,9 @@ def test_load_on_forked_servers_of_cards_is_not_judged_against_that_of_cold_ones
         ]
         assert made
         assert {d.verdict for d in made} == {Verdict.WORSE if judged else Verdict.UNKNOWN}
+    if shape is synthetic.GPU:
+        with pytest.raises(AnalysisError, match=r"is not known: one side's servers were forked.*same server.start"):
+            drift_of(run(cold), run(warm), THRESHOLD)
 
 
 # --- drift ---

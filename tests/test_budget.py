@@ -46,6 +46,9 @@ def test_a_budget_counts_the_import_that_forked_servers_wait_for() -> None:
     assert fitting(ways["warm"], {"n0": 1}, Budget(minutes=(warm + 19) / 60)) == 1
     cold = ways["cold"][0].start_estimate_s + ways["cold"][0].points[0].estimate_s
     assert not Budget(minutes=(cold + 1) / 60).problems(ways["cold"])
+    both = make_plan(resolved(experiment("kv", "phi-3-mini-4k", server__start="warm")), fleet).sessions[:2]
+    assert fitting(both, {"n0": 1}, Budget(minutes=(2 * warm + 17) / 60)) == 1, "the second one waits as well"
+    assert fitting(both, {"n0": 1}, Budget(minutes=(2 * warm + 19) / 60)) == 2
     now = [0.0]
     spending = Spending(Budget(minutes=(warm + 20) / 60), clock=lambda: now[0])
     (session,) = ways["warm"]

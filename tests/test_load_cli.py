@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -284,6 +285,12 @@ def test_a_server_that_answers_200_and_no_completion_gets_one_request(
     url = f"{server.url}/v1/{'chat/completions' if chat else 'completions'}"
     no_server = "no OpenAI-compatible server?"
     assert complaint == f"python -m workers.load: {url} answered HTTP 200 and no completion ({words}): {no_server}\n"
+
+
+def test_a_server_that_streams_whatever_is_asked_for_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(MockOpenAI(always_streams=True)) as server:
+        code, report, _ = run(capsys, "--url", server.url, *SMALL)
+    assert (code, report["completed"], len(server.bodies)) == (0, 8, 9)
 
 
 def test_an_error_of_null_is_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -608,14 +615,17 @@ def test_an_open_loops_lines_are_connected_before_it(
     assert [(plan.concurrency, bool(plan.due_s)) for plan in plans] == [(1, False), (2, False), (3, True)]
 
 
+UNWATCHED = "import sys; from workers.load import __main__, progress; progress.LOOK_S = 60; sys.exit(__main__.main())"
+
+
 def test_an_open_loop_that_runs_out_of_files_is_limited_by_its_client() -> None:
-    """All but its first requests stay in flight: more than this process may have connections. They run out of time in
-    the middle between two looks at how far the part is, so that it has ended before it could be given up."""
+    """All but its first requests stay in flight: more than this process may have connections. Nobody looks how far the
+    part is meanwhile, so it is not given up."""
     n = 80
     with serving(MockOpenAI(faults=[Fault.NONE] * (2 * n + 3), fault=Fault.HANG)) as server:
-        arguments = f"--url {server.url} --n {n} --concurrency 2 --max-tokens 2 --rate 1000 --timeout 2.5"
+        arguments = f"--url {server.url} --n {n} --concurrency 2 --max-tokens 2 --rate 1000 --timeout 2"
         done = subprocess.run(
-            ["bash", "-c", f"ulimit -n 60; exec {' '.join(COMMAND)} {arguments}"],
+            ["bash", "-c", f"ulimit -n 60; exec {shlex.join([sys.executable, '-c', UNWATCHED])} {arguments}"],
             cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     report = json.loads(done.stdout)

@@ -128,6 +128,9 @@ def test_a_server_of_memory_and_load_is_not_forked_unasked() -> None:
 
 def test_servers_are_not_forked_unasked_where_that_was_never_shown_or_cannot_be() -> None:
     assert set(starts(gpu_fleet(2), "kv", server__tensor_parallel_size=2).values()) == {Start.COLD}
+    asked = experiment("kv", "phi-3-mini-4k")
+    real = make_plan([(asked, replace(resolved(asked)[0][1], dummy_weights=False))], gpu_fleet(1)).sessions
+    assert {session.start for session in real} == {Start.COLD}
     mixed = replace(gpu_fleet(1).nodes[0], all_kinds=("NVIDIA A100", "NVIDIA H100"))
     assert set(starts(replace(gpu_fleet(1), nodes=(mixed,)), "kv").values()) == {Start.COLD}
 

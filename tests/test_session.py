@@ -41,8 +41,8 @@ from workers.engines.sim import RUNTIME_BYTES
 from workers.launch.process import ServerProcess
 from workers.load.client import generate
 from workers.load.endpoint import NO_SOCKET, Endpoint
+from workers.load.event_loop import client_versions
 from workers.load.failed import LoadFailed, LoadLost, TooFewFiles
-from workers.load.loop import client_versions
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.stalls import HeldBack
 from workers.load.steady import stable

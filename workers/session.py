@@ -58,9 +58,9 @@ from workers.launch.watch import StartLog, TreeWork
 from workers.launch.workspace import Workspace
 from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
+from workers.load.event_loop import client_versions
 from workers.load.failed import LoadFailed
 from workers.load.limits import client_limits
-from workers.load.loop import client_versions
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.prompts import ASSUMED_COST
 from workers.load.steady import stable

@@ -38,6 +38,7 @@ LOAD_METRICS = (
 MEMORY_METRICS = (Metric("mem_ready_bytes", False), Metric("engine_kv_bytes", True))
 
 
+STARTS_APART = "one side's servers were forked, and on GPUs these were seen to be slower than cold ones"
 OF_OTHERS = "one repeat in both runs; the noise is that of other levels"
 """Of a level whose own noise nobody knows, which may be more than theirs."""
 ROUNDING = 1e-9
@@ -155,7 +156,7 @@ def _load(case: _Case, every: Sequence[Spread], tail: float, judge_by_others: bo
         if own is not None or judge_by_others:
             verdict = _side(case.metric, step, margin)
     if starts_apart(case.base.measured, case.other.measured):
-        verdict, why = Verdict.UNKNOWN, "on GPUs forked servers are slower than cold ones"
+        verdict, why = Verdict.UNKNOWN, STARTS_APART
     means = math.exp(mean_log(ours)), math.exp(mean_log(theirs))
     return Difference(
         case.pair, case.base.at, case.metric, *means, len(ours), len(theirs), low, high, verdict, why

@@ -16,7 +16,7 @@ from analysis.comparing.difference_rows import (
     tables,
     what_differs,
 )
-from analysis.comparing.differences import LOAD_METRICS, Difference, Verdict, differences
+from analysis.comparing.differences import LOAD_METRICS, STARTS_APART, Difference, Verdict, differences
 from analysis.comparing.matching import Matched, Missing, matched, nothing_in_common
 from analysis.comparing.runs import Run, open_runs
 from analysis.errors import AnalysisError
@@ -136,11 +136,11 @@ def drift_of(before: Run, after: Run, threshold: float = THRESHOLD) -> Drift:
     load = [difference for difference in compared if difference.metric in LOAD_METRICS]
     if not made.worse and all(difference.verdict is Verdict.UNKNOWN for difference in load or compared):
         what = "difference of load" if load else "difference"
-        why = (
-            "no level of both has a second repeat (sweep.repeats=3 measures some)"
-            if load
-            else "memory is " + compared[0].why
-        )
+        why = "no level of both has a second repeat (sweep.repeats=3 measures some)"
+        if not load:
+            why = "memory is " + compared[0].why
+        elif any(difference.why == STARTS_APART for difference in load):
+            why = f"{STARTS_APART} (measure both with the same server.start)"
         raise AnalysisError(
             f"{before.name} and {after.name}: whether any {what} is more than noise is not known: {why}"
         )

@@ -157,7 +157,10 @@ def forked_words(points: Sequence[RunPoint], tables: Tables) -> list[Phrase]:
 def _forked_under_load(points: Sequence[RunPoint], tables: Tables) -> bool:
     forked = {(session.session_id, session.attempt) for session in tables.sessions if session.start == Start.WARM}
     levels = (point for point in points if point.kind == PointKind.LOAD and point.status == MEASURED)
-    return any((p.session_id, p.attempt) in forked and p.device == "cuda" and not p.simulated for p in levels)
+    return any(
+        (p.start == Start.WARM or (p.session_id, p.attempt) in forked) and p.device == "cuda" and not p.simulated
+        for p in levels
+    )
 
 
 def _cuts(points: Sequence[RunPoint]) -> set[tuple[str, str]]:

@@ -46,7 +46,7 @@ from truth import truth_server
 from verdicts import HEAD, Told, Verdict, blame, table
 
 from analysis.load.request_notes import CLIENT_WAIT_SHARE
-from workers.load import loop
+from workers.load import event_loop
 from workers.load.bodies import prepare
 from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
@@ -252,7 +252,7 @@ def _send(part: LoadPlan, stalled: Run | None) -> LoadResult:
             if stalling is not None:
                 stalling.cancel()
 
-    return loop.run(load())
+    return event_loop.run(load())
 
 
 def _noted(result: LoadResult) -> list[str]:

@@ -22,10 +22,10 @@ from contract.arrivals import ArrivalProcess, Arrivals, Stage
 from contract.lateness import LAG, RAISED, SLIP, in_ms
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
-from workers.load import loop
+from workers.load import event_loop
 from workers.load.bodies import prepare
 from workers.load.client import allow_connections
-from workers.load.endpoint import QUOTED_BYTES, Endpoint, EndpointError, ask, served_models
+from workers.load.endpoint import QUOTED_BYTES, STREAMED, Endpoint, EndpointError, ask, served_models
 from workers.load.failed import TooFewFiles
 from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
 from workers.load.memory import refusal
@@ -183,7 +183,7 @@ async def _try_one(plan: LoadPlan) -> int | None:
 
     No list of models tells whether this server takes such requests at all: it may refuse a field of theirs, have no
     such path, serve a model that only embeds, or answer 200 with a page or an error. One that is busy or broken (429,
-    5xx) does take them, and counts nothing.
+    5xx) does take them, and counts nothing; so does one that streams whatever is asked for.
 
     Raises:
         EndpointError: it does not take them, or did not answer in time.
@@ -197,6 +197,8 @@ async def _try_one(plan: LoadPlan) -> int | None:
     except EndpointError as error:
         if error.status is None or (400 <= error.status < 500 and error.status != 429):
             raise
+        return None
+    if answer is STREAMED:
         return None
     if not _is_completion(answer):
         words = json.dumps(answer)[:QUOTED_BYTES] if isinstance(answer, dict) else "no JSON object"
@@ -402,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         try:
             allow_connections(min(args.concurrency, args.n))
-            measured = loop.run(_measure(args, endpoint))
+            measured = event_loop.run(_measure(args, endpoint))
         except (TooFewFiles, EndpointError) as error:
             _complain(str(error))
             return 2

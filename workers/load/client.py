@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from contract.lateness import OWN_RAISED
-from workers.load import loop
+from workers.load import event_loop
 from workers.load.bodies import Bodies, Prepared
 from workers.load.ending import Ending
 from workers.load.endpoint import KEEPALIVE_S, open_session
@@ -48,7 +48,7 @@ def generate(plan: LoadPlan) -> LoadResult:
     if plan.cores:
         os.sched_setaffinity(0, plan.cores)
     allow_connections(min(plan.concurrency, plan.num_requests))
-    return loop.run(run_load(plan))
+    return event_loop.run(run_load(plan))
 
 
 def allow_connections(number: int) -> None:

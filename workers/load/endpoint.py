@@ -171,8 +171,13 @@ async def served_models(endpoint: Endpoint, timeout_s: float) -> dict[str, int |
     return {name: length if type(length) is int else None for name, length in models.items()}
 
 
+STREAMED = object()
+"""What `ask` returns for an answer that came as a stream, wanted or not."""
+
+
 async def ask(endpoint: Endpoint, url: str, timeout_s: float, body: Any = None) -> Any:
-    """Return the JSON that the server answers at `url`, one of the endpoint's; None where it is no JSON.
+    """Return the JSON that the server answers at `url`, one of the endpoint's; `STREAMED` where that is a stream of
+    events, None where it is neither.
 
     A GET, or with `body` a POST of it as JSON. For what is asked before a load; never inside a window.
 
@@ -189,7 +194,7 @@ async def ask(endpoint: Endpoint, url: str, timeout_s: float, body: Any = None) 
                 allow_redirects=False,
             ) as response,
         ):  # fmt: skip
-            status, text = response.status, await response.read()
+            status, text, kind = response.status, await response.read(), response.content_type
     except TimeoutError:
         raise EndpointError(f"{url} did not answer{through} within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
@@ -199,6 +204,8 @@ async def ask(endpoint: Endpoint, url: str, timeout_s: float, body: Any = None) 
     if status != 200:
         words = text[:QUOTED_BYTES].decode(errors="replace")
         raise EndpointError(f"{url} answered HTTP {status} ({words}): no OpenAI-compatible server?", status)
+    if kind == "text/event-stream":
+        return STREAMED
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ import uvloop
 
 from contract.specs import Api
 from tests.raw_server import Script, raw_server
-from workers.load import loop, wire
+from workers.load import event_loop, wire
 from workers.load.endpoint import Endpoint, open_session
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -38,7 +38,7 @@ def test_what_is_written_is_with_the_kernel_when_write_returns() -> None:
         theirs.close()
         return found
 
-    assert loop.run(written()) == [b"first", b"second"]
+    assert event_loop.run(written()) == [b"first", b"second"]
 
 
 def test_so_is_what_is_written_over_tls() -> None:
@@ -60,7 +60,7 @@ def test_so_is_what_is_written_over_tls() -> None:
                 transport.abort()
                 return found
 
-    assert loop.run(written()) == b"request"
+    assert event_loop.run(written()) == b"request"
 
 
 def test_a_request_arrives_while_the_loop_that_sent_it_has_not_gone_on() -> None:
@@ -83,7 +83,7 @@ def test_a_request_arrives_while_the_loop_that_sent_it_has_not_gone_on() -> None
                 line.close()
                 return sent_s, arrived_s, given_up_s
 
-    sent_s, arrived_s, given_up_s = loop.run(sent())
+    sent_s, arrived_s, given_up_s = event_loop.run(sent())
     assert len(arrived_s) == 1
     assert sent_s <= arrived_s[0] <= given_up_s
 
@@ -91,18 +91,18 @@ def test_a_request_arrives_while_the_loop_that_sent_it_has_not_gone_on() -> None
 @pytest.mark.parametrize("version", OLD)
 def test_a_uvloop_that_writes_late_is_not_used_and_rows_say_so(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvloop, "__version__", version)
-    assert loop.loop_factory() is asyncio.SelectorEventLoop
+    assert event_loop.loop_factory() is asyncio.SelectorEventLoop
     aiohttp = importlib.metadata.version("aiohttp")
-    assert loop.client_versions() == f"aiohttp {aiohttp}, asyncio's loop (uvloop {version} is too old)"
+    assert event_loop.client_versions() == f"aiohttp {aiohttp}, asyncio's loop (uvloop {version} is too old)"
 
 
 @pytest.mark.parametrize("version", NEW)
 def test_a_uvloop_that_writes_at_once_is_used(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvloop, "__version__", version)
-    assert loop.loop_factory() is uvloop.new_event_loop
-    assert loop.client_versions().endswith(f", uvloop {version}")
+    assert event_loop.loop_factory() is uvloop.new_event_loop
+    assert event_loop.client_versions().endswith(f", uvloop {version}")
 
 
 def test_an_installation_asks_for_what_the_code_takes() -> None:
     asked = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
-    assert "uvloop>={}.{}".format(*loop.WRITES_AT_ONCE) in asked
+    assert "uvloop>={}.{}".format(*event_loop.WRITES_AT_ONCE) in asked
