@@ -107,6 +107,25 @@ if __name__ == "__main__":
     print(json.dumps(found), flush=True)
     time.sleep(600)
 """
+DEEP_CALLS = """
+import json, resource, time
+def leaf(first, second):
+    third = fourth = first
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def at(depth):
+    if depth:
+        return at(depth - 1)
+    before = faults()
+    for _ in range(1000):
+        leaf(1, 2)
+    return faults() - before
+def most():
+    return max(map(at, range(300)))
+if __name__ == "__main__":
+    print(json.dumps({"faults": most()}), flush=True)
+    time.sleep(600)
+"""
 FREEZES_ITSELF = "def freeze_gc_heap(): ...\n"
 TELLS = "import json, os, sets, time\nif __name__ == '__main__':\n    print(json.dumps(dict(os.environ)), flush=True)\n"
 
@@ -198,6 +217,19 @@ def test_two_forks_have_random_numbers_of_their_own(parent: WarmParent, workspac
     second.stop()
     assert len(numbers) == 2
     assert second.exit_code == -signal.SIGTERM
+
+
+def test_no_call_of_a_forked_server_maps_memory_for_its_frame_anew_each_time(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    """At whatever depth: CPython's chunks of frames end somewhere, and in a loop there each call has a page fault."""
+    (tmp_path / "entry.py").write_text(DEEP_CALLS)
+    parent = WarmParent(("entry",), environment(tmp_path))
+    with offer(parent.socket, lambda: False) as offered:
+        server = ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
+    assert told(server)["faults"] < 500
+    server.stop()
+    parent.close()
 
 
 def states(directory: Path, entry: str = STATE) -> list[dict[str, Any]]:
