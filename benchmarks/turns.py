@@ -40,6 +40,14 @@ class ServerView:
     prefill_s: float | None
     prefix_hits: float
 
+    @property
+    def before_engine_s(self) -> float | None:
+        """Of its own TTFT what is neither queueing nor prefill: a request is read, its text is made tokens, its first
+        token is brought back. (vLLM counts its TTFT from where its front end has the request.)"""
+        if self.ttft_s is None or self.queue_s is None or self.prefill_s is None:
+            return None
+        return self.ttft_s - self.queue_s - self.prefill_s
+
     @classmethod
     def between(cls, before: ServerMetrics, after: ServerMetrics) -> ServerView:
         """Return what came between two scrapes."""
@@ -140,9 +148,10 @@ FIGURES = (
     Figure("p50_tpot_s", lambda turn: turn.p50_tpot_s),
     Figure("mean_ttft_s", lambda turn: turn.mean_ttft_s),
     Figure("server_ttft_mean_s", lambda turn: turn.server.ttft_s),
-    Figure("server_queue_mean_s", lambda turn: turn.server.queue_s),
-    Figure("server_prefill_mean_s", lambda turn: turn.server.prefill_s),
-    Figure("mean_ttft_s - server_ttft_mean_s", lambda turn: turn.outside_s),
+    Figure("of mean_ttft_s outside the server", lambda turn: turn.outside_s, apart=difference),
+    Figure("of mean_ttft_s before the engine", lambda turn: turn.server.before_engine_s, apart=difference),
+    Figure("of mean_ttft_s queued", lambda turn: turn.server.queue_s, apart=difference),
+    Figure("of mean_ttft_s in prefill", lambda turn: turn.server.prefill_s, apart=difference),
     Figure("turnaround, median", lambda turn: turn.pace.turnaround_s if turn.pace else None, apart=difference),
     Figure("turnaround, mean", lambda turn: turn.pace.mean_turnaround_s if turn.pace else None, apart=difference),
     Figure(

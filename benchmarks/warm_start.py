@@ -5,13 +5,15 @@
     python benchmarks/warm_start.py --read FILE...
 
 First a server of each length is started cold and thrown away, for it may have to compile. Each round then starts a
-server of each length once each way; the order of the two alternates. Of each it takes the seconds to ready and where
-they went, memory, and the configuration that the server says it has (`/server_info`); with `--levels` also tok/s and
-p95 on the longest server, each level `--repeats` times, of which the mean counts as one. A level of which some
-requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of `python -m orchestrator`;
-servers are those of its committed mode, eager without `server.enforce_eager=false`. Ctrl-C
-ends it with what is there. `--save` writes what each server has shown as soon as it is stopped; `--read` starts nothing
-and pools such files, of the same arguments on machines of one kind, each round with its own two servers.
+server of each length once each way; the order of the two alternates. Each has a warm parent of its own, as each run
+has: what chance gives all forks of one import alike (where its memory lies, the seed of its hashes) is the round's. Of
+each it takes the seconds to ready and where they went, memory, and the configuration that the server says it has
+(`/server_info`); with `--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the
+mean counts as one. A level of which some requests would wait for others is refused, with what to set. OVERRIDEs are
+Hydra's, as of `python -m orchestrator`; servers are those of its committed mode, eager without
+`server.enforce_eager=false`. Ctrl-C ends it with what is there. `--save` writes what each server has shown as soon as
+it is stopped; `--read` starts nothing and pools such files, of the same arguments on machines of one kind, each round
+with its own two servers.
 
 Prints how the servers ran (eager or with CUDA graphs, `max_num_seqs`: their own words); medians and their ratio; the
 keys of the configuration that differ among all rounds of both ways, less paths and names made for one server, which
@@ -94,25 +96,33 @@ def _go(options: argparse.Namespace) -> Go:
     go = Go(
         Setting(options.model, options.overrides, specs[0].device, options.lengths, options.levels, options.repeats)
     )
-    parent = parent_for(make_engine("vllm"), specs[0], os.environ.get("OMP_NUM_THREADS"))
     number = 0
     try:
-        offer(parent.socket, lambda: False).close()
         for spec in specs:  # else the first round's cold servers compile, and those after them do not
-            first = _start(replace(spec, start=Start.COLD), parent, -1, [])
+            first = _start(replace(spec, start=Start.COLD), None, -1, [])
             print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
         for number in range(options.rounds):
-            for spec in specs:
-                for start in order(number):
-                    levels = options.levels * options.repeats if spec is specs[-1] else []
-                    go.servers.append(_start(replace(spec, start=start), parent, number, levels))
-                    if options.save is not None:
-                        save(go, options.save)
+            with _parent(specs[0]) as parent:
+                for spec in specs:
+                    for start in order(number):
+                        levels = options.levels * options.repeats if spec is specs[-1] else []
+                        go.servers.append(_start(replace(spec, start=start), parent, number, levels))
+                        if options.save is not None:
+                            save(go, options.save)
     except KeyboardInterrupt:
         print(f"interrupted in round {number + 1} of {options.rounds}")
+    return go
+
+
+@contextlib.contextmanager
+def _parent(spec: SessionSpec) -> Iterator[WarmParent]:
+    """A warm parent that has imported, and takes no core from what is measured."""
+    parent = parent_for(make_engine("vllm"), spec, os.environ.get("OMP_NUM_THREADS"))
+    try:
+        offer(parent.socket, lambda: False).close()
+        yield parent
     finally:
         parent.close()
-    return go
 
 
 def order(number: int) -> tuple[Start, Start]:
@@ -169,7 +179,7 @@ def crowded(level: int, spec: SessionSpec, fleet: Fleet) -> str | None:
     return None
 
 
-def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]) -> Server:
+def _start(spec: SessionSpec, parent: WarmParent | None, number: int, levels: list[int]) -> Server:
     """Start one server, read it, send the levels, stop it."""
     cards = [card.id for card in visible_cards()][: spec.gpus]
     # load processes of its own: one binds itself to cores, which servers must not inherit
@@ -178,7 +188,9 @@ def _start(spec: SessionSpec, parent: WarmParent, number: int, levels: list[int]
         def generate_all(plans: list[LoadPlan]) -> list[LoadResult]:
             return list(pool.map(generate, plans))
 
-        session = Session(spec, "bench", 1, cards, generate_all, os.environ.get("OMP_NUM_THREADS"), parent.socket)
+        session = Session(
+            spec, "bench", 1, cards, generate_all, os.environ.get("OMP_NUM_THREADS"), parent and parent.socket
+        )
         try:
             row = session.start()
             if row.status != MEASURED or row.start != spec.start:

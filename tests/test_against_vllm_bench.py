@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, peer_process
 from benchmarks.replay import Replay
 from benchmarks.rounds import Stamps, pace
-from benchmarks.turns import Figure, ServerView, Turn, difference, in_turns, ratio, report
+from benchmarks.turns import FIGURES, Figure, ServerView, Turn, difference, in_turns, ratio, report
 from workers.histogram import Histogram
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan
@@ -92,6 +92,14 @@ def test_the_servers_view_of_a_turn_is_what_it_gained() -> None:
     before = ServerMetrics(prefix_queries=100, prefix_hits=10, ttft_s=Histogram(5.0, 10), queue_s=Histogram(0.0, 10))
     after = ServerMetrics(prefix_queries=300, prefix_hits=20, ttft_s=Histogram(6.0, 14), queue_s=Histogram(0.4, 14))
     assert ServerView.between(before, after) == ServerView(0.25, 0.1, None, 0.05)
+
+
+def test_mean_ttft_is_told_in_four_parts_that_add_up_to_it() -> None:
+    turn = Turn(1.0, 0.1, 0.01, 0.5, ServerView(0.4, 0.1, 0.05, 0.0), None)
+    parts = [figure.of(turn) for figure in FIGURES if figure.name.startswith("of mean_ttft_s ")]
+    assert parts == pytest.approx([0.1, 0.25, 0.1, 0.05])
+    assert sum(part for part in parts if part is not None) == pytest.approx(turn.mean_ttft_s)
+    assert ServerView(0.4, None, 0.05, 0.0).before_engine_s is None
 
 
 # --- pace ---

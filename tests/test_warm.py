@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,7 +298,7 @@ def opened_by(pid: int) -> list[str]:
 
 
 def test_the_parent_is_told_the_order_of_cards_that_servers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that an import has initialised may have read it for good."""
+    """What it imports may have read it for good."""
     made: list[dict[str, str]] = []
     monkeypatch.setattr(warm, "WarmParent", lambda _modules, environment: made.append(environment))
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
@@ -401,21 +401,21 @@ def test_plugins_of_a_version_that_has_none_there_are_no_reason(plugins: dict[st
     parent.close()
 
 
-DRIVER_OPENS = {4: "/dev/nvidia0", 5: "/dev/nvidia-uvm", 6: "anon_inode:[eventfd]", 7: "pipe:[3]"}
+NVML_OPENS = {4: "/dev/nvidia0", 5: "/dev/nvidia-uvm", 6: "anon_inode:[eventfd]", 7: "pipe:[3]"}
 
 
 @pytest.mark.parametrize(
     ("opened", "named"),
     [
-        (DRIVER_OPENS | {8: "/some/file"}, None),
-        (DRIVER_OPENS | {8: "anon_inode:[eventpoll]"}, "anon_inode:[eventpoll]"),
-        (DRIVER_OPENS | {8: "socket:[1]"}, "socket:[1]"),
+        (NVML_OPENS | {8: "/some/file"}, None),
+        (NVML_OPENS | {8: "anon_inode:[eventpoll]"}, "anon_inode:[eventpoll]"),
+        (NVML_OPENS | {8: "socket:[1]"}, "socket:[1]"),
         ({4: "/dev/nvidiactl", 6: "anon_inode:[eventfd]", 7: "pipe:[3]"}, "anon_inode:[eventfd], pipe:[3]"),
         ({4: "anon_inode:[timerfd]", 5: "anon_inode:inotify"}, "anon_inode:[timerfd], anon_inode:inotify"),
         ({4: "anon_inode:[signalfd]", 5: "anon_inode:[io_uring]"}, "anon_inode:[io_uring], anon_inode:[signalfd]"),
     ],
 )
-def test_what_a_driver_opens_is_no_reason_and_what_others_open_is(
+def test_what_nvml_opens_is_no_reason_and_what_others_open_is(
     opened: dict[int, str], named: str | None, warm_parent: Any
 ) -> None:
     before = {0: "/dev/null", 3: "socket:[2]"}
@@ -424,57 +424,41 @@ def test_what_a_driver_opens_is_no_reason_and_what_others_open_is(
     assert problem == (f"an import has opened what all forks would share: {named}" if named else None)
 
 
-def test_a_driver_that_was_there_before_the_import_excuses_nothing(warm_parent: Any) -> None:
+def test_nvml_that_was_there_before_the_import_excuses_nothing(warm_parent: Any) -> None:
     before = {5: "/dev/nvidia-uvm"}
     assert "eventfd" in warm_parent.opened_problem(before, before | {6: "anon_inode:[eventfd]"})
 
 
 class Driver:
-    """CUDA's, of four GPUs whose handles are not their numbers; `fails` gives calls their errors."""
+    """CUDA's: what it answers when it is asked how many cards there are."""
 
-    def __init__(self, active: Collection[int] = (), current: int | None = None, **fails: int) -> None:
-        self.active, self.current, self.fails = active, current, fails
+    def __init__(self, result: int) -> None:
+        self.result = result
 
     def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
         count._obj.value = 4
-        return self.fails.get("count", 0)
-
-    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
-        device._obj.value = 10 + number
-        return self.fails.get("get", 0)
-
-    def cuDevicePrimaryCtxGetState(self, device: Any, _flags: Any, active: Any) -> int:  # noqa: N802
-        if device.value - 10 in self.active:
-            active._obj.value = 1  # else it is left as it was
-        return self.fails.get("state", 0) if device.value == 12 else 0
-
-    def cuCtxGetCurrent(self, context: Any) -> int:  # noqa: N802
-        context._obj.value = self.current
-        return self.fails.get("ask", 0)
+        return self.result
 
 
 @pytest.mark.parametrize(
-    ("driver", "problem"),
-    [
-        (Driver(count=3), None),  # nobody has initialised it
-        (Driver(), None),
-        (Driver({1, 3}), "a CUDA context on GPU 1, 3"),
-        (Driver(current=0x7F00), "has made a CUDA context"),
-    ],
+    ("result", "problem"),
+    [(0, "an import has initialised CUDA's driver"), (100, r"driver does not say .* fails with 100")],
 )
-def test_a_context_is_seen_whatever_torch_says(driver: Driver, problem: str | None, warm_parent: Any) -> None:
-    found = warm_parent.context_problem(driver)
-    assert found is None if problem is None else problem in found
-
-
-@pytest.mark.parametrize("failing", [{"count": 100}, {"get": 101}, {"state": 101}, {"ask": 4}])
-def test_a_driver_that_does_not_say_is_a_reason(
-    failing: dict[str, int], warm_parent: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_that_is_initialised_or_does_not_say_is_a_reason_whatever_torch_says(
+    result: int, problem: str, warm_parent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm_parent, "loaded", lambda _: Driver(**failing))
-    imported = warm_parent.Imported("entry", {}, [])
-    with pytest.raises(warm_parent.NotFit, match=r"the driver does not say .* fails with"):
-        imported.check()
+    monkeypatch.setattr(warm_parent, "loaded", lambda _: Driver(result))
+    with pytest.raises(warm_parent.NotFit, match=problem):
+        warm_parent.Imported("entry", {}, []).check()
+
+
+def test_a_driver_that_is_loaded_and_not_initialised_is_no_reason(
+    warm_parent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_parent, "loaded", lambda _: Driver(warm_parent.CUDA_ERROR_NOT_INITIALIZED))
+    monkeypatch.setattr(warm_parent, "left_threads_problem", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    warm_parent.Imported("entry", {}, []).check()
 
 
 def test_a_library_is_asked_only_where_it_is_loaded_and_is_not_loaded_for_it(warm_parent: Any) -> None:

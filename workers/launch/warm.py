@@ -31,7 +31,7 @@ from workers.temporary import PREFIX, Owned
 SCRIPT = Path(__file__).resolve().with_name("warm_parent.py")
 SOCKETS_BELOW = 5
 CUDA_DEVICE_ORDER = "PCI_BUS_ID"
-"""Of servers, and so of their parent: a driver that an import has initialised may have read it for good."""
+"""Of servers, and so of their parent: what it imports may have read it for good."""
 IMPORT_LIMIT_S = 300.0
 """For a warm parent to be done importing, from its start."""
 FORK_LIMIT_S = 30.0

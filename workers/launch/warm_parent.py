@@ -51,8 +51,8 @@ READ_LATE = (
     "VLLM_WORKER_MULTIPROC_METHOD",
 )  # fmt: skip
 """Variables that nothing looks at while it is imported, or that a forked server sets anew: they may differ from the
-parent's. Any other one that does is a reason for a cold start. The driver may have read CUDA_VISIBLE_DEVICES: that it
-reads it again is proven of each server by the memory of its cards (`workers.session`)."""
+parent's. Any other one that does is a reason for a cold start. That nothing has kept what CUDA_VISIBLE_DEVICES was in
+the parent is proven of each server by the memory of its cards (`workers.session`)."""
 MESSAGE_BYTES = 2**20
 CLIENT_LIMIT_S = 10.0
 """For a session to send its request: others wait meanwhile."""
@@ -71,16 +71,15 @@ CUDA_DRIVER = "libcuda.so.1"
 CUDA_ERROR_NOT_INITIALIZED = 3
 IN_COMMON = re.compile(r"anon_inode:|socket:|pipe:")
 """What all forks would share: an event loop has an epoll, for instance, a timer a timerfd."""
-DRIVERS_MEMORY = "/dev/nvidia-uvm"
-OF_THE_DRIVER = re.compile(r"anon_inode:\[eventfd\]$|pipe:")
-"""What CUDA's driver, which importing vLLM 0.25.1 initialises, opens beside that."""
+CARDS_MEMORY = "/dev/nvidia-uvm"
+OF_NVML = re.compile(r"anon_inode:\[eventfd\]$|pipe:")
+"""What NVML, by which vLLM looks at cards while it is imported, opens beside that (driver 580.159, by the stack of the
+call), and no part of CUDA needs in a fork."""
 
 HARMLESS_THREADS = re.compile(r"cuda[0-9a-f]+|jemalloc_bg_thd")
 """Of libraries in C that keep them over a fork, and whose forks serve without, with a cold one's memory (seen on H100s
-and H200s with driver 580.159; what they may lose in speed: docs/warm_starts.md): those of CUDA's driver, which
-importing vLLM 0.25.1 initialises, and the one in which a jemalloc gives memory back: where it is forked, threads that
-allocate do that. A thread in C that has no name of its own has the program's."""
-
+and H200s with vLLM 0.25.1, driver 580.159): one of NVML's, and the one in which pyarrow's jemalloc gives memory back:
+where it is forked, threads that allocate do that. A thread in C that has no name of its own has the program's."""
 
 FRAME_ROOM = 2**17
 """In words: a forked server has its frames in one piece of memory, of 1 MiB, of which what is not used is not touched.
@@ -134,7 +133,7 @@ class Imported:
         if torch is not None and torch.cuda.is_initialized():
             raise NotFit("an import has initialised CUDA")
         driver = loaded(CUDA_DRIVER)
-        if driver is not None and (problem := context_problem(driver)):
+        if driver is not None and (problem := initialised_problem(driver)):
             raise NotFit(problem)
         if problem := python_threads_problem() or left_threads_problem():
             raise NotFit(problem)
@@ -269,7 +268,7 @@ class Parent:
             if not server:
                 guard.end_with_parent(its_pid)
                 return True
-            _close_all_but(its_owner_fd)  # the import's, the driver's too: a guard uses none of it
+            _close_all_but(its_owner_fd)  # the import's, NVML's too: a guard uses none of it
             its_guard.watch(Forked(server))
         except BaseException:
             traceback.print_exc()
@@ -303,8 +302,8 @@ def opened_problem(before: dict[int, str], after: dict[int, str]) -> str | None:
     """Return what an import has opened that servers must not have in common, in words; None where there is nothing."""
     opened = {name for fd, name in after.items() if before.get(fd) != name}
     common = {name for name in opened if IN_COMMON.match(name)}
-    if DRIVERS_MEMORY in opened:
-        common -= {name for name in common if OF_THE_DRIVER.match(name)}
+    if CARDS_MEMORY in opened:
+        common -= {name for name in common if OF_NVML.match(name)}
     return f"an import has opened what all forks would share: {', '.join(sorted(common))}" if common else None
 
 
@@ -316,34 +315,17 @@ def loaded(library: str) -> Any | None:
         return None
 
 
-def context_problem(driver: Any) -> str | None:
-    """Return in words that this process has a context on a GPU, by the driver's own numbers; None where it has none.
+def initialised_problem(driver: Any) -> str | None:
+    """Return in words that CUDA's driver is initialised in this process, or does not say; None where it is not.
 
-    A fork of it could not use these. Where the driver is merely initialised it can (seen with driver 580.159).
-    Initialises nothing: asked before `cuInit`, the driver answers with an error. Raises `NotFit` where it does not say.
+    A fork could not use it. Initialises nothing: asked before `cuInit`, the driver answers with an error.
     """
-    count, device, flags, current = ctypes.c_int(), ctypes.c_int(), ctypes.c_uint(), ctypes.c_void_p()
-    result = driver.cuDeviceGetCount(ctypes.byref(count))
+    result = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
     if result == CUDA_ERROR_NOT_INITIALIZED:
         return None
-    _succeeded("cuDeviceGetCount", result)
-    found = []
-    for number in range(count.value):
-        active = ctypes.c_int()
-        _succeeded("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(device), number))
-        result = driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
-        _succeeded("cuDevicePrimaryCtxGetState", result)
-        if active.value:
-            found.append(number)
-    if found:
-        return f"an import has made a CUDA context on GPU {', '.join(map(str, found))}"
-    _succeeded("cuCtxGetCurrent", driver.cuCtxGetCurrent(ctypes.byref(current)))
-    return "an import has made a CUDA context" if current.value else None
-
-
-def _succeeded(call: str, result: int) -> None:
     if result:
-        raise NotFit(f"the driver does not say whether an import has made a CUDA context: {call} fails with {result}")
+        return f"CUDA's driver does not say whether an import has initialised it: cuDeviceGetCount fails with {result}"
+    return "an import has initialised CUDA's driver"
 
 
 def fork_problem() -> str | None:
