@@ -25,8 +25,8 @@ def settled(
     sessions: Mapping[str, SessionSpec], asked: Mapping[str, str], searched: Set[str], fleet: Fleet
 ) -> dict[str, Start]:
     """Return how each session's server starts: as `asked` for; where that is left open, cold, but for shapes on one
-    card of which only memory is measured: of those forks have been shown to be as cold ones are when ready, and to be
-    slower under load (docs/warm_starts.md). Of a curve of memory (a model's, in a mode) all servers of a plan start
+    card of which only memory is measured: of those forks have been shown to be as cold ones are when ready, and not
+    under load (docs/warm_starts.md). Of a curve of memory (a model's, in a mode) all servers of a plan start
     alike."""
     alone = {key for key in sessions.keys() - searched if _measures_only_memory(sessions[key])}
     mixed = {_curve(session) for key, session in sessions.items() if key not in alone}
