@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from mock_openai import Fault, MockOpenAI, serving
 
 from contract.rows import ClientRow, RequestRow
@@ -386,6 +387,15 @@ def test_what_a_client_added_is_noted_whether_it_was_the_limit_or_not() -> None:
 def test_percentiles_of_too_few_requests_say_so(n: int, note: str | None) -> None:
     """The rank of a percentile is (n - 1) q; from the last but one on, it lies between the two highest values."""
     assert command._tail_note("x", n) == (None if note is None else f"x: {note}")
+
+
+def test_a_loop_slower_than_uvloop_is_noted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(MockOpenAI()) as server:
+        monkeypatch.setattr(uvloop, "__version__", "0.22.1")
+        _, report, _ = run(capsys, "--url", server.url, *SMALL)
+    assert [each for each in report["notes"] if "asyncio's loop (uvloop 0.22.1 is too old): slower" in each]
 
 
 def test_notes_stand_in_the_report(capsys: pytest.CaptureFixture[str]) -> None:

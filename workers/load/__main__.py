@@ -317,6 +317,7 @@ def _report(args: argparse.Namespace, measured: _Measured) -> dict[str, Any]:
         report[f"{part}_client_limited"] = _limits(parts[part])
     notes = [
         measured.why_no_more,
+        event_loop.note(),
         *(_tail_note(part, total.completed) for part, total in sums.items()),
     ]
     report["notes"] = [note for note in notes if note is not None]

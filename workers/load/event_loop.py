@@ -34,6 +34,11 @@ def client_versions() -> str:
     return f"aiohttp {aiohttp.__version__}, {loop}"
 
 
+def note() -> str | None:
+    """Return that another loop than uvloop sends, which takes more CPU a token; None where uvloop does."""
+    return None if _writes_at_once(_installed()) else f"sent by {client_versions()}: slower than uvloop"
+
+
 def _installed() -> str:
     return str(uvloop.__version__)  # type: ignore[attr-defined]
 
