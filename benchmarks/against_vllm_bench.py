@@ -12,9 +12,9 @@ session watches (cards, processes, the server's metrics) is watched in every tur
 Prints medians of output tok/s, TTFT and TPOT with their ranges, the geometric means of the pairs' ratios with 90 %
 intervals (paired t on logarithms), and of the same turns what the server counted, of either side without its warm-up:
 mean TTFT and prefix-cache hits. Mean TTFT is told in four parts, which add up to it: outside the server (its client's
-less the server's own: on the way, and in the client), before the engine (the server's own less the next two: a request
-is read, text is made tokens), queued, and in prefill. So each part of a difference has its place; all but the first
-arose in the server, which was asked differently. Whole-run figures: tok/s
+less the server's own: on the way, and in the client), before the engine (the server's own less the next two: text is
+made tokens, the engine ends its step, the first token is brought back), queued, and in prefill. So each part of a
+difference has its place; all but the first arose in the server, which was asked differently. Whole-run figures: tok/s
 is completion tokens over first send to last byte, ramp and drain in it. Both ask for temperature 0. Our prompts are
 token ids, the peer's are text, which the server turns into tokens within the TTFT; with `--text` ours are text of about
 as many tokens, too, each behind a prefix of its own.

@@ -42,8 +42,8 @@ class ServerView:
 
     @property
     def before_engine_s(self) -> float | None:
-        """Of its own TTFT what is neither queueing nor prefill: a request is read, its text is made tokens, its first
-        token is brought back. (vLLM counts its TTFT from where its front end has the request.)"""
+        """Of its own TTFT what is neither queueing nor prefill: text is made tokens, the engine ends its step, the
+        first token is brought back."""
         if self.ttft_s is None or self.queue_s is None or self.prefill_s is None:
             return None
         return self.ttft_s - self.queue_s - self.prefill_s

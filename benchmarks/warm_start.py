@@ -69,7 +69,7 @@ from orchestrator.plan import make_plan
 from workers import probe, processes
 from workers.devices.nvml import kinds_of_cards, visible_cards
 from workers.engines import make_engine
-from workers.launch.warm import WarmParent, offer, parent_for
+from workers.launch.warm import NotWarm, WarmParent, offer, parent_for
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
 from workers.session import Session
@@ -111,6 +111,8 @@ def _go(options: argparse.Namespace) -> Go:
                             save(go, options.save)
     except KeyboardInterrupt:
         print(f"interrupted in round {number + 1} of {options.rounds}")
+    except (NotWarm, RuntimeError) as error:  # what is there is kept
+        print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
     return go
 
 

@@ -30,6 +30,7 @@ from benchmarks.warm_equivalence import (
 from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
 from contract.specs import Point, PointKind, SessionSpec, Start
 from tests.test_session import spec
+from workers.launch.warm import NotWarm
 
 NAME = ".config.instance_id"
 ROUNDS = 8
@@ -510,21 +511,42 @@ def test_a_file_read_twice_is_no_second_go() -> None:
     assert code(one, one) == 1
 
 
-def test_an_interrupt_before_the_first_round_ends_without_a_verdict(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        (KeyboardInterrupt, "interrupted in round 2 of 3"),
+        (NotWarm("it has ended"), "no warm parent in round 2 of 3: it has ended"),
+    ],
+)
+def test_what_ends_in_a_later_rounds_import_keeps_the_rounds_before_and_no_parent(
+    ends: type[BaseException] | Exception,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
+    made: list[None] = []
     closed: list[None] = []
-    parent = SimpleNamespace(socket="/none", close=lambda: closed.append(None))
-    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py"])
-    monkeypatch.setattr(warm_start, "planned", lambda *_: [SimpleNamespace(device="cpu")])
-    monkeypatch.setattr(warm_start, "parent_for", lambda *_: parent)
-    monkeypatch.setattr(warm_start, "offer", interrupted)
-    assert warm_start.main() == 1
-    assert closed == [None]
-    assert "interrupted in round 1 of 3" in capsys.readouterr().out
+
+    def parent_for(*_: object) -> SimpleNamespace:
+        made.append(None)
+        return SimpleNamespace(socket="/none", close=lambda: closed.append(None))
+
+    def offer(*_: object) -> SimpleNamespace:
+        if len(made) == 2:
+            raise ends
+        return SimpleNamespace(close=lambda: None)
+
+    def started(spec: SessionSpec, _parent: object, number: int, _levels: list[int]) -> Server:
+        return server(number, spec.start)
+
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--lengths", "512"])
+    for name, fake in (("parent_for", parent_for), ("offer", offer), ("_start", started)):
+        monkeypatch.setattr(warm_start, name, fake)
+    warm_start.main()
+    assert len(closed) == len(made) == 2
+    printed = capsys.readouterr().out
+    assert words in printed
+    assert "medians of 1" in printed
 
 
 class FakeSession:

@@ -148,9 +148,9 @@ def forked_words(points: Sequence[RunPoint], tables: Tables) -> list[Phrase]:
         return []
     return [
         phrase(
-            "load was sent to servers with `server.start=warm`. On GPUs these have not been shown to be as fast as "
-            "cold ones, and of older builds they were some percent slower (docs/warm_starts.md); "
-            "`server.start=cold` is the reference."
+            "load was sent to servers with `server.start=warm`. On GPUs these were seen to be slower than cold ones, "
+            "by some percent in older builds and less since (docs/warm_starts.md); `server.start=cold` is the "
+            "reference."
         )
     ]
 

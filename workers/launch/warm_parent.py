@@ -73,8 +73,8 @@ IN_COMMON = re.compile(r"anon_inode:|socket:|pipe:")
 """What all forks would share: an event loop has an epoll, for instance, a timer a timerfd."""
 CARDS_MEMORY = "/dev/nvidia-uvm"
 OF_NVML = re.compile(r"anon_inode:\[eventfd\]$|pipe:")
-"""What NVML, by which vLLM looks at cards while it is imported, opens beside that (driver 580.159, by the stack of the
-call), and no part of CUDA needs in a fork."""
+"""What comes with that. NVML opens it, by which vLLM looks at cards while it is imported (driver 580.159, by the stack
+of the call); forks serve as cold ones do."""
 
 HARMLESS_THREADS = re.compile(r"cuda[0-9a-f]+|jemalloc_bg_thd")
 """Of libraries in C that keep them over a fork, and whose forks serve without, with a cold one's memory (seen on H100s
@@ -82,12 +82,13 @@ and H200s with vLLM 0.25.1, driver 580.159): one of NVML's, and the one in which
 where it is forked, threads that allocate do that. A thread in C that has no name of its own has the program's."""
 
 FRAME_ROOM = 2**17
-"""In words: a forked server has its frames in one piece of memory, of 1 MiB, of which what is not used is not touched.
+"""In words, 1 MiB: the size of a frame, for which CPython takes 2 MiB, so that half is left for the frames above it.
+What is not used of it is never touched.
 
-CPython (3.11 and later) keeps them in chunks of 16 KiB, and gives one back when its last frame ends. A loop whose calls
-straddle a chunk's end maps and unmaps one at each call (CPython issue 142183; later 3.13 and 3.14 keep one). An engine
-that its server forks stands on the server's frames, so that chunks end elsewhere than in a new program: seven calls of
-each step of vLLM 0.25.1's did so (Python 3.12, H200), none of a cold one's."""
+CPython (3.11 and later) keeps frames in chunks of 16 KiB, and gives one back when its last frame ends. A loop whose
+calls straddle a chunk's end maps and unmaps one at each call (CPython issue 142183; a 3.13 of 2026 keeps one). An
+engine that its server forks stands on the server's frames, so that chunks end elsewhere than in a new program: seven
+calls a layer of each prefill of vLLM 0.25.1 did so (Python 3.12, H200), none of a cold one's."""
 
 
 class NotFit(Exception):
@@ -506,7 +507,8 @@ def main(argv: list[str]) -> None:
 
 
 def run_in_room(module: str) -> None:
-    """Run a module as `python -m` does, it and all that it calls in one piece of memory for frames."""
+    """Run a module as `python -m` does. Its frames and those of all that it calls in this thread, forks of it too, lie
+    in one piece of memory."""
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
