@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+HIGHEST_RATE = 1e5
+"""Requests a second that can be asked for."""
+
 
 class ArrivalProcess(StrEnum):
     """What the gaps between arrivals are drawn from, for a mean of 1."""

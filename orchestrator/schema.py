@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from contract.arrivals import ArrivalProcess, Arrivals, Stage
+from contract.arrivals import HIGHEST_RATE, ArrivalProcess, Arrivals, Stage
 from contract.lengths import Lengths, LogNormal, Normal, Uniform, lowest
 from contract.specs import Precision, SharedPrefix
 from orchestrator.problems import ConfigError
@@ -31,6 +31,7 @@ from orchestrator.problems import ConfigError
 Auto = Literal["auto"]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=HIGHEST_RATE)]
 SHORTEST_PROMPT = 2
 Axis = Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
 
@@ -382,7 +383,7 @@ class StageConfig(_Section):
 
 class RateSweep(_Section):
     kind: Literal["rate"]
-    request_rate: Annotated[tuple[Annotated[float, Field(gt=0, le=1e5)], ...], Field(min_length=1, strict=False)]
+    request_rate: Annotated[tuple[Rate, ...], Field(min_length=1, strict=False)]
     seconds: Seconds
     arrivals: Literal["poisson", "gamma", "constant"]
     burstiness: Annotated[float, Field(gt=0, le=1e3)]
@@ -416,8 +417,8 @@ class LevelRange(_Section):
 
 
 class RateRange(_Section):
-    lowest: Annotated[float, Field(gt=0, le=1e5)]
-    highest: Annotated[float, Field(gt=0, le=1e5)]
+    lowest: Rate
+    highest: Rate
 
     @model_validator(mode="after")
     def _ascends(self) -> Self:

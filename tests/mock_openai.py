@@ -60,7 +60,8 @@ class MockOpenAI:
     """Answer /v1/models with this text instead of a list."""
     models_status: int = 200
     completions_body: str | None = None
-    """Answer requests with this text and HTTP 200 instead of completions."""
+    """Answer requests with this text instead of completions."""
+    completions_status: int = 200
     always_streams: bool = False
     """Whatever was asked for."""
     max_model_len: int | None = None
@@ -134,7 +135,7 @@ class MockOpenAI:
     async def _answer(self, request: web.Request, body: dict[str, Any], fault: Fault) -> web.StreamResponse:
         assert request.transport is not None
         if self.completions_body is not None:
-            return web.Response(text=self.completions_body)
+            return web.Response(text=self.completions_body, status=self.completions_status)
         if fault is Fault.STATUS_503:
             return web.Response(status=503, text="no capacity: " + "x" * 1000)
         if fault is Fault.UNKNOWN_FIELD and "ignore_eos" in body:

@@ -141,6 +141,7 @@ def test_answers_may_end_early_where_that_was_asked_for(capsys: pytest.CaptureFi
         (["--model", ""], "--model: must not be empty"),
         (["--rate", "1e-308"], "would take more than a year"),
         (["--rate", "1e-7"], "would take more than a year"),
+        (["--rate", "1e15"], "at most 100000 requests a second"),
         (["--api-key", "k"], "--api-key"),
         (["--url", "localhost:8000"], "http://"),
         (["--url", "http://127.0.0.1:9/v1/completions"], "cannot reach"),
@@ -286,6 +287,17 @@ def test_a_server_that_answers_200_and_no_completion_gets_one_request(
     url = f"{server.url}/v1/{'chat/completions' if chat else 'completions'}"
     no_server = "no OpenAI-compatible server?"
     assert complaint == f"python -m workers.load: {url} answered HTTP 200 and no completion ({words}): {no_server}\n"
+
+
+@pytest.mark.parametrize(("status", "requests"), [(302, 1), (202, 1), (404, 1), (501, 1), (505, 1), (429, 9), (500, 9)])
+def test_a_status_of_a_server_that_takes_no_such_requests_ends_it_before_the_load(
+    capsys: pytest.CaptureFixture[str], status: int, requests: int
+) -> None:
+    with serving(MockOpenAI(completions_body="nope", completions_status=status)) as server:
+        code, _, complaint = run(capsys, "--url", server.url, *SMALL)
+    assert len(server.bodies) == requests
+    assert code == (2 if requests == 1 else 1)
+    assert f"HTTP {status}" in complaint
 
 
 def test_a_server_that_streams_whatever_is_asked_for_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,7 +200,7 @@ def test_an_answer_longer_than_what_was_asked_for_is_given_up(pieces: list[bytes
 def test_a_long_page_of_an_error_is_no_answer_that_is_too_long() -> None:
     row = one(refusal(b"HTTP/1.1 502 Bad Gateway", b"<html>no upstream" + b" " * 2**18))
     assert row.failure_class == FailureClass.HTTP_ERROR
-    assert (row.failure_message or "").startswith("<html>no upstream")
+    assert (row.failure_message or "").startswith("HTTP 502: <html>no upstream")
 
 
 @pytest.mark.parametrize("head", [HEAD, PLAIN])

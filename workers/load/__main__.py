@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from contract.arrivals import ArrivalProcess, Arrivals, Stage
+from contract.arrivals import HIGHEST_RATE, ArrivalProcess, Arrivals, Stage
 from contract.lateness import LAG, RAISED, SLIP, in_ms
 from contract.rows import JUDGED_FROM_S, RequestRow
 from contract.specs import Api
@@ -39,6 +39,8 @@ PROG = "python -m workers.load"
 MODELS_TIMEOUT_S = 15.0
 KEY_VARIABLES = ("VLLM_API_KEY", "OPENAI_API_KEY")
 LONGEST_S = 366 * 86400.0
+BUSY_OR_BROKEN = {429, *range(500, 600)} - {501, 505}
+"""HTTP statuses of a server that takes such requests, now or another time: 501 and 505 say that it never will."""
 TOTALS = ("s", "qps", "tok_s")
 """Of a part, among the first keys of what is printed."""
 
@@ -182,8 +184,8 @@ async def _try_one(plan: LoadPlan) -> int | None:
     """Send a plan's first request, for one token and not streamed; return its prompt's tokens by the server's count.
 
     No list of models tells whether this server takes such requests at all: it may refuse a field of theirs, have no
-    such path, serve a model that only embeds, or answer 200 with a page or an error. One that is busy or broken (429,
-    5xx) does take them, and counts nothing; so does one that streams whatever is asked for.
+    such path (some say 501), lead elsewhere, serve a model that only embeds, or answer 200 with a page or an error. One
+    that is busy or broken does take them, and counts nothing; so does one that streams whatever is asked for.
 
     Raises:
         EndpointError: it does not take them, or did not answer in time.
@@ -195,7 +197,7 @@ async def _try_one(plan: LoadPlan) -> int | None:
     try:
         answer = await ask(plan.endpoint, url, plan.timeout_s, body)
     except EndpointError as error:
-        if error.status is None or (400 <= error.status < 500 and error.status != 429):
+        if error.status not in BUSY_OR_BROKEN:
             raise
         return None
     if answer is STREAMED:
@@ -394,6 +396,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         if args.rate is not None and args.n / args.rate > LONGEST_S:
             parser.error(f"--rate {args.rate:g}: {args.n} requests would take more than a year")
+        if args.rate is not None and args.rate > HIGHEST_RATE:
+            parser.error(f"--rate {args.rate:g}: at most {HIGHEST_RATE:g} requests a second, as for sweeps")
         key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
         try:
             endpoint = Endpoint(args.url, model="", api_key=key)

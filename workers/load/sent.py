@@ -77,7 +77,8 @@ def row_of(sent: Sent, timeout_s: float, started_s: float) -> RequestRow:
 def _judged(sent: Sent, timeout_s: float) -> tuple[StreamRecord, Failure | None]:
     answer = sent.answer
     if answer.status is not None and answer.status != 200:
-        message = _begin(answer) or f"HTTP {answer.status} with an empty body"
+        begin = _begin(answer)
+        message = f"HTTP {answer.status}: {begin}" if begin else f"HTTP {answer.status} with an empty body"
         if answer.retry_after is not None:
             message += f" (Retry-After: {answer.retry_after[:MESSAGE_CHARS]})"
         return StreamRecord(), Failure(FailureClass.HTTP_ERROR, message)
