@@ -5,7 +5,7 @@
     python benchmarks/warm_start.py --read FILE...
 
 First a server of each length is started cold and thrown away, for it may have to compile. Each round then starts a
-server of each length once each way; the order of the two alternates. Each has a warm parent of its own, as each run
+server of each length once each way; the order of the two alternates. A round has a warm parent of its own, as a run
 has: what chance gives all forks of one import alike (where its memory lies, the seed of its hashes) is the round's. Of
 each it takes the seconds to ready and where they went, memory, and the configuration that the server says it has
 (`/server_info`); with `--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the

@@ -94,7 +94,7 @@ FORKING_CAN_CAUSE = (
     FailureClass.CUDA_ERROR,
     FailureClass.CARD_FAILED,
 )
-"""The last eight are what a fork on the cards of others meets: its driver may have read which are visible before. A
+"""The last eight are what a fork on the cards of others meets: its parent's import may have read which are visible. A
 small utilization passes the look at free memory there, and weights, pool or graphs do not fit: a KV pool that is too
 small for that would be a result, and never measured again."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
