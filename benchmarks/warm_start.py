@@ -111,15 +111,18 @@ def _go(options: argparse.Namespace) -> Go:
                             save(go, options.save)
     except KeyboardInterrupt:
         print(f"interrupted in round {number + 1} of {options.rounds}")
-    except (NotWarm, RuntimeError) as error:  # what is there is kept
+    except NotWarm as error:  # what is there is kept
         print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
     return go
 
 
 @contextlib.contextmanager
 def _parent(spec: SessionSpec) -> Iterator[WarmParent]:
-    """A warm parent that has imported, and takes no core from what is measured."""
-    parent = parent_for(make_engine("vllm"), spec, os.environ.get("OMP_NUM_THREADS"))
+    """A warm parent that has imported, and so takes no core from what is measured. Raises `NotWarm`."""
+    try:
+        parent = parent_for(make_engine("vllm"), spec, os.environ.get("OMP_NUM_THREADS"))
+    except (RuntimeError, OSError, psutil.NoSuchProcess) as error:
+        raise NotWarm(str(error)) from None
     try:
         offer(parent.socket, lambda: False).close()
         yield parent

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -511,29 +512,36 @@ def test_a_file_read_twice_is_no_second_go() -> None:
     assert code(one, one) == 1
 
 
+@pytest.mark.parametrize("ended_round", [1, 2])
 @pytest.mark.parametrize(
-    ("ends", "words"),
+    ("by", "ends", "words"),
     [
-        (KeyboardInterrupt, "interrupted in round 2 of 3"),
-        (NotWarm("it has ended"), "no warm parent in round 2 of 3: it has ended"),
+        ("offer", KeyboardInterrupt(), "interrupted"),
+        ("offer", NotWarm("it has ended"), "no warm parent"),
+        ("parent_for", OSError("no more processes"), "no warm parent"),
     ],
 )
-def test_what_ends_in_a_later_rounds_import_keeps_the_rounds_before_and_no_parent(
-    ends: type[BaseException] | Exception,
+def test_what_ends_in_a_rounds_import_keeps_the_rounds_before_and_no_parent(
+    by: str,
+    ends: BaseException,
     words: str,
+    ended_round: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made: list[None] = []
-    closed: list[None] = []
+    calls: Counter[str] = Counter()
+
+    def called(name: str) -> None:
+        calls[name] += 1
+        if name == by and calls[name] == ended_round:
+            raise ends
 
     def parent_for(*_: object) -> SimpleNamespace:
-        made.append(None)
-        return SimpleNamespace(socket="/none", close=lambda: closed.append(None))
+        called("parent_for")
+        return SimpleNamespace(socket="/none", close=lambda: called("closed"))
 
     def offer(*_: object) -> SimpleNamespace:
-        if len(made) == 2:
-            raise ends
+        called("offer")
         return SimpleNamespace(close=lambda: None)
 
     def started(spec: SessionSpec, _parent: object, number: int, _levels: list[int]) -> Server:
@@ -542,11 +550,21 @@ def test_what_ends_in_a_later_rounds_import_keeps_the_rounds_before_and_no_paren
     monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--lengths", "512"])
     for name, fake in (("parent_for", parent_for), ("offer", offer), ("_start", started)):
         monkeypatch.setattr(warm_start, name, fake)
-    warm_start.main()
-    assert len(closed) == len(made) == 2
+    assert warm_start.main() == (1 if ended_round == 1 else 0)
+    assert calls["closed"] == calls["offer"]
     printed = capsys.readouterr().out
-    assert words in printed
-    assert "medians of 1" in printed
+    assert f"{words} in round {ended_round} of 3" in printed
+    assert ("medians of 1" in printed) == (ended_round == 2)
+
+
+def test_what_else_fails_is_no_matter_of_a_warm_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object) -> Server:
+        raise RuntimeError("a process pool broke")
+
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--lengths", "512"])
+    monkeypatch.setattr(warm_start, "_start", started)
+    with pytest.raises(RuntimeError, match="a process pool broke"):
+        warm_start.main()
 
 
 class FakeSession:

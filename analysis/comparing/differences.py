@@ -38,7 +38,7 @@ LOAD_METRICS = (
 MEMORY_METRICS = (Metric("mem_ready_bytes", False), Metric("engine_kv_bytes", True))
 
 
-STARTS_APART = "one side's servers were forked, and on GPUs these were seen to be slower than cold ones"
+STARTS_APART = "one side's servers were forked, and on GPUs these were seen to be slower where few requests run"
 OF_OTHERS = "one repeat in both runs; the noise is that of other levels"
 """Of a level whose own noise nobody knows, which may be more than theirs."""
 ROUNDING = 1e-9

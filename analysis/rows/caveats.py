@@ -149,8 +149,8 @@ def forked_words(points: Sequence[RunPoint], tables: Tables) -> list[Phrase]:
     return [
         phrase(
             "load was sent to servers with `server.start=warm`. On GPUs these were seen to be slower than cold ones, "
-            "by some percent in older builds and less since (docs/warm_starts.md); `server.start=cold` is the "
-            "reference."
+            "by some percent in older builds, by about one since where few requests run (docs/warm_starts.md); "
+            "`server.start=cold` is the reference."
         )
     ]
 

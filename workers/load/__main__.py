@@ -149,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         "--rate",
         type=_above_zero("requests a second"),
         metavar="REQUESTS_PER_SECOND",
-        help="a third part, open loop: so many arrive a second on average (Poisson), however many are in flight",
+        help="a third part, open loop: so many arrive a second on average (Poisson), however many are in flight; "
+        f"at most {HIGHEST_RATE:,.0f}",
     )
     add(
         "--timeout",

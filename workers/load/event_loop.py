@@ -35,8 +35,11 @@ def client_versions() -> str:
 
 
 def note() -> str | None:
-    """Return that another loop than uvloop sends, which takes more CPU a token; None where uvloop does."""
-    return None if _writes_at_once(_installed()) else f"sent by {client_versions()}: slower than uvloop"
+    """Return that another loop than uvloop sends, and what to do; None where uvloop does."""
+    if _writes_at_once(_installed()):
+        return None
+    wanted = "uvloop {}.{} or newer".format(*WRITES_AT_ONCE)
+    return f"load was sent by {client_versions()}, which takes more of this client's CPU a token: install {wanted}"
 
 
 def _installed() -> str:
