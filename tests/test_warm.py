@@ -467,13 +467,8 @@ def test_a_driver_that_is_initialised_or_does_not_say_is_a_reason_whatever_torch
         warm_parent.Imported("entry", {}, []).check()
 
 
-def test_a_driver_that_is_loaded_and_not_initialised_is_no_reason(
-    warm_parent: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(warm_parent, "loaded", lambda _: Driver(warm_parent.CUDA_ERROR_NOT_INITIALIZED))
-    monkeypatch.setattr(warm_parent, "left_threads_problem", lambda: None)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    warm_parent.Imported("entry", {}, []).check()
+def test_a_driver_that_is_loaded_and_not_initialised_is_no_reason(warm_parent: Any) -> None:
+    assert warm_parent.initialised_problem(Driver(warm_parent.CUDA_ERROR_NOT_INITIALIZED)) is None
 
 
 def test_a_library_is_asked_only_where_it_is_loaded_and_is_not_loaded_for_it(warm_parent: Any) -> None:
