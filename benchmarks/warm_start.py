@@ -69,7 +69,7 @@ from orchestrator.plan import make_plan
 from workers import probe, processes
 from workers.devices.nvml import kinds_of_cards, visible_cards
 from workers.engines import make_engine
-from workers.launch.warm import NotWarm, WarmParent, offer, parent_for
+from workers.launch.warm import NotWarm, offer, parent_for
 from workers.load.client import generate
 from workers.load.plan import LoadPlan, LoadResult
 from workers.session import Session
@@ -102,7 +102,7 @@ def _go(options: argparse.Namespace) -> Go:
             first = _start(replace(spec, start=Start.COLD), None, -1, [])
             print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
         for number in range(options.rounds):
-            with _parent(specs[0]) as parent:
+            with _warm_parent(specs[0]) as parent:
                 for spec in specs:
                     for start in order(number):
                         levels = options.levels * options.repeats if spec is specs[-1] else []
@@ -117,15 +117,15 @@ def _go(options: argparse.Namespace) -> Go:
 
 
 @contextlib.contextmanager
-def _parent(spec: SessionSpec) -> Iterator[WarmParent]:
-    """A warm parent that has imported, and so takes no core from what is measured. Raises `NotWarm`."""
+def _warm_parent(spec: SessionSpec) -> Iterator[Path]:
+    """The socket of one that has imported, and so takes no core from what is measured. Raises `NotWarm`."""
     try:
         parent = parent_for(make_engine("vllm"), spec, os.environ.get("OMP_NUM_THREADS"))
     except (RuntimeError, OSError, psutil.NoSuchProcess) as error:
         raise NotWarm(str(error)) from None
     try:
         offer(parent.socket, lambda: False).close()
-        yield parent
+        yield parent.socket
     finally:
         parent.close()
 
@@ -184,7 +184,7 @@ def crowded(level: int, spec: SessionSpec, fleet: Fleet) -> str | None:
     return None
 
 
-def _start(spec: SessionSpec, parent: WarmParent | None, number: int, levels: list[int]) -> Server:
+def _start(spec: SessionSpec, warm_parent: Path | None, number: int, levels: list[int]) -> Server:
     """Start one server, read it, send the levels, stop it."""
     cards = [card.id for card in visible_cards()][: spec.gpus]
     # load processes of its own: one binds itself to cores, which servers must not inherit
@@ -193,9 +193,7 @@ def _start(spec: SessionSpec, parent: WarmParent | None, number: int, levels: li
         def generate_all(plans: list[LoadPlan]) -> list[LoadResult]:
             return list(pool.map(generate, plans))
 
-        session = Session(
-            spec, "bench", 1, cards, generate_all, os.environ.get("OMP_NUM_THREADS"), parent and parent.socket
-        )
+        session = Session(spec, "bench", 1, cards, generate_all, os.environ.get("OMP_NUM_THREADS"), warm_parent)
         try:
             row = session.start()
             if row.status != MEASURED or row.start != spec.start:

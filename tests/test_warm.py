@@ -170,6 +170,18 @@ def forked(
         return ServerProcess([sys.executable, "-m", module, *arguments], asked, workspace, 2.0, offered)
 
 
+@contextlib.contextmanager
+def forked_entry(entry: str, directory: Path, workspace: Workspace) -> Iterator[ServerProcess]:
+    """A server forked from a parent of its own that has imported `entry` from that directory."""
+    (directory / "entry.py").write_text(entry)
+    parent = WarmParent(("entry",), environment(directory))
+    with offer(parent.socket, lambda: False) as offered:
+        server = ServerProcess([sys.executable, "-m", "entry"], environment(directory), workspace, 2.0, offered)
+    yield server
+    server.stop()
+    parent.close()
+
+
 def hanging_fork(generation: int) -> str:
     """A module that has a fork hang: in a guard that leaves the parent (1), or in one that forks its server (2)."""
     return HANGING_FORK.format(hangs=generation)
@@ -223,14 +235,10 @@ def test_two_forks_have_random_numbers_of_their_own(parent: WarmParent, workspac
 def test_a_forked_server_ends_with_the_code_that_a_cold_one_would(
     ends: str, code: int, tmp_path: Path, workspace: Workspace
 ) -> None:
-    (tmp_path / "entry.py").write_text(f"import sys\nif __name__ == '__main__':\n    pass\n    {ends}\n")
-    parent = WarmParent(("entry",), environment(tmp_path))
-    with offer(parent.socket, lambda: False) as offered:
-        server = ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
-    until(lambda: server.exit_code is not None)
-    assert server.exit_code == code
-    server.stop()
-    parent.close()
+    entry = f"import sys\nif __name__ == '__main__':\n    pass\n    {ends}\n"
+    with forked_entry(entry, tmp_path, workspace) as server:
+        until(lambda: server.exit_code is not None)
+        assert server.exit_code == code
 
 
 def test_no_call_of_a_forked_server_maps_memory_for_its_frame_anew_each_time(
@@ -238,13 +246,8 @@ def test_no_call_of_a_forked_server_maps_memory_for_its_frame_anew_each_time(
 ) -> None:
     """At whatever depth: CPython's chunks of frames end somewhere, and in a loop there each call has a page fault
     (until a fix of 2026 in 3.13)."""
-    (tmp_path / "entry.py").write_text(DEEP_CALLS)
-    parent = WarmParent(("entry",), environment(tmp_path))
-    with offer(parent.socket, lambda: False) as offered:
-        server = ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
-    assert told(server)["faults"] < 500
-    server.stop()
-    parent.close()
+    with forked_entry(DEEP_CALLS, tmp_path, workspace) as server:
+        assert told(server)["faults"] < 500
 
 
 def states(directory: Path, entry: str = STATE) -> list[dict[str, Any]]:
@@ -297,15 +300,11 @@ def test_a_request_that_its_socket_takes_in_parts_arrives_whole(parent: WarmPare
 
 
 def test_what_an_import_has_left_open_is_the_servers_and_not_its_guards(tmp_path: Path, workspace: Workspace) -> None:
-    (tmp_path / "entry.py").write_text(f"import sys, time\nsys.kept = open({str(tmp_path / 'kept')!r}, 'w')\n{WAITS}")
-    parent = WarmParent(("entry",), environment(tmp_path))
-    with offer(parent.socket, lambda: False) as offered:
-        server = ServerProcess([sys.executable, "-m", "entry"], environment(tmp_path), workspace, 2.0, offered)
     standard = {os.devnull, str(workspace.log)}
-    assert [name.partition(":")[0] for name in opened_by(server.guard_pid) if name not in standard] == ["pipe"]
-    assert str(tmp_path / "kept") in opened_by(server.pid)
-    server.stop()
-    parent.close()
+    entry = f"import sys, time\nsys.kept = open({str(tmp_path / 'kept')!r}, 'w')\n{WAITS}"
+    with forked_entry(entry, tmp_path, workspace) as server:
+        assert [name.partition(":")[0] for name in opened_by(server.guard_pid) if name not in standard] == ["pipe"]
+        assert str(tmp_path / "kept") in opened_by(server.pid)
 
 
 def opened_by(pid: int) -> list[str]:

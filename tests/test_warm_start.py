@@ -601,8 +601,7 @@ def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
     monkeypatch.setattr(warm_start, "Session", FakeSession)
     monkeypatch.setattr(warm_start, "_configuration", lambda _: told("a"))
     monkeypatch.setattr(warm_start, "_cpu_s", lambda _: 1.0)
-    parent: Any = SimpleNamespace(socket="/none")
-    found = warm_start._start(replace(spec(), start=Start.WARM), parent, 0, [1, 64])
+    found = warm_start._start(replace(spec(), start=Start.WARM), Path("/none"), 0, [1, 64])
     assert found.memory == Memory(FAILED)
     assert found.levels == [Level(1, FAILED), Level(64, CLIENT_LIMITED, 100.0, 0.5)]
     assert found.machine.startswith("card, ")

@@ -24,19 +24,19 @@ def run(main: Coroutine[Any, Any, _T]) -> _T:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes the loop: uvloop, or asyncio's own where uvloop is too old to write at once."""
-    return uvloop.new_event_loop if _writes_at_once(_installed()) else asyncio.SelectorEventLoop
+    return uvloop.new_event_loop if _writes_at_once() else asyncio.SelectorEventLoop
 
 
 def client_versions() -> str:
     """Return what the load client is made of here, e.g. "aiohttp 3.14.5, uvloop 0.23.0"."""
     found = f"uvloop {_installed()}"
-    loop = found if _writes_at_once(_installed()) else f"asyncio's loop ({found} is too old)"
+    loop = found if _writes_at_once() else f"asyncio's loop ({found} is too old)"
     return f"aiohttp {aiohttp.__version__}, {loop}"
 
 
 def note() -> str | None:
     """Return that another loop than uvloop sends, and what to do; None where uvloop does."""
-    if _writes_at_once(_installed()):
+    if _writes_at_once():
         return None
     wanted = "uvloop {}.{} or newer".format(*WRITES_AT_ONCE)
     return f"load was sent by {client_versions()}, which takes more of this client's CPU a token: install {wanted}"
@@ -46,6 +46,6 @@ def _installed() -> str:
     return str(uvloop.__version__)  # type: ignore[attr-defined]
 
 
-def _writes_at_once(version: str) -> bool:
-    major, minor = version.split(".")[:2]
+def _writes_at_once() -> bool:
+    major, minor = _installed().split(".")[:2]
     return (int(major), int(minor)) >= WRITES_AT_ONCE
