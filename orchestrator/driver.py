@@ -159,7 +159,7 @@ class Driver:
         if now - self._interrupted_at.get(number, -math.inf) < ONE_INTERRUPT_S:
             return  # `timeout` and terminals deliver one interrupt twice
         if self.outcome.interrupted:
-            raise KeyboardInterrupt  # the second time: now; guards end the servers
+            raise interrupts.Interrupted  # the second time: now; guards end the servers
         self.outcome.interrupted = True
         self._interrupted_at[number] = now
         if number == signal.SIGTERM:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: raised as KeyboardInterrupt, but never in the middle of starting or ending Ray."""
+"""Ctrl-C and SIGTERM: raised as a KeyboardInterrupt, but never in the middle of starting or ending Ray."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that can be answered wherever it is met.
+
+    Python ends `python -m` by SIGINT, whatever exit code it was given, once a plain KeyboardInterrupt has come out of
+    code run from a string, caught or not (Python 3.11, `run_eval_code_obj` in pythonrun.c asks for that very type);
+    and an import makes its data classes and named tuples of strings.
+    """
+
+
 def raise_on_all() -> None:
     """Let SIGTERM (`ray job stop`, `kill`) and a closed terminal end the program as Ctrl-C does, all cleaned up."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted
 
     for number in _heeded():
         signal.signal(number, interrupt)
@@ -54,4 +63,4 @@ def deferred() -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
         if received:
-            raise KeyboardInterrupt
+            raise Interrupted
