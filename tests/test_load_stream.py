@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -295,6 +295,11 @@ def by_the_parser(body: Reads) -> StreamRecord:
 CUTS = st.lists(st.integers(0, 1500), max_size=12)
 
 
+def ends(pieces: list[bytes]) -> list[int]:
+    """Where each HTTP chunk ends: cut there, as servers write, a read is a chunk."""
+    return list(accumulate(len(b"%x\r\n%b\r\n" % (len(piece), piece)) for piece in pieces if piece))
+
+
 @given(
     st.lists(st.binary(max_size=40), max_size=6),
     CUTS,
@@ -354,22 +359,77 @@ def test_a_size_may_have_an_extension() -> None:
     assert reader.ended
 
 
-@given(CUTS, st.lists(st.sampled_from(range(len(GOOD_EVENTS))), max_size=4))
-def test_the_quick_way_gives_the_parsers_record(cuts: list[int], joined: list[int]) -> None:
+@given(CUTS, st.booleans(), st.lists(st.sampled_from(range(len(GOOD_EVENTS))), max_size=4))
+def test_the_quick_way_gives_the_parsers_record(cuts: list[int], by_chunk: bool, joined: list[int]) -> None:
     pieces: list[bytes] = []
     for at, each in enumerate(GOOD_EVENTS):
         if at in joined and pieces:
             pieces[-1] += each
         else:
             pieces.append(each)
-    body = reads(cut(chunked(pieces), cuts))
-    assert stream_module._quick(body) is not None
-    assert digest(body) == by_the_parser(body)
+    body = reads(cut(chunked(pieces), [*cuts, *ends(pieces)] if by_chunk else cuts))
+    known = by_the_parser(body)  # which has read all size lines
+    assert stream_module._quick(body) == known
 
 
 def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
-    body = reads([chunked(GOOD_EVENTS)])
-    assert stream_module._quick(body) == by_the_parser(body)
+    for cuts in ([], ends(GOOD_EVENTS)):
+        body = reads(cut(chunked(GOOD_EVENTS), cuts))
+        assert stream_module._quick(body) == by_the_parser(body)
+    assert stream_module._quick(reads(GOOD_EVENTS, http_chunks=False)) == by_the_parser(body)
+
+
+def wire_chunks() -> list[bytes]:
+    """What vLLM writes, a chunk each, of which all size lines have been read; the last ends the body."""
+    chunks = [piece for piece in cut(chunked(GOOD_EVENTS), ends(GOOD_EVENTS)) if piece]
+    by_the_parser(reads(chunks))
+    return chunks
+
+
+def not_taken(pieces: list[bytes]) -> None:
+    """See that a body that is none fails as the parser has it."""
+    known = by_the_parser(reads(pieces))
+    assert known.malformed is not None
+    assert digest(reads(pieces)) == known
+
+
+def test_what_looks_like_a_chunk_in_the_middle_of_one_is_not_taken_for_it() -> None:
+    first, *others = wire_chunks()
+    not_taken([first, b"%x\r\n" % len(GOOD_EVENTS[1]), others[0], GOOD_EVENTS[1] + b"\r\n", *others[1:]])
+
+
+def test_what_looks_like_an_event_in_the_middle_of_one_is_not_taken_for_it() -> None:
+    first, *others = wire_chunks()
+    head, tail = chunked([GOOD_EVENTS[0][:9]])[:-5], chunked([GOOD_EVENTS[0][9:]])[:-5]
+    not_taken([head, first, tail, *others])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (b"\n\n\r\n", b"\nx\r\n"),
+        (b"\n\n\r\n", b"\n\nxx"),
+        (b"", b"1"),
+        (b", ", b",\n"),
+        (b", ", b",\r"),
+        (b'"text"', b'"tex\xff"'),
+    ],
+)
+def test_what_is_not_quite_a_chunk_of_one_event_is_not_taken_for_it(wrong: tuple[bytes, bytes]) -> None:
+    first, second, *others = wire_chunks()
+    assert second.replace(*wrong, 1) != second
+    not_taken([first, second.replace(*wrong, 1), *others])
+
+
+@pytest.mark.parametrize("end", [b"zz\r\n", b"4\r\njunk\r\n0\r\n\r\n"])
+def test_junk_behind_the_last_event_is_seen(end: bytes) -> None:
+    *events, _ = wire_chunks()
+    not_taken([*events, end])
+
+
+def test_an_event_too_long_is_not_taken_though_it_came_at_once() -> None:
+    long = event({"choices": [], "x": "x" * 2**20})
+    not_taken([*(chunked([each])[:-5] for each in (long, *GOOD_EVENTS)), b"0\r\n\r\n"])
 
 
 def test_an_object_cut_over_two_events_beside_two_in_one_is_not_taken_for_a_whole_stream() -> None:
@@ -460,13 +520,14 @@ PARTS = st.one_of(
 )  # fmt: skip
 
 
-@given(st.lists(PARTS, max_size=8), CUTS, st.booleans(), st.integers(0, 40))
+@given(st.lists(PARTS, max_size=8), CUTS, st.booleans(), st.booleans(), st.integers(0, 40))
 def test_whatever_comes_both_ways_agree_and_neither_raises(
-    pieces: list[bytes], cuts: list[int], http_chunks: bool, lost: int
+    pieces: list[bytes], cuts: list[int], http_chunks: bool, by_chunk: bool, lost: int
 ) -> None:
     wire = chunked(pieces) if http_chunks else b"".join(pieces)
-    body = reads(cut(wire[: max(len(wire) - lost, 0)], cuts), http_chunks)
-    assert digest(body) == by_the_parser(body)
+    body = reads(cut(wire[: max(len(wire) - lost, 0)], [*cuts, *ends(pieces)] if by_chunk else cuts), http_chunks)
+    known = by_the_parser(body)
+    assert digest(body) == known
 
 
 def test_an_event_cut_by_a_chunk_is_stamped_by_its_last_byte() -> None:

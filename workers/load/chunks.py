@@ -5,6 +5,8 @@ from __future__ import annotations
 SEEN_LINES = 4096
 _seen: dict[bytes, int] = {}
 """Size lines that have been read before: looking one up costs a quarter of reading it."""
+known_size = _seen.get
+"""The size that a line announces, where one like it has been read before; else None."""
 MAX_LINE_BYTES = 1024
 """A longer size or trailer line is no HTTP that we want."""
 
@@ -24,6 +26,11 @@ class ChunkReader:
         self._left = 0
         """Bytes still to come of the chunk that has begun, its line end included."""
         self._in_trailer = False
+
+    @property
+    def between(self) -> bool:
+        """Whether the next byte begins a chunk."""
+        return not (self._left or self._rest or self._in_trailer or self.ended or self.broken)
 
     def skip(self, data: bytes) -> bool:
         """Take the next bytes without looking at the body; return whether that was all: it has ended, or is broken."""

@@ -9,7 +9,6 @@ gives up at anything else.
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ import msgspec
 
 from contract.failures import FailureClass
 from contract.rows import Failure
-from workers.load.chunks import ChunkReader, chunk_size
+from workers.load.chunks import ChunkReader, known_size
 from workers.load.reads import Reads
 
 MESSAGE_CHARS = 500
@@ -229,26 +228,23 @@ class _Chunk(msgspec.Struct, gc=False):
     object: str = ""
 
 
-_decode_lines = msgspec.json.Decoder(_Chunk).decode_lines
-_DONE = b"data: [DONE]"
+_decode = msgspec.json.Decoder(_Chunk).decode
+_MAX_REST_BYTES = 2**14
+"""An event that comes in pieces is put together anew at each, so only up to so many bytes."""
 
 
 def _quick(reads: Reads) -> StreamRecord | None:
-    """The record of a whole stream whose HTTP chunks hold whole events of one `data:` line each, or None."""
+    """The record of a whole stream that is made of events of one `data:` line each and line ends of LF, or None."""
     try:
-        events, stamps = _events(reads)
-        if not events or events.pop() != _DONE:
+        data, stamps = _events(reads)
+        if not data or data.pop() != b"[DONE]":
             return None
-        lines = b"\n".join(events)
-        whole = lines.startswith(b"data: {") and lines.endswith(b"}") and b"\r" not in lines
-        # Every newline is between the end of an object and the begin of another: no object lies in two events, and as
-        # there are as many objects as events, none has two. So one call can decode them all.
-        if not whole or not lines.count(b"\n") == lines.count(b"}\ndata: {") == len(events) - 1:
+        text = b"".join(data)
+        if b"\n" in text or b"\r" in text or not _is_text(text) or max(map(len, data)) > MAX_EVENT_BYTES:
             return None
         record = StreamRecord(saw_done=True)
         reason = None
-        chunks = _decode_lines(lines[6:].replace(b"\ndata: ", b"\n"))
-        for chunk, at_s in zip(chunks, stamps[:-1], strict=True):
+        for chunk, at_s in zip(map(_decode, data), stamps[:-1], strict=True):
             if chunk.error is not None or chunk.object == "error":
                 return None
             if chunk.choices:
@@ -267,33 +263,34 @@ def _quick(reads: Reads) -> StreamRecord | None:
 
 
 def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
-    """A body's events without their empty lines, and when the last byte of each arrived.
+    """What the `data:` of each event is, and when its last byte arrived.
 
-    Nothing where a chunk is not what its size line says, does not end with an event, or none of size 0 ends the body.
+    Raises `ValueError` where the body is not made of HTTP's chunks, and of events that begin with `data: ` and end with
+    an empty line. Their lines are for the caller to look at.
     """
-    raw = b"".join(reads.data)
-    *chunks, end = raw.split(b"\n\n\r\n")
-    if not reads.chunked or end != b"0\r\n\r\n" or not _is_text(raw):
-        return [], []
-    events: list[bytes] = []
+    found: list[bytes] = []
     stamps: list[float] = []
-    ends, read, at = list(itertools.accumulate(map(len, reads.data))), 0, 0
-    known, size = b"", None
-    for chunk in chunks:
-        size_line, _, body = chunk.partition(b"\r\n")
-        if size_line != known:
-            known, size = size_line, chunk_size(size_line)
-        if size != len(body) + 2 or size > MAX_EVENT_BYTES:
-            return [], []
-        at += len(size_line) + 2
-        for event in body.split(b"\n\n"):
-            at += len(event) + 2
-            while ends[read] < at:
-                read += 1
-            events.append(event)
-            stamps.append(reads.at_s[read])
-        at += 2
-    return events, stamps
+    chunks, rest, between = ChunkReader(), b"", reads.chunked
+    for data, at_s in zip(reads.data, reads.at_s, strict=True):
+        size, end = data.find(b"\r\ndata: "), len(data) - 4
+        line_ends = data.find(b"\n", size + 8) == end and data.endswith(b"\n\n\r\n")
+        if line_ends and between and known_size(data[:size]) == end - size:
+            found.append(data[size + 8 : end])  # one read, one chunk, one event, as servers write them
+            stamps.append(at_s)
+            continue
+        for piece in chunks.feed(data) if reads.chunked else [data]:
+            *events, rest = (rest + piece).split(b"\n\n")
+            for event in events:
+                if not event.startswith(b"data: "):
+                    raise ValueError(event)
+                found.append(event[6:])
+                stamps.append(at_s)
+        if chunks.broken or len(rest) > _MAX_REST_BYTES:
+            raise ValueError(rest)
+        between = chunks.between and not rest
+    if rest:
+        raise ValueError(rest)
+    return found, stamps
 
 
 def _is_text(raw: bytes) -> bool:
