@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
 
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 from contract.rows import PointRow, RequestRow
 from workers.load.limits import achieved_share
-from workers.load.summary import LoadSummary, in_flight_from, mean_in_flight, percentile, summarize
+from workers.load.summary import (
+    LoadSummary,
+    in_flight_from,
+    mean_in_flight,
+    percentile,
+    percentile_of_counts,
+    summarize,
+)
 
 seconds = st.floats(0, 1e4, allow_nan=False)
 
@@ -28,6 +36,11 @@ requests = st.lists(st.builds(request, seconds, seconds, st.booleans(), st.integ
 @given(st.lists(seconds, min_size=1, max_size=60), st.floats(0, 100))
 def test_percentile_is_numpys_default(values: list[float], q: float) -> None:
     assert percentile(values, q) == pytest.approx(float(np.percentile(values, q)), rel=1e-9, abs=1e-9)
+
+
+@given(st.lists(st.integers(0, 20), max_size=60), st.floats(0, 100))
+def test_the_percentile_of_counts_is_that_of_what_was_counted(values: list[int], q: float) -> None:
+    assert percentile_of_counts(Counter(values), q) == percentile(values, q)
 
 
 @given(

@@ -9,10 +9,10 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from contract.rows import RequestRow
-from workers.load.summary import percentile
+from workers.load.summary import percentile_of_counts
 
 TICK_S = 0.01
 """Between the timers by which a stall is seen: it lasted about half of that longer than its timer's lag."""
@@ -108,15 +108,16 @@ def held_back(requests: Sequence[RequestRow], stalls: Sequence[Stall]) -> HeldBa
 def raised_by(requests: Sequence[RequestRow], held: HeldBack) -> Raised:
     """Return by how much figures of these requests' successes are higher for what was held back of them."""
     ok = [row for row in requests if row.ok]
-    ttft = [row.ttft_s for row in ok if row.ttft_s is not None]
-    e2e = [row.e2e_s for row in ok if row.e2e_s is not None]
+    gaps_us = Counter(chain.from_iterable(row.gaps_us for row in ok) if held.gaps else [])
+    ttft = Counter(row.ttft_s for row in ok if row.ttft_s is not None)
+    e2e = Counter(row.e2e_s for row in ok if row.e2e_s is not None)
     return Raised(
-        _raised_by([gap / 1e6 for row in ok for gap in row.gaps_us] if held.gaps else [], held.gaps, 99),
+        _raised_by(Counter({us / 1e6: times for us, times in gaps_us.items()}), held.gaps, 99),
         _raised_by(ttft, held.ttft, 95),
         _raised_by(ttft, held.ttft, 99),
         _raised_by(e2e, held.e2e, 95),
         _raised_by(e2e, held.e2e, 99),
-        _raised_by([row.tpot_s for row in ok if row.tpot_s is not None], held.tpot, 95),
+        _raised_by(Counter(row.tpot_s for row in ok if row.tpot_s is not None), held.tpot, 95),
     )
 
 
@@ -151,15 +152,9 @@ def _held_back(row: RequestRow, stalls: Sequence[Stall]) -> Iterator[tuple[int, 
             yield index, stall
 
 
-def _raised_by(values: Sequence[float], changed: Sequence[tuple[float, float]], q: float) -> float:
+def _raised_by(values: Counter[float], changed: Sequence[tuple[float, float]], q: float) -> float:
     """Return the `q`-th percentile of the values less what it is where some, as (before, after), are changed."""
     if not changed:
         return 0.0
-    before, left = sorted(values), Counter(value for value, _ in changed)
-    kept = [after for _, after in changed]
-    for value in before:
-        if left.get(value):
-            left[value] -= 1
-        else:
-            kept.append(value)
-    return (percentile(before, q) or 0.0) - (percentile(kept, q) or 0.0)
+    kept = values - Counter(before for before, _ in changed) + Counter(after for _, after in changed)
+    return (percentile_of_counts(values, q) or 0.0) - (percentile_of_counts(kept, q) or 0.0)
