@@ -23,9 +23,18 @@ import ray  # without a token in the environment, as by whoever uses it in the s
 
 from contract.rows import CAME_TO_NOTHING, FAILED, MEASURED, MUTE_PARENT, SessionRow
 from contract.specs import SessionSpec, Start
-from orchestrator import cluster as clusters
 from orchestrator import knock
-from orchestrator.cluster import ActorFailed, ActorLost, Cluster, ClusterError
+from orchestrator.cluster import (
+    ActorFailed,
+    ActorLost,
+    Cluster,
+    ClusterError,
+    actors,
+    connection,
+    handle,
+    nodes,
+    warm_parents,
+)
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
 from orchestrator.preflight import NotReady
@@ -87,7 +96,7 @@ def test_a_tmpdir_that_cannot_be_locked_is_said_with_what_to_export(monkeypatch:
     def refuses(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(clusters, "remove_ownerless", list)
+    monkeypatch.setattr(connection, "remove_ownerless", list)
     monkeypatch.setattr(fcntl, "flock", refuses)
     asked = experiment("kv", engine="sim", cluster__num_gpus=1)
     with pytest.raises(ClusterError, match=r"TMPDIR=\S+ cannot be locked \(No locks available\): export TMPDIR=/tmp"):
@@ -129,11 +138,11 @@ def test_a_warm_parent_that_hangs_in_a_library_ends_with_a_private_ray(
     with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)) as cluster:
         actor = ray.remote(num_cpus=0)(Owner).remote()
         pid = ray.get(actor.parent.remote(), timeout=60)
-        cluster._warm = {"node": actor}
+        cluster._warm_parents._owners = {"node": actor}
         if owner == "was killed":
             ray.kill(actor)
         else:
-            monkeypatch.setattr(clusters, "end_what_is_left_in", lambda *_: None)
+            monkeypatch.setattr(connection, "end_what_is_left_in", lambda *_: None)
     deadline = time.monotonic() + 20
     while processes.is_running(pid):
         assert time.monotonic() < deadline
@@ -142,7 +151,7 @@ def test_a_warm_parent_that_hangs_in_a_library_ends_with_a_private_ray(
 
 def test_a_warm_parent_that_heeds_nothing_is_killed_before_the_driver_no_longer_waits_for_its_owner() -> None:
     """An interrupted run leaves a cluster at once, and looks for nothing there afterwards."""
-    assert warm.CLOSE_LIMIT_S < clusters.WARM_CLOSE_LIMIT_S
+    assert warm.CLOSE_LIMIT_S < warm_parents.CLOSE_LIMIT_S
 
 
 def test_an_actor_that_cannot_be_made_is_a_defect_and_what_is_left_on_nodes_is_removed_when_a_run_leaves(
@@ -181,7 +190,7 @@ def test_an_actor_that_could_not_be_made_is_tried_elsewhere_only_for_a_reason_of
         raise ray.exceptions.RayActorError("id", words, actor_init_failed=True)
 
     with pytest.raises(expected, match=re.escape(last_line)):
-        asyncio.run(clusters._result(call()))
+        asyncio.run(handle.result(call()))
 
 
 def test_an_actor_that_died_is_lost_with_the_first_words_of_why() -> None:
@@ -191,7 +200,7 @@ def test_an_actor_that_died_is_lost_with_the_first_words_of_why() -> None:
         )
 
     with pytest.raises(ActorLost, match=r"^RayActorError: The actor died unexpectedly\.$"):
-        asyncio.run(clusters._result(call()))
+        asyncio.run(handle.result(call()))
 
 
 def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,15 +208,15 @@ def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch
     actor = SimpleNamespace(ping=SimpleNamespace(remote=pinged.release))
     made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: actor))
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: made)
-    monkeypatch.setattr(clusters, "_on", lambda _: None)
-    monkeypatch.setattr(clusters, "RENEWED_EVERY_S", 0.01)
+    monkeypatch.setattr(nodes, "on", lambda _: None)
+    monkeypatch.setattr(warm_parents, "RENEWED_EVERY_S", 0.01)
     cluster = Cluster(experiment("kv").cluster, None)
     fleet = sim_fleet(1)
     cluster.warm_up(fleet, {node.id: SimpleNamespace() for node in fleet.nodes})  # type: ignore[misc]
     try:
         assert all(pinged.acquire(timeout=20) for _ in range(3))
     finally:
-        cluster._left.set()
+        cluster._warm_parents.close()
 
 
 def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +235,8 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
 
     options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: options)
-    monkeypatch.setattr(clusters, "_actor_class", lambda: options)
-    monkeypatch.setattr(clusters, "_on", made.append)
+    monkeypatch.setattr(connection, "actor_class", lambda: options)
+    monkeypatch.setattr(nodes, "on", made.append)
     cluster = Cluster(experiment("kv").cluster, None)
     of_one, of_two = gpu_fleet(1, 1).nodes
     of_two = replace(of_two, all_kinds=("NVIDIA A100", "NVIDIA H100"))
@@ -241,7 +250,7 @@ def test_a_node_whose_cards_are_of_several_kinds_has_no_warm_parent(monkeypatch:
             await cluster.session(warm, node.id, "run", 1)
 
     asyncio.run(start())
-    cluster._left.set()
+    cluster._warm_parents.close()
     why = (
         "this node has no warm parent: its cards are of several kinds (NVIDIA A100, NVIDIA H100), and an import would "
         "know the first one only"
@@ -272,8 +281,8 @@ def test_a_node_imports_when_the_queue_first_places_a_server_there(monkeypatch: 
 
     actor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=session))
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(options=importing))
-    monkeypatch.setattr(clusters, "_actor_class", lambda: actor)
-    monkeypatch.setattr(clusters, "_on", lambda node: node)
+    monkeypatch.setattr(connection, "actor_class", lambda: actor)
+    monkeypatch.setattr(nodes, "on", lambda node: node)
     cluster = Cluster(experiment("kv").cluster, None)
     fleet = gpu_fleet(8, 8, 8)
     first, second, third = (node.id for node in fleet.nodes)
@@ -288,7 +297,7 @@ def test_a_node_imports_when_the_queue_first_places_a_server_there(monkeypatch: 
             await cluster.session(one, node, "run", 1)
 
     asyncio.run(start())
-    cluster._left.set()
+    cluster._warm_parents.close()
     assert imports == [(first, warm.id), (third, another.id)], "for the one that came first"
     assert [arguments[-3] for arguments in sessions] == [None, f"/{first}", None, f"/{third}", f"/{third}"]
 
@@ -320,19 +329,19 @@ def cluster_of(
     def on(node: str) -> Any:
         return SimpleNamespace(remote=lambda *_: node)
 
-    nodes = [
+    told = [
         {"NodeID": node, "Alive": True, "NodeManagerHostname": host, "Resources": {"GPU": 8.0, "CPU": 64.0}}
         for node, host in HOSTS.items()
         if node in answers
     ]
-    for node in nodes:
+    for node in told:
         node["Resources"] |= {f"accelerator_type:{types[each]}": 1.0 for each in types if each == node["NodeID"]}  # type: ignore[operator]
     look = SimpleNamespace(options=lambda scheduling_strategy: on(scheduling_strategy))
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "nodes", lambda: told)
     monkeypatch.setattr(ray, "remote", lambda **_: lambda _: look)
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(clusters, "_on", lambda node: node)
+    monkeypatch.setattr(nodes, "on", lambda node: node)
     return Cluster(experiment("kv", cluster__address="auto", cluster__gpu=gpu).cluster, None)
 
 
@@ -425,11 +434,11 @@ def test_a_warm_parent_that_does_not_come_is_waited_for_once_and_sessions_are_to
 
     actor = SimpleNamespace(ping=SimpleNamespace(remote=ping))
     options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or actor)
-    monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
-    monkeypatch.setattr(clusters, "_on", lambda _: None)
-    monkeypatch.setattr(clusters, "ACTOR_LIMIT_S", 0.5)
+    monkeypatch.setattr(connection, "actor_class", lambda: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(nodes, "on", lambda _: None)
+    monkeypatch.setattr(warm_parents, "ACTOR_LIMIT_S", 0.5)
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster._warm = {"node": SimpleNamespace(socket=SimpleNamespace(remote=remote))}
+    cluster._warm_parents._owners = {"node": SimpleNamespace(socket=SimpleNamespace(remote=remote))}
     warm = warm_spec()
 
     async def sessions() -> None:
@@ -446,9 +455,9 @@ def test_a_good_fork_of_one_kind_keeps_no_other_kind_warm() -> None:
     good = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="warm")
     in_vain = replace(good, start="cold", start_reason=f"{CAME_TO_NOTHING}no word from it for 900 s")
     for row, like in [(good, warm_spec()), (in_vain, warm_spec(eager=False)), (in_vain, warm_spec(eager=False))]:
-        cluster._saw("node", like, row)
-    assert cluster._why_not_warm("node", warm_spec()) is None
-    assert "2 forks of this model" in (cluster._why_not_warm("node", warm_spec(eager=False)) or "")
+        cluster._warm_parents.saw("node", like, row)
+    assert cluster._warm_parents.why_none("node", warm_spec()) is None
+    assert "2 forks of this model" in (cluster._warm_parents.why_none("node", warm_spec(eager=False)) or "")
 
 
 @pytest.mark.parametrize(("first", "asked"), [("cold", 2), ("warm", 3)])
@@ -470,10 +479,10 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
 
     actor = SimpleNamespace(ping=SimpleNamespace(remote=ping), start=SimpleNamespace(remote=start))
     options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or actor)
-    monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
-    monkeypatch.setattr(clusters, "_on", lambda _: None)
+    monkeypatch.setattr(connection, "actor_class", lambda: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(nodes, "on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster._warm = {
+    cluster._warm_parents._owners = {
         node: SimpleNamespace(socket=SimpleNamespace(remote=lambda _spec: socket())) for node in ("node", "other")
     }
     warm = warm_spec()
@@ -499,12 +508,12 @@ def test_a_node_on_which_forks_come_to_nothing_starts_cold_at_once_and_says_why(
 @pytest.mark.parametrize("what", ["it was still importing, or busy", "nothing within 30 s"])
 def test_a_parent_that_did_not_answer_one_session_is_asked_by_no_other(what: str) -> None:
     cluster = Cluster(experiment("kv").cluster, None)
-    cluster._warm = {"node": None}
+    cluster._warm_parents._owners = {"node": None}
     mute = SessionRow(1, "run", "s", 1, MEASURED, False, "", start="cold", start_reason=f"{MUTE_PARENT}{what}")
-    cluster._saw("node", warm_spec(), mute)
+    cluster._warm_parents.saw("node", warm_spec(), mute)
     why = f"the warm parent of this node did not answer an earlier session: {what}"
-    assert asyncio.run(cluster._warm_parent("node", warm_spec("another"))) == (None, why)
-    assert cluster._why_not_warm("other", warm_spec()) is None
+    assert asyncio.run(cluster._warm_parents.socket("node", warm_spec("another"))) == (None, why)
+    assert cluster._warm_parents.why_none("other", warm_spec()) is None
 
 
 @pytest.mark.parametrize(("users", "why"), [({}, "HF_HUB_OFFLINE"), ({"HF_HUB_OFFLINE": "1"}, None)])
@@ -516,10 +525,10 @@ def test_a_server_that_its_parent_would_refuse_for_its_environment_does_not_wait
     for name, value in users.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(warm, "WarmParent", lambda *_: SimpleNamespace(socket="/one", close=lambda: None))
-    monkeypatch.setattr(clusters, "Lease", lambda _: None)  # it would end this process
+    monkeypatch.setattr(actors, "Lease", lambda _: None)  # it would end this process
     shape = replace(spec(), engine="vllm")
     real = replace(shape, model=replace(shape.model, dummy_weights=False))
-    owner = clusters.WarmActor(shape, None)
+    owner = actors.WarmActor(shape, None)
     assert owner.socket(shape) == ("/one", None)
     refused = f"its environment is not the one that was imported in: {why}"
     assert owner.socket(real) == ((None, refused) if why else ("/one", None))
@@ -545,8 +554,8 @@ def test_a_session_is_the_first_of_its_node_until_one_has_had_a_server(
     monkeypatch.setattr(ray, "kill", lambda _: None)  # it would start a Ray
     verbs = {verb.__name__: SimpleNamespace(remote=verb) for verb in (ping, start, stop)}
     options = SimpleNamespace(remote=lambda *arguments: made.append(arguments) or SimpleNamespace(**verbs))
-    monkeypatch.setattr(clusters, "_actor_class", lambda: SimpleNamespace(options=lambda **_: options))
-    monkeypatch.setattr(clusters, "_on", lambda _: None)
+    monkeypatch.setattr(connection, "actor_class", lambda: SimpleNamespace(options=lambda **_: options))
+    monkeypatch.setattr(nodes, "on", lambda _: None)
     cluster = Cluster(experiment("kv").cluster, None)
     cold = warm_spec(start=Start.COLD)
 

@@ -12,11 +12,11 @@ HEAVY = ("torch", "transformers", "pandas", "pyarrow", "scipy", "vllm")
 TASK = """
 import sys
 import workers.load.__main__  # the command line
-from orchestrator.cluster import _generate  # Ray's task
+from orchestrator.cluster.actors import generate  # Ray's task
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan
 
-result = _generate(LoadPlan(Endpoint(sys.argv[1], "mock"), 2, 4, 20, 8, 0, 256, 7, 20.0))
+result = generate(LoadPlan(Endpoint(sys.argv[1], "mock"), 2, 4, 20, 8, 0, 256, 7, 20.0))
 print(sum(row.ok for row in result.requests), *sorted(sys.modules.keys() & set(sys.argv[2:])))
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import _node_of_cards
+from orchestrator.cluster.nodes import _node_of_cards
 from orchestrator.fleet import NoRoom, local_fleet
 from orchestrator.plan import make_plan
 from tests.configs import experiment, resolved

@@ -23,7 +23,8 @@ import ray
 from contract.causes import SESSION_STARTS
 from contract.rows import MEASURED, PointRow, SessionRow
 from contract.specs import Point, Purpose, SessionSpec
-from orchestrator.cluster import Cluster, SessionHandle, _generate, _together
+from orchestrator.cluster import Cluster, SessionHandle
+from orchestrator.cluster.actors import generate, together
 from orchestrator.driver import Driver, Outcome
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
@@ -127,7 +128,7 @@ def test_a_load_task_that_is_killed_costs_one_try_on_the_same_server(
         while not killed and time.monotonic() < deadline:
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if "_generate" in " ".join(process.cmdline()):
+                    if "ray::generate" in " ".join(process.cmdline()):
                         killed.append(process.pid)
                         process.kill()
                         break
@@ -148,20 +149,20 @@ def test_a_load_task_that_is_killed_costs_one_try_on_the_same_server(
 def test_what_a_load_task_fails_by_comes_through_ray_as_it_is(cluster: tuple[Cluster, Fleet], tmp_path: Path) -> None:
     def with_few_files(plan: LoadPlan) -> object:  # nested, so that Ray sends it as it is: no worker imports tests
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-        return _generate(plan)
+        return generate(plan)
 
     def beside_one_that_does_not_come(plan: LoadPlan) -> object:
         if plan.start and plan.start.index:
             time.sleep(60)
         start_line.GATHER_LIMIT_S = 0.1
-        return _generate(plan)
+        return generate(plan)
 
     plan = LoadPlan(Endpoint("http://127.0.0.1:9", "m"), 300, 300, 20, 8, 0, 256, 7, 20.0)
     with pytest.raises(TooFewFiles) as few:
-        _together(_as_task(with_few_files), [plan])
+        together(_as_task(with_few_files), [plan])
     assert re.fullmatch("300 connections need [0-9]+ open files, and their process may have 256 .*", str(few.value))
     with pytest.raises(LoadLost) as lost:
-        _together(_as_task(beside_one_that_does_not_come), split(plan, 2, tmp_path))
+        together(_as_task(beside_one_that_does_not_come), split(plan, 2, tmp_path))
     assert str(lost.value) == "not all 2 load processes came to the start within 0.1 s"
     assert (type(few.value), type(lost.value)) == (TooFewFiles, LoadLost)
 

@@ -14,7 +14,7 @@ import psutil
 from tests.chaos.schedule import Fault, Kind, Role
 
 _REGISTERED = {Role.SERVER: "server", Role.CORE: "core", Role.GUARD: "guard"}
-_TITLES = {Role.ACTOR: "ray::SessionActor", Role.LOAD_TASK: "ray::_generate", Role.WARM_ACTOR: "ray::WarmActor"}
+_TITLES = {Role.ACTOR: "ray::SessionActor", Role.LOAD_TASK: "ray::generate", Role.WARM_ACTOR: "ray::WarmActor"}
 _TAKEN = {
     Kind.SLOW_STREAM: "slow", Kind.CUT_STREAM: "cut", Kind.PORT_TAKEN: "port", Kind.EARLY_READY: "early",
 }  # fmt: skip

@@ -1,0 +1,124 @@
+"""The driver's hold on a session's actor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from contract.rows import MEASURED, PointRow, SessionEnd, SessionRow
+from contract.specs import Point
+from orchestrator.cluster.errors import ActorFailed, ActorLost, NoCards, in_a_line, in_its_making
+from workers.lease import RENEWED_EVERY_S
+
+ACTOR_LIMIT_S = 180.0
+"""For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
+OF_THE_NODE = "[Errno "
+"""In the message of an actor that could not be made on a node, where it may be elsewhere: the system's errors (no space
+left). Cards that are lost its server's start tells."""
+
+
+class SessionHandle:
+    """The driver's hold on one session actor. Every verb raises `ActorLost` when the actor is gone."""
+
+    def __init__(self, actor: Any, came_to_nothing: Callable[[], None], started: Callable[[SessionRow], None]) -> None:
+        """`came_to_nothing` is called where the session ends and has had no server that was ready, `started` with what
+        its start has come to."""
+        self._actor = actor
+        self._came_to_nothing = came_to_nothing
+        self._started = started
+        self._served = False
+        self._renewing: asyncio.Future[None] | None = None
+
+    async def alive(self) -> None:
+        """Wait until the actor answers. Raises `NoCards` where its cards do not become free."""
+        try:
+            await asyncio.wait_for(result(self._actor.ping.remote()), ACTOR_LIMIT_S)
+        except TimeoutError:
+            self.kill()
+            raise NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
+        except BaseException:
+            self.kill()
+            raise
+        self._renewing = asyncio.ensure_future(_renew(self._actor))
+
+    async def start(self) -> SessionRow:
+        """Start the server."""
+        row: SessionRow = await result(self._actor.start.remote())
+        self._served = row.status == MEASURED
+        self._started(row)
+        return row
+
+    async def measure(self, point: Point) -> PointRow:
+        """Measure one point."""
+        row: PointRow = await result(self._actor.measure.remote(point))
+        return row
+
+    async def settle(self) -> None:
+        """Close the account of the server's memory; only `stop` may follow."""
+        await result(self._actor.settle.remote())
+
+    def hurry(self) -> None:
+        """Have the server down in two seconds: `stop` is under way, or comes."""
+        with contextlib.suppress(Exception):
+            self._actor.hurry.remote()
+
+    async def stop(self, limit_s: float, keep_cards: bool = False) -> SessionEnd:
+        """Stop the server and end the actor, whatever else it is doing; with `keep_cards` `kill` has to end it.
+
+        Until then Ray gives its cards to nobody.
+        """
+        try:
+            end: SessionEnd = await asyncio.wait_for(result(self._actor.stop.remote()), limit_s)
+        except TimeoutError:
+            self.kill()
+            raise ActorLost(f"the session did not stop within {limit_s:.0f} s") from None
+        except BaseException:
+            self.kill()
+            raise
+        if keep_cards:
+            self._ended()
+        else:
+            self.kill()
+        return end
+
+    def kill(self) -> None:
+        """End the actor at once; the guard ends what it started."""
+        import ray
+
+        self._ended()
+        if self._renewing is not None:
+            self._renewing.cancel()
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)
+
+    def _ended(self) -> None:
+        if not self._served:
+            self._served = True
+            self._came_to_nothing()
+
+
+async def _renew(actor: Any) -> None:
+    """Renew an actor's lease until cancelled."""
+    while True:
+        with contextlib.suppress(ActorLost):  # for its caller to find out
+            await result(actor.ping.remote())
+        await asyncio.sleep(RENEWED_EVERY_S)
+
+
+async def result(reference: Any) -> Any:
+    """Await what an actor's verb returns. Raises `ActorLost`, `ActorFailed`, and what the verb itself has raised."""
+    import ray
+
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError:
+        raise  # a defect of ours: not to be tried again
+    except ray.exceptions.RayError as error:
+        why = in_a_line(error)
+        if not in_its_making(error):
+            raise ActorLost(f"{type(error).__name__}: {why}") from None
+        if OF_THE_NODE in why:
+            raise ActorLost(f"it could not be made: {why}") from None
+        raise ActorFailed(why) from None
