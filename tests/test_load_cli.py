@@ -20,6 +20,7 @@ from contract.rows import ClientRow, RequestRow
 from workers.load import __main__ as command
 from workers.load import progress
 from workers.load.__main__ import main
+from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan, LoadResult
 from workers.load.sent import Sent
@@ -586,6 +587,25 @@ def test_what_was_measured_before_an_interruption_is_printed(
     assert report["notes"][0] == f"{broken_off}: interrupted"
 
 
+@pytest.mark.parametrize(("judged", "code", "note"), [(1, 130, "concurrent: interrupted"), (2, 0, None)])
+def test_an_interruption_while_a_part_is_judged_does_not_lose_it(
+    judged: int, code: int, note: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[LoadResult] = []
+
+    async def interrupted(plan: LoadPlan, told: Any) -> LoadResult:
+        ended.append(await run_load(plan, told))
+        if len(ended) == judged:
+            signal.raise_signal(signal.SIGINT)  # as it would come in the midst of work that awaits nothing
+        return ended[-1]
+
+    monkeypatch.setattr(progress, "run_load", interrupted)
+    with serving(MockOpenAI()) as server:
+        found, report, _ = run(capsys, "--url", server.url, *SMALL)
+    assert (found, report["completed"]) == (code, 4 * judged)
+    assert (note is None) or report["notes"][0] == note
+
+
 def test_a_rate_adds_an_open_loop_and_leaves_the_tutorials_keys_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(MockOpenAI()) as server:
         code, report, err = run(capsys, "--url", server.url, *SMALL, "--rate", "200")
@@ -627,9 +647,9 @@ def test_an_open_loops_lines_are_connected_before_it(
 ) -> None:
     plans: list[LoadPlan] = []
 
-    async def kept(name: str, plan: LoadPlan) -> LoadResult:
+    async def kept(name: str, plan: LoadPlan, parts: dict[str, LoadResult]) -> None:
         plans.append(plan)
-        return await progress.run_watched(name, plan)
+        await progress.run_watched(name, plan, parts)
 
     monkeypatch.setattr(command, "run_watched", kept)
     monkeypatch.setattr(command, "_lines", lambda *_: 3)

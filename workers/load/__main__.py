@@ -262,19 +262,20 @@ async def _measure(args: argparse.Namespace, endpoint: Endpoint) -> _Measured:
     concurrent = replace(sequential, concurrency=args.concurrency, first_ordinal=args.n)
     open_loop = None if args.rate is None else _open_loop(sequential, args.rate)
     await _check(open_loop or concurrent, args.max_tokens, (models or {}).get(model))
+    wanted = ("sequential", "concurrent", "open_loop")[: 2 if open_loop is None else 3]
     parts: dict[str, LoadResult] = {}
     try:
-        parts["sequential"] = await run_watched("sequential", sequential)
-        parts["concurrent"] = await run_watched("concurrent", concurrent)
+        await run_watched("sequential", sequential, parts)
+        await run_watched("concurrent", concurrent, parts)
         if open_loop is not None:
             lines = _lines(open_loop, args.rate, args.concurrency, parts["concurrent"])
-            parts["open_loop"] = await run_watched("open_loop", replace(open_loop, concurrency=lines))
+            await run_watched("open_loop", replace(open_loop, concurrency=lines), parts)
     except Hopeless as error:
         return _Measured(model, parts, error)
     except asyncio.CancelledError:
         if not parts:
             raise
-        return _Measured(model, parts, interrupted=("sequential", "concurrent", "open_loop")[len(parts)])
+        return _Measured(model, parts, interrupted=next((part for part in wanted if part not in parts), None))
     return _Measured(model, parts)
 
 

@@ -47,8 +47,10 @@ class _Count:
             self.unanswered += 1
 
 
-async def run_watched(name: str, plan: LoadPlan) -> LoadResult:
-    """Run the part `name`, and say once a second how far it is where stderr is a terminal.
+async def run_watched(name: str, plan: LoadPlan, parts: dict[str, LoadResult]) -> None:
+    """Run the part `name` and put its result into `parts`; say once a second how far it is where stderr is a terminal.
+
+    Cancelled while a part that has ended is judged, it still keeps that one.
 
     Raises:
         Hopeless: `HOPELESS` requests in a row, sent after the last answer, ran into their time limit. Those in flight
@@ -61,11 +63,12 @@ async def run_watched(name: str, plan: LoadPlan) -> LoadResult:
             _show(f"{name}: {len(count.ended)} of {plan.num_requests} ended, {time.monotonic() - started_s:.0f} s")
             if count.unanswered >= HOPELESS:
                 raise _hopeless(name, plan.timeout_s, count)
-        return load.result()
     finally:
         load.cancel()
         await asyncio.wait({load})
         _show("")
+        if not load.cancelled():
+            parts[name] = load.result()
 
 
 def _hopeless(name: str, timeout_s: float, count: _Count) -> Hopeless:
