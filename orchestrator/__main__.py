@@ -30,10 +30,11 @@ OK, BAD_CONFIGURATION, SOME_FAILED, NO_ROOM, INTERRUPTED = 0, 2, 3, 4, 130
 
 def main() -> int:
     """Entry of the program; returns the exit code."""
-    interrupts.raise_on_all()
     try:
+        interrupts.raise_on_all()
         return _main(arguments.read(sys.argv[1:]))
     except KeyboardInterrupt:
+        interrupts.ignore()
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
 

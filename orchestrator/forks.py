@@ -54,7 +54,7 @@ def _curve(session: SessionSpec) -> tuple[ModelSpec, Mode] | None:
 
 def planned(start: Start, engine: str, fleet: Fleet) -> bool:
     """Whether servers are forked, as far as the fleet tells: none is of an engine without a warm parent, or where every
-    node mixes kinds of cards (see `Cluster.warm_up`)."""
+    node mixes kinds of cards (see `WarmParents.begin`)."""
     engine_forks = bool(make_engine(engine).warm_modules)
     return start is Start.WARM and engine_forks and not all(node.mixes_kinds for node in fleet.nodes)
 

@@ -14,9 +14,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Interrupted(KeyboardInterrupt):
     """An interrupt that can be answered wherever it is met.
 
-    Python ends `python -m` by SIGINT, whatever exit code it was given, once a plain KeyboardInterrupt has come out of
-    code run from a string, caught or not (Python 3.11, `run_eval_code_obj` in pythonrun.c asks for that very type);
-    and an import makes its data classes and named tuples of strings.
+    Python ends `python -m` by SIGINT, whatever exit code it was given, where a plain KeyboardInterrupt has come out of
+    the last code that was run from a string, caught or not (Python 3.11, `run_eval_code_obj` in pythonrun.c asks for
+    that very type); and an import makes its data classes and named tuples of strings.
     """
 
 
@@ -28,6 +28,12 @@ def raise_on_all() -> None:
 
     for number in _heeded():
         signal.signal(number, interrupt)
+
+
+def ignore() -> None:
+    """Heed no more of them: the program ends already, by its own exit code (`timeout` and terminals send one twice)."""
+    for number in _heeded():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _heeded() -> list[signal.Signals]:

@@ -31,7 +31,7 @@ from orchestrator.cluster import (
     ClusterError,
     actors,
     connection,
-    handle,
+    errors,
     nodes,
     warm_parents,
 )
@@ -190,7 +190,7 @@ def test_an_actor_that_could_not_be_made_is_tried_elsewhere_only_for_a_reason_of
         raise ray.exceptions.RayActorError("id", words, actor_init_failed=True)
 
     with pytest.raises(expected, match=re.escape(last_line)):
-        asyncio.run(handle.result(call()))
+        asyncio.run(errors.result(call()))
 
 
 def test_an_actor_that_died_is_lost_with_the_first_words_of_why() -> None:
@@ -200,7 +200,7 @@ def test_an_actor_that_died_is_lost_with_the_first_words_of_why() -> None:
         )
 
     with pytest.raises(ActorLost, match=r"^RayActorError: The actor died unexpectedly\.$"):
-        asyncio.run(handle.result(call()))
+        asyncio.run(errors.result(call()))
 
 
 def test_warm_parents_live_on_before_the_first_session_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ interrupts.raise_on_all()
 try:
     exec({code!r})
 except KeyboardInterrupt:
+    interrupts.ignore()
+    {again}
     sys.exit(130)
 """
 KILL = "os.kill(os.getpid(), signal.SIGTERM)"
@@ -27,7 +29,16 @@ KILL = "os.kill(os.getpid(), signal.SIGTERM)"
 @pytest.mark.parametrize("code", [KILL, f"with interrupts.deferred():\n    {KILL}"], ids=["at once", "deferred"])
 def test_its_exit_code_holds_though_it_came_while_code_ran_from_a_string(tmp_path: Path, code: str) -> None:
     """As the imports do that make data classes."""
-    (tmp_path / "answered.py").write_text(ANSWERED.format(code=code))
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run([sys.executable, "-m", "answered"], env=os.environ | {"PYTHONPATH": path}, check=False)
-    assert done.returncode == 130
+    assert exit_code(tmp_path, ANSWERED.format(code=code, again="")) == 130
+
+
+def test_another_that_comes_when_it_is_answered_already_changes_nothing(tmp_path: Path) -> None:
+    """`timeout` and terminals send one twice."""
+    assert exit_code(tmp_path, ANSWERED.format(code=KILL, again=KILL)) == 130
+
+
+def exit_code(directory: Path, program: str) -> int:
+    (directory / "answered.py").write_text(program)
+    path = os.pathsep.join([str(directory), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-m", "answered"], env=environment, timeout=60, check=False).returncode

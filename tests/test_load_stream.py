@@ -373,10 +373,9 @@ def test_the_quick_way_gives_the_parsers_record(cuts: list[int], by_chunk: bool,
 
 
 def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
-    for cuts in ([], ends(GOOD_EVENTS)):
-        body = reads(cut(chunked(GOOD_EVENTS), cuts))
+    at_once, by_chunk = (reads(cut(chunked(GOOD_EVENTS), cuts)) for cuts in ([], ends(GOOD_EVENTS)))
+    for body in (at_once, by_chunk, by_chunk, reads(GOOD_EVENTS, http_chunks=False)):
         assert stream_module._quick(body) == by_the_parser(body)
-    assert stream_module._quick(reads(GOOD_EVENTS, http_chunks=False)) == by_the_parser(body)
 
 
 def wire_chunks() -> list[bytes]:
@@ -427,9 +426,25 @@ def test_junk_behind_the_last_event_is_seen(end: bytes) -> None:
     not_taken([*events, end])
 
 
-def test_an_event_too_long_is_not_taken_though_it_came_at_once() -> None:
-    long = event({"choices": [], "x": "x" * 2**20})
+@pytest.mark.parametrize("odd", [b'"%b"' % (b"x" * 2**20), b"1" * 5000])
+def test_what_only_the_parser_refuses_is_long(odd: bytes) -> None:
+    """An event too long, a number of too many digits."""
+    long = event(b'{"choices": [], "x": %b}' % odd)
     not_taken([*(chunked([each])[:-5] for each in (long, *GOOD_EVENTS)), b"0\r\n\r\n"])
+
+
+def test_a_chunk_where_there_are_none_is_not_taken_for_one() -> None:
+    first, *others = GOOD_EVENTS
+    body = reads([first, wire_chunks()[0], *others], http_chunks=False)
+    assert by_the_parser(body).malformed is not None
+    assert digest(body) == by_the_parser(body)
+
+
+def test_a_size_line_that_looks_like_an_event_is_not_taken_for_one() -> None:
+    line = b'16;aaaa{"choices":[]}\n\n\r'
+    ChunkReader().feed(line + b"\r\n" + b"x" * 22 + b"\r\n")  # so that it is known
+    first, *others = wire_chunks()
+    not_taken([first, line + b"\r\n", *others])
 
 
 def test_an_object_cut_over_two_events_beside_two_in_one_is_not_taken_for_a_whole_stream() -> None:

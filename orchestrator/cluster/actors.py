@@ -152,7 +152,7 @@ def together(load: Any, plans: list[Any]) -> list[Any]:
 def generate(plan: Any) -> Any:
     """Run one load plan, as a task."""
     from workers import processes
-    from workers.load.client import generate
+    from workers.load import client
 
     processes.niceness_reset()
-    return generate(plan)
+    return client.generate(plan)

@@ -179,7 +179,7 @@ class Cluster:
             return nodes.fleet(self._config, engine)
         import ray
 
-        (name,) = (node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+        name = next(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
         return nodes.renamed(self._local, name)
 
     def reports(self, fleet: Fleet, models: tuple[ModelSpec, ...]) -> dict[str, NodeReport]:
@@ -203,10 +203,10 @@ class Cluster:
         import ray
 
         try:
-            nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), NODES_LIMIT_S)
+            told = await asyncio.wait_for(asyncio.to_thread(ray.nodes), NODES_LIMIT_S)
         except Exception:  # TimeoutError and Ray's own: who does not answer does not say
             return False
-        return not any(each["NodeID"] == node and each["Alive"] for each in nodes)
+        return not any(each["NodeID"] == node and each["Alive"] for each in told)
 
     async def session(
         self, spec: SessionSpec, node: str, run_id: str, attempt: int, again: bool = False

@@ -1,6 +1,12 @@
-"""What can go wrong with a cluster or an actor, and Ray's errors in words."""
+"""What can go wrong with a cluster or an actor: Ray's errors as ours, and in words."""
 
 from __future__ import annotations
+
+from typing import Any
+
+OF_THE_NODE = "[Errno "
+"""In the message of an actor that could not be made on a node, where it may be elsewhere: the system's errors (no space
+left). Cards that are lost its server's start tells."""
 
 
 class ActorLost(Exception):
@@ -19,11 +25,28 @@ class ClusterError(Exception):
     """No cluster to be had, with what to do about it."""
 
 
+async def result(reference: Any) -> Any:
+    """Await what an actor's verb returns. Raises `ActorLost`, `ActorFailed`, and what the verb itself has raised."""
+    import ray
+
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError:
+        raise  # a defect of ours: not to be tried again
+    except ray.exceptions.RayError as error:
+        why = in_a_line(error)
+        if not _in_its_making(error):
+            raise ActorLost(f"{type(error).__name__}: {why}") from None
+        if OF_THE_NODE in why:
+            raise ActorLost(f"it could not be made: {why}") from None
+        raise ActorFailed(why) from None
+
+
 def in_a_line(error: Exception) -> str:
     """The first line of a message, or the last of one that is a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if "RayTaskError" in type(error).__name__ or in_its_making(error) else lines[0]
+    return lines[-1] if "RayTaskError" in type(error).__name__ or _in_its_making(error) else lines[0]
 
 
-def in_its_making(error: Exception) -> bool:
+def _in_its_making(error: Exception) -> bool:
     return bool(getattr(error, "actor_init_failed", False))

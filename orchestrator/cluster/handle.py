@@ -9,14 +9,11 @@ from typing import Any
 
 from contract.rows import MEASURED, PointRow, SessionEnd, SessionRow
 from contract.specs import Point
-from orchestrator.cluster.errors import ActorFailed, ActorLost, NoCards, in_a_line, in_its_making
+from orchestrator.cluster.errors import ActorLost, NoCards, result
 from workers.lease import RENEWED_EVERY_S
 
 ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
-OF_THE_NODE = "[Errno "
-"""In the message of an actor that could not be made on a node, where it may be elsewhere: the system's errors (no space
-left). Cards that are lost its server's start tells."""
 
 
 class SessionHandle:
@@ -105,20 +102,3 @@ async def _renew(actor: Any) -> None:
         with contextlib.suppress(ActorLost):  # for its caller to find out
             await result(actor.ping.remote())
         await asyncio.sleep(RENEWED_EVERY_S)
-
-
-async def result(reference: Any) -> Any:
-    """Await what an actor's verb returns. Raises `ActorLost`, `ActorFailed`, and what the verb itself has raised."""
-    import ray
-
-    try:
-        return await reference
-    except ray.exceptions.RayTaskError:
-        raise  # a defect of ours: not to be tried again
-    except ray.exceptions.RayError as error:
-        why = in_a_line(error)
-        if not in_its_making(error):
-            raise ActorLost(f"{type(error).__name__}: {why}") from None
-        if OF_THE_NODE in why:
-            raise ActorLost(f"it could not be made: {why}") from None
-        raise ActorFailed(why) from None

@@ -13,8 +13,8 @@ from contract.rows import MUTE_PARENT, SessionRow
 from contract.specs import SessionSpec
 from orchestrator.cluster import nodes
 from orchestrator.cluster.actors import WarmActor
-from orchestrator.cluster.errors import ActorFailed, ActorLost
-from orchestrator.cluster.handle import ACTOR_LIMIT_S, result
+from orchestrator.cluster.errors import ActorFailed, ActorLost, result
+from orchestrator.cluster.handle import ACTOR_LIMIT_S
 from orchestrator.fleet import Fleet, users_omp_num_threads
 from orchestrator.forks import Forks
 from workers.lease import RENEWED_EVERY_S
@@ -51,8 +51,9 @@ class WarmParents:
         for name, spec in first.items():
             if name not in self._not_to_be_had:
                 self._import_on(name, spec)
-        self._renewing = threading.Thread(target=self._renew, name="keeps warm", daemon=True)
-        self._renewing.start()
+        renewing = threading.Thread(target=self._renew, name="keeps warm", daemon=True)
+        renewing.start()
+        self._renewing = renewing  # an interrupt may come before: who joins it finds it started
 
     def _import_on(self, node: str, spec: SessionSpec) -> None:
         import ray

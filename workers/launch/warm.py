@@ -41,7 +41,7 @@ NO_PARENT = "no warm parent answers: "
 POLL_S = 0.2
 CLOSE_LIMIT_S = 0.5
 """For a warm parent to end: it is told by the kernel, in the middle of whatever it does in Python. Less than the driver
-waits for its owner at the end of a run (`orchestrator.cluster`): one that does not heed it is killed before that."""
+waits for its owner at the end of a run (`orchestrator.cluster.warm_parents`): one that heeds nothing is killed."""
 
 
 class NotWarm(Exception):

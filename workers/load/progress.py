@@ -63,11 +63,12 @@ async def run_watched(name: str, plan: LoadPlan, parts: dict[str, LoadResult]) -
             _show(f"{name}: {len(count.ended)} of {plan.num_requests} ended, {time.monotonic() - started_s:.0f} s")
             if count.unanswered >= HOPELESS:
                 raise _hopeless(name, plan.timeout_s, count)
+        load.result()  # raises what it has failed by
     finally:
         load.cancel()
         await asyncio.wait({load})
         _show("")
-        if not load.cancelled():
+        if not load.cancelled() and load.exception() is None:
             parts[name] = load.result()
 
 

@@ -229,22 +229,24 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
-_MAX_REST_BYTES = 2**14
-"""An event that comes in pieces is put together anew at each, so only up to so many bytes."""
+_QUICK_BYTES = 1536
+"""An event of more bytes is left to the parser: it may hold a number of more digits than `json` reads (4,300), or more
+levels than Python's stack, and msgspec skips both where nobody asks for them. vLLM's events of a token have 300."""
 
 
 def _quick(reads: Reads) -> StreamRecord | None:
-    """The record of a whole stream that is made of events of one `data:` line each and line ends of LF, or None."""
+    """The record of a whole stream of events of one short `data:` line each, its line ends LF; else None."""
     try:
-        data, stamps = _events(reads)
-        if not data or data.pop() != b"[DONE]":
+        said, stamps = _events(reads)
+        if len(said) < 2 or said.pop() != b"[DONE]" or max(map(len, said)) > _QUICK_BYTES:
             return None
-        text = b"".join(data)
-        if b"\n" in text or b"\r" in text or not _is_text(text) or max(map(len, data)) > MAX_EVENT_BYTES:
+        text = b"".join(said)
+        # Read as one: a letter cut over two events is no letter, but then they are no JSON either.
+        if b"\n" in text or b"\r" in text or not _is_text(text):
             return None
         record = StreamRecord(saw_done=True)
         reason = None
-        for chunk, at_s in zip(map(_decode, data), stamps[:-1], strict=True):
+        for chunk, at_s in zip(map(_decode, said), stamps[:-1], strict=True):
             if chunk.error is not None or chunk.object == "error":
                 return None
             if chunk.choices:
@@ -263,19 +265,19 @@ def _quick(reads: Reads) -> StreamRecord | None:
 
 
 def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
-    """What the `data:` of each event is, and when its last byte arrived.
+    """What stands between `data: ` and the empty line of each event, and the stamp of the read with its last byte.
 
-    Raises `ValueError` where the body is not made of HTTP's chunks, and of events that begin with `data: ` and end with
-    an empty line. Their lines are for the caller to look at.
+    It may hold further lines, which the caller has to refuse. Raises `ValueError` where the body is anything else, or
+    its chunks are not HTTP's.
     """
-    found: list[bytes] = []
+    said: list[bytes] = []
     stamps: list[float] = []
     chunks, rest, between = ChunkReader(), b"", reads.chunked
     for data, at_s in zip(reads.data, reads.at_s, strict=True):
-        size, end = data.find(b"\r\ndata: "), len(data) - 4
-        line_ends = data.find(b"\n", size + 8) == end and data.endswith(b"\n\n\r\n")
-        if line_ends and between and known_size(data[:size]) == end - size:
-            found.append(data[size + 8 : end])  # one read, one chunk, one event, as servers write them
+        line_end, end = data.find(b"\r\ndata: "), len(data) - 4
+        whole = line_end > 0 and data.find(b"\n", line_end + 8) == end and data.endswith(b"\n\n\r\n")
+        if whole and between and known_size(data[:line_end]) == end - line_end:
+            said.append(data[line_end + 8 : end])  # one read, one chunk, one event, as servers write them
             stamps.append(at_s)
             continue
         for piece in chunks.feed(data) if reads.chunked else [data]:
@@ -283,14 +285,16 @@ def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
             for event in events:
                 if not event.startswith(b"data: "):
                     raise ValueError(event)
-                found.append(event[6:])
+                said.append(event[6:])
                 stamps.append(at_s)
-        if chunks.broken or len(rest) > _MAX_REST_BYTES:
-            raise ValueError(rest)
-        between = chunks.between and not rest
+            if len(rest) > _QUICK_BYTES:
+                raise ValueError(rest)
+        if chunks.broken:
+            raise ValueError(data)
+        between = reads.chunked and chunks.between and not rest
     if rest:
         raise ValueError(rest)
-    return found, stamps
+    return said, stamps
 
 
 def _is_text(raw: bytes) -> bool:

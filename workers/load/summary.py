@@ -170,7 +170,7 @@ def percentile(values: Sequence[float], q: float) -> float | None:
 
 
 def percentile_of_counts(counts: Mapping[float, int], q: float) -> float | None:
-    """Return the same of values that come as often as told: quick where few differ, as gaps in microseconds."""
+    """Return `percentile` of values that come as often as told (1 or more): quick where few differ, as gaps in µs."""
     ordered = sorted(counts)
     behind = list(accumulate(counts[value] for value in ordered))
     if not ordered:
