@@ -30,14 +30,8 @@ class SessionHandle:
 
     async def alive(self) -> None:
         """Wait until the actor answers. Raises `NoCards` where its cards do not become free."""
-        try:
-            await asyncio.wait_for(result(self._actor.ping.remote()), ACTOR_LIMIT_S)
-        except TimeoutError:
-            self.kill()
-            raise NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?") from None
-        except BaseException:
-            self.kill()
-            raise
+        late = NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?")
+        await self._or_kill(self._actor.ping.remote(), ACTOR_LIMIT_S, late)
         self._renewing = asyncio.ensure_future(_renew(self._actor))
 
     async def start(self) -> SessionRow:
@@ -66,19 +60,24 @@ class SessionHandle:
 
         Until then Ray gives its cards to nobody.
         """
-        try:
-            end: SessionEnd = await asyncio.wait_for(result(self._actor.stop.remote()), limit_s)
-        except TimeoutError:
-            self.kill()
-            raise ActorLost(f"the session did not stop within {limit_s:.0f} s") from None
-        except BaseException:
-            self.kill()
-            raise
+        late = ActorLost(f"the session did not stop within {limit_s:.0f} s")
+        end: SessionEnd = await self._or_kill(self._actor.stop.remote(), limit_s, late)
         if keep_cards:
             self._ended()
         else:
             self.kill()
         return end
+
+    async def _or_kill(self, verb: Any, limit_s: float, late: ActorLost) -> Any:
+        """Await a verb's result. Where there is none the actor is killed; raises `late` where none came in time."""
+        try:
+            return await asyncio.wait_for(result(verb), limit_s)
+        except TimeoutError:
+            self.kill()
+            raise late from None
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """End the actor at once; the guard ends what it started."""
