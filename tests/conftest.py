@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from orchestrator import interrupts
 from tests import privileged
 from tests.command_line import Place, made_place
 
@@ -22,6 +23,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"{privileged.NOT_SHOWN}, for want of rights", red=True, bold=True)
         for line in missing:
             terminalreporter.line(line)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_left_as_they_were() -> Iterator[None]:
+    """Fail the test that leaves an interrupt ignored: whatever a later one starts would inherit that."""
+    before = _ignored()
+    yield
+    assert _ignored() == before
+
+
+def _ignored() -> list[signal.Signals]:
+    return [number for number in interrupts.SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
 
 
 @pytest.fixture

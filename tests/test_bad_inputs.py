@@ -4,7 +4,6 @@ Each is refused by the program itself, in this process: nothing is started, noth
 """
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import analysis.__main__
-import orchestrator.__main__
 import workers.load.__main__
 from tests import synthetic_run
+from tests.command_line import ended, orchestrate_here
 from tests.mock_openai import Fault, MockOpenAI, serving
 
 BAD, FAILED, NO_ROOM = 2, 1, 4
@@ -175,15 +174,9 @@ def nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def called(typed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Return the exit code of a program and all that it said."""
-    program, words = (analysis.__main__, typed[1:]) if typed[:1] == ["analysis"] else (orchestrator.__main__, typed)
-    monkeypatch.setattr(sys, "argv", ["orchestrator", *words])
-    monkeypatch.setattr("orchestrator.interrupts.raise_on_all", lambda: None)
-    try:
-        code = program.main(words) if program is analysis.__main__ else program.main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    said = capsys.readouterr()
-    return code, said.out + said.err
+    if typed[:1] == ["analysis"]:
+        return ended(lambda: analysis.__main__.main(typed[1:]), capsys)
+    return orchestrate_here(monkeypatch, capsys, *typed)
 
 
 @pytest.mark.parametrize("bad", [*CONFIGURATION, *FILES, *ENVIRONMENT], ids=lambda bad: bad.typed[:60] or "nothing")

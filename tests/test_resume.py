@@ -32,6 +32,7 @@ from orchestrator.resume import UNHASHED, differences, left_to_do
 from orchestrator.schema import Experiment
 from orchestrator.store import NotWritten, Store
 from tests import synthetic_run
+from tests.command_line import orchestrate_here
 from tests.configs import cpu_fleet, experiment, raw, resolved, sim_fleet
 from tests.test_driver import PretendedCluster
 
@@ -42,15 +43,6 @@ def stored(directory: Path, sweep: str = "kv", **changes: object) -> Store:
     experiments = [raw(sweep, engine="sim", **changes)]
     (directory / "manifest.json").write_text(json.dumps({"experiments": experiments}))
     return Store(directory)
-
-
-def resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *typed: str) -> tuple[int, str]:
-    """Return the exit code of `python -m orchestrator resume=...` in this process, and all that it said."""
-    monkeypatch.setattr("sys.argv", ["orchestrator", *typed])
-    monkeypatch.setattr("orchestrator.interrupts.raise_on_all", lambda: None)
-    code = orchestrator.__main__.main()
-    said = capsys.readouterr()
-    return code, said.out + said.err
 
 
 # --- where it is written ---
@@ -68,7 +60,7 @@ def test_a_run_is_gone_on_with_where_it_is_wherever_it_was_made(
     store = stored(tmp_path / "shared" / "run", output_root=root, cluster__num_gpus=0)
     (tmp_path / RAYS).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / RAYS)
-    code, said = resumed(monkeypatch, capsys, f"resume={store.directory}")
+    code, said = orchestrate_here(monkeypatch, capsys, f"resume={store.directory}")
     assert (code, NO_GPUS in said) == (4, True), said
 
 
@@ -77,7 +69,7 @@ def test_a_run_inside_rays_package_cache_is_refused(
 ) -> None:
     stored(tmp_path / RAYS / "outputs" / "run", output_root=str(tmp_path), cluster__num_gpus=0)
     monkeypatch.chdir(tmp_path / RAYS)
-    code, said = resumed(monkeypatch, capsys, "resume=outputs/run")
+    code, said = orchestrate_here(monkeypatch, capsys, "resume=outputs/run")
     assert (code, "resume: " in said, "Ray's package cache" in said) == (2, True, True), said
 
 
@@ -301,7 +293,7 @@ def test_what_servers_are_forked_from_is_imported_while_nodes_are_looked_at_if_o
     monkeypatch.setattr(
         "orchestrator.resume.left_to_do", lambda plan, _: [each for each in plan.sessions if each.start == left]
     )
-    code, said = resumed(monkeypatch, capsys, f"resume={tmp_path}")
+    code, said = orchestrate_here(monkeypatch, capsys, f"resume={tmp_path}")
     assert (code, seen) == (4, expected), said
 
 
@@ -356,7 +348,7 @@ def test_the_manifest_has_the_environment_that_servers_inherit_and_resume_holds_
     Store(tmp_path).put_manifest(make_manifest("run", [asked], plan, here))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASHINFER")
-    code, said = resumed(monkeypatch, capsys, f"resume={tmp_path}")
+    code, said = orchestrate_here(monkeypatch, capsys, f"resume={tmp_path}")
     assert code == 2
     assert "environment: VLLM_CPU_KVCACHE_SPACE: 1 then, 2 now" in said
     assert "environment: VLLM_ATTENTION_BACKEND: not set then, FLASHINFER now" in said
@@ -438,7 +430,7 @@ def test_ended_at_once_a_run_says_where_it_is_and_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.cluster.Cluster", interrupted)
-    code, said = resumed(monkeypatch, capsys, f"resume={store.directory}")
+    code, said = orchestrate_here(monkeypatch, capsys, f"resume={store.directory}")
     assert code == 130
     assert f"python -m analysis {store.directory}" in said
     assert f"go on with: python -m orchestrator resume={store.directory}\n" in said
