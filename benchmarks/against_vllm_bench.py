@@ -1,7 +1,7 @@
 """Our load client against `vllm bench serve` on one live server, in turns; then a Unix socket against TCP on the same.
 
     python benchmarks/against_vllm_bench.py [--model phi-3-mini-4k] [--levels 1 16 64 128 256] [--pairs 6] [--no-uds]
-        [--text] [--replay]
+        [--no-peer] [--text] [--replay]
 
 One vLLM server, which listens on TCP and (`second_socket/`) on a Unix socket, so that no difference is that of two
 starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level, `--pairs`
@@ -135,19 +135,20 @@ def main() -> None:
     ]
     client = Client()
     with tempfile.TemporaryDirectory() as directory, _server(options, Path(directory, "s"), client) as session:
-        tcp = session._endpoint
-        assert tcp is not None
+        tcp = session.endpoint
         uds = replace(tcp, base_url="http://localhost", uds=str(Path(directory, "s")))
         ours = partial(_our_turn, "ours", session)
-        with _peer(session) as peer:
-            for load in loads:
-                sides = [partial(ours, load, tcp), partial(peer.turn, load)]
-                if options.replay:
-                    sides.append(partial(_replay, client, peer.replay, session, load, tcp))
-                _compare(options.pairs, load, sides, ["ours", PEERS, "its bodies sent by ours"])
+        if options.peer:
+            with _peer(session) as peer:
+                for load in loads:
+                    sides = [partial(ours, load, tcp), partial(peer.turn, load)]
+                    if options.replay:
+                        sides.append(partial(_replay, client, peer.replay, session, load, tcp))
+                    _compare(options.pairs, load, sides, ["ours", PEERS, "its bodies sent by ours"])
         for load in loads if options.uds else ():
-            sides = [partial(ours, load, endpoint) for endpoint in (uds, tcp)]
-            _compare(options.pairs, load, sides, ["Unix socket", "TCP"])
+            sockets = {"Unix socket": uds, "TCP": tcp}
+            sides = [partial(_our_turn, name, session, load, endpoint) for name, endpoint in sockets.items()]
+            _compare(options.pairs, load, sides, list(sockets))
 
 
 def _compare(pairs: int, load: Load, sides: Sequence[Callable[[int], Turn]], names: Sequence[str]) -> None:
@@ -179,6 +180,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--text", action="store_true", help="our prompts are text, as the peer's are")
     parser.add_argument("--replay", action="store_true", help="our client with the peer's bodies is a third side")
     parser.add_argument("--no-uds", dest="uds", action="store_false", help="leave the Unix socket out")
+    parser.add_argument("--no-peer", dest="peer", action="store_false", help="the Unix socket against TCP alone")
     options = parser.parse_args()
     if options.replay and options.requests <= max(options.levels) and options.per_level < 2:
         parser.error("--replay: a level must have more requests than its warm-up, which has one for each stream")
@@ -252,8 +254,7 @@ def _text_of(tokens: int, model: Path) -> str:
 
 @contextlib.contextmanager
 def _peer(session: Session) -> Iterator[Peer]:
-    endpoint = session._endpoint
-    assert endpoint is not None
+    endpoint = session.endpoint
     asked = {
         "backend": BACKEND, "base-url": endpoint.base_url, "model": session.model,
         "served-model-name": endpoint.model, "dataset-name": "random",
@@ -301,10 +302,11 @@ class Peer:
         words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
         if self._said(json.dumps([*words, "--ignore-eos", "--disable-tqdm"])) != WARM:
             sys.exit("the peer does not say when its warm-up is over: another version of vLLM?")
-        before = at_rest(self.session._scrape)
-        with self.session._watched():
+        measuring = self.session.measuring
+        before = at_rest(measuring.scrape)
+        with measuring.watched():
             result = self._said("")
-        after = at_rest(self.session._scrape)
+        after = at_rest(measuring.scrape)
         tokens = load.requests * load.output_tokens
         if result["completed"] != load.requests or result["total_output_tokens"] != tokens:
             sys.exit(f"the peer completed {result['completed']} of {load.requests}: {result}")
@@ -333,7 +335,7 @@ class Peer:
 
 
 def _our_turn(name: str, session: Session, load: Load, endpoint: Endpoint, turn: int) -> Turn:
-    session._endpoint = endpoint
+    session.measuring.plans.endpoint = endpoint
     point = Point(
         f"c{load.concurrency}-{turn}", PointKind.LOAD, Purpose.CONCURRENCY, "bench", load.concurrency, load.requests,
         load.prompt_tokens, load.output_tokens, warmup_requests=load.concurrency, repeat=turn,

@@ -269,8 +269,7 @@ def _level(concurrency: int, number: int) -> Point:
 def _configuration(session: Session) -> dict[str, str]:
     """What the server says it resolved, by path; its private directory and cards by a word. Empty without developer
     mode."""
-    assert session._endpoint is not None
-    _, body = probe.get(session._endpoint, "/server_info?config_format=json", timeout_s=60)
+    _, body = probe.get(session.endpoint, "/server_info?config_format=json", timeout_s=60)
     named = body.replace(str(session._workspace.root), "<session>")
     for card in session.row.device_ids:
         named = named.replace(card, "<card>")  # which of a machine's cards it was is no difference

@@ -17,15 +17,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, peer_process
+from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, _our_turn, peer_process
 from benchmarks.replay import Replay
 from benchmarks.rounds import Stamps, pace
 from benchmarks.turns import FIGURES, Figure, ServerView, Turn, difference, in_turns, ratio, report
+from contract.rows import MEASURED
+from tests.test_session import spec, together
+from workers import probe
 from workers.histogram import Histogram
 from workers.load.endpoint import Endpoint
 from workers.load.plan import LoadPlan
 from workers.load.stream import Asked
 from workers.metrics import ServerMetrics
+from workers.session import Session
 
 NO_VIEW = ServerView(None, None, None, 0.0)
 
@@ -306,12 +310,28 @@ def a_peer(directory: Path, serve: str) -> Iterator[Peer]:
     (package / "__init__.py").touch()
     (package.parent / "__init__.py").touch()
     (package / "serve.py").write_text(serve)
-    session: Any = SimpleNamespace(_scrape=lambda: ServerMetrics(generation_tokens=0), _watched=nullcontext)
+    measuring = SimpleNamespace(scrape=lambda: ServerMetrics(generation_tokens=0), watched=nullcontext)
+    session: Any = SimpleNamespace(measuring=measuring)
     with (
         tempfile.TemporaryFile() as errors,
         peer_process({**os.environ, "PYTHONPATH": str(directory)}, errors) as process,
     ):
         yield Peer(session, process, errors, {"backend": "openai"})
+
+
+def test_our_turn_is_sent_to_and_seen_on_the_socket_that_is_compared() -> None:
+    ours, another = (Session(spec("tcp"), "r", 1, [card], together) for card in ("0", "1"))
+    try:
+        for each in (ours, another):
+            assert each.start().status == MEASURED
+        before = probe.server_metrics(ours.endpoint).generation_tokens
+        turn = _our_turn("another", ours, Load(2, 6, prompt_tokens=16, output_tokens=4), another.endpoint, 1)
+        assert probe.server_metrics(ours.endpoint).generation_tokens == before
+        assert (probe.server_metrics(another.endpoint).generation_tokens or 0) > 6 * 4, "its warm-up, too"
+        assert turn.server.ttft_s is not None
+    finally:
+        for each in (ours, another):
+            each.stop()
 
 
 def test_of_the_peer_the_measured_requests_alone_are_told(tmp_path: Path) -> None:

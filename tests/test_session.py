@@ -305,7 +305,8 @@ def test_a_stranger_is_named_in_the_rows_of_what_it_was_there_for_and_in_the_ses
         here[:] = [next(coming)]
         return settled_memory(*asked)
 
-    monkeypatch.setattr("workers.session.settled_memory", read_as_somebody_comes)
+    for reader in ("session", "measuring"):
+        monkeypatch.setattr(f"workers.{reader}.settled_memory", read_as_somebody_comes)
     assert one.start().foreign_processes == [str(early), str(ready)]
     assert one.measure(MEMORY).foreign_processes == [str(early), str(ready), str(loaded)]
     here[:] = []
@@ -325,11 +326,11 @@ def test_a_stranger_in_a_window_that_came_to_nothing_is_in_both_rows(
     one.start()
     stranger = CardProcess("SIM-3", 7, MIB, ours=False)
 
-    def lost(plan: LoadPlan, processes: int = 1) -> LoadResult:
+    def lost(plan: LoadPlan, processes: int) -> LoadResult:
         here[:] = [stranger]
         raise LoadLost("gone")
 
-    monkeypatch.setattr(one, "_run", lost)
+    monkeypatch.setattr(one, "_measuring", replace(one.measuring, send=lost))
     row = one.measure(replace(LEVEL, warmup_requests=0))
     assert (row.failure_class, row.foreign_processes) == (FailureClass.LOAD_LOST, [str(stranger)])
     assert one.row.foreign_processes == [str(stranger)]
@@ -395,7 +396,9 @@ def test_a_level_keeps_what_its_server_said_all_along(session: Made) -> None:
     assert (row.server_queue_mean_s or 0) > 0.05
 
 
-def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(session: Made) -> None:
+def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(
+    session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     point = replace(LEVEL, prompt_tokens=40, warmup_requests=0)  # rounds of which there may be more or fewer
     one = session(replace(spec("tcp"), prefix_hit_limit=0.02))  # there nobody can empty the cache between
     one.start()
@@ -411,7 +414,8 @@ def test_prompts_that_were_seen_before_fail_a_level_unless_that_is_allowed(sessi
     one.row.requests_sent = 500
     row = one.measure(shared)
     assert (row.status, row.failure_class, row.prefix_shared_ratio) == (FAILED, FailureClass.PREFIX_HITS, 16 / 40)
-    one.spec = replace(one.spec, prefix_hit_limit=0.8)
+    allowing = replace(one.measuring.origin, spec=replace(one.spec, prefix_hit_limit=0.8))
+    monkeypatch.setattr(one, "_measuring", replace(one.measuring, origin=allowing))
     one.row.requests_sent = 1
     assert one.measure(point).status == MEASURED
 
@@ -496,10 +500,10 @@ def test_a_server_that_answers_nothing_after_its_first_completion_is_dead(
 ) -> None:
     """Not a defect of ours: a forked one is started cold then, and any one again."""
 
-    def silent(_: Session) -> None:
+    def silent(_: Endpoint) -> None:
         raise probe.NoAnswer("timed out")
 
-    monkeypatch.setattr(Session, "_scrape", silent)
+    monkeypatch.setattr(probe, "server_metrics", silent)
     one = session(spec())
     row = one.start()
     assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
@@ -717,7 +721,7 @@ def limited(made: Made, clients: SlowClients, load_processes: int | None = None)
     one = made.sessions[-1]
     one.start()
     one.row.simulated = False  # what a stand-in gives is not judged
-    one.plans.free = FreeCores(tuple(range(8)), 8)
+    one.measuring.plans.free = FreeCores(tuple(range(8)), 8)
     return one
 
 
@@ -746,7 +750,7 @@ def test_a_level_that_stays_limited_by_its_client_says_why_and_keeps_its_numbers
     session: Made, cores: int, at_once: int, load_processes: int | None, failure_class: FailureClass, words: str
 ) -> None:
     one = limited(session, SlowClients(dict.fromkeys(range(1, 5), 0.5)), load_processes)
-    one.plans.free = FreeCores(tuple(range(cores)), at_once)
+    one.measuring.plans.free = FreeCores(tuple(range(cores)), at_once)
     row = one.measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, failure_class)
     assert f"the limit with {words}: stalls of load processes raised" in (row.failure_message or "")
@@ -789,7 +793,7 @@ def test_a_level_that_stays_limited_by_sockets_says_which_and_not_that_it_wants_
     session: Made, cores: int
 ) -> None:
     one = limited(session, ClientsWithoutFiles(0, several=False))
-    one.plans.free = FreeCores(tuple(range(cores)), cores)
+    one.measuring.plans.free = FreeCores(tuple(range(cores)), cores)
     row = one.measure(LEVEL)
     assert (row.status, row.failure_class) == (CLIENT_LIMITED, FailureClass.CLIENT_SOCKETS)
     assert f"8 requests got no connection: {NO_FILES}" in (row.failure_message or "")
@@ -862,7 +866,7 @@ def test_a_second_try_of_an_open_loop_has_no_more_processes_than_the_first_had_c
     """Its 40 requests are not in flight at once."""
     clients = SixConnections({1: 0.5})
     one = limited(session, clients)
-    one.plans.free = FreeCores(tuple(range(64)), 64)
+    one.measuring.plans.free = FreeCores(tuple(range(64)), 64)
     row = one.measure(OPEN)
     assert (row.status, clients.processes, row.completed) == (MEASURED, [1, 6], 40)
 
@@ -873,7 +877,7 @@ def test_a_rate_has_processes_for_what_it_brings(session: Made, rate: float, pro
     one = limited(session, SlowClients({}))
     stages = (Stage(1, 0.5), Stage(1))
     point = replace(OPEN, output_tokens=100, num_requests=5000, arrivals=Arrivals(ArrivalProcess.POISSON, rate, stages))
-    assert one.plans.processes_for(one.plans.lines(point, [])) == processes
+    assert one.measuring.plans.processes_for(one.measuring.plans.lines(point, [])) == processes
 
 
 def test_a_warm_up_that_never_settled_and_what_a_level_was_asked_for_are_told(session: Made) -> None:

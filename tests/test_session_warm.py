@@ -215,7 +215,7 @@ def test_the_first_completion_has_a_limit_of_its_own_and_a_fork_one_that_is_shor
 def test_the_first_completion_of_a_cold_server_waits_longer_than_requests_may(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels may be compiled for it, once; the limit of a request is the user's, for what is measured."""
     plans: list[LoadPlan] = []
-    monkeypatch.setattr(Session, "_run", lambda _self, plan, processes=1: plans.append(plan) or together([plan])[0])
+    monkeypatch.setattr(Session, "_send", lambda _self, plan, _processes: plans.append(plan) or together([plan])[0])
     session = Session(spec(), "run", 1, ["3"], together)
     assert session.start().status == MEASURED
     session.stop()

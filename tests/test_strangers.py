@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, SessionEnd, SessionRow
+from contract.rows import FAILED, MEASURED, SCHEMA_VERSION, PointRow, SessionEnd, SessionRow
+from contract.specs import Point
 from orchestrator.cluster import Cluster
 from orchestrator.fleet import local_fleet
 from orchestrator.knock import _is_refused, heads_of
@@ -29,6 +30,7 @@ from workers import session as session_module
 from workers.engines.base import Address
 from workers.launch.warm import WarmParent
 from workers.launch.workspace import Workspace
+from workers.measuring import Measuring
 from workers.session import Session
 
 
@@ -145,15 +147,15 @@ def test_a_server_that_ends_in_the_middle_is_no_measurement_though_another_answe
     session = Session(spec("tcp"), "r", 1, ["0"], together)
     try:
         assert session.start().status == MEASURED
-        level = session._load_level
+        level = Measuring.level
 
-        def measured_by_another(point: Any) -> Any:
-            row = level(point)
+        def measured_by_another(measuring: Measuring, point: Point) -> PointRow:
+            row = level(measuring, point)
             assert session._process
             session._process.stop()
             return row
 
-        monkeypatch.setattr(session, "_load_level", measured_by_another)
+        monkeypatch.setattr(Measuring, "level", measured_by_another)
         row = session.measure(session.spec.points[1])
         assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)
     finally:

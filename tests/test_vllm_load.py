@@ -78,7 +78,7 @@ def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Se
     row = session.measure(CHAT)
     assert (row.status, row.completed, row.failed, row.prefix_hit_ratio) == (MEASURED, 16, 0, 0)
     assert {r.completion_tokens for r in row.requests} == {8}
-    cost = session.plans.text_cost
+    cost = session.measuring.plans.text_cost
     assert cost is not None
     assert cost.tokens_per_word == 5  # the shape's tokenizer makes a token of every byte
     assert {r.prompt_tokens for r in row.requests} == {len("user: " + 20 * "word ") - 1 + len("\nassistant: ")} == {117}
@@ -93,16 +93,16 @@ def test_shared_prefixes_are_answered_from_the_cache(session: Session) -> None:
 
 
 def test_requests_that_are_cut_by_the_time_limit_end_on_the_server_too(session: Session) -> None:
-    plan = replace(session.plans.plan(4, 8, 16, 480), timeout_s=0.5)
-    before = session._scrape().generation_tokens or 0
+    plan = replace(session.measuring.plans.plan(4, 8, 16, 480), timeout_s=0.5)
+    before = session.measuring.scrape().generation_tokens or 0
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(generate, plan)
-        assert comes(lambda: (session._scrape().running or 0) > 0)
+        assert comes(lambda: (session.measuring.scrape().running or 0) > 0)
         rows = load.result().requests
     assert {row.failure_class for row in rows} == {FailureClass.TIMEOUT}
     assert all("no end within 0.5 s" in (row.failure_message or "") for row in rows)
-    assert comes(lambda: session._scrape().running == 0)
-    generated = (session._scrape().generation_tokens or 0) - before
+    assert comes(lambda: session.measuring.scrape().running == 0)
+    generated = (session.measuring.scrape().generation_tokens or 0) - before
     assert generated < 8 * 480  # they were aborted, and did not run to their ends
 
 
@@ -115,7 +115,7 @@ def test_an_engine_core_that_is_killed_under_load_is_told_and_nothing_of_its_ser
     assert core is not None
     with ThreadPoolExecutor(1) as pool:
         measuring = pool.submit(session.measure, replace(DRAWN, num_requests=400))
-        assert comes(lambda: (session._scrape().running or 0) > 0)
+        assert comes(lambda: (session.measuring.scrape().running or 0) > 0)
         core.kill()
         row = measuring.result()
     assert (row.status, row.failure_class) == (FAILED, FailureClass.ENGINE_DEAD)  # so that a fresh server is started

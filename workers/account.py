@@ -1,6 +1,6 @@
 """The account of a server's memory: what its workers' allocators hold, against what its cards say. Blocking calls.
 
-Used by `workers.session`. The parts of the allocator, and what is outside it, come from
+Used by `workers.session` and `workers.measuring`. The parts of the allocator, and what is outside it, come from
 `engines/inside/vllm_memory.py` in the workers. What is outside is read from the cards, too, when at the server's end
 its workers give back all that they hold.
 """
@@ -29,6 +29,11 @@ class ServerAccount:
         self._device, self._endpoint = device, endpoint
         self._baseline, self._contexts = baseline, contexts
         self._highest = list(baseline)
+
+    @property
+    def of_cards(self) -> bool:
+        """Whether the workers have answered for memory of cards, so that they can be asked again."""
+        return any(row.used_bytes is not None for row in self.rows)
 
     def at(self, moment: str, used: list[int]) -> None:
         """Enter the allocators' parts beside `used`, the cards' memory at that moment (`ready` or `loaded`)."""

@@ -1,6 +1,6 @@
 """What a session sends its server: the plan of every part of a level, over how many lines, from how many processes.
 
-Made by `workers.session` once its server is up, and used by it alone.
+Made by `workers.session` once its server is up; used by `workers.measuring`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class LoadPlans:
     def __init__(self, spec: SessionSpec, row: SessionRow, endpoint: Endpoint, free: FreeCores) -> None:
         """`free` are the cores that load may use."""
         self.free = free
-        self._spec, self._row, self._endpoint = spec, row, endpoint
+        self.endpoint = endpoint
+        """Where load goes."""
+        self._spec, self._row = spec, row
         self.text_cost: TextCost | None = None
 
     def plan(
@@ -45,7 +47,7 @@ class LoadPlans:
         first_ordinal = self._row.requests_sent
         self._row.requests_sent += requests
         return LoadPlan(
-            endpoint=self._endpoint,
+            endpoint=self.endpoint,
             concurrency=concurrency,
             num_requests=requests,
             prompt_tokens=prompt_tokens,
@@ -115,5 +117,5 @@ class LoadPlans:
         if api is not Api.CHAT:
             return ASSUMED_COST
         if self.text_cost is None:
-            self.text_cost = asyncio.run(text_cost(self._endpoint))
+            self.text_cost = asyncio.run(text_cost(self.endpoint))
         return self.text_cost

@@ -1,6 +1,6 @@
 """Filling a point's row: where it was measured, what was seen in its window. Pure.
 
-Used by `workers.session`.
+Used by `workers.session` and `workers.measuring`.
 """
 
 from __future__ import annotations

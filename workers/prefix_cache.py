@@ -1,4 +1,4 @@
-"""Empties a server's prefix cache, so that no level finds what an earlier one left. Blocking; by `workers.session`.
+"""Empties a server's prefix cache, so that no level finds what an earlier one left. Blocking; by `workers.measuring`.
 
 vLLM has the endpoint in developer mode only, which its servers have on private sockets alone (`engines.vllm`).
 """

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from workers import metrics
 from workers.load.endpoint import Endpoint
+from workers.metrics import ServerMetrics
 
 
 class NoAnswer(Exception):
@@ -35,6 +37,12 @@ def get(endpoint: Endpoint, path: str, timeout_s: float = 5.0, api_key: str | No
 def post(endpoint: Endpoint, path: str, body: Any, timeout_s: float) -> tuple[int, str]:
     """Return status and body of POST `path` with `body` as JSON. Raises `NoAnswer`."""
     return _ask(endpoint, "POST", path, json.dumps(body), timeout_s, endpoint.api_key)
+
+
+def server_metrics(endpoint: Endpoint) -> ServerMetrics:
+    """Return what `/metrics` says; empty where the server has none. Raises `NoAnswer`."""
+    status, text = get(endpoint, "/metrics")
+    return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
 
 
 def _ask(

@@ -1,6 +1,6 @@
 """Watches a server while a point is measured: device telemetry and the server's gauges, from a thread of its own.
 
-Used by `workers.session` as a context manager around a measured window.
+Used by `workers.measuring` as a context manager around a measured window.
 """
 
 from __future__ import annotations

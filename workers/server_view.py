@@ -1,6 +1,6 @@
 """A load level as its server saw it: gauges in the window, counters and histograms between the scrapes around it.
 
-Used by `workers.session`. Pure. Nothing but the level is sent between its two scrapes, so what the server gained
+Used by `workers.measuring`. Pure. Nothing but the level is sent between its two scrapes, so what the server gained
 between them is the window's.
 """
 

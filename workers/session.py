@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
-import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,6 @@ from pathlib import Path
 from contract.failures import FailureClass
 from contract.rows import (
     CAME_TO_NOTHING,
-    CLIENT_LIMITED,
     FAILED,
     MEASURED,
     SCHEMA_VERSION,
@@ -31,17 +28,14 @@ from contract.rows import (
     SessionEnd,
     SessionRow,
 )
-from contract.specs import Api, Point, PointKind, SessionSpec, Start
+from contract.specs import Point, PointKind, SessionSpec, Start
 from workers import (
     caches,
     kv_figures,
-    metrics,
     point_rows,
-    prefix_cache,
     probe,
     processes,
     provenance,
-    server_view,
 )
 from workers.account import ServerAccount
 from workers.cores import free_cores
@@ -50,7 +44,7 @@ from workers.devices.base import CardLost
 from workers.devices.context_probe import context_bytes, library_bytes
 from workers.engines import make_engine, vllm_log
 from workers.engines.base import Address, inherited_environment
-from workers.histogram import gained
+from workers.evidence import Evidence
 from workers.kv_figures import KvFigures
 from workers.launch import diagnosis, readiness, warm
 from workers.launch.process import ServerProcess
@@ -60,26 +54,16 @@ from workers.load import memory, tasks
 from workers.load.endpoint import Endpoint, EndpointError
 from workers.load.event_loop import client_versions
 from workers.load.failed import LoadFailed
-from workers.load.limits import client_limits
 from workers.load.plan import LoadPlan, LoadResult
-from workers.load.prompts import ASSUMED_COST
-from workers.load.steady import stable
-from workers.load.summary import LoadSummary, summarize
 from workers.load_plans import LoadPlans
+from workers.measuring import Measuring
 from workers.models import cached_model_dir, write_model_dir
 from workers.point_rows import Origin
 from workers.provenance import Places
-from workers.sampler import Observed, Sampler
-from workers.secrecy import secret_values
 from workers.settling import settled_memory
-from workers.standstill import at_rest
 from workers.strangers import Strangers
 
 MIB = 2**20
-WARMUP_OUTPUT_TOKENS = 8
-WARMUP_ROUNDS = 4
-"""Of a level, at most."""
-DEFAULT_BATCHED_TOKENS = 2048
 FORKING_CAN_CAUSE = (
     FailureClass.NO_PROGRESS,
     FailureClass.READY_TIMEOUT,
@@ -104,8 +88,6 @@ longer is only started cold."""
 POOL_SHARE = 0.5
 """Of its KV pool, by which each card of a forked server must have grown: the pool is there in one piece, and there are
 weights and a context beside it."""
-FAILED_SHARE_LIMIT = 0.05
-"""More failed requests than this and a load point is not a measurement."""
 
 
 class Session:
@@ -129,11 +111,8 @@ class Session:
         self.spec = spec
         self._warm_parent, self._no_warm_parent, self._again = warm_parent, no_warm_parent, again
         self._first = first
-        self._former_log = ""
         self._reads_on = False
         """Whether its forked server was reading weights, and went on with it, at the last look."""
-        self._ready_at = 0
-        """Characters of its server's log when that came to listen, or a little before."""
         self._generate = generate
         self._omp_num_threads = omp_num_threads
         self._stopping = threading.Event()
@@ -150,21 +129,17 @@ class Session:
             self._workspace.remove()
             raise
         self._strangers = Strangers(self._device, self.row)
-        self._places = Places(self._workspace.root, self._cache)
+        self._evidence = Evidence(Places(self._workspace.root, self._cache))
         self._process: ServerProcess | None = None
         self._address = Address()
         self.model = ""
         self._endpoint: Endpoint | None = None
         self._kv = KvFigures()
         self._log_figures = vllm_log.LogFigures()
-        self._account: ServerAccount | None = None
         self._settled = False
-        self._dead = False
-        """Whether a point has found its server of no use any more."""
         self._baseline: list[int] = []
         """Of each card, before the server."""
-        self._ready_bytes: int | None = None
-        self._plans: LoadPlans | None = None
+        self._measuring: Measuring | None = None
 
     def _first_row(self, run_id: str, attempt: int, visible_devices: list[str]) -> SessionRow:
         versions = self._engine.versions()
@@ -201,13 +176,13 @@ class Session:
             self._fail(error.failure)
         except LoadFailed as error:
             message = f"the load of the first completion came to nothing: {error}"
-            self._fail(Failure(error.failure_class, message, self._log_tail()))
+            self._fail(Failure(error.failure_class, message, self._evidence.tail()))
         except CardLost as error:
-            self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
+            self._fail(Failure(FailureClass.CARD_LOST, str(error), self._evidence.tail()))
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in NO_SPACE
             failed = FailureClass.NO_SPACE if full else FailureClass.INTERNAL
-            self._fail(Failure(failed, f"{type(error).__name__}: {error}", self._log_tail()))
+            self._fail(Failure(failed, f"{type(error).__name__}: {error}", self._evidence.tail()))
         if self.row.status != MEASURED and self._process is not None and self._process.running:
             self._strangers.look(self._process.pid)  # while its own can be told from another's
         return self.row
@@ -235,8 +210,9 @@ class Session:
             except warm.NotWarm as reason:
                 if self.row.start is not None:
                     self.row.fork_lost_s = time.monotonic() - asked - (self.row.warm_wait_s or 0.0)
-                self.row.start_reason = self._shown(str(reason))
-                self._set_log_aside()
+                self.row.start_reason = self._evidence.shown(str(reason))
+                with self._lifecycle, contextlib.suppress(FileNotFoundError):
+                    self._evidence.set_aside(self._workspace.log)
         self.row.start = Start.COLD
         prove(self._ready(None))
 
@@ -275,7 +251,7 @@ class Session:
         with self._lifecycle:
             if self._stopping.is_set():
                 raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
-            process = self._process = self._make_process(offered)
+            process = self._process = self._evidence.process = self._make_process(offered)
         self.row.server_pid = process.pid
         log = StartLog(launched, self._engine.is_waiting)
         work = TreeWork(partial(processes.work, process.pid))
@@ -288,7 +264,7 @@ class Session:
             return len(text)
 
         def look() -> None:
-            self._ready_at = read()
+            self._evidence.ready_at = read()
             silent_s, self._reads_on = log.silent_s, False
             if offered is not None and self._engine.reads_weights(self.spec, log.lines):
                 silent_s = min(silent_s, work.still_s())
@@ -309,14 +285,8 @@ class Session:
             self.process.hurry()
             self.process.stop()
             self._workspace.socket.unlink(missing_ok=True)
-        self._kv, self._log_figures = KvFigures(), vllm_log.LogFigures()
+        self._kv, self._log_figures, self._measuring = KvFigures(), vllm_log.LogFigures(), None
         self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
-
-    def _set_log_aside(self) -> None:
-        """Keep what a fork that came to nothing has written: the log of what comes next is its own."""
-        with self._lifecycle, contextlib.suppress(FileNotFoundError):
-            self._former_log = self._workspace.log.read_text(errors="replace")
-            self._workspace.log.unlink()
 
     def _contexts(self) -> list[int | None]:
         """What a bare CUDA context takes of each card, before the server is there."""
@@ -333,6 +303,7 @@ class Session:
         spec, workspace = self.spec, self._workspace
         self.model = spec.model.path or str(self._model_dir())
         self._address = _address(spec.server.transport, workspace)
+        self._evidence.api_key = self._address.api_key
         self._endpoint = _endpoint(spec, self._address)
         environment = inherited_environment(self._omp_num_threads)
         environment |= self._engine.environment(spec, self._address) | caches.compile_caches(self._cache)
@@ -345,8 +316,8 @@ class Session:
         if offered is not None:
             environment = self._engine.forked_environment() | environment
         command = self._engine.command(spec, self.model, self._address)
-        self.row.argv = provenance.shown_argv(command, self._places)
-        self.row.environment = provenance.shown_environment(environment, self._places)
+        self.row.argv = provenance.shown_argv(command, self._evidence.places)
+        self.row.environment = provenance.shown_environment(environment, self._evidence.places)
         return ServerProcess(command, environment, workspace, spec.timeouts.stop_grace_s, offered)
 
     def _model_dir(self) -> Path:
@@ -366,23 +337,26 @@ class Session:
         Raises `StartFailed`, also where a forked one is not on its cards.
         """
         used = settled_memory(self._device, process.pid)
-        self._ready_bytes = sum(used)
         self._strangers.look_at_ready(process.pid)
-        self._account = ServerAccount(self._device, self.endpoint, self._baseline, contexts)
-        self.row.account = self._account.rows
+        account = ServerAccount(self._device, self.endpoint, self._baseline, contexts)
+        self.row.account = account.rows
         if self.endpoint.uds is not None:
-            self._account.at("ready", used)
-        self._plans = LoadPlans(self.spec, self.row, self.endpoint, free_cores(process.pid))
-        self._gate()
+            account.at("ready", used)
+        plans = LoadPlans(self.spec, self.row, self.endpoint, free_cores(process.pid))
+        self._gate(plans)
         self._log_figures = vllm_log.parse(process.log_text())
         try:
-            scraped = self._scrape()
+            scraped = probe.server_metrics(self.endpoint)
         except probe.NoAnswer as error:
             message = f"ready, but since its first completion it does not answer: {error}"
-            raise readiness.StartFailed(Failure(FailureClass.ENGINE_DEAD, message, self._log_tail())) from None
+            raise readiness.StartFailed(Failure(FailureClass.ENGINE_DEAD, message, self._evidence.tail())) from None
         self._kv = kv_figures.of_server(self.spec, scraped, self._log_figures, self.row.vllm_version)
         if self.row.start == Start.WARM and self.spec.device != "cpu":
             self._refuse_other_cards(used)
+        self._measuring = Measuring(
+            self._origin(), self._device, process, plans, self._send, account, sum(used), self._strangers,
+            self._evidence,
+        )  # fmt: skip
 
     def _refuse_other_cards(self, used: list[int]) -> None:
         """Raise `StartFailed` where one of the cards has not grown as with a KV pool: another one has."""
@@ -392,18 +366,18 @@ class Session:
             if (grown := now - before) < least:
                 holds = "memory of it" if pool is None else f"KV pool of {pool // MIB} MiB"
                 message = f"ready, but {card.id} has grown by {grown // MIB} MiB and holds no {holds}: it is elsewhere"
-                raise readiness.StartFailed(Failure(FailureClass.WRONG_SERVER, message, self._log_tail()))
+                raise readiness.StartFailed(Failure(FailureClass.WRONG_SERVER, message, self._evidence.tail()))
 
-    def _gate(self) -> None:
+    def _gate(self, plans: LoadPlans) -> None:
         """One short completion: `/health` says that the front end lives, this that the engine computes."""
-        plan = self.plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1)
+        plan = plans.plan(concurrency=1, requests=1, prompt_tokens=2, output_tokens=1)
         limit_s = FIRST_COMPLETION_LIMIT_S[Start(self.row.start or Start.COLD)]
-        result = self._run(replace(plan, timeout_s=limit_s))
+        result = self._send(replace(plan, timeout_s=limit_s), 1)
         failed = [request for request in result.requests if not request.ok]
         if failed:
-            serves = self._serves()
+            serves = readiness.still_serves(self.endpoint, self.process)
             log, answered = self.process.log_text(), failed[0].failure_message or ""
-            raise readiness.StartFailed(diagnosis.of_first_completion(log, self._ready_at, answered, serves))
+            raise readiness.StartFailed(diagnosis.of_first_completion(log, self._evidence.ready_at, answered, serves))
 
     # --- measure ---
 
@@ -413,155 +387,27 @@ class Session:
             if self.row.status != MEASURED:
                 return self._failed_row(point, self._start_failure())
             if self._process is None or not self._process.running or self._settled:
-                return self._failed_row(point, self._death("the server has ended"))
-            row = self._memory(point) if point.kind is PointKind.MEMORY else self._load_level(point)
-            if row.status == MEASURED and not self._serves():  # on TCP somebody else could have answered since
-                return self._failed_row(point, self._death("the server or its engine ended in the middle"))
+                return self._failed_row(point, self._evidence.death("the server has ended"))
+            row = self._memory_or_level(point)
+            if row.status == MEASURED and not self.measuring.serves():  # on TCP somebody else could have answered since
+                return self._failed_row(point, self._evidence.death("the server or its engine ended in the middle"))
             return row
         except (probe.NoAnswer, EndpointError) as error:
-            return self._failed_row(point, self._death(f"the server does not answer: {error}"))
+            return self._failed_row(point, self._evidence.death(f"the server does not answer: {error}"))
         except LoadFailed as error:
             return self._failed_row(point, Failure(error.failure_class, f"its load came to nothing: {error}"))
         except CardLost as error:
-            self._dead = True
+            self._evidence.dead = True
             return self._failed_row(point, Failure(FailureClass.CARD_LOST, str(error)))
         except Exception as error:
             return self._failed_row(point, Failure(FailureClass.INTERNAL, f"{type(error).__name__}: {error}"))
 
-    def _memory(self, point: Point) -> PointRow:
-        """Readings around a load that fills a step: the first such load takes activation memory back."""
-        length = self.spec.server.max_model_len
-        batched = self.spec.server.max_num_batched_tokens or self._log_figures.max_num_batched_tokens
-        aim = batched or DEFAULT_BATCHED_TOKENS
-        output_tokens = min(WARMUP_OUTPUT_TOKENS, length - 1)
-        prompt_tokens = length - output_tokens
-        requests = 2 * math.ceil(aim / prompt_tokens) + 2
-        before = self._scrape()
-        started_wall_s, started_s = time.time(), time.monotonic()
-        with self._watched() as sampler:
-            result = self._run(self.plans.plan(requests, requests, prompt_tokens, output_tokens))
-        largest = gained(before.step_tokens, self._scrape().step_tokens).highest_above()
-        lasted_s = time.monotonic() - started_s
-        used = settled_memory(self._device, self.process.pid)
-        loaded = sum(used)
-        sampler.look_at_processes()
-        self._strangers.saw(sampler.observed.processes)
-        if self._account is not None and self._is_accounted:
-            self._account.at("loaded", used)
-        row = point_rows.blank(self._origin(), point, started_wall_s)
-        self._fill_window(row, sampler.observed, started_s, lasted_s)
-        row.foreign_processes = self._strangers.in_memory(sampler.observed.processes)
-        row.mem_ready_bytes, row.mem_loaded_bytes = self._ready_bytes, loaded
-        row.mem_peak_bytes = max(sum(sampler.observed.peak().values()), loaded, self._ready_bytes or 0)
-        row.warmup_reached_batch = None if largest is None else largest >= min(aim, requests * prompt_tokens) / 2
-        row.prompt_tokens, row.output_tokens, row.num_requests = prompt_tokens, output_tokens, requests
-        return self._judged(row, result)
-
-    def _load_level(self, point: Point) -> PointRow:
-        """Measure a level; where the client was its limit, once more with more processes, if there are cores for them.
-
-        A second try that comes to nothing leaves the first with its numbers, `client_limited`.
-        """
+    def _memory_or_level(self, point: Point) -> PointRow:
+        if point.kind is PointKind.MEMORY:
+            return self.measuring.memory(point)
         if too_large := memory.refusal(point.num_requests, point.output_tokens):
             return self._failed_row(point, Failure(FailureClass.LOAD_TOO_LARGE, too_large))
-        emptied = prefix_cache.reset(self.endpoint)
-        warmup = self._warm_up(point)
-
-        def tried(lines: int, processes: int) -> PointRow:
-            row, result = self._load_once(point, self.plans.level(point, lines, warmup), processes)
-            row.warmup_tok_s = [round_.tok_s or 0.0 for round_ in warmup]
-            row.warmup_stable = stable(row.warmup_tok_s) if warmup and not point.arrivals else None
-            row.prefix_reset = emptied
-            limits = client_limits(result)
-            judged = row.status == MEASURED or _failed_for_want_of_sockets(row)
-            if limits and judged and not row.simulated:  # a stand-in's speed says nothing anyway
-                row.status, row.log_tail = CLIENT_LIMITED, None
-                row.failure_class, more_or_not = self.plans.limited(
-                    tasks.streams_of(result.clients), len(result.clients)
-                )
-                if any(r.failure_class == FailureClass.CLIENT_SOCKETS for r in result.requests):
-                    row.failure_class = FailureClass.CLIENT_SOCKETS  # cores or processes would not help
-                many = f"{len(result.clients)} processes ({more_or_not})"
-                row.failure_message = f"the load client was the limit with {many}: {'; '.join(limits)}"
-            return row
-
-        lines = self.plans.lines(point, warmup)
-        processes = self.plans.processes_for(lines)
-        first = tried(lines, processes)
-        more = self.plans.processes_again(tasks.streams_of(first.clients), processes)
-        if first.status != CLIENT_LIMITED or more <= processes:
-            return first
-        try:
-            again = tried(point.concurrency or max(lines, more), more)
-            lost = f"{again.failure_class}: {again.failure_message}" if again.status == FAILED else None
-        except Exception as error:  # whatever it was, it must not take the first try's numbers along
-            lost = self._shown(f"{type(error).__name__}: {error}")
-        if lost is not None:
-            first.failure_message = f"{first.failure_message}; measured again with {more} it failed: {lost}"
-            return first
-        again.limited_before = [first.failure_message or ""]
-        return again
-
-    def _warm_up(self, point: Point) -> list[LoadSummary]:
-        """Send rounds of the level until two neighbours have the same throughput, or there have been enough.
-
-        An open loop's throughput is that of its arrivals: it has one round.
-        """
-        rounds: list[LoadSummary] = []
-        lines = self.plans.lines(point, rounds)
-        most = 0 if not point.warmup_requests else 1 if point.arrivals else WARMUP_ROUNDS
-        while len(rounds) < most and not stable([r.tok_s or 0.0 for r in rounds]):
-            result = self._run(self.plans.warm_up(point, lines), self.plans.processes_for(lines))
-            rounds.append(summarize(result.requests, result.duration_s))
-        return rounds
-
-    def _load_once(self, point: Point, plan: LoadPlan, processes: int) -> tuple[PointRow, LoadResult]:
-        before = at_rest(self._scrape)
-        with self._watched() as sampler:
-            result = self._run(plan, processes)
-        after = at_rest(self._scrape)
-        row = point_rows.blank(self._origin(), point, result.started_wall_s)
-        self._fill_window(row, sampler.observed, result.started_monotonic_s, result.duration_s)
-        row.foreign_processes = self._strangers.in_window(sampler.observed.processes)
-        samples = sampler.observed.server_window(result.started_monotonic_s, result.duration_s)
-        server_view.fill(row, before, after, samples, result.requests)
-        point_rows.fill_load(row, point, plan, result)
-        row.server_hz = sampler.observed.server_hz(result.started_monotonic_s, result.duration_s)
-        row.asked_s = point.seconds
-        row.text_cost_assumed = plan.text_cost is ASSUMED_COST if point.api is Api.CHAT else None
-        row.prefix_shared_ratio = server_view.shared_ratio(plan, row.mean_prompt_tokens)
-        row = self._judged(row, result)
-        hits = server_view.prefix_hit_failure(row, self.spec.prefix_hit_limit)
-        if hits is not None and row.status == MEASURED:
-            row.status, row.failure_class, row.failure_message = FAILED, hits.failure_class, hits.message
-        return row, result
-
-    def _fill_window(self, row: PointRow, observed: Observed, started_s: float, duration_s: float) -> None:
-        point_rows.fill_window(row, observed, started_s, duration_s)
-        if self._account is not None:
-            self._account.saw(observed.peak())
-
-    def _judged(self, row: PointRow, result: LoadResult) -> PointRow:
-        # an answer that was no success is a server's own words, and may hold anything
-        said = {words: self._shown(words) for r in result.requests if (words := r.failure_message) is not None}
-        row.requests = [
-            r if r.failure_message is None else replace(r, failure_message=said[r.failure_message])
-            for r in result.requests
-        ]
-        row.completed = sum(request.ok for request in result.requests)
-        row.failed = len(result.requests) - row.completed
-        row.duration_s = result.duration_s
-        if row.failed > FAILED_SHARE_LIMIT * len(result.requests):
-            first = next(request for request in row.requests if not request.ok)
-            message = (
-                f"{row.failed} of {len(result.requests)} requests failed, the first: "
-                f"{first.failure_class}: {first.failure_message}"
-            )
-            failure = Failure(FailureClass.LOAD_ERROR_RATE, message) if self._serves() else self._death(message)
-            row.status, row.failure_class = FAILED, failure.failure_class
-            row.failure_message = self._shown(failure.message)
-            row.log_tail = self._log_tail()
-        return row
+        return self.measuring.level(point)
 
     @property
     def process(self) -> ServerProcess:
@@ -576,34 +422,15 @@ class Session:
         return self._endpoint
 
     @property
-    def plans(self) -> LoadPlans:
-        """What the server, which is up, is sent."""
-        assert self._plans is not None
-        return self._plans
+    def measuring(self) -> Measuring:
+        """The server, which has answered its first completion, and how it is measured."""
+        assert self._measuring is not None
+        return self._measuring
 
-    @property
-    def _is_accounted(self) -> bool:
-        """Whether the server has answered for its memory of cards, so that it can be asked again."""
-        return bool(self.row.account) and self.spec.device != "cpu"
-
-    def _run(self, plan: LoadPlan, processes: int = 1) -> LoadResult:
+    def _send(self, plan: LoadPlan, processes: int) -> LoadResult:
         with self._workspace.fresh_directory() as meeting:
             parts = tasks.split(plan, min(processes, plan.concurrency, plan.num_requests), meeting)
             return tasks.merge(self._generate(parts))
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[Sampler]:
-        """Watch a window. Who else was on the cards is known of one that comes to nothing, too."""
-        sampler = Sampler(self._device, self.process.pid, self.endpoint)
-        try:
-            with sampler:
-                yield sampler
-        finally:
-            self._strangers.saw(sampler.observed.processes)
-
-    def _scrape(self) -> metrics.ServerMetrics:
-        status, text = probe.get(self.endpoint, "/metrics")
-        return metrics.parse(text) if status == 200 else metrics.ServerMetrics()
 
     # --- rows ---
 
@@ -615,8 +442,8 @@ class Session:
         row = point_rows.blank(self._origin(), point, time.time())
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
-        row.failure_message = self._shown(failure.message)
-        row.log_tail = self._shown(failure.log_tail) or self._log_tail()
+        row.failure_message = self._evidence.shown(failure.message)
+        row.log_tail = self._evidence.shown(failure.log_tail) or self._evidence.tail()
         row.engine_estimated_max_model_len = diagnosis.estimated_max_model_len(failure.message)
         row.foreign_processes = self.row.foreign_processes
         return row
@@ -627,17 +454,8 @@ class Session:
             return
         self.row.status = FAILED
         self.row.failure_class = failure.failure_class
-        self.row.failure_message = self._shown(failure.message)
-        self.row.log_tail = self._shown(failure.log_tail)
-
-    def _death(self, message: str) -> Failure:
-        """Why a server that was ready is of no use any more: the end of its log may tell."""
-        self._dead = True
-        return diagnosis.of_death(self._process.log_text() if self._process else "", self._ready_at, message)
-
-    def _serves(self) -> bool:
-        """Whether the server lives, and its engine does."""
-        return readiness.still_serves(self.endpoint, self.process)
+        self.row.failure_message = self._evidence.shown(failure.message)
+        self.row.log_tail = self._evidence.shown(failure.log_tail)
 
     def _start_failure(self) -> Failure:
         return Failure(
@@ -645,16 +463,6 @@ class Session:
             self.row.failure_message or "",
             self.row.log_tail or "",
         )
-
-    def _log_tail(self) -> str:
-        return self._shown(self._process.log_tail()) if self._process else ""
-
-    def _shown(self, text: str) -> str:
-        """A tail or a message, which goes into tables and pages, read by others; a log's line may stand in it."""
-        return provenance.without_prompts(self._masked(text))
-
-    def _masked(self, text: str) -> str:
-        return provenance.masked(text, self._places, self._address.api_key, *secret_values(os.environ))
 
     # --- end ---
 
@@ -664,12 +472,12 @@ class Session:
         if process is None or not process.running or self._settled or self.row.status != MEASURED:
             return
         self._strangers.look(process.pid)
-        if self._account is not None and self._is_accounted:
+        if self._measuring is not None and self._measuring.account.of_cards:
             self._settled = True
             try:
-                self._account.settle(process.pid)
+                self._measuring.account.settle(process.pid)
             except CardLost as error:
-                self._fail(Failure(FailureClass.CARD_LOST, str(error), self._log_tail()))
+                self._fail(Failure(FailureClass.CARD_LOST, str(error), self._evidence.tail()))
 
     def hurry(self) -> None:
         """Have `stop`, now or later, take two seconds at the most: whoever asks for it is about to be killed."""
@@ -690,7 +498,7 @@ class Session:
                     self._fail(Failure(FailureClass.CARD_LOST, f"while stopping: {error}"))
                 except Exception as error:  # the device's library, say: what was started must be gone all the same
                     self._fail(Failure(FailureClass.INTERNAL, f"while stopping: {type(error).__name__}: {error}"))
-                self._log = self._masked(self._former_log + self._process.log_text()) if self._process else ""
+                self._log = self._evidence.log()
                 self._workspace.remove()
                 self.row.ended_at = point_rows.utc(time.time())
                 self._device.close()
@@ -700,7 +508,8 @@ class Session:
         if self._process is None:
             return
         asked = time.monotonic()
-        if self._hurried.is_set() or self._dead or self.row.ready_s is None:  # not ready, or dead: nothing to lose
+        nothing_to_lose = self._evidence.dead or self.row.ready_s is None
+        if self._hurried.is_set() or nothing_to_lose:
             self._process.hurry()
         self._process.stop()
         self.row.stop_s = time.monotonic() - asked
@@ -717,12 +526,6 @@ class Session:
                 self._strangers.look_after(self._process.pid, left)
                 break
             time.sleep(0.1)
-
-
-def _failed_for_want_of_sockets(row: PointRow) -> bool:
-    """Whether a level had too many failures only by requests for which the client's host had no socket."""
-    theirs = sum(not each.ok and each.failure_class != FailureClass.CLIENT_SOCKETS for each in row.requests)
-    return row.failure_class == FailureClass.LOAD_ERROR_RATE and theirs <= FAILED_SHARE_LIMIT * len(row.requests)
 
 
 def _refuse_damage(process: ServerProcess, log: str) -> None:

@@ -1,4 +1,7 @@
-"""When a reading of the cards' memory counts: only once it stands still. Blocking; used by `workers.session`."""
+"""When a reading of the cards' memory counts: only once it stands still. Blocking.
+
+Used by `workers.session` and `workers.measuring`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counters of a server that has nothing left to count. Used by `workers.session` around a level."""
+"""Counters of a server that has nothing left to count. Used by `workers.measuring` around a level."""
 
 from __future__ import annotations
 

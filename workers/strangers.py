@@ -1,7 +1,8 @@
 """Who else holds memory of a session's cards: before its server, while it lives, and after it. Never ends anybody.
 
-Used by `workers.session`. NVML numbers processes as the host does: in a container with numbers of its own the server's
-are not known among them, and only those seen while there was no server are known to be another's.
+Used by `workers.session` and `workers.measuring`. NVML numbers processes as the host does: in a container with numbers
+of its own the server's are not known among them, and only those seen while there was no server are known to be
+another's.
 """
 
 from __future__ import annotations
