@@ -36,6 +36,13 @@ TOLD = {
 """What decides how levels run, by its path in the configuration that servers tell."""
 OF_ONE_SERVER = ("instance_id", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME")
 """Names in the configuration that are made anew for every server."""
+BESIDE = {
+    "cores": "{:.2f} and {:.2f} cores",
+    "faults_per_s": "{:.0f} and {:.0f} minor page faults a second",
+    "huge_mib": "{:.0f} and {:.0f} MiB on huge pages",
+    "sm_clock_mhz": "an SM clock of {:.0f} and {:.0f} MHz",
+}
+"""What servers, cold and warm, did at a level, in words."""
 OF_FORKING = ("VLLM_WORKER_MULTIPROC_METHOD",)
 """What differs by intent: how a server makes its processes."""
 
@@ -52,6 +59,10 @@ class Level:
     """That the server's processes used, warm-up included: seconds of CPU a second."""
     faults_per_s: float | None = None
     """Their minor page faults meanwhile."""
+    huge_mib: float | None = None
+    """Of their memory, on huge pages, after it."""
+    sm_clock_mhz: float | None = None
+    """The card's, the mean of the measured window."""
 
     @property
     def has_figures(self) -> bool:
@@ -424,17 +435,12 @@ def _compare_levels(levels: Sequence[int], goes: Sequence[Sequence[Pair]], withi
 
 def _busy(level: int, pairs: Sequence[Pair]) -> str:
     """What the servers' processes did beside, to tell where a difference comes from; decides nothing."""
-    seen = [
-        [(row.cores, row.faults_per_s) for each in way for row in each.levels if row.concurrency == level and row.cores]
-        for way in zip(*pairs, strict=True)
+    rows = [
+        [row for each in way for row in each.levels if row.concurrency == level] for way in zip(*pairs, strict=True)
     ]
-    if not all(seen):
-        return "what the servers' processes did was not looked at"
-    cold, warm = ([statistics.median(values) for values in zip(*way, strict=True)] for way in seen)
-    return (
-        f"the servers' processes use {cold[0]:.2f} cores cold, {warm[0]:.2f} warm, and have {cold[1]:.0f} and "
-        f"{warm[1]:.0f} minor page faults a second (medians)"
-    )
+    seen = {name: [[x for row in way if (x := getattr(row, name)) is not None] for way in rows] for name in BESIDE}
+    told = [BESIDE[name].format(*map(statistics.median, ways)) for name, ways in seen.items() if all(ways)]
+    return f"cold and warm servers had {', '.join(told)} (medians)" if told else "what servers did was not looked at"
 
 
 def _name(level: int, seats: int | None) -> str:

@@ -52,6 +52,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -234,8 +235,11 @@ def _measured(session: Session, point: Point) -> Level:
     level = Level(point.concurrency, row.status, row.tok_s, row.p95_e2e_s)
     if level.measured:
         taken_s = time.monotonic() - begun
-        spent = {"cores": (_cpu_s(pid) - cpu_s) / taken_s, "faults_per_s": (_faults(pid) - faults) / taken_s}
-        level = replace(level, **spent)
+        clocks = [each.sm_clock_mhz for each in row.telemetry if each.sm_clock_mhz is not None]
+        level = replace(
+            level, cores=(_cpu_s(pid) - cpu_s) / taken_s, faults_per_s=(_faults(pid) - faults) / taken_s,
+            huge_mib=_huge_mib(pid), sm_clock_mhz=fmean(clocks) if clocks else None,
+        )  # fmt: skip
     said = f"{row.tok_s:.1f} tok/s, p95 {row.p95_e2e_s:.3f} s, " if level.has_figures else ""
     print(f"  {level.concurrency:3}: {said}{row.status} {row.failure_message or ''}".rstrip(), flush=True)
     return level
@@ -257,6 +261,16 @@ def _faults(pid: int) -> int:
         with contextlib.suppress(OSError):  # it has ended
             found += int(Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[7])
     return found
+
+
+def _huge_mib(pid: int) -> float:
+    """Of a process's tree: what the kernel has put on huge pages (AnonHugePages, proc_pid_smaps(5))."""
+    found = 0
+    for member in processes.tree(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
+            found += sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:"))
+    return found / 2**10
 
 
 def _level(concurrency: int, number: int) -> Point:

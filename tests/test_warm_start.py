@@ -246,12 +246,17 @@ def test_what_the_servers_processes_did_beside_a_level_is_told_and_decides_nothi
 ) -> None:
     seen = rounds()
     assert code(seen) == 0
-    assert "what the servers' processes did was not looked at" in capsys.readouterr().out
+    assert "what servers did was not looked at" in capsys.readouterr().out
     for each in seen.servers:
         spent = (1.5, 20.0) if each.start is Start.WARM else (1.0, 2.0)
         each.levels[:] = [replace(level, cores=spent[0], faults_per_s=spent[1]) for level in each.levels]
     assert code(seen) == 0
-    assert "use 1.00 cores cold, 1.50 warm, and have 2 and 20 minor page faults a second" in capsys.readouterr().out
+    told = "cold and warm servers had 1.00 and 1.50 cores, 2 and 20 minor page faults a second (medians)"
+    assert told in capsys.readouterr().out
+    for each in seen.servers:
+        each.levels[:] = [replace(level, sm_clock_mhz=1980.0, huge_mib=0.0) for level in each.levels]
+    assert code(seen) == 0
+    assert "a second, 0 and 0 MiB on huge pages, an SM clock of 1980 and 1980 MHz" in capsys.readouterr().out
 
 
 def test_a_noisier_machine_does_not_make_it_easier(capsys: pytest.CaptureFixture[str]) -> None:
