@@ -182,6 +182,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-uds", dest="uds", action="store_false", help="leave the Unix socket out")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="the Unix socket against TCP alone")
     options = parser.parse_args()
+    if not options.peer and (options.replay or not options.uds):
+        parser.error("--no-peer leaves the Unix socket against TCP, so neither --replay nor --no-uds goes with it")
     if options.replay and options.requests <= max(options.levels) and options.per_level < 2:
         parser.error("--replay: a level must have more requests than its warm-up, which has one for each stream")
     return options

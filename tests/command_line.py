@@ -4,15 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
-
-import orchestrator.__main__
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,23 +49,3 @@ def made_place(outputs: Path) -> Iterator[Place]:
 def orchestrate(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestrator", *arguments, f"output_root={place.outputs}"]
     return subprocess.run(command, cwd=ROOT, env=place.environment(), capture_output=True, text=True, timeout=900)
-
-
-def orchestrate_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *typed: str
-) -> tuple[int, str]:
-    """Return the exit code of a command line run in this process, whose signals stay as they are, and all it said."""
-    monkeypatch.setattr("sys.argv", ["orchestrator", *typed])
-    for answer in ("raise_on_all", "ignore"):
-        monkeypatch.setattr(f"orchestrator.interrupts.{answer}", lambda: None)
-    return ended(orchestrator.__main__.main, capsys)
-
-
-def ended(program: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Return the exit code of a program run in this process, and all that it said."""
-    try:
-        code = program()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    said = capsys.readouterr()
-    return code, said.out + said.err

@@ -26,15 +26,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def signals_are_left_as_they_were() -> Iterator[None]:
-    """Fail the test that leaves an interrupt ignored: whatever a later one starts would inherit that."""
-    before = _ignored()
+def no_interrupt_is_left_ignored() -> Iterator[None]:
+    """Fail the test that leaves one so, and mend it: whatever a later one starts would inherit that."""
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     yield
-    assert _ignored() == before
-
-
-def _ignored() -> list[signal.Signals]:
-    return [number for number in interrupts.SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    left = [n for n, how in before.items() if signal.getsignal(n) is signal.SIG_IGN is not how]
+    for number in left:
+        signal.signal(number, before[number])
+    assert left == []
 
 
 @pytest.fixture

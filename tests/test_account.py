@@ -168,6 +168,21 @@ def test_ranks_are_placed_by_the_card_they_name(opened: Open) -> None:
     assert [(row.device_id, row.kv_bytes) for row in other.rows] == [("GPU-aa", 9 * GIB), ("GPU-bb", 10 * GIB)]
 
 
+def test_workers_that_hold_no_card_are_not_asked_for_its_memory_again(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, device, _ = opened(FIRST)
+    assert not one.of_cards
+    monkeypatch.setattr(probe, "post", lambda *_: (200, json.dumps({"results": [{"weights": GIB, "kv": GIB}]})))
+    one.at("ready", device.memory_by_card(1))
+    assert [row.weights_bytes for row in one.rows] == [GIB]
+    assert not one.of_cards, "the CPU backend's"
+    monkeypatch.undo()
+    other, device, _ = opened(FIRST)
+    other.at("ready", device.memory_by_card(1))
+    assert other.of_cards
+
+
 @pytest.mark.parametrize("answer", [(404, ""), (200, "no JSON"), (200, "{}"), None])
 def test_a_server_that_does_not_know_the_question_has_no_account(
     opened: Open, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str] | None

@@ -14,7 +14,7 @@ import pytest
 import analysis.__main__
 import workers.load.__main__
 from tests import synthetic_run
-from tests.command_line import ended, orchestrate_here
+from tests.in_this_process import ended, orchestrate_here
 from tests.mock_openai import Fault, MockOpenAI, serving
 
 BAD, FAILED, NO_ROOM = 2, 1, 4

@@ -25,10 +25,23 @@ from tests.chaos.place import ChaosPlace, chaos_place
 from tests.chaos.schedule import Fault, Kind, Role, Trial, Where, trial
 from tests.chaos.shape import differences, shape_of
 from tests.chaos.trial import Report, carry_out
+from tests.command_line import ROOT
 from tests.privileged import lines, not_shown
 from tests.ray_hosts import RayHosts
 
 SUBSET = [(Where.PRIVATE, 110), (Where.PRIVATE, 111), (Where.NODES, 501)]
+
+
+WITHOUT_PYTEST = """
+import sys
+sys.modules.update(dict.fromkeys(("pytest", "_pytest", "hypothesis")))
+import tests.chaos.killed, tests.chaos.real, tests.ray_hosts
+"""
+
+
+def test_kills_of_real_servers_need_no_pytest() -> None:
+    """On a machine with cards there may be none."""
+    subprocess.run([sys.executable, "-c", WITHOUT_PYTEST], cwd=ROOT, check=True)
 
 
 @pytest.mark.ray

@@ -32,8 +32,8 @@ from orchestrator.resume import UNHASHED, differences, left_to_do
 from orchestrator.schema import Experiment
 from orchestrator.store import NotWritten, Store
 from tests import synthetic_run
-from tests.command_line import orchestrate_here
 from tests.configs import cpu_fleet, experiment, raw, resolved, sim_fleet
+from tests.in_this_process import orchestrate_here
 from tests.test_driver import PretendedCluster
 
 

@@ -687,7 +687,10 @@ def test_the_key_of_a_tcp_session_is_nowhere_in_what_is_kept(session: Made) -> N
     one.start()
     key = one._address.api_key
     assert key
+    with one._workspace.log.open("a") as log:
+        log.write(f"a server that tells its key: {key}\n")
     end = one.stop()
+    assert "a server that tells its key: ***" in end.log
     kept = repr(end)
     assert key not in kept
     assert "VLLM_API_KEY=***" in end.row.environment

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract.failures import FailureClass
-from contract.rows import FAILED, MEASURED, SessionRow
+from contract.rows import FAILED, MEASURED, Failure, SessionRow
 from contract.specs import SessionSpec, Start, Timeouts
 from tests.test_session import MEMORY, MIB, spec, together
 from workers import processes
@@ -20,6 +20,8 @@ from workers.devices.sim import SimDevice
 from workers.engines.base import Address
 from workers.engines.sim import SimEngine
 from workers.engines.vllm import VllmEngine
+from workers.launch import readiness
+from workers.launch.process import ServerProcess
 from workers.launch.warm import WarmParent, parent_for
 from workers.load.plan import LoadPlan
 from workers.session import FIRST_COMPLETION_LIMIT_S, Session
@@ -287,6 +289,30 @@ def test_a_fork_that_is_not_on_all_of_its_cards_is_started_cold(
     assert "warm start: forked from" in log
     reason = "ready, but SIM-3 has grown by 1 MiB and holds no KV pool of 64 MiB: it is elsewhere"
     assert row.start_reason == (None if start == "warm" else f"forked, it came to nothing: {reason}")
+
+
+def test_a_fork_that_came_to_nothing_leaves_no_figures_to_a_cold_start_that_fails(
+    parent: Callable[[], WarmParent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "workers.session.open_device", lambda _kind, visible, workspace: OtherCards(visible, workspace.sim_state)
+    )
+    monkeypatch.setattr(Session, "_ready", forked_only(Session._ready))
+    socket = parent().socket
+    session = Session(replace(spec(), start=Start.WARM), "run", 1, ["3"], together, warm_parent=socket)
+    assert session.start().start == "cold"
+    row = session.measure(MEMORY)
+    session.stop()
+    assert (row.failure_message, row.engine_kv_bytes, row.max_num_batched_tokens) == ("no cold one either", None, None)
+
+
+def forked_only(ready: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
+    def forked(session: Session, offered: object) -> ServerProcess:
+        if offered is None:
+            raise readiness.StartFailed(Failure(FailureClass.START_FAILED, "no cold one either"))
+        return ready(session, offered)
+
+    return forked
 
 
 def test_another_environment_than_the_parents_starts_cold(

@@ -1,6 +1,6 @@
 """A Prometheus histogram: what it gained between two scrapes, its mean, and what its buckets can say of a percentile.
 
-Pure. Used by `workers.metrics`, `workers.server_view` and the session.
+Pure. Used by `workers.metrics`, `workers.server_view` and `workers.measuring`.
 """
 
 from __future__ import annotations

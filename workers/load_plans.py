@@ -1,6 +1,6 @@
 """What a session sends its server: the plan of every part of a level, over how many lines, from how many processes.
 
-Made by `workers.session` once its server is up; used by `workers.measuring`.
+Made by `workers.session` once its server is up, for the first completion; used by `workers.measuring`.
 """
 
 from __future__ import annotations

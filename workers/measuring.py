@@ -48,8 +48,8 @@ FAILED_SHARE_LIMIT = 0.05
 class Measuring:
     """What is known of a server that has answered its first completion, and how it is measured.
 
-    `send` runs a plan from so many processes and returns what they saw. All raise what that raises, `NoAnswer` and
-    `CardLost`.
+    `send` runs a plan from so many processes and returns what they saw. `memory` and `level` raise what that raises,
+    `NoAnswer` and `CardLost`, and `level` of a chat `EndpointError`.
     """
 
     origin: Origin

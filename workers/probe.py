@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from workers import metrics
 from workers.load.endpoint import Endpoint
-from workers.metrics import ServerMetrics
 
 
 class NoAnswer(Exception):
@@ -39,7 +38,7 @@ def post(endpoint: Endpoint, path: str, body: Any, timeout_s: float) -> tuple[in
     return _ask(endpoint, "POST", path, json.dumps(body), timeout_s, endpoint.api_key)
 
 
-def server_metrics(endpoint: Endpoint) -> ServerMetrics:
+def server_metrics(endpoint: Endpoint) -> metrics.ServerMetrics:
     """Return what `/metrics` says; empty where the server has none. Raises `NoAnswer`."""
     status, text = get(endpoint, "/metrics")
     return metrics.parse(text) if status == 200 else metrics.ServerMetrics()

@@ -134,7 +134,7 @@ class Session:
         self._address = Address()
         self.model = ""
         self._endpoint: Endpoint | None = None
-        self._kv = KvFigures()
+        self._origin = self._origin_with(KvFigures(), None)
         self._log_figures = vllm_log.LogFigures()
         self._settled = False
         self._baseline: list[int] = []
@@ -251,7 +251,8 @@ class Session:
         with self._lifecycle:
             if self._stopping.is_set():
                 raise readiness.StartFailed(Failure(FailureClass.STOPPED, "stopped before the server was started"))
-            process = self._process = self._evidence.process = self._make_process(offered)
+            process = self._process = self._make_process(offered)
+            self._evidence.of(process)
         self.row.server_pid = process.pid
         log = StartLog(launched, self._engine.is_waiting)
         work = TreeWork(partial(processes.work, process.pid))
@@ -285,7 +286,8 @@ class Session:
             self.process.hurry()
             self.process.stop()
             self._workspace.socket.unlink(missing_ok=True)
-        self._kv, self._log_figures, self._measuring = KvFigures(), vllm_log.LogFigures(), None
+        self._log_figures, self._measuring = vllm_log.LogFigures(), None
+        self._origin = self._origin_with(KvFigures(), None)
         self.row.ready_s, self.row.phases, self.row.account, self.row.requests_sent = None, [], [], 0
 
     def _contexts(self) -> list[int | None]:
@@ -303,7 +305,7 @@ class Session:
         spec, workspace = self.spec, self._workspace
         self.model = spec.model.path or str(self._model_dir())
         self._address = _address(spec.server.transport, workspace)
-        self._evidence.api_key = self._address.api_key
+        self._evidence.hide(self._address.api_key)
         self._endpoint = _endpoint(spec, self._address)
         environment = inherited_environment(self._omp_num_threads)
         environment |= self._engine.environment(spec, self._address) | caches.compile_caches(self._cache)
@@ -350,17 +352,20 @@ class Session:
         except probe.NoAnswer as error:
             message = f"ready, but since its first completion it does not answer: {error}"
             raise readiness.StartFailed(Failure(FailureClass.ENGINE_DEAD, message, self._evidence.tail())) from None
-        self._kv = kv_figures.of_server(self.spec, scraped, self._log_figures, self.row.vllm_version)
+        kv = kv_figures.of_server(self.spec, scraped, self._log_figures, self.row.vllm_version)
+        self._origin = self._origin_with(kv, self._log_figures.max_num_batched_tokens)
         if self.row.start == Start.WARM and self.spec.device != "cpu":
-            self._refuse_other_cards(used)
+            self._refuse_other_cards(used, kv.engine_kv_bytes)
         self._measuring = Measuring(
-            self._origin(), self._device, process, plans, self._send, account, sum(used), self._strangers,
+            self._origin, self._device, process, plans, self._send, account, sum(used), self._strangers,
             self._evidence,
         )  # fmt: skip
 
-    def _refuse_other_cards(self, used: list[int]) -> None:
-        """Raise `StartFailed` where one of the cards has not grown as with a KV pool: another one has."""
-        pool = self._kv.engine_kv_bytes  # of one card; None only of a log that no known version writes
+    def _refuse_other_cards(self, used: list[int], pool: int | None) -> None:
+        """Raise `StartFailed` where one of the cards has not grown as with a KV pool: another one has.
+
+        `pool`: bytes of one card's; None only of a log that no known version writes.
+        """
         least = POOL_SHARE * pool if pool else 1
         for card, now, before in zip(self._device.cards, used, self._baseline, strict=True):
             if (grown := now - before) < least:
@@ -434,12 +439,12 @@ class Session:
 
     # --- rows ---
 
-    def _origin(self) -> Origin:
+    def _origin_with(self, kv: KvFigures, max_num_batched_tokens: int | None) -> Origin:
         card = self._device.cards[0] if self._device.cards else None
-        return Origin(self.spec, self.row, card, self._kv, self._log_figures.max_num_batched_tokens)
+        return Origin(self.spec, self.row, card, kv, max_num_batched_tokens)
 
     def _failed_row(self, point: Point, failure: Failure) -> PointRow:
-        row = point_rows.blank(self._origin(), point, time.time())
+        row = point_rows.blank(self._origin, point, time.time())
         row.status = "kv_too_small" if failure.failure_class == FailureClass.KV_TOO_SMALL else FAILED
         row.failure_class = failure.failure_class
         row.failure_message = self._evidence.shown(failure.message)
@@ -472,10 +477,11 @@ class Session:
         if process is None or not process.running or self._settled or self.row.status != MEASURED:
             return
         self._strangers.look(process.pid)
-        if self._measuring is not None and self._measuring.account.of_cards:
+        measuring = self._measuring
+        if measuring is not None and measuring.account.of_cards:
             self._settled = True
             try:
-                self._measuring.account.settle(process.pid)
+                measuring.account.settle(process.pid)
             except CardLost as error:
                 self._fail(Failure(FailureClass.CARD_LOST, str(error), self._evidence.tail()))
 

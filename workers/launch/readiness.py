@@ -1,8 +1,8 @@
 """Proof that the server just started is ready, and is the one that answers. Blocking; reads, never signals.
 
-Used by `workers.session`. On a Unix socket in our private directory nobody else can answer. On TCP the port must be
-held by a process of the server's tree before anything is sent there, the session's key least of all; the server must
-then know the key and refuse another one.
+Used by `workers.session`, and later on by `workers.measuring`. On a Unix socket in our private directory nobody else
+can answer. On TCP the port must be held by a process of the server's tree before anything is sent there, the session's
+key least of all; the server must then know the key and refuse another one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a load level adds up to, with the field names of `contract.rows.PointRow`.
 
-Called by the session that fills a point and by the command line. Pure; it must never let a failed request into a
-latency or a throughput, nor show 0 where nothing was measured.
+Called by `workers.measuring`, `workers.point_rows` and the command line. Pure; it must never let a failed request into
+a latency or a throughput, nor show 0 where nothing was measured.
 """
 
 from __future__ import annotations

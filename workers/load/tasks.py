@@ -1,6 +1,7 @@
 """One level over several load processes: its plan split, their start together, their results merged.
 
-Used by `workers.session`, which hands the parts to whoever runs them at once (Ray tasks on the node, or processes).
+Used by `workers.session`, which hands the parts to whoever runs them at once (Ray tasks on the node, or processes), and
+`workers.measuring`.
 """
 
 from __future__ import annotations
