@@ -4,10 +4,12 @@
         [--no-peer] [--text] [--replay]
 
 One vLLM server, which listens on TCP and (`second_socket/`) on a Unix socket, so that no difference is that of two
-starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level, `--pairs`
-times in turns: first our client and the peer over TCP, then our client over the Unix socket and over TCP. Who begins
-changes from pair to pair (ABBA), and the first pair is thrown away, for the server is not yet what it will be. What a
-session watches (cards, processes, the server's metrics) is watched in every turn.
+starts. At each level two sides send the same number of requests of the same lengths, warmed up at the level (the peer
+by one round of one prompt, here made to differ, ours by up to four rounds, until throughput is stable), `--pairs` times
+in turns: first our client and the peer over TCP, then our client over the Unix socket and over TCP. Who begins changes
+from pair to pair (ABBA), and the first pair is thrown away, for the server is not yet what it will be. What a session
+watches (cards, processes, the server's metrics) is watched in every turn, from this process: both clients have
+processes of their own.
 
 Prints medians of output tok/s, TTFT and TPOT with their ranges, the geometric means of the pairs' ratios with 90 %
 intervals (paired t on logarithms), and of the same turns what the server counted, of either side without its warm-up:
@@ -36,12 +38,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,7 +56,7 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.replay import Replay
+from benchmarks.replay import Replay, prepare
 from benchmarks.rounds import Stamps, pace
 from benchmarks.turns import Interrupted, ServerView, Turn, in_turns, report
 from contract.specs import Mode, Point, PointKind, Purpose, ServerSpec, SessionSpec
@@ -67,16 +71,20 @@ from workers.session import Session
 from workers.standstill import at_rest
 
 PEER = """
-import argparse, asyncio, json, os, sys
+import argparse, asyncio, itertools, json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what vLLM logs must not stand among the answers
 from vllm.benchmarks import serve
 stamps, bodies = [], []
+warm_ups = itertools.count()
+warming = True
 def said(*words, **options):
     print(*words, **options)
     if words == ("Warmup run completed.",):  # nothing is in flight: whoever asked reads the server's counters first
         print(json.dumps(WARM), file=answers, flush=True)
         sys.stdin.readline()
+        global warming
+        warming = False
         stamps.clear()
         bodies.clear()
 serve.print = said
@@ -84,6 +92,9 @@ class Heard:
     def __init__(self, session):
         self.session = session
     def post(self, **words):
+        if warming:  # its text is that of the first request to be measured, which would be found in the cache
+            prompt = words["json"]["prompt"]
+            words["json"] = words["json"] | {"prompt": f"w{next(warm_ups):05}" + prompt[6:]}
         bodies.append(words["json"])
         return self.session.post(**words)
 def heard(request):
@@ -96,6 +107,7 @@ serve.ASYNC_REQUEST_FUNCS[BACKEND] = heard(serve.ASYNC_REQUEST_FUNCS[BACKEND])
 parser = argparse.ArgumentParser()
 serve.add_cli_args(parser)
 for line in sys.stdin:
+    warming = True
     result = asyncio.run(serve.main_async(parser.parse_args(json.loads(line))))
     kept = {name: result[name] for name in KEEP} | {"stamps": stamps, "bodies": bodies}
     print(json.dumps(kept), file=answers, flush=True)
@@ -103,12 +115,16 @@ for line in sys.stdin:
 """`vllm bench serve` without vLLM's front door, which the CPU build's wheel leaves broken; imported once.
 
 It answers a turn with `WARM` as its warm-up is over, goes on at the next line, and answers with its result. With it go
-the measured requests' `rounds.Stamps` (seconds of its clock) and, in the order of their sends, their bodies."""
+the measured requests' `rounds.Stamps` (seconds of its clock) and, in the order of their sends, their bodies. Each text
+of its warm-up begins with a number of its own."""
 PEERS = "vllm bench serve"
 WARM = "warm"
 BACKEND = "openai"
 """The peer's word for `/v1/completions`."""
-KEEP = ("completed", "total_output_tokens", "output_throughput", "median_ttft_ms", "mean_ttft_ms", "median_tpot_ms")
+KEEP = (
+    "completed", "total_input_tokens", "total_output_tokens", "output_throughput", "median_ttft_ms", "mean_ttft_ms",
+    "median_tpot_ms",
+)  # fmt: skip
 """Of its result."""
 
 
@@ -133,8 +149,11 @@ def main() -> None:
         Load(level, max(options.requests, options.per_level * level), options.prompt, options.output)
         for level in options.levels
     ]
-    client = Client()
-    with tempfile.TemporaryDirectory() as directory, _server(options, Path(directory, "s"), client) as session:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+        _server(options, Path(directory, "s"), client := Client(pool)) as session,
+    ):
         tcp = session.endpoint
         uds = replace(tcp, base_url="http://localhost", uds=str(Path(directory, "s")))
         ours = partial(_our_turn, "ours", session)
@@ -191,8 +210,9 @@ def _options() -> argparse.Namespace:
 
 @dataclass
 class Client:
-    """Our client, in this process."""
+    """Our client, in a process of its own as in a run: this one watches the server, and would hold it back."""
 
+    pool: Executor
     text: str | None = None
     """Of all prompts; None: token ids."""
     replay: Replay | None = None
@@ -203,10 +223,17 @@ class Client:
         return [self._send(plan) for plan in plans]
 
     def _send(self, plan: LoadPlan) -> LoadResult:
-        if self.replay is None or plan.num_requests != len(self.replay.bodies):
-            return generate(replace(plan, text=self.text))
-        with patch("workers.load.bodies.prepare", self.replay.prepare):
-            return generate(plan)
+        replayed = self.replay is not None and plan.num_requests == len(self.replay.bodies)
+        bodies = self.replay.numbered() if self.replay is not None and replayed else None
+        return self.pool.submit(send, plan, self.text, bodies).result()
+
+
+def send(plan: LoadPlan, text: str | None, bodies: list[dict[str, Any]] | None) -> LoadResult:
+    """Send a plan, all its prompts made of a text, or with these bodies in the place of its own."""
+    if bodies is None:
+        return generate(replace(plan, text=text))
+    with patch("workers.load.bodies.prepare", partial(prepare, bodies)):
+        return generate(plan)
 
 
 @contextlib.contextmanager
@@ -232,7 +259,8 @@ def _server(options: argparse.Namespace, second_socket: Path, client: Client) ->
         if row.failure_class:
             sys.exit(f"the server did not start: {row.failure_message}")
         print(
-            f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, ready in {row.ready_s:.0f} s",
+            f"{options.model} on {row.device_name}, vLLM {row.vllm_version}, ready in {row.ready_s:.0f} s, sent by "
+            f"{row.load_client}",
             flush=True,
         )
         if options.text:
@@ -263,6 +291,7 @@ def _peer(session: Session) -> Iterator[Peer]:
     }  # fmt: skip
     environment = {**os.environ, "OPENAI_API_KEY": endpoint.api_key or "", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as errors, peer_process(environment, errors) as process:
+        os.sched_setaffinity(process.pid, session.measuring.plans.free.numbers)  # as ours binds itself
         yield Peer(session, process, errors, asked)
 
 
@@ -318,7 +347,8 @@ class Peer:
         if not load.requests == len(result["stamps"]) == len(result["bodies"]):
             sys.exit(f"{len(result['bodies'])} of the peer's requests were heard: another version of vLLM?")
         self.replay.bodies = result["bodies"]
-        print(f"  {PEERS}: {result['output_throughput']:.1f} tok/s", flush=True)
+        prompts = result["total_input_tokens"] / load.requests
+        print(f"  {PEERS}: {result['output_throughput']:.1f} tok/s, prompts of {prompts:.1f} tokens", flush=True)
         return Turn(
             result["output_throughput"], p50_ttft_s, p50_tpot_s, mean_ttft_s, ServerView.between(before, after),
             pace([Stamps(*stamps) for stamps in result["stamps"]], load.concurrency),

@@ -11,6 +11,7 @@ for the tables. Numbers in it are made up; only their count and their layout are
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -173,4 +174,8 @@ def main(requests: int, times: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(a) for a in (*sys.argv[1:3], *("5000", "3")[len(sys.argv) - 1 :])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("requests", nargs="?", type=int, default=5000, help="a point; %(default)s where left out")
+    parser.add_argument("times", nargs="?", type=int, default=3, help="%(default)s where left out")
+    options = parser.parse_args()
+    main(options.requests, options.times)

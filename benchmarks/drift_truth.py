@@ -8,9 +8,9 @@ is lognormal. A true drift is of 10 %: a step at any moment between the first re
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,7 +80,9 @@ def marked(session: Session, sessions: int, kind: str = "steady", seed: int = SE
 
 def main() -> None:
     """Run and print."""
-    sessions = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sessions", nargs="?", type=int, default=2000, help="%(default)s where left out")
+    sessions = parser.parse_args().sessions
     for rounds in (ROUNDS, 1):
         for sd in (0.01, 0.02, 0.03):
             _print(f"steady, noise of {sd:.0%}, repeats: {rounds}", sessions, "steady", sd, rounds)

@@ -9,8 +9,8 @@ a third serve one after the other, and can do what was sent or up to eight times
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -80,7 +80,9 @@ def _queued(rng: random.Random, sends: Sequence[float], share: float) -> list[Re
 
 def main() -> None:
     """Run and print."""
-    levels = int(sys.argv[1]) if len(sys.argv) > 1 else 18_000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("levels", nargs="?", type=int, default=18_000, help="%(default)s where left out")
+    levels = parser.parse_args().levels
     for name, (server, keeps_up) in SERVERS.items():
         each = levels // len(SERVERS)
         found = verdicts(server, each)

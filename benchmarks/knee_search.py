@@ -13,15 +13,19 @@ highest of them with as many repeats.
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.load.knee import Knee, Level, find_knee, last_doubling
 from analysis.numbers.intervals import pooled_noise
@@ -126,7 +130,9 @@ def _row(server: Server, point: Point, sd: float, seed: str) -> PointRow:
 
 def main() -> None:
     """Run and print."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", type=int, default=500, help="%(default)s where left out")
+    runs = parser.parse_args().runs
     for what, family in (("synthetic", SYNTHETIC), ("the measured server", MEASURED_ONCE)):
         for sd in NOISES:
             print(f"{what}, noise of {sd:.0%}: {summary(list(searches(runs, sd, family)))}", flush=True)

@@ -14,9 +14,9 @@ knee stay undecided, too: shares are given of all knees, the undecided as misses
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -252,7 +252,9 @@ def _share(hits: list[bool] | list[int] | list[float]) -> float:
 
 def main() -> None:
     """Run and print."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", type=int, default=2000, help="%(default)s where left out")
+    runs = parser.parse_args().runs
     made = list(trials(runs))
     print_shares("all", made)
     for repeats in (3, 5):

@@ -1,4 +1,7 @@
-"""What another client has sent, for ours to send without a prefix-cache hit. Pure; by `against_vllm_bench.py`."""
+"""What another client has sent, for ours to send without a prefix-cache hit. Pure; by `against_vllm_bench.py`.
+
+The bodies are made where the turns are counted, and sent by a load process of its own.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,16 @@ class Replay:
     _numbers: Iterator[int] = field(default_factory=count)
     """Of one server none comes twice."""
 
-    def prepare(self, plan: LoadPlan) -> Iterator[Prepared]:
-        """Yield the requests in the order in which they were sent; of `plan` only the ordinals matter.
+    def numbered(self) -> list[dict[str, Any]]:
+        """Return the bodies of one turn, in the order in which they were sent."""
+        return [body | {"prompt": _numbered(body["prompt"], next(self._numbers))} for body in self.bodies]
 
-        Stands in for `workers.load.bodies.prepare`.
-        """
-        for ordinal, (body, number) in enumerate(zip(self.bodies, self._numbers, strict=False), plan.first_ordinal):
-            altered = body | {"prompt": _numbered(body["prompt"], number)}
-            asked = Asked(body["max_tokens"], body.get("ignore_eos", False))
-            yield Prepared(ordinal, json.dumps(altered).encode(), asked, most_bytes(body["max_tokens"]))
+
+def prepare(bodies: Sequence[dict[str, Any]], plan: LoadPlan) -> Iterator[Prepared]:
+    """Yield requests of these bodies, in the place of `workers.load.bodies.prepare`; of `plan` the ordinals matter."""
+    for ordinal, body in enumerate(bodies, plan.first_ordinal):
+        asked = Asked(body["max_tokens"], body.get("ignore_eos", False))
+        yield Prepared(ordinal, json.dumps(body).encode(), asked, most_bytes(body["max_tokens"]))
 
 
 def _numbered(text: str, number: int) -> str:

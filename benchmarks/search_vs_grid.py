@@ -2,12 +2,12 @@
 
     python benchmarks/search_vs_grid.py [--lowest 16] [--highest 256] [--p95-e2e-s 0.5] [--read RUN...] [OVERRIDE...]
 
-Three runs in turn: `+sweep=knee`, `+sweep=slo` (closed loop) and `+sweep=concurrency` over every level of a
-log grid of 10 %, without controls, each with three repeats, `+sweep=slo` of the levels at its border only. OVERRIDEs
-are Hydra's, for all three. Prints what each found and the seconds of its measured windows, as soon as it is there; the
-knee is read off by the rule of docs/definitions.md, as the set of levels that the noise allows, and the border of the
-objective first by the rule of operating_point.md, the noise counted, and then repeat by repeat. The runs stay where
-runs go; `--read` takes the three, in that order, instead of measuring.
+Three runs in turn: `+sweep=knee`, `+sweep=slo` (closed loop) and `+sweep=concurrency` over every level of a log grid of
+10 %, without controls, each with three repeats, searches of the levels at their border only (of `+sweep=knee` those in
+the knee's range). OVERRIDEs are Hydra's, for all three. Prints what each found and the seconds of its measured windows,
+as soon as it is there; the knee is read off by the rule of docs/definitions.md, as the set of levels that the noise
+allows, and the border of the objective first by the rule of operating_point.md, the noise counted, and then repeat by
+repeat. The runs stay where runs go; `--read` takes the three, in that order, instead of measuring.
 """
 
 from __future__ import annotations

@@ -19,13 +19,17 @@ objective.
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.load.checks import standings
 from analysis.load.objectives import states
@@ -243,7 +247,9 @@ def _intervals(server: Server, levels: Tried, slo: Slo) -> Iterator[Seen]:
 
 def main() -> None:
     """Run and print."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", type=int, default=500, help="%(default)s where left out")
+    runs = parser.parse_args().runs
     for sd in NOISES:
         made = {rule: list(searches(runs, sd, RULES[rule])) for rule in RULES}
         for what, steep in (("grows by 20 % or more", True), ("grows by less", False)):

@@ -9,9 +9,9 @@ them at the least, and is looked at after every eight.
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -78,7 +78,9 @@ def covered(latencies: Latencies, metric: str, within: float, levels: int, seed:
 
 def main() -> None:
     """Run and print."""
-    levels = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("levels", nargs="?", type=int, default=1000, help="%(default)s where left out")
+    levels = parser.parse_args().levels
     for latencies in LATENCIES:
         for metric in SHARES:
             shares = ((within, covered(latencies, metric, within, levels)) for within in WITHIN)

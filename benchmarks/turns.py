@@ -152,6 +152,7 @@ FIGURES = (
     Figure("of mean_ttft_s before the engine", lambda turn: turn.server.before_engine_s, apart=difference),
     Figure("of mean_ttft_s queued", lambda turn: turn.server.queue_s, apart=difference),
     Figure("of mean_ttft_s in prefill", lambda turn: turn.server.prefill_s, apart=difference),
+    Figure("prefix-cache hits", lambda turn: turn.server.prefix_hits, "% of the tokens", 100, difference),
     Figure("turnaround, median", lambda turn: turn.pace.turnaround_s if turn.pace else None, apart=difference),
     Figure("turnaround, mean", lambda turn: turn.pace.mean_turnaround_s if turn.pace else None, apart=difference),
     Figure(
@@ -168,9 +169,5 @@ FIGURES = (
 
 
 def report(ours: list[Turn], theirs: list[Turn]) -> list[str]:
-    """Return a line for each figure, and one for the most prefix-cache hits of a turn."""
-    hits = [max(turn.server.prefix_hits for turn in turns) for turns in (ours, theirs)]
-    return [
-        *(figure.line(ours, theirs) for figure in FIGURES),
-        f"prefix-cache hits {hits[0]:.2%} and {hits[1]:.2%}",
-    ]
+    """Return a line for each figure."""
+    return [figure.line(ours, theirs) for figure in FIGURES]

@@ -210,7 +210,7 @@ def verdict(goes: Sequence[Go], within: float, memory_within_bytes: float) -> in
         equivalent.append(False)
     elif setting.levels:
         seats = min(map(int, told_by(servers, "max_num_seqs")), default=None)
-        equivalent.append(_compare_levels(setting.levels, rounds[max(setting.lengths)], within, seats))
+        equivalent.append(_compare_levels(setting, rounds[max(setting.lengths)], within, seats))
     equivalent.append(_compare_names([each.configuration for each in servers if each.start == "warm"]))
     print("equivalent in all that was compared" if all(equivalent) else "NOT shown to be equivalent")
     return 0 if all(equivalent) else 1
@@ -408,14 +408,14 @@ def margin(scatter: float) -> float:
     return min(scatter, math.log1p(MOST_MARGIN))
 
 
-def _compare_levels(levels: Sequence[int], goes: Sequence[Sequence[Pair]], within: float, seats: int | None) -> bool:
+def _compare_levels(setting: Setting, goes: Sequence[Sequence[Pair]], within: float, seats: int | None) -> bool:
     """Each level and metric must be equivalent within one cold repeat's scatter, `MOST_MARGIN` at the most, and the two
     ways scatter alike.
 
     `seats`: how many requests the servers say they run at once; the name of a level above it says that others waited.
     """
-    known = [level for level in levels if _all_measured(level, goes)]
-    equivalent = [len(known) == len(levels)]
+    known = [level for level in setting.levels if _all_measured(level, setting.repeats, goes)]
+    equivalent = [len(known) == len(setting.levels)]
     for metric, column in METRICS.items():
         print(f"{metric}: warm / cold with 90 % interval, from {sum(map(len, goes))} rounds in {len(goes)} goes")
         spreads = [_spread_on_one_server(level, column, goes) for level in known]
@@ -447,8 +447,12 @@ def _name(level: int, seats: int | None) -> str:
     return f"{level:3}" if seats is None or level <= seats else f"{level} in flight, at most {seats} running"
 
 
-def _all_measured(level: int, goes: Sequence[Sequence[Pair]]) -> bool:
-    rows = [row for pairs in goes for pair in pairs for each in pair for row in each.levels if row.concurrency == level]
+def _all_measured(level: int, repeats: int, goes: Sequence[Sequence[Pair]]) -> bool:
+    servers = [each for pairs in goes for pair in pairs for each in pair]
+    if few := sum(sum(row.concurrency == level for row in each.levels) != repeats for each in servers):
+        print(f"concurrency {level}: NOT compared, {few} of {len(servers)} servers did not have it {repeats} times")
+        return False
+    rows = [row for each in servers for row in each.levels if row.concurrency == level]
     missing = Counter(row.status for row in rows if not row.measured)
     if missing:
         print(f"concurrency {level}: NOT compared, {_counted(missing)} of {len(rows)} repeats are no measurement")

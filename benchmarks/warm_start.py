@@ -149,6 +149,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--within", type=float, default=0.05, help="share of tok/s and p95 to print a verdict at, too")
     parser.add_argument("--memory-within-mib", type=float, default=2.0, help="that counts as no difference when ready")
     options = parser.parse_args()
+    if options.lengths != sorted(set(options.lengths)):
+        parser.error("--lengths must ascend: the longest has the load")
     if options.levels and options.repeats < 2:
         parser.error("--repeats must be at least 2: only repeats on one server tell what one scatters by")
     if options.save is not None and options.save.exists():

@@ -8,7 +8,8 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, _our_turn, peer_process
-from benchmarks.replay import Replay
+from benchmarks.replay import Replay, prepare
 from benchmarks.rounds import Stamps, pace
 from benchmarks.turns import FIGURES, Figure, ServerView, Turn, difference, in_turns, ratio, report
 from contract.rows import MEASURED
@@ -211,7 +212,7 @@ def test_what_can_be_nothing_is_told_as_a_difference_and_idle_as_a_ratio() -> No
     assert "20.00 (20.00 to 20.00) against 0.00 (0.00 to 0.00) ms" in lines["spread of a later round's sends, median"]
     assert "ratio 1.2000" in lines["idle, median"]
     assert lines["server_ttft_mean_s"] == "server_ttft_mean_s: not known of every turn"
-    assert "prefix-cache hits 7.00% and 0.00%" in lines
+    assert lines["prefix-cache hits"].startswith("prefix-cache hits: 3.50 (0.00 to 7.00) against 0.00 (0.00 to 0.00) %")
 
 
 def test_a_level_of_one_round_has_no_pace_to_print() -> None:
@@ -234,16 +235,14 @@ def plan(requests: int, first_ordinal: int = 0) -> LoadPlan:
 def test_no_replayed_text_begins_like_another_and_all_have_the_bytes_they_had(texts: list[str]) -> None:
     """So it is with texts that begin alike, too, or are one character again and again, as the peer draws some."""
     replay = Replay([BODY | {"prompt": text} for text in texts])
-    replayed = [
-        json.loads(each.body)["prompt"].encode() for _ in range(2) for each in replay.prepare(plan(max(len(texts), 1)))
-    ]
+    replayed = [body["prompt"].encode() for _ in range(2) for body in replay.numbered()]
     assert [len(text) for text in replayed] == 2 * [len(text.encode()) for text in texts]
     assert len({text[:6] for text in replayed}) == len(replayed), "six bytes are within a block of 16 tokens"
 
 
 def test_a_replayed_body_is_the_peers_but_for_its_texts_beginning() -> None:
     replay = Replay([BODY | {"prompt": "one two three four five"}] * 2)
-    _, request = replay.prepare(plan(2, first_ordinal=40))
+    _, request = prepare(replay.numbered(), plan(2, first_ordinal=40))
     body = json.loads(request.body)
     assert body.pop("prompt") == "000001o three four five"
     assert body == BODY
@@ -259,9 +258,11 @@ def test_a_replays_warm_up_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         "benchmarks.against_vllm_bench.generate",
         lambda plan: sent.extend(each.body for each in bodies.prepare(plan) if each is not None),
     )
-    client = Client(replay=Replay([BODY | {"prompt": "one two three"}, BODY | {"prompt": "six seven eight"}]))
-    client([plan(1)])
-    client([plan(2)])
+    replay = Replay([BODY | {"prompt": "one two three"}, BODY | {"prompt": "six seven eight"}])
+    with ThreadPoolExecutor(1) as pool:
+        client = Client(pool, replay=replay)
+        client([plan(1)])
+        client([plan(2)])
     prompts = [json.loads(body)["prompt"] for body in sent]
     assert [type(prompt) for prompt in prompts] == [list, str, str]
 
@@ -269,8 +270,9 @@ def test_a_replays_warm_up_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the peer's process ---
 
 SERVE = """
-import types
-NOTED = []
+import json, os, types
+from pathlib import Path
+NOTED, POSTED = [], []
 async def plain(request_func_input, session, pbar=None):
     async with session.post(url="u", json={"prompt": request_func_input, "max_tokens": 2}, headers={}):
         pass
@@ -282,19 +284,24 @@ class Response:
     async def __aenter__(self): return self
     async def __aexit__(self, *_): pass
 class Session:
-    def post(self, *, url, json, headers): return Response()
+    def post(self, *, url, json, headers):
+        POSTED.append(json["prompt"])
+        return Response()
 def add_cli_args(parser):
     for name in ASKED: parser.add_argument(name)
     parser.add_argument("--ignore-eos", action="store_true")
     parser.add_argument("--disable-tqdm", action="store_true")
 async def main_async(args):
     request, session, many = ASYNC_REQUEST_FUNCS[args.backend], Session(), int(args.num_prompts)
-    await request(request_func_input="warm-up", session=session, pbar=None)
+    POSTED.clear()
+    for _ in range(2): await request(request_func_input=f"{args.seed}, 0", session=session, pbar=None)
     print("Warmup run completed.")
     for number in range(many):
         await request(request_func_input=f"{args.seed}, {number}", session=session, pbar=None)
-    return {"completed": many, "total_output_tokens": 2 * many, "output_throughput": 5.0, "median_ttft_ms": 250.0,
-            "mean_ttft_ms": 260.0, "median_tpot_ms": 500.0, "unserializable": object()}
+    Path("posted").write_text(json.dumps(POSTED))
+    return {"completed": many, "total_input_tokens": 8 * many, "total_output_tokens": 2 * many,
+            "output_throughput": 5.0, "median_ttft_ms": 250.0, "mean_ttft_ms": 260.0, "median_tpot_ms": 500.0,
+            "unserializable": object()}
 """.replace(
     "ASKED",
     "'--backend --random-input-len --random-output-len --num-prompts --max-concurrency --num-warmups --seed "
@@ -314,6 +321,7 @@ def a_peer(directory: Path, serve: str) -> Iterator[Peer]:
     session: Any = SimpleNamespace(measuring=measuring)
     with (
         tempfile.TemporaryFile() as errors,
+        chdir(directory),
         peer_process({**os.environ, "PYTHONPATH": str(directory)}, errors) as process,
     ):
         yield Peer(session, process, errors, {"backend": "openai"})
@@ -343,6 +351,8 @@ def test_of_the_peer_the_measured_requests_alone_are_told(tmp_path: Path) -> Non
             turn = peer.turn(Load(1, 3, prompt_tokens=8, output_tokens=2), number)
             assert [body["prompt"] for body in peer.replay.bodies] == [f"{1000 + number}, {each}" for each in range(3)]
             assert (turn.tok_s, turn.p50_ttft_s) == (5.0, 0.25)
+            warm_ups = json.loads(Path(tmp_path, "posted").read_text())[:2]
+            assert warm_ups == [f"w{2 * number + each:05}"[:6] + f"{1000 + number}, 0"[6:] for each in range(2)]
             assert turn.pace is not None
             assert (turn.pace.turnaround_s, turn.pace.idle_s) == (0.25, 0.5)
         process: subprocess.Popen[str] = peer.process

@@ -271,7 +271,7 @@ def test_a_killed_driver_leaves_nothing_and_its_run_ends_like_an_undisturbed_one
     monkeypatch.setattr(sys, "argv", ["real", "--victims", "driver", *asked])
     code, said = real.main(), capsys.readouterr().out
     assert code == 0, said
-    assert "| driver | exit -9, 1 start of the server |" in said
+    assert "| driver | exit -9, 1 start of the server, cold |" in said
     assert "| 2 of 2, resumed 1 x | yes |" in said
 
 

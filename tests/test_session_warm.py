@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import psutil
 import pytest
 
 from contract.failures import FailureClass
 from contract.rows import FAILED, MEASURED, Failure, SessionRow
 from contract.specs import SessionSpec, Start, Timeouts
+from tests.chaos.hurt import Disk, Hurting
+from tests.chaos.schedule import Role
 from tests.test_session import MEMORY, MIB, spec, together
 from workers import processes
 from workers.devices.sim import SimDevice
@@ -94,6 +98,22 @@ def test_a_warm_start_is_measured_like_any_other(
     assert row.fork_lost_s is None
     assert row.argv[:3] == ["python", "-m", MODULE]
     assert log.startswith("warm start: forked from a process that had imported")
+
+
+def test_the_harness_that_kills_tells_a_warm_parent_from_its_forks(
+    parent: Callable[[], WarmParent], tmp_path: Path
+) -> None:
+    """A forked server and its guard have its command line, and it is nobody's child."""
+    made = parent()
+    session = Session(replace(spec(), start=Start.WARM), "run", 1, ["3"], together, warm_parent=made.socket)
+    try:
+        assert session.start().start == "warm"
+        here = [psutil.Process(pid) for pid in (made.pid, session.process.guard_pid, session.process.pid)]
+        assert all("warm_parent.py" in " ".join(process.cmdline()) for process in here)
+        hurting = Hurting(tmp_path, Disk(tmp_path), cast("Any", None), lambda: here)
+        assert hurting._of(Role.WARM_PARENT) == here[:1]
+    finally:
+        session.stop()
 
 
 def cold(monkeypatch: pytest.MonkeyPatch, starts_as: str, silence_s: float, **timeouts: float) -> Session:

@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0))[:2])
     options = parser.parse_args()
+    print(f"sent by {event_loop.client_versions()}", flush=True)
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
     wrong = []
     for seed in range(options.first, options.first + options.runs):

@@ -28,6 +28,7 @@ from truth import truth_server
 
 from orchestrator.compose import compose
 from orchestrator.models import resolve
+from workers.load.event_loop import client_versions
 from workers.models import write_model_dir
 
 HERE = Path(__file__).parent
@@ -39,6 +40,7 @@ TOKENS, INTERVAL_MS = 64, 10.0
 def main() -> None:
     """Run and print."""
     options = _options()
+    print(f"ours: {client_versions()}")
     (experiment,) = compose(["+sweep=kv", "model=tiny"], [])
     with tempfile.TemporaryDirectory() as directory:
         model = write_model_dir(resolve(experiment.model), Path(directory) / "model")

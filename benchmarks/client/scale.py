@@ -21,11 +21,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from clients import poisson_s
 from truth import TruthServer, truth_server
 
 from workers.load.client import generate
 from workers.load.endpoint import Endpoint
+from workers.load.event_loop import client_versions
 from workers.load.plan import LoadPlan
 from workers.load.tasks import merge, split
 
@@ -43,6 +45,8 @@ class Carried:
     waited: float
     """Share of the window in which one had to wait for its core, of the one that did most."""
     exact: bool
+    true_p99_ms: float
+    """Of the gaps between a stream's tokens as the servers wrote them: above the interval they were the limit."""
 
 
 def main() -> None:
@@ -52,6 +56,7 @@ def main() -> None:
     most = max(options.processes)
     if len(cores) < options.servers + most:
         sys.exit(f"{len(cores)} cores, {options.servers + most} are needed: one for each server and load process")
+    print(f"sent by {client_versions()}")
     best: dict[int, float] = {}
     for processes in options.processes:
         for streams in options.streams:
@@ -59,14 +64,13 @@ def main() -> None:
                 _level(processes, streams * processes, options, cores[: options.servers], cores[options.servers :])
                 for _ in range(options.runs)
             ]
-            tok_s, share, busiest, waited = (
-                statistics.median(figures)
-                for figures in zip(*((each.tok_s, each.share, each.busiest, each.waited) for each in runs), strict=True)
-            )
+            seen = [(each.tok_s, each.share, each.busiest, each.waited, each.true_p99_ms) for each in runs]
+            tok_s, share, busiest, waited, true_p99_ms = map(statistics.median, zip(*seen, strict=True))
             best[processes] = max(best.get(processes, 0.0), tok_s)
             print(
                 f"{processes} processes, {streams * processes:5} streams: {tok_s:9,.0f} tok/s, {share:.1%} of "
                 f"the ideal load, busiest process {busiest:.0%} of its core, waited for it {waited:.0%}, "
+                f"true p99 gap {true_p99_ms:.1f} ms, "
                 f"rows and tokens {'exact' if all(each.exact for each in runs) else 'NOT EXACT'}",
                 flush=True,
             )
@@ -110,7 +114,9 @@ def _level(
             ]
             with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
                 result = merge(list(pool.map(generate, parts)))
-        written = sum(len(writes) for server in servers for _, writes in server.requests())
+        logs = [writes for server in servers for _, writes in server.requests()]
+        written = sum(map(len, logs))
+        gaps = np.concatenate([np.diff(writes) for writes in logs]) * 1000
     tokens = sum(row.completion_tokens or 0 for row in result.requests if row.ok)
     whole = [row.ordinal for row in result.requests if row.ok] == list(range(plan.num_requests))
     tok_s = tokens / result.duration_s
@@ -118,7 +124,8 @@ def _level(
     waited = max(client.wait_share or 0.0 for client in result.clients)
     # of an open loop: as many tokens, from the first arrival to the end of the last answer
     ideal = requests * TOKENS / (due_s[-1] + answer_s) if due_s else streams * 1000 / INTERVAL_MS
-    return Carried(tok_s, tok_s / ideal, busiest, waited, whole and tokens == written)
+    true_p99_ms = float(np.percentile(gaps, 99))
+    return Carried(tok_s, tok_s / ideal, busiest, waited, whole and tokens == written, true_p99_ms)
 
 
 if __name__ == "__main__":

@@ -48,24 +48,27 @@ def _one(streams: int, tokens: int) -> tuple[float, float]:
         arguments = map(str, (listener.getsockname()[1], streams, streams * ROUNDS, tokens))
         started_s = time.monotonic()
         with subprocess.Popen([sys.executable, "-c", LOAD, *arguments]) as load:
-            _wait_for_a_request(listener)
+            _wait_for_a_request(listener, load)
             first_s = time.monotonic()
             cpu_s = int(Path(f"/proc/{load.pid}/schedstat").read_text().split()[0]) / 1e9
             load.kill()
     return first_s - started_s, cpu_s
 
 
-def _wait_for_a_request(listener: socket.socket) -> None:
+def _wait_for_a_request(listener: socket.socket, load: subprocess.Popen[bytes]) -> None:
     with select.epoll() as poll:
         poll.register(listener, select.EPOLLIN)
         connections: dict[int, socket.socket] = {}
-        while True:
-            for number, _ in poll.poll(60):
+        while load.poll() is None:
+            for number, _ in poll.poll(1.0):
                 if number != listener.fileno():
-                    return
+                    if connections[number].recv(5) == b"POST ":
+                        return
+                    sys.exit("the load process closed a connection without a request")
                 one, _ = listener.accept()
                 connections[one.fileno()] = one
                 poll.register(one, select.EPOLLIN)
+    sys.exit("the load process ended without a request")
 
 
 if __name__ == "__main__":

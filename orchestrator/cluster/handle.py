@@ -15,6 +15,9 @@ from workers.lease import RENEWED_EVERY_S
 ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
 
+UNMADE_LIMIT_S = 1.5
+"""For an actor that is given up as it is made: `ray job stop` gives a driver three seconds."""
+
 
 class SessionHandle:
     """The driver's hold on one session actor. Every verb raises `ActorLost` when the actor is gone."""
@@ -31,8 +34,25 @@ class SessionHandle:
     async def alive(self) -> None:
         """Wait until the actor answers. Raises `NoCards` where its cards do not become free."""
         late = NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?")
-        await self._or_kill(self._actor.ping.remote(), ACTOR_LIMIT_S, late)
+        try:
+            await asyncio.wait_for(result(self._actor.ping.remote()), ACTOR_LIMIT_S)
+        except asyncio.CancelledError:
+            await self._unmake()
+            raise
+        except TimeoutError:
+            self.kill()
+            raise late from None
+        except BaseException:
+            self.kill()
+            raise
         self._renewing = asyncio.ensure_future(_renew(self._actor))
+
+    async def _unmake(self) -> None:
+        """Let an actor that is being made remove what it has begun with: killed, it leaves that for a later run."""
+        with contextlib.suppress(Exception):
+            late = ActorLost(f"it did not end within {UNMADE_LIMIT_S:g} s")
+            await self._or_kill(self._actor.stop.remote(), UNMADE_LIMIT_S, late)
+        self.kill()
 
     async def start(self) -> SessionRow:
         """Start the server."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.chaos.schedule import Fault, Kind, Role
+from workers.launch.warm import PID_FILE
 
 _REGISTERED = {Role.SERVER: "server", Role.CORE: "core", Role.GUARD: "guard"}
 _TITLES = {Role.ACTOR: "ray::SessionActor", Role.LOAD_TASK: "ray::generate", Role.WARM_ACTOR: "ray::WarmActor"}
@@ -139,9 +140,7 @@ class Hurting:
                 if role is Role.RAYLET:
                     fits = process.name() == "raylet"
                 elif role is Role.WARM_PARENT:
-                    parent = process.parent()
-                    title = " ".join(parent.cmdline()) if parent else ""
-                    fits = "warm_parent.py" in " ".join(process.cmdline()) and title.startswith("ray::WarmActor")
+                    fits = _is_warm_parent(process)
                 else:
                     fits = " ".join(process.cmdline()).startswith(_TITLES[role])
                 if fits:
@@ -155,6 +154,18 @@ class Hurting:
         except psutil.Error:
             return False
         return True
+
+
+def _is_warm_parent(process: psutil.Process) -> bool:
+    """Its forks, guards and servers, have its command line: which of them it is stands in its directory."""
+    words = process.cmdline()
+    at = next((place for place, word in enumerate(words) if word.endswith("warm_parent.py")), None)
+    if at is None:
+        return False
+    try:
+        return int((Path(words[at + 3]) / PID_FILE).read_text()) == process.pid
+    except (OSError, ValueError, IndexError):  # it is about to be there, or gone
+        return False
 
 
 def _mounts(*words: str) -> bool:

@@ -67,6 +67,8 @@ class Report:
     exit_code: int | None = None
     starts: int = 0
     """Of its server, by the run itself."""
+    how: str = ""
+    """Its server was started last."""
     server_gone_s: float | None = None
     """From the kill until the processes, files and shared memory of the server that lived then were gone."""
     nothing_left_s: float | None = None
@@ -115,6 +117,11 @@ class _Run:
         """The last start of the server in which a point was measured, or failed."""
         return max(pq.read_table(path, columns=["attempt"])["attempt"][0].as_py() for path in self.points())
 
+    def how(self) -> str:
+        """How the server that measured last, or failed, was started: `warm` or `cold`."""
+        latest = max(self.points(), key=lambda path: path.stat().st_mtime)
+        return str(pq.read_table(latest, columns=["start"])["start"][0].as_py())
+
     def resume(self) -> list[int]:
         """Go on with it, again where nothing but the client was at fault; return the exit codes."""
         codes: list[int] = []
@@ -143,7 +150,7 @@ def undisturbed(asked: list[str], room: Path) -> Report:
         if (codes or [report.exit_code])[-1] == OK:
             report.resumes = len(codes)
             report.findings += [f"left: {what}" for what in run.place.leftovers()]
-            report.starts, report.shape = run.starts(), shape_of(run.directory())
+            report.starts, report.how, report.shape = run.starts(), run.how(), shape_of(run.directory())
         else:
             report.findings.append(f"the undisturbed run ended with {[report.exit_code, *codes]}")
         report.said = run.said.read_text(errors="replace")
@@ -225,7 +232,7 @@ def _kill(
                 report.findings += [f"left: {what}" for what in left]
                 break
         time.sleep(POLL_S)
-    report.exit_code, report.starts = driver.wait(), run.starts()
+    report.exit_code, report.starts, report.how = driver.wait(), run.starts(), run.how()
 
 
 def _judge_end(report: Report) -> None:

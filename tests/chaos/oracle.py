@@ -97,12 +97,17 @@ def statuses(directory: Path) -> Counter[str]:
     return Counter(str(row.get("failure_class") or row.get("status")) for row in rows)
 
 
+def starts(directory: Path) -> Counter[str]:
+    """Return how many points were of servers that were started how: `warm`, `cold`, or none ever was."""
+    return Counter(str(_row(path).get("start") or "none") for path in _shards(directory))
+
+
 def _shards(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("shards/*/*.parquet") if path.name != "session.parquet")
 
 
 def _row(path: Path) -> dict[str, object]:
-    names = ["session_id", "point_id", "attempt", "status", "failure_class", "failure_message"]
+    names = ["session_id", "point_id", "attempt", "status", "failure_class", "failure_message", "start"]
     try:
         rows = pq.read_table(path, columns=names).to_pylist()
     except (OSError, ValueError):

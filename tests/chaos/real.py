@@ -76,7 +76,8 @@ def _told(report: Report) -> Report:
 
 
 def _row(report: Report, has_cards: bool) -> str:
-    what = f"exit {report.exit_code}, {report.starts} start{'s' if report.starts != 1 else ''} of the server"
+    many = f"{report.starts} start{'s' if report.starts != 1 else ''} of the server"
+    what = f"exit {report.exit_code}, {many}, {report.how}"
     if report.victim is None:
         cells = ["nobody", what, "", "", "", report.points, ""]
     else:

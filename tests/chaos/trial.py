@@ -40,6 +40,8 @@ class Report:
     codes: list[int] = field(default_factory=list)
     resumed: bool = False
     statuses: Counter[str] = field(default_factory=Counter)
+    starts: Counter[str] = field(default_factory=Counter)
+    """Of the points' servers: a run that is to fork may have had to start them cold."""
     findings: list[str] = field(default_factory=list)
     said: str = ""
     may_mount: bool = True
@@ -53,7 +55,8 @@ class Report:
     def __str__(self) -> str:
         faults = "; ".join([*map(str, self.done), *(f"not tried: {name}" for name in self.not_tried)])
         ended = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
-        line = f"seed {self.trial.seed} on {self.trial.where}: exits {self.codes}: {ended}: {faults}"
+        forked = f", {self.starts['warm']} on forked servers" if self.trial.warm else ""
+        line = f"seed {self.trial.seed} on {self.trial.where}: exits {self.codes}: {ended}{forked}: {faults}"
         return "\n".join([line, *(f"  FOUND {finding}" for finding in self.findings)])
 
 
@@ -148,7 +151,7 @@ def _second(trial: Trial, place: ChaosPlace, outputs: Path, report: Report) -> N
         report.findings += oracle.repeated(directory, (place.faults / standin.TOLD).read_text(), losing)
     except (OSError, ValueError, KeyError) as error:
         report.findings.append(f"no store to look at: {type(error).__name__}: {error}")
-    report.statuses = oracle.statuses(directory)
+    report.statuses, report.starts = oracle.statuses(directory), oracle.starts(directory)
 
 
 def _ended(process: subprocess.Popen[str], voice: _Voice, report: Report) -> None:
