@@ -16,6 +16,7 @@ class BeingMade:
 
     def __init__(self, stops: bool) -> None:
         self.asked: list[str] = []
+        self.was_asked = asyncio.Event()
         self._stops = stops
         self.ping = SimpleNamespace(remote=self._pinged)
         self.stop = SimpleNamespace(remote=self._stopped)
@@ -25,6 +26,7 @@ class BeingMade:
 
     def _stopped(self) -> "asyncio.Future[None]":
         self.asked.append("stop")
+        self.was_asked.set()
         ended = asyncio.get_running_loop().create_future()
         if self._stops:
             ended.set_result(None)
@@ -45,9 +47,8 @@ def cancelled(actor: BeingMade, again: bool = False) -> None:
         making = asyncio.ensure_future(SessionHandle(actor, lambda: None, lambda row: None).alive())
         await asyncio.sleep(0)
         making.cancel()
-        while again and not actor.asked:
-            await asyncio.sleep(0)
         if again:
+            await actor.was_asked.wait()
             making.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await making
