@@ -152,7 +152,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
-        _server(options, Path(directory, "s"), client := Client(pool)) as session,
+        _server(options, Path(directory, "s"), client := started(Client(pool))) as session,
     ):
         tcp = session.endpoint
         uds = replace(tcp, base_url="http://localhost", uds=str(Path(directory, "s")))
@@ -226,6 +226,12 @@ class Client:
         replayed = self.replay is not None and plan.num_requests == len(self.replay.bodies)
         bodies = self.replay.numbered() if self.replay is not None and replayed else None
         return self.pool.submit(send, plan, self.text, bodies).result()
+
+
+def started(client: Client) -> Client:
+    """Return a client whose process is there: it does not begin in what is the server's environment alone."""
+    client.pool.submit(os.getpid).result()
+    return client
 
 
 def send(plan: LoadPlan, text: str | None, bodies: list[dict[str, Any]] | None) -> LoadResult:

@@ -151,6 +151,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.lengths != sorted(set(options.lengths)):
         parser.error("--lengths must ascend: the longest has the load")
+    if len(set(options.levels)) < len(options.levels):
+        parser.error("--levels: each once; --repeats says how often it is sent")
     if options.levels and options.repeats < 2:
         parser.error("--repeats must be at least 2: only repeats on one server tell what one scatters by")
     if options.save is not None and options.save.exists():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import chdir, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, _our_turn, peer_process
+from benchmarks.against_vllm_bench import Client, Load, Peer, _compare, _our_turn, peer_process, started
 from benchmarks.replay import Replay, prepare
 from benchmarks.rounds import Stamps, pace
 from benchmarks.turns import FIGURES, Figure, ServerView, Turn, difference, in_turns, ratio, report
 from contract.rows import MEASURED
+from tests.mock_openai import MockOpenAI, serving
 from tests.test_session import spec, together
 from workers import probe
 from workers.histogram import Histogram
@@ -247,6 +250,18 @@ def test_a_replayed_body_is_the_peers_but_for_its_texts_beginning() -> None:
     assert body.pop("prompt") == "000001o three four five"
     assert body == BODY
     assert (request.ordinal, request.asked) == (41, Asked(7, True))
+
+
+def test_our_client_is_a_process_of_its_own_that_sends_what_it_is_given() -> None:
+    with serving(MockOpenAI()) as server, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        bodies = [BODY | {"prompt": "one two three"}, BODY | {"prompt": "six seven eight"}]
+        client = started(Client(pool, replay=Replay(bodies)))
+        endpoint = Endpoint(server.url, "mock")
+        results = client([replace(plan(count), endpoint=endpoint) for count in (1, 2)])
+        prompts = [body["prompt"] for body in server.bodies]
+    assert [len(result.requests) for result in results] == [1, 2]
+    assert isinstance(prompts[0], list)
+    assert prompts[1:] == ["000000o three", "000001ven eight"]
 
 
 def test_a_replays_warm_up_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,8 @@ def test_the_project_shows_the_first_lines_of_the_kept_runs_answer() -> None:
 
 HEADLINE = (
     "{} streams on one core at {} % of the ideal load in a closed loop and {} % with Poisson arrivals, p99 gap within "
-    "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included; in an hour of slow cores {} and {})"
+    "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included; in slow hours, with a later parser, {} "
+    "and {})"
 )
 
 

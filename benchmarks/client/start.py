@@ -48,10 +48,12 @@ def _one(streams: int, tokens: int) -> tuple[float, float]:
         arguments = map(str, (listener.getsockname()[1], streams, streams * ROUNDS, tokens))
         started_s = time.monotonic()
         with subprocess.Popen([sys.executable, "-c", LOAD, *arguments]) as load:
-            _wait_for_a_request(listener, load)
-            first_s = time.monotonic()
-            cpu_s = int(Path(f"/proc/{load.pid}/schedstat").read_text().split()[0]) / 1e9
-            load.kill()
+            try:
+                _wait_for_a_request(listener, load)
+                first_s = time.monotonic()
+                cpu_s = int(Path(f"/proc/{load.pid}/schedstat").read_text().split()[0]) / 1e9
+            finally:
+                load.kill()
     return first_s - started_s, cpu_s
 
 

@@ -16,7 +16,8 @@ ACTOR_LIMIT_S = 180.0
 """For a session's actor to come to life: its cards are ours by the queue, but another job may hold them."""
 
 UNMADE_LIMIT_S = 1.5
-"""For an actor that is given up as it is made: `ray job stop` gives a driver three seconds."""
+"""For an actor that is given up as it is made; one that waits for cards takes all of it. `ray job stop` gives a driver
+three seconds."""
 
 
 class SessionHandle:
@@ -35,7 +36,8 @@ class SessionHandle:
         """Wait until the actor answers. Raises `NoCards` where its cards do not become free."""
         late = NoCards(f"no actor after {ACTOR_LIMIT_S:.0f} s: does another job hold the node's GPUs?")
         try:
-            await asyncio.wait_for(result(self._actor.ping.remote()), ACTOR_LIMIT_S)
+            async with asyncio.timeout(ACTOR_LIMIT_S):  # `wait_for` may swallow a cancellation (Python 3.11)
+                await result(self._actor.ping.remote())
         except asyncio.CancelledError:
             await self._unmake()
             raise
@@ -91,7 +93,8 @@ class SessionHandle:
     async def _or_kill(self, verb: Any, limit_s: float, late: ActorLost) -> Any:
         """Await a verb's result. Where there is none the actor is killed; raises `late` where none came in time."""
         try:
-            return await asyncio.wait_for(result(verb), limit_s)
+            async with asyncio.timeout(limit_s):
+                return await result(verb)
         except TimeoutError:
             self.kill()
             raise late from None

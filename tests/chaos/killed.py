@@ -120,7 +120,7 @@ class _Run:
     def how(self) -> str:
         """How the server that measured last, or failed, was started: `warm` or `cold`."""
         latest = max(self.points(), key=lambda path: path.stat().st_mtime)
-        return str(pq.read_table(latest, columns=["start"])["start"][0].as_py())
+        return pq.read_table(latest, columns=["start"])["start"][0].as_py() or "never started"
 
     def resume(self) -> list[int]:
         """Go on with it, again where nothing but the client was at fault; return the exit codes."""

@@ -77,7 +77,7 @@ def _told(report: Report) -> Report:
 
 def _row(report: Report, has_cards: bool) -> str:
     many = f"{report.starts} start{'s' if report.starts != 1 else ''} of the server"
-    what = f"exit {report.exit_code}, {many}, {report.how}"
+    what = ", ".join(filter(None, (f"exit {report.exit_code}", many, report.how)))
     if report.victim is None:
         cells = ["nobody", what, "", "", "", report.points, ""]
     else:
