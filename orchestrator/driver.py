@@ -316,7 +316,8 @@ class Driver:
         self._leaving[spec.id] = asyncio.Event()
         self._progress.doing(spec, "settling its account")
         with contextlib.suppress(TimeoutError, ActorLost):  # every point has its row by now
-            await asyncio.wait_for(handle.settle(), SETTLE_LIMIT_S)
+            async with asyncio.timeout(SETTLE_LIMIT_S):
+                await handle.settle()
         return None if started.status == MEASURED else _failure_of(started)
 
     async def _leave_out_what_has_no_room(self, spec: SessionSpec) -> bool:

@@ -203,7 +203,8 @@ class Cluster:
         import ray
 
         try:
-            told = await asyncio.wait_for(asyncio.to_thread(ray.nodes), NODES_LIMIT_S)
+            async with asyncio.timeout(NODES_LIMIT_S):
+                told = await asyncio.to_thread(ray.nodes)
         except Exception:  # TimeoutError and Ray's own: who does not answer does not say
             return False
         return not any(each["NodeID"] == node and each["Alive"] for each in told)

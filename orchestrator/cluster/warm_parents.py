@@ -90,9 +90,8 @@ class WarmParents:
                 return None, None  # nothing of this run can be forked
             self._import_on(node, spec)
         try:
-            told: tuple[str | None, str | None] = await asyncio.wait_for(
-                result(self._owners[node].socket.remote(spec)), ACTOR_LIMIT_S
-            )
+            async with asyncio.timeout(ACTOR_LIMIT_S):
+                told: tuple[str | None, str | None] = await result(self._owners[node].socket.remote(spec))
         except TimeoutError:
             self._not_to_be_had[node] = f"this node has no warm parent: none came within {ACTOR_LIMIT_S:g} s"
         except (ActorLost, ActorFailed) as error:
