@@ -223,8 +223,9 @@ class Client:
         return [self._send(plan) for plan in plans]
 
     def _send(self, plan: LoadPlan) -> LoadResult:
-        replayed = self.replay is not None and plan.num_requests == len(self.replay.bodies)
-        bodies = self.replay.numbered() if self.replay is not None and replayed else None
+        bodies = None
+        if self.replay is not None and plan.num_requests == len(self.replay.bodies):
+            bodies = self.replay.numbered()
         return self.pool.submit(send, plan, self.text, bodies).result()
 
 

@@ -51,10 +51,10 @@ class SessionHandle:
 
     async def _unmake(self) -> None:
         """Let an actor that is being made remove what it has begun with: killed, it leaves that for a later run."""
-        with contextlib.suppress(Exception):
-            late = ActorLost(f"it did not end within {UNMADE_LIMIT_S:g} s")
-            await self._or_kill(self._actor.stop.remote(), UNMADE_LIMIT_S, late)
-        self.kill()
+        try:
+            await self.stop(UNMADE_LIMIT_S)
+        except Exception:
+            self.kill()
 
     async def start(self) -> SessionRow:
         """Start the server."""
