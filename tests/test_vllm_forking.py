@@ -101,21 +101,22 @@ def test_a_forked_engines_worker_imports_first_what_it_needs_and_then_runs_its_p
 
 AFTER = """
 import gc, runpy, sys
+gc.set_threshold(700, 10, 10)
 runpy.run_path(sys.argv[1])
 import vllm.v1.executor.multiproc_executor as executor
-print(executor.collected, gc.isenabled(), "vllm.entrypoints.openai.api_server" in sys.modules)
+print(*executor.found, *gc.get_threshold(), "vllm.entrypoints.openai.api_server" in sys.modules)
 """
 
 
-def test_imports_of_a_worker_collect_no_garbage_and_leave_its_main_module_to_be_run(tmp_path: Path) -> None:
+def test_imports_of_a_worker_collect_new_garbage_alone_and_leave_its_main_module_to_be_run(tmp_path: Path) -> None:
     for name in ("vllm/entrypoints/openai/api_server", "vllm/v1/executor/multiproc_executor"):  # no cpu_worker
         module = tmp_path / f"{name}.py"
         module.parent.mkdir(parents=True)
         for package in module.relative_to(tmp_path).parents:
             (tmp_path / package / "__init__.py").touch()
-        module.write_text("import gc\ncollected = gc.isenabled()\n")
+        module.write_text("import gc\nfound = gc.get_threshold()\n")
     done = subprocess.run(
         [sys.executable, "-c", AFTER, str(FORKING / "vllm_worker_imports.py")],
         env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["False", "True", "False"]
+    assert done.stdout.split() == ["700", "10", "1000000000", "700", "10", "10", "False"]

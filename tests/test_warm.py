@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import json
 import math
@@ -125,6 +126,18 @@ def most():
 if __name__ == "__main__":
     print(json.dumps({"faults": most()}), flush=True)
     time.sleep(600)
+"""
+MAKES_GARBAGE = """
+import gc, json, os, time
+class Node: ...
+if __name__ == "__main__":
+    dead, everything = map(int, os.environ["AT_IMPORT"].split())
+    print(json.dumps({"dead": dead, "everything": everything, "after": gc.get_threshold()}), flush=True)
+    time.sleep(600)
+for _ in range(20_000):
+    node = Node()
+    node.itself = node
+os.environ["AT_IMPORT"] = f"{sum(type(each) is Node for each in gc.get_objects())} {gc.get_threshold()[2]}"
 """
 FREEZES_ITSELF = "def freeze_gc_heap(): ...\n"
 TELLS = "import json, os, sets, time\nif __name__ == '__main__':\n    print(json.dumps(dict(os.environ)), flush=True)\n"
@@ -284,6 +297,16 @@ def test_what_the_parent_made_stays_frozen_where_vllm_freezes_it_as_well(tmp_pat
     cold, *forks = states(tmp_path, f"import vllm.utils.gc_utils\n{STATE}")
     assert cold["frozen"] == 0
     assert all(each["frozen"] > 0 for each in forks)
+
+
+def test_an_import_leaves_no_dead_objects_among_the_others_and_never_looks_at_them_all(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    with forked_entry(MAKES_GARBAGE, tmp_path, workspace) as server:
+        found = told(server)
+    assert found["dead"] < 2_000
+    assert found["everything"] == 10**9
+    assert found["after"] == list(gc.get_threshold())
 
 
 def test_variables_that_are_read_late_may_differ(parent: WarmParent, workspace: Workspace) -> None:

@@ -81,6 +81,13 @@ HARMLESS_THREADS = re.compile(r"cuda[0-9a-f]+|jemalloc_bg_thd")
 and H200s with vLLM 0.25.1, driver 580.159): one of NVML's, and the one in which pyarrow's jemalloc gives memory back:
 where it is forked, threads that allocate do that. A thread in C that has no name of its own has the program's."""
 
+NO_FULL_COLLECTION = 10**9
+"""For `gc.set_threshold`: collections of what is not new any more, until there is one of everything.
+
+A fifth of an import is such ones, which look for garbage among all that it has made. Those of what is new stay: where
+none is looked for at all, tens of thousands of dead objects lie among what stays until the import is over, what is made
+later lies in their gaps, and Python is 1 % slower in all forks for good (`benchmarks/fork_pace.py`)."""
+
 FRAME_ROOM = 2**17
 """In words, 1 MiB: the size of a frame, for which CPython takes 2 MiB, so that half is left for the frames above it.
 What is not used of it is never touched.
@@ -109,7 +116,8 @@ class Imported:
         """Import the modules. One that is not there is a problem if a cold start would run it, and so is a late end."""
         made = cls(modules[0], dict(os.environ), list(sys.path))
         opened = _descriptors()
-        gc.disable()  # a fifth of an import is looking for garbage among what it makes
+        thresholds = gc.get_threshold()
+        gc.set_threshold(*thresholds[:2], NO_FULL_COLLECTION)
         for name in modules:
             try:
                 _load(name, optional=name != made.entry)
@@ -120,7 +128,7 @@ class Imported:
             made.problem = opened_problem(opened, _descriptors())
         if time.monotonic() > deadline:  # sessions have started cold meanwhile: from now on all do
             made.problem = "its import was not over in time"
-        gc.enable()
+        gc.set_threshold(*thresholds)
         gc.collect()
         gc.freeze()  # pages that the collector does not write to stay shared with the servers
         made.problem = made.problem or python_threads_problem() or fork_problem()

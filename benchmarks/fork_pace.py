@@ -1,0 +1,172 @@
+"""Whether the same Python takes as long in a forked process as in a new one: both in turns on one core.
+
+    python benchmarks/fork_pace.py [--processes 6] [--turns 200]
+
+Half of the processes have imported vLLM as a cold server does; half are forked, twice, as a server's engine is, from
+processes of their own that have imported it as a warm parent does (`workers/launch/warm_parent.py`). Each then does
+what an engine's loop is made of: blocks of KV taken and given back, lists of tokens, small tensors, a message packed
+and read. They take turns of some 20 ms, in an order that chance gives anew each time, on one core, so that the machine
+is as fast for one as for the next; a turn counts against the mean of its round, the farthest fifth on either side not
+at all. Needs vLLM, no card, and 1 GiB for each of the processes.
+
+Prints the ratio of their CPU time with a 90 % interval: processes differ by more than turns (where their memory lies,
+the seed of their hashes), so each counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis.numbers.intervals import mean_log, pooled_noise
+from workers.engines.vllm import WARM_MODULES
+from workers.launch.warm import SCRIPT
+
+MODULES = [name for name in WARM_MODULES if ":" not in name]
+"""Without functions to call."""
+STEPS = 60
+"""Of one turn."""
+SET_ASIDE = 0.2
+TAIL = 0.05
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=6, help="of either kind, at least 2")
+    parser.add_argument("--turns", type=int, default=200, help="of each")
+    options = parser.parse_args()
+    if options.processes < 2:
+        parser.error("--processes must be at least 2: only processes of one kind tell what two of them differ by")
+    with contextlib.ExitStack() as stack:
+        kinds = [new, forked] * options.processes
+        ends = [stack.enter_context(_started(kind)) for kind in kinds]
+        taken = [_round(ends) for _ in range(options.turns)]
+    paces = [_pace([turns[at] / _middle(turns) for turns in taken]) for at in range(len(kinds))]
+    cold, warm = paces[::2], paces[1::2]
+    noise = pooled_noise([cold, warm])
+    assert noise is not None
+    apart, margin = mean_log(warm) - mean_log(cold), noise.margin(2 / options.processes, TAIL)
+    ratio, low, high = (math.exp(each) for each in (apart, apart - margin, apart + margin))
+    print(f"CPU time of a turn: {1e3 * statistics.median(map(_middle, taken)):.1f} ms")
+    print(f"forked over new: {ratio:.4f} (90 % interval {low:.4f} to {high:.4f}, {noise.df} degrees of freedom)")
+    for name, kind in (("new", cold), ("forked", warm)):
+        print(f"  {name}, each process over the mean of all: {' '.join(f'{pace:.4f}' for pace in kind)}")
+
+
+@contextlib.contextmanager
+def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=kind, args=(there,))
+    process.start()
+    there.close()
+    try:
+        here.recv()  # it is ready
+        yield here
+    finally:
+        here.close()
+        process.join()
+
+
+def _round(ends: list[Connection]) -> list[float]:
+    """One turn of each. Returns their seconds of CPU."""
+    taken = [0.0] * len(ends)
+    for at in random.sample(range(len(ends)), len(ends)):
+        ends[at].send(None)
+        taken[at] = ends[at].recv()
+    return taken
+
+
+def _middle(turns: list[float]) -> float:
+    return math.exp(mean_log(turns))
+
+
+def _pace(shares: list[float]) -> float:
+    aside = int(SET_ASIDE * len(shares))
+    return _middle(sorted(shares)[aside : len(shares) - aside])
+
+
+def new(end: Connection) -> None:
+    """Import as a cold server does, and take turns."""
+    for name in MODULES:
+        importlib.import_module(name)
+    _take_turns(end)
+
+
+def forked(end: Connection) -> None:
+    """Import as a warm parent does, fork a server that forks an engine, which takes turns."""
+    sys.path.insert(0, str(SCRIPT.parent))  # the script takes it out again
+    warm_parent = importlib.import_module(SCRIPT.stem)
+    if problem := warm_parent.Imported.of(MODULES, time.monotonic() + 600).problem:
+        sys.exit(problem)
+    for _ in ("server", "engine"):
+        if child := os.fork():
+            end.close()
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    _take_turns(end)
+
+
+def _take_turns(end: Connection) -> NoReturn:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    step = _work()
+    for _ in range(5 * STEPS):
+        step()
+    gc.collect()
+    gc.freeze()  # as vLLM does when it is ready
+    end.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            end.recv()
+            begun = time.thread_time()
+            for _ in range(STEPS):
+                step()
+            end.send(time.thread_time() - begun)
+    os._exit(0)  # what vLLM's libraries say as they are taken down is of no interest
+
+
+def _work() -> Callable[[], None]:
+    """Return a step of what an engine's loop is made of."""
+    import numpy as np
+    import torch
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    torch.set_num_threads(1)
+    pool = BlockPool(num_gpu_blocks=2000, enable_caching=True, hash_block_size=16)
+    encoder, decoder = MsgpackEncoder(), MsgpackDecoder(EngineCoreOutputs)
+    tokens, table = torch.zeros(256, dtype=torch.int64), np.zeros((64, 256), dtype=np.int32)
+    requests = {f"cmpl-{number:032x}": list(range(200)) for number in range(64)}
+
+    def step() -> None:
+        for _ in range(6):
+            pool.free_blocks(pool.get_new_blocks(12))
+        for name, answer in requests.items():
+            requests[name] = list(range(200)) if len(answer) > 300 else answer
+            requests[name].append(len(answer))
+        outputs = [EngineCoreOutput(request_id=name, new_token_ids=requests[name][-1:]) for name in list(requests)[:8]]
+        decoder.decode(encoder.encode(EngineCoreOutputs(outputs=outputs)))
+        for row in range(20):
+            table[row, :64] = (tokens[:64] + row).numpy()
+            torch.from_numpy(table[row]).sum()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
