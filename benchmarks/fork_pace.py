@@ -1,16 +1,17 @@
-"""Whether the same Python takes as long in a forked process as in a new one: both in turns on one core.
+"""Whether the same Python takes as long in a forked process as in a new one: all in turns on one core.
 
-    python benchmarks/fork_pace.py [--processes 6] [--turns 200]
+    python benchmarks/fork_pace.py [--processes 7] [--turns 150]
 
-Half of the processes have imported vLLM as a cold server does; half are forked, twice, as a server's engine is, from
-processes of their own that have imported it as a warm parent does (`workers/launch/warm_parent.py`). Each then does
-what an engine's loop is made of: blocks of KV taken and given back, lists of tokens, small tensors, a message packed
-and read. They take turns of some 20 ms, in an order that chance gives anew each time, on one core, so that the machine
-is as fast for one as for the next; a turn counts against the mean of its round, the farthest fifth on either side not
-at all. Needs vLLM, no card, and 1 GiB for each of the processes.
+Of the processes some have imported vLLM as a cold server does (new); some are forked, twice, as a server's engine is,
+from processes of their own that have imported it as a warm parent does (`workers/launch/warm_parent.py`); some have
+imported it with the garbage collector off, are not forked, and show what that alone does (unswept). Each then does what
+an engine's loop is made of: blocks of KV taken and given back, lists of tokens, small tensors, a message packed and
+read. They take turns of some 20 ms, in an order that chance gives anew each time, on one core, so that the machine is
+as fast for one as for the next; a turn counts against the mean of its round, the farthest fifth on either side not at
+all. Needs vLLM, no card, and 1 GiB for each of the processes.
 
-Prints the ratio of their CPU time with a 90 % interval: processes differ by more than turns (where their memory lies,
-the seed of their hashes), so each counts once.
+Prints the ratios of their CPU time to new ones' with 90 % intervals: processes differ by more than turns (where their
+memory lies, the seed of their hashes), so each counts once.
 """
 
 from __future__ import annotations
@@ -48,24 +49,27 @@ TAIL = 0.05
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=6, help="of either kind, at least 2")
-    parser.add_argument("--turns", type=int, default=200, help="of each")
+    parser.add_argument("--processes", type=int, default=7, help="of each kind, at least 2")
+    parser.add_argument("--turns", type=int, default=150, help="of each")
     options = parser.parse_args()
     if options.processes < 2:
         parser.error("--processes must be at least 2: only processes of one kind tell what two of them differ by")
     with contextlib.ExitStack() as stack:
-        kinds = [new, forked] * options.processes
-        ends = [stack.enter_context(_started(kind)) for kind in kinds]
+        ends = [stack.enter_context(_started(kind)) for _ in range(options.processes) for kind in KINDS]
         taken = [_round(ends) for _ in range(options.turns)]
-    paces = [_pace([turns[at] / _middle(turns) for turns in taken]) for at in range(len(kinds))]
-    cold, warm = paces[::2], paces[1::2]
-    noise = pooled_noise([cold, warm])
+    paces = [_pace([turns[at] / _middle(turns) for turns in taken]) for at in range(len(ends))]
+    told = {kind.__name__: paces[at :: len(KINDS)] for at, kind in enumerate(KINDS)}
+    noise = pooled_noise(told.values())
     assert noise is not None
-    apart, margin = mean_log(warm) - mean_log(cold), noise.margin(2 / options.processes, TAIL)
-    ratio, low, high = (math.exp(each) for each in (apart, apart - margin, apart + margin))
+    margin = noise.margin(2 / options.processes, TAIL)
     print(f"CPU time of a turn: {1e3 * statistics.median(map(_middle, taken)):.1f} ms")
-    print(f"forked over new: {ratio:.4f} (90 % interval {low:.4f} to {high:.4f}, {noise.df} degrees of freedom)")
-    for name, kind in (("new", cold), ("forked", warm)):
+    for name, kind in told.items():
+        apart = mean_log(kind) - mean_log(told[new.__name__])
+        ratio, low, high = (math.exp(each) for each in (apart, apart - margin, apart + margin))
+        if name != new.__name__:
+            print(
+                f"{name} over new: {ratio:.4f} (90 % interval {low:.4f} to {high:.4f}, {noise.df} degrees of freedom)"
+            )
         print(f"  {name}, each process over the mean of all: {' '.join(f'{pace:.4f}' for pace in kind)}")
 
 
@@ -121,6 +125,17 @@ def forked(end: Connection) -> None:
     _take_turns(end)
 
 
+def unswept(end: Connection) -> None:
+    """Import as a warm parent did until 2026-11-29, without garbage collections, and take turns."""
+    gc.disable()
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+    _take_turns(end)
+
+
 def _take_turns(end: Connection) -> NoReturn:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     step = _work()
@@ -166,6 +181,9 @@ def _work() -> Callable[[], None]:
             torch.from_numpy(table[row]).sum()
 
     return step
+
+
+KINDS = (new, forked, unswept)
 
 
 if __name__ == "__main__":
