@@ -3,15 +3,15 @@
     python benchmarks/fork_pace.py [--processes 7] [--turns 150]
 
 Of the processes some have imported vLLM as a cold server does (new); some are forked, twice, as a server's engine is,
-from processes of their own that have imported it as a warm parent does (`workers/launch/warm_parent.py`); some have
-imported it with the garbage collector off, are not forked, and show what that alone does (unswept). Each then does what
-an engine's loop is made of: blocks of KV taken and given back, lists of tokens, small tensors, a message packed and
-read. They take turns of some 20 ms, in an order that chance gives anew each time, on one core, so that the machine is
-as fast for one as for the next; a turn counts against the mean of its round, the farthest fifth on either side not at
-all. Needs vLLM, no card, and 1 GiB for each of the processes.
+each from a process of its own that has imported it as a warm parent does (forked; `workers/launch/warm_parent.py`), or
+as one did until 2026-11-29, with the garbage collector off (unswept). Each then does what an engine's loop is made of:
+blocks of KV taken and given back, lists of tokens, small tensors, a message packed and read; all have their frames in
+one piece of memory, as forked servers have. They take turns of some 20 ms, in an order that chance gives anew each
+time, on one core, so that the machine is as fast for one as for the next; a turn counts against the mean of its round,
+the farthest fifth on either side not at all. Needs vLLM, no card, and 1 GiB for each of the processes: 21 by default.
 
-Prints the ratios of their CPU time to new ones' with 90 % intervals: processes differ by more than turns (where their
-memory lies, the seed of their hashes), so each counts once.
+Prints the ratios of their CPU time with 90 % intervals: processes differ by more than turns (where their memory lies,
+the seed of their hashes), so each counts once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -43,7 +44,11 @@ MODULES = [name for name in WARM_MODULES if ":" not in name]
 STEPS = 60
 """Of one turn."""
 SET_ASIDE = 0.2
+"""Of a process's turns, either side: what else the machine did meanwhile is in those."""
 TAIL = 0.05
+"""Either side of an interval."""
+ENDING_S = 10.0
+"""For a process that is told to end."""
 
 
 def main() -> None:
@@ -54,37 +59,42 @@ def main() -> None:
     options = parser.parse_args()
     if options.processes < 2:
         parser.error("--processes must be at least 2: only processes of one kind tell what two of them differ by")
+    if options.turns < 1:
+        parser.error("--turns must be at least 1")
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(_started(kind)) for _ in range(options.processes) for kind in KINDS]
         taken = [_round(ends) for _ in range(options.turns)]
     paces = [_pace([turns[at] / _middle(turns) for turns in taken]) for at in range(len(ends))]
-    told = {kind.__name__: paces[at :: len(KINDS)] for at, kind in enumerate(KINDS)}
+    told = {kind: paces[at :: len(KINDS)] for at, kind in enumerate(KINDS)}
     noise = pooled_noise(told.values())
     assert noise is not None
     margin = noise.margin(2 / options.processes, TAIL)
-    print(f"CPU time of a turn: {1e3 * statistics.median(map(_middle, taken)):.1f} ms")
-    for name, kind in told.items():
-        apart = mean_log(kind) - mean_log(told[new.__name__])
+    print(f"CPU time of a turn: {1e3 * statistics.median(map(_middle, taken)):.1f} ms; {noise.df} degrees of freedom")
+    for one, other in ((forked, new), (unswept, new), (unswept, forked)):
+        apart = mean_log(told[one]) - mean_log(told[other])
         ratio, low, high = (math.exp(each) for each in (apart, apart - margin, apart + margin))
-        if name != new.__name__:
-            print(
-                f"{name} over new: {ratio:.4f} (90 % interval {low:.4f} to {high:.4f}, {noise.df} degrees of freedom)"
-            )
-        print(f"  {name}, each process over the mean of all: {' '.join(f'{pace:.4f}' for pace in kind)}")
+        print(f"{one.__name__} over {other.__name__}: {ratio:.4f} (90 % interval {low:.4f} to {high:.4f})")
+    for kind, its in told.items():
+        print(f"  {kind.__name__}, each process over the mean of all: {' '.join(f'{pace:.4f}' for pace in its)}")
 
 
 @contextlib.contextmanager
 def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
+    """A process of that kind that is ready to take turns, by its end of a pipe. Exits with a message where none is."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=kind, args=(there,))
     process.start()
     there.close()
     try:
-        here.recv()  # it is ready
+        try:
+            here.recv()
+        except EOFError:
+            sys.exit(f"a process of kind {kind.__name__} has ended before its first turn; what it said stands above")
         yield here
     finally:
-        here.close()
-        process.join()
+        here.close()  # by which it ends, and with it the one that it has forked from
+        process.join(ENDING_S)
+        process.terminate()
 
 
 def _round(ends: list[Connection]) -> list[float]:
@@ -107,6 +117,7 @@ def _pace(shares: list[float]) -> float:
 
 def new(end: Connection) -> None:
     """Import as a cold server does, and take turns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: whoever started it closes the pipe
     for name in MODULES:
         importlib.import_module(name)
     _take_turns(end)
@@ -114,44 +125,64 @@ def new(end: Connection) -> None:
 
 def forked(end: Connection) -> None:
     """Import as a warm parent does, fork a server that forks an engine, which takes turns."""
-    sys.path.insert(0, str(SCRIPT.parent))  # the script takes it out again
-    warm_parent = importlib.import_module(SCRIPT.stem)
-    if problem := warm_parent.Imported.of(MODULES, time.monotonic() + 600).problem:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if problem := _warm_parent().Imported.of(MODULES, math.inf).problem:
         sys.exit(problem)
-    for _ in ("server", "engine"):
-        if child := os.fork():
-            end.close()
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    _fork_twice(end)
     _take_turns(end)
 
 
 def unswept(end: Connection) -> None:
-    """Import as a warm parent did until 2026-11-29, without garbage collections, and take turns."""
+    """The same of a parent that has imported with the garbage collector off."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)
     gc.enable()
     gc.collect()
     gc.freeze()
+    _fork_twice(end)
     _take_turns(end)
+
+
+def _warm_parent() -> Any:
+    """The script's module, which takes the place that it is imported from out of `sys.path` again."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    return importlib.import_module(SCRIPT.stem)
+
+
+def _fork_twice(end: Connection) -> None:
+    """Return in a child's child only; the others end as it does."""
+    for _ in ("server", "engine"):
+        if child := os.fork():
+            end.close()
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def _take_turns(end: Connection) -> NoReturn:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with contextlib.suppress(EOFError, OSError):  # whoever started it has closed the pipe
+        _in_room(end)
+    os._exit(0)  # what vLLM's libraries say as they are taken down is of no interest
+
+
+def _in_room(end: Connection) -> NoReturn:
+    """Take turns, all frames of which lie in one piece of memory: see `FRAME_ROOM` of a warm parent."""
     step = _work()
     for _ in range(5 * STEPS):
         step()
     gc.collect()
     gc.freeze()  # as vLLM does when it is ready
     end.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            end.recv()
-            begun = time.thread_time()
-            for _ in range(STEPS):
-                step()
-            end.send(time.thread_time() - begun)
-    os._exit(0)  # what vLLM's libraries say as they are taken down is of no interest
+    while True:
+        end.recv()
+        begun = time.thread_time()
+        for _ in range(STEPS):
+            step()
+        end.send(time.thread_time() - begun)
+
+
+_in_room.__code__ = _in_room.__code__.replace(co_stacksize=2**17)
 
 
 def _work() -> Callable[[], None]:

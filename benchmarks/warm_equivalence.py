@@ -37,6 +37,8 @@ TOLD = {
 OF_ONE_SERVER = ("instance_id", "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME")
 """Names in the configuration that are made anew for every server."""
 BESIDE = {
+    "ttft_ms": "a TTFT of {:.2f} and {:.2f} ms",
+    "tpot_ms": "a TPOT of {:.3f} and {:.3f} ms",
     "cores": "{:.2f} and {:.2f} cores",
     "faults_per_s": "{:.0f} and {:.0f} minor page faults a second",
     "huge_mib": "{:.0f} and {:.0f} MiB on huge pages",
@@ -55,6 +57,9 @@ class Level:
     status: str
     tok_s: float | None = None
     p95_e2e_s: float | None = None
+    ttft_ms: float | None = None
+    """The median, as is `tpot_ms`: which of the two the time of a request is told apart by."""
+    tpot_ms: float | None = None
     cores: float | None = None
     """That the server's processes used, warm-up included: seconds of CPU a second."""
     faults_per_s: float | None = None

@@ -241,12 +241,17 @@ def _measured(session: Session, point: Point) -> Level:
         taken_s = time.monotonic() - begun
         clocks = [each.sm_clock_mhz for each in row.telemetry if each.sm_clock_mhz is not None]
         level = replace(
-            level, cores=(_cpu_s(pid) - cpu_s) / taken_s, faults_per_s=(_faults(pid) - faults) / taken_s,
-            huge_mib=_huge_mib(pid), sm_clock_mhz=fmean(clocks) if clocks else None,
+            level, ttft_ms=_ms(row.p50_ttft_s), tpot_ms=_ms(row.p50_tpot_s), cores=(_cpu_s(pid) - cpu_s) / taken_s,
+            faults_per_s=(_faults(pid) - faults) / taken_s, huge_mib=_huge_mib(pid),
+            sm_clock_mhz=fmean(clocks) if clocks else None,
         )  # fmt: skip
     said = f"{row.tok_s:.1f} tok/s, p95 {row.p95_e2e_s:.3f} s, " if level.has_figures else ""
     print(f"  {level.concurrency:3}: {said}{row.status} {row.failure_message or ''}".rstrip(), flush=True)
     return level
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def _cpu_s(pid: int) -> float:

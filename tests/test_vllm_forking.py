@@ -100,23 +100,40 @@ def test_a_forked_engines_worker_imports_first_what_it_needs_and_then_runs_its_p
 
 
 AFTER = """
-import gc, runpy, sys
+import contextlib, gc, runpy, sys
 gc.set_threshold(700, 10, 10)
-runpy.run_path(sys.argv[1])
+with contextlib.suppress(OSError):
+    runpy.run_path(sys.argv[1])
 import vllm.v1.executor.multiproc_executor as executor
 print(*executor.found, *gc.get_threshold(), "vllm.entrypoints.openai.api_server" in sys.modules)
 """
+EXECUTOR = "vllm/v1/executor/multiproc_executor"
+
+
+def after_imports(directory: Path, **modules: str) -> list[str]:
+    """The thresholds in the executor's import and after all; whether the server's module is still there."""
+    for name in ("vllm/entrypoints/openai/api_server", EXECUTOR, *modules):
+        module = directory / f"{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        for package in module.relative_to(directory).parents:
+            (directory / package / "__init__.py").touch()
+        module.write_text(modules.get(name, "import gc\nfound = gc.get_threshold()\n"))
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER, str(FORKING / "vllm_worker_imports.py")],
+        env={"PYTHONPATH": str(directory)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
 
 
 def test_imports_of_a_worker_collect_new_garbage_alone_and_leave_its_main_module_to_be_run(tmp_path: Path) -> None:
-    for name in ("vllm/entrypoints/openai/api_server", "vllm/v1/executor/multiproc_executor"):  # no cpu_worker
-        module = tmp_path / f"{name}.py"
-        module.parent.mkdir(parents=True)
-        for package in module.relative_to(tmp_path).parents:
-            (tmp_path / package / "__init__.py").touch()
-        module.write_text("import gc\nfound = gc.get_threshold()\n")
-    done = subprocess.run(
-        [sys.executable, "-c", AFTER, str(FORKING / "vllm_worker_imports.py")],
-        env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split() == ["700", "10", "1000000000", "700", "10", "10", "False"]
+    assert after_imports(tmp_path) == ["700", "10", "1000000000", "700", "10", "10", "False"]  # no cpu_worker
+
+
+def test_a_worker_whose_import_fails_collects_as_before(tmp_path: Path) -> None:
+    worker = {"vllm/v1/worker/cpu_worker": "raise OSError"}
+    assert after_imports(tmp_path, **worker)[3:6] == ["700", "10", "10"]
+
+
+def test_thresholds_that_a_worker_s_import_sets_are_kept(tmp_path: Path) -> None:
+    executor = {EXECUTOR: "import gc\nfound = gc.get_threshold()\ngc.set_threshold(600, 9, 8)\n"}
+    assert after_imports(tmp_path, **executor)[3:6] == ["600", "9", "8"]

@@ -299,7 +299,7 @@ def test_what_the_parent_made_stays_frozen_where_vllm_freezes_it_as_well(tmp_pat
     assert all(each["frozen"] > 0 for each in forks)
 
 
-def test_an_import_leaves_no_dead_objects_among_the_others_and_never_looks_at_them_all(
+def test_an_import_collects_new_garbage_as_it_goes_and_looks_at_everything_only_at_its_end(
     tmp_path: Path, workspace: Workspace
 ) -> None:
     with forked_entry(MAKES_GARBAGE, tmp_path, workspace) as server:
@@ -307,6 +307,11 @@ def test_an_import_leaves_no_dead_objects_among_the_others_and_never_looks_at_th
     assert found["dead"] < 2_000
     assert found["everything"] == 10**9
     assert found["after"] == list(gc.get_threshold())
+
+
+def test_thresholds_that_an_import_sets_are_kept(tmp_path: Path, workspace: Workspace) -> None:
+    with forked_entry(f"import gc\ngc.set_threshold(600, 9, 8)\n{MAKES_GARBAGE}", tmp_path, workspace) as server:
+        assert told(server)["after"] == [600, 9, 8]
 
 
 def test_variables_that_are_read_late_may_differ(parent: WarmParent, workspace: Workspace) -> None:

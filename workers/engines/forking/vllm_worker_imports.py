@@ -1,5 +1,4 @@
-"""What the CPU build's worker would import next, imported without full garbage collections: in three quarters of the
-time.
+"""What the CPU build's worker would import next, imported without full garbage collections, and so sooner.
 
 Run by `vllm_forking` ahead of a spawned worker's program, and by path: a worker's PYTHONPATH has nothing of ours.
 Afterwards the process is as if it had imported them later.
@@ -16,10 +15,17 @@ MAIN = "vllm.entrypoints.openai.api_server"
 """Of the server: a spawned process runs its parent's main module again."""
 MODULES = (MAIN, "vllm.v1.executor.multiproc_executor", "vllm.v1.worker.cpu_worker")
 
+NO_FULL_COLLECTION = 10**9
+"""As in `warm_parent.py`, which is no package that a worker could import from."""
+
 THRESHOLDS = gc.get_threshold()
-gc.set_threshold(*THRESHOLDS[:2], 10**9)  # new garbage is still collected: among what stays it slows Python for good
-for name in MODULES:
-    with contextlib.suppress(ImportError):  # another version's place: imported when it is needed
-        importlib.import_module(name)
-sys.modules.pop(MAIN, None)  # it is run as `__mp_main__`, and would be taken for a second one
-gc.set_threshold(*THRESHOLDS)
+OURS = (*THRESHOLDS[:2], NO_FULL_COLLECTION)
+gc.set_threshold(*OURS)
+try:
+    for name in MODULES:
+        with contextlib.suppress(ImportError):  # another version's place: imported when it is needed
+            importlib.import_module(name)
+    sys.modules.pop(MAIN, None)  # it is run as `__mp_main__`, and would be taken for a second one
+finally:
+    if gc.get_threshold() == OURS:  # an import may set its own
+        gc.set_threshold(*THRESHOLDS)
