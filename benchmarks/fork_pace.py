@@ -6,9 +6,10 @@ Of the processes some have imported vLLM as a cold server does (new); some are f
 each from a process of its own that has imported it as a warm parent does (forked; `workers/launch/warm_parent.py`), or
 as one did until 2026-11-29, with the garbage collector off (unswept). Each then does what an engine's loop is made of:
 blocks of KV taken and given back, lists of tokens, small tensors, a message packed and read; all have their frames in
-one piece of memory, as forked servers have. They take turns of some 20 ms, in an order that chance gives anew each
-time, on one core, so that the machine is as fast for one as for the next; a turn counts against the mean of its round,
-the farthest fifth on either side not at all. Needs vLLM, no card, and 1 GiB for each of the processes: 21 by default.
+one piece of memory, as forked servers have and cold ones have not, so that all but that is compared. They take turns of
+some 20 ms, in an order that chance gives anew each time, on one core, so that the machine is as fast for one as for the
+next; a turn counts against the mean of its round, the farthest fifth on either side not at all. Needs vLLM, no card,
+and 1 GiB for each of the processes: 21 by default.
 
 Prints the ratios of their CPU time with 90 % intervals: processes differ by more than turns (where their memory lies,
 the seed of their hashes), so each counts once.
@@ -63,15 +64,17 @@ def main() -> None:
         parser.error("--turns must be at least 1")
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(_started(kind)) for _ in range(options.processes) for kind in KINDS]
-        taken = [_round(ends) for _ in range(options.turns)]
+        try:
+            taken = [_round(ends) for _ in range(options.turns)]
+        except (EOFError, OSError):
+            sys.exit("a process has ended between its turns: is there 1 GiB of memory for each?")
     paces = [_pace([turns[at] / _middle(turns) for turns in taken]) for at in range(len(ends))]
     told = {kind: paces[at :: len(KINDS)] for at, kind in enumerate(KINDS)}
-    noise = pooled_noise(told.values())
-    assert noise is not None
-    margin = noise.margin(2 / options.processes, TAIL)
-    print(f"CPU time of a turn: {1e3 * statistics.median(map(_middle, taken)):.1f} ms; {noise.df} degrees of freedom")
+    print(f"CPU time of a turn: {1e3 * statistics.median(map(_middle, taken)):.1f} ms")
     for one, other in ((forked, new), (unswept, new), (unswept, forked)):
-        apart = mean_log(told[one]) - mean_log(told[other])
+        noise = pooled_noise([told[one], told[other]])
+        assert noise is not None
+        apart, margin = mean_log(told[one]) - mean_log(told[other]), noise.margin(2 / options.processes, TAIL)
         ratio, low, high = (math.exp(each) for each in (apart, apart - margin, apart + margin))
         print(f"{one.__name__} over {other.__name__}: {ratio:.4f} (90 % interval {low:.4f} to {high:.4f})")
     for kind, its in told.items():
@@ -84,6 +87,8 @@ def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=kind, args=(there,))
     process.start()
+    assert process.pid is not None
+    group = process.pid
     there.close()
     try:
         try:
@@ -94,7 +99,9 @@ def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
     finally:
         here.close()  # by which it ends, and with it the one that it has forked from
         process.join(ENDING_S)
-        process.terminate()
+        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # its forks have ended, too
+            os.killpg(group, signal.SIGKILL)
 
 
 def _round(ends: list[Connection]) -> list[float]:
@@ -117,7 +124,7 @@ def _pace(shares: list[float]) -> float:
 
 def new(end: Connection) -> None:
     """Import as a cold server does, and take turns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: whoever started it closes the pipe
+    os.setpgid(0, 0)  # a terminal's interrupt does not come here: whoever started it closes the pipe
     for name in MODULES:
         importlib.import_module(name)
     _take_turns(end)
@@ -125,7 +132,7 @@ def new(end: Connection) -> None:
 
 def forked(end: Connection) -> None:
     """Import as a warm parent does, fork a server that forks an engine, which takes turns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)
     if problem := _warm_parent().Imported.of(MODULES, math.inf).problem:
         sys.exit(problem)
     _fork_twice(end)
@@ -134,7 +141,7 @@ def forked(end: Connection) -> None:
 
 def unswept(end: Connection) -> None:
     """The same of a parent that has imported with the garbage collector off."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)
@@ -167,7 +174,7 @@ def _take_turns(end: Connection) -> NoReturn:
 
 
 def _in_room(end: Connection) -> NoReturn:
-    """Take turns, all frames of which lie in one piece of memory: see `FRAME_ROOM` of a warm parent."""
+    """Take turns, all frames of which lie in one piece of memory."""
     step = _work()
     for _ in range(5 * STEPS):
         step()
@@ -182,7 +189,7 @@ def _in_room(end: Connection) -> NoReturn:
         end.send(time.thread_time() - begun)
 
 
-_in_room.__code__ = _in_room.__code__.replace(co_stacksize=2**17)
+_in_room.__code__ = _in_room.__code__.replace(co_stacksize=2**17)  # a warm parent's `FRAME_ROOM`
 
 
 def _work() -> Callable[[], None]:

@@ -220,6 +220,14 @@ USAGE_EVENT = {"choices": [], "usage": USAGE}
         (GOOD + b"data: {", FailureClass.MALFORMED_STREAM),
         (stream(chunk("length"), {"choices": [], "usage": {"completion_tokens": "3"}}, b"[DONE]"),
          FailureClass.MALFORMED_STREAM),
+        (stream(chunk(), {"choices": chunk()["choices"] * 2}, chunk("length"), USAGE_EVENT, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
+        (stream({"choices": [{"index": 1, "text": "a"}]}, chunk("length"), USAGE_EVENT, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
+        (stream(chunk("length"), {"choices": [], "usage": USAGE | {"completion_tokens": 4}}, USAGE_EVENT, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
+        (stream(chunk("length"), {"choices": [], "usage": USAGE | {"prompt_tokens": 4}}, USAGE_EVENT, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
         (b"", FailureClass.NO_DONE),
         (stream(chunk(), chunk("length"), USAGE_EVENT), FailureClass.NO_DONE),
         (stream(chunk(), USAGE_EVENT, b"[DONE]"), FailureClass.NO_FINISH_REASON),
@@ -233,10 +241,14 @@ USAGE_EVENT = {"choices": [], "usage": USAGE}
          FailureClass.WRONG_TOKEN_COUNT),
         (stream(chunk("length"), {"choices": [], "usage": USAGE | {"prompt_tokens": 4}}, b"[DONE]"),
          FailureClass.WRONG_TOKEN_COUNT),
+        (stream(*[chunk()] * 4, chunk("stop"), USAGE_EVENT, b"[DONE]"), FailureClass.WRONG_TOKEN_COUNT),
     ],
 )  # fmt: skip
 def test_each_lack_has_its_class(body: bytes, expected: FailureClass) -> None:
     assert verdict(body) == expected
+    failure = judge(digest(reads([body], http_chunks=False)), ASKED)
+    assert failure is not None
+    assert failure.failure_class == expected
 
 
 @pytest.mark.parametrize(
@@ -256,6 +268,12 @@ def test_fewer_tokens_succeed_only_where_the_model_was_free_to_stop(
 ) -> None:
     body = stream(chunk(reason), {"choices": [], "usage": USAGE | {"completion_tokens": tokens}}, b"[DONE]")
     assert (verdict(body, Asked(3, ignore_eos, 5)) is None) == success
+
+
+def test_the_end_may_come_in_a_chunk_of_its_own_and_usage_with_each_chunk() -> None:
+    assert verdict(stream(*[chunk()] * 3, chunk("length"), USAGE_EVENT, b"[DONE]")) is None
+    counted = [chunk() | {"usage": USAGE | {"completion_tokens": tokens}} for tokens in (1, 2)]
+    assert verdict(stream(*counted, chunk("length"), USAGE_EVENT, b"[DONE]")) is None
 
 
 def test_a_message_keeps_the_servers_words_but_not_endlessly() -> None:
@@ -532,7 +550,10 @@ PARTS = st.one_of(
     st.sampled_from(
         [*GOOD_EVENTS, event(ERROR), event({"object": "error", "choices": []}), event({"choices": [], "usage": {}}),
          *(event({"choices": [], "usage": {"completion_tokens": odd}}) for odd in (3.0, True, -1, 2**63, None, "3")),
-         event({"choices": [{"finish_reason": 1}]}), event({"choices": [3]}), event(b"{}"), event(b"[]"), event(b"{"),
+         *(event({"choices": [], "usage": USAGE | odd}) for odd in ({"prompt_tokens": 4}, {"completion_tokens": 2})),
+         *(event({"choices": [{"index": odd, "text": "a"}]}) for odd in (1, -1, None, "0", 0.0, False)),
+         event({"choices": chunk()["choices"] * 2}), event({"choices": [{"finish_reason": 1}]}),
+         event({"choices": [3]}), event(b"{}"), event(b"[]"), event(b"{"),
          b": comment\n\n", b"event: error\n", b"data:x\n\n", b"\r\n", b"\n", b"\xff"]
     ),
     st.binary(max_size=6),

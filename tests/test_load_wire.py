@@ -71,20 +71,26 @@ GOOD = HEAD + b"".join(map(chunk, EVENTS)) + END
 AGAIN = Script([GOOD])
 
 
-def sent(server: RawServer, requests: int = 1, timeout_s: float = 5.0) -> list[RequestRow]:
+def sent(
+    server: RawServer, requests: int = 1, timeout_s: float = 5.0, due_s: tuple[float, ...] = ()
+) -> list[RequestRow]:
     endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
-    return generate(LoadPlan(endpoint, 1, requests, 20, 3, 0, 256, 0, timeout_s)).requests
+    return generate(LoadPlan(endpoint, 1, requests, 20, 3, 0, 256, 0, timeout_s, due_s=due_s)).requests
 
 
-def one(script: Script, timeout_s: float = 5.0) -> RequestRow:
+def one(script: Script, timeout_s: float = 5.0, due_s: tuple[float, ...] = ()) -> RequestRow:
     with raw_server(script) as server:
-        return sent(server, timeout_s=timeout_s)[0]
+        return sent(server, timeout_s=timeout_s, due_s=due_s)[0]
+
+
+BOTH_LOOPS = pytest.mark.parametrize("due_s", [(), (0.0,)], ids=["closed", "open"])
 
 
 LOOKS_LIKE_THE_END = b": 0\r\n\r\n"
 BODY = b"".join(EVENTS)
 
 
+@BOTH_LOOPS
 @pytest.mark.parametrize(
     ("script", "chunks"),
     [
@@ -107,8 +113,10 @@ BODY = b"".join(EVENTS)
         (Script([HEAD.lower() + GOOD[len(HEAD) :]]), 3),
     ],
 )  # fmt: skip
-def test_a_whole_stream_is_a_success_however_it_is_written(script: Script, chunks: int) -> None:
-    row = one(script)
+def test_a_whole_stream_is_a_success_however_it_is_written(
+    script: Script, chunks: int, due_s: tuple[float, ...]
+) -> None:
+    row = one(script, due_s=due_s)
     assert (row.ok, row.failure_message, row.chunks, row.completion_tokens) == (True, None, chunks, 3)
     assert len(row.gaps_us) == chunks - 1
     assert row.first_byte_s is not None
@@ -134,6 +142,7 @@ def refusal(head: bytes, body: bytes = b"no room") -> Script:
     return Script([head + b"\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)])
 
 
+@BOTH_LOOPS
 @pytest.mark.parametrize(
     ("script", "expected", "words"),
     [
@@ -142,6 +151,8 @@ def refusal(head: bytes, body: bytes = b"no room") -> Script:
         (with_event(1, b""), None, ""),  # two chunks may hold the three tokens that usage counts
         (with_event(3, b""), FailureClass.NO_USAGE, "usage"),
         (with_event(3, FEWER), FailureClass.WRONG_TOKEN_COUNT, "2 completion tokens"),
+        (with_event(3, FEWER, EVENTS[3]), None, ""),  # a usage with each chunk counts up
+        (with_event(3, EVENTS[3], FEWER), FailureClass.MALFORMED_STREAM, "contradicts itself"),
         (with_event(2, EVENTS[2], EVENTS[2]), FailureClass.MALFORMED_STREAM, "twice"),
         (with_event(1, b"data: \xff\xfe\n\n"), FailureClass.MALFORMED_STREAM, "not a completions chunk"),
         (Script([HEAD + chunk(EVENTS[0]) + b"xyz\r\n"]), FailureClass.MALFORMED_STREAM, "its chunks make no sense"),
@@ -166,8 +177,10 @@ def refusal(head: bytes, body: bytes = b"no room") -> Script:
         (Script([HEAD.replace(b"200 OK", b"500 Bad") + chunk(b"broken") + END]), FailureClass.HTTP_ERROR, "broken"),
     ],
 )  # fmt: skip
-def test_each_bad_answer_has_its_class_and_words(script: Script, expected: FailureClass | None, words: str) -> None:
-    row = one(script, timeout_s=0.6 if expected is FailureClass.TIMEOUT else 5.0)
+def test_each_bad_answer_has_its_class_and_words(
+    script: Script, expected: FailureClass | None, words: str, due_s: tuple[float, ...]
+) -> None:
+    row = one(script, timeout_s=0.6 if expected is FailureClass.TIMEOUT else 5.0, due_s=due_s)
     assert (row.failure_class, row.ok) == (expected, expected is None)
     assert words in (row.failure_message or "")
 
@@ -399,9 +412,13 @@ def test_whatever_is_written_the_next_request_on_that_line_is_answered(pieces: l
         endpoint = Endpoint(f"http://127.0.0.1:{server.port}", "m")
         async with open_session(endpoint) as session:
             line = wire.Line(wire.Wire(session, endpoint.load_url(Api.COMPLETIONS), None), keepalive_s=60.0)
+            first = asyncio.ensure_future(line.post(b"{}", wire.Answer(0.0, most_bytes(3))))
+            async with asyncio.timeout(5):
+                while not server.requests and not first.done():  # noqa: ASYNC110 (a thread's; the second is not to overtake)
+                    await asyncio.sleep(0.001)
             with contextlib.suppress(aiohttp.ClientError, HttpProcessingError, OSError):
                 async with asyncio.timeout(0.03):  # for what has no end
-                    await line.post(b"{}", wire.Answer(0.0, most_bytes(3)))
+                    await first
             answer = wire.Answer(0.0, most_bytes(3))
             async with asyncio.timeout(5):
                 await line.post(b"{}", answer)

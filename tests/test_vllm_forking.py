@@ -100,10 +100,9 @@ def test_a_forked_engines_worker_imports_first_what_it_needs_and_then_runs_its_p
 
 
 AFTER = """
-import contextlib, gc, runpy, sys
+import gc, runpy, sys
 gc.set_threshold(700, 10, 10)
-with contextlib.suppress(OSError):
-    runpy.run_path(sys.argv[1])
+runpy.run_path(sys.argv[1])
 import vllm.v1.executor.multiproc_executor as executor
 print(*executor.found, *gc.get_threshold(), "vllm.entrypoints.openai.api_server" in sys.modules)
 """
@@ -127,11 +126,6 @@ def after_imports(directory: Path, **modules: str) -> list[str]:
 
 def test_imports_of_a_worker_collect_new_garbage_alone_and_leave_its_main_module_to_be_run(tmp_path: Path) -> None:
     assert after_imports(tmp_path) == ["700", "10", "1000000000", "700", "10", "10", "False"]  # no cpu_worker
-
-
-def test_a_worker_whose_import_fails_collects_as_before(tmp_path: Path) -> None:
-    worker = {"vllm/v1/worker/cpu_worker": "raise OSError"}
-    assert after_imports(tmp_path, **worker)[3:6] == ["700", "10", "10"]
 
 
 def test_thresholds_that_a_worker_s_import_sets_are_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """benchmarks/warm_start.py: what it calls equivalent, what it does not pass over, and what it pools."""
 
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -257,6 +258,11 @@ def test_what_the_servers_processes_did_beside_a_level_is_told_and_decides_nothi
         each.levels[:] = [replace(level, sm_clock_mhz=1980.0, huge_mib=0.0) for level in each.levels]
     assert code(seen) == 0
     assert "a second, 0 and 0 MiB on huge pages, an SM clock of 1980 and 1980 MHz" in capsys.readouterr().out
+    for each in seen.servers:
+        ttft_ms, tpot_ms = (14.0, 3.31) if each.start is Start.WARM else (13.5, 3.29)
+        each.levels[:] = [replace(level, ttft_ms=ttft_ms, tpot_ms=tpot_ms) for level in each.levels]
+    assert code(seen) == 0
+    assert "had a TTFT of 13.50 and 14.00 ms, a TPOT of 3.290 and 3.310 ms, 1.00 and" in capsys.readouterr().out
 
 
 def test_a_noisier_machine_does_not_make_it_easier(capsys: pytest.CaptureFixture[str]) -> None:
@@ -613,6 +619,16 @@ def test_what_is_no_measurement_is_kept_with_its_status_and_figures(
     said = capsys.readouterr().out
     assert "memory: failed: gone" in said
     assert "64: 100.0 tok/s, p95 0.500 s, client_limited why" in said
+
+
+def test_a_level_has_the_medians_of_its_requests_in_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = SimpleNamespace(
+        status=MEASURED, failure_message=None, tok_s=100.0, p95_e2e_s=0.5, p50_ttft_s=0.0135, p50_tpot_s=0.0033,
+        telemetry=[],
+    )  # fmt: skip
+    session = SimpleNamespace(row=SimpleNamespace(server_pid=os.getpid()), measure=lambda _: row)
+    found = warm_start._measured(session, warm_start._level(1, 0))  # type: ignore[arg-type]
+    assert (found.ttft_ms, found.tpot_ms) == (13.5, 3.3)
 
 
 def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,8 @@ and H200s with vLLM 0.25.1, driver 580.159): one of NVML's, and the one in which
 where it is forked, threads that allocate do that. A thread in C that has no name of its own has the program's."""
 
 NO_FULL_COLLECTION = 10**9
-"""For `gc.set_threshold`: collections of what is new, but none of everything, which are a fifth of an import's time and
-find little. Python 3.14 has none of those, and ignores it.
+"""For `gc.set_threshold`: collections of what is new, but none of everything, which are a quarter of an import's CPU
+time and find little. Python 3.14 has none of those, and ignores it.
 
 Those of what is new stay, so that memory is laid out as in a cold server: with none at all an import of vLLM has some
 22,600 dead objects among those that stay, until it is over, and what is made later lies in their gaps; with these it is

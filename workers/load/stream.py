@@ -151,6 +151,9 @@ class StreamParser:
         record = self.record
         if message["choices"]:
             choice = message["choices"][0]
+            if len(message["choices"]) > 1 or (isinstance(choice, dict) and choice.get("index")):
+                self._malformed("a choice beside the one that was asked for")
+                return
             reason = choice.get("finish_reason") if isinstance(choice, dict) else 0
             if reason is not None and not isinstance(reason, str):
                 self._malformed("a choice is not an object with a finish_reason")
@@ -167,8 +170,10 @@ class StreamParser:
             record.finish_reason = reason or record.finish_reason
         usage = message.get("usage")
         if isinstance(usage, dict):
-            record.prompt_tokens = self._count(usage.get("prompt_tokens"))
-            record.completion_tokens = self._count(usage.get("completion_tokens"))
+            counts = self._count(usage.get("prompt_tokens")), self._count(usage.get("completion_tokens"))
+            if _contradicts(record, counts):
+                self._malformed("usage came twice and contradicts itself")
+            record.prompt_tokens, record.completion_tokens = counts
         elif usage is not None:
             self._malformed("usage is not an object")
 
@@ -216,7 +221,16 @@ def _is_preface(delta: dict[str, Any]) -> bool:
     return not any(delta.get(key) for key in _TOKENS) and ("role" in delta or delta.get("content") is None)
 
 
+def _contradicts(record: StreamRecord, counts: tuple[int | None, int | None]) -> bool:
+    """Whether an earlier usage had another prompt, or more tokens: servers that tell it with each chunk count up."""
+    prompt, completion = counts
+    return record.completion_tokens is not None and (
+        prompt != record.prompt_tokens or completion is None or completion < record.completion_tokens
+    )
+
+
 class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
     finish_reason: str | None = None
     delta: dict[str, Any] | None = None
 
@@ -251,13 +265,18 @@ def _quick(reads: Reads) -> StreamRecord | None:
                 return None
             if chunk.choices:
                 choice = chunk.choices[0]
+                if choice.index or len(chunk.choices) > 1:
+                    return None
                 if choice.finish_reason or choice.delta is None or not _is_preface(choice.delta):
                     if reason:
                         return None
                     record.chunk_at_s.append(at_s)
                 reason = choice.finish_reason or reason
             if chunk.usage is not None:
-                record.prompt_tokens, record.completion_tokens = _plain_counts(chunk.usage)
+                counts = _plain_counts(chunk.usage)
+                if _contradicts(record, counts):
+                    return None
+                record.prompt_tokens, record.completion_tokens = counts
         record.finish_reason = reason
     except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
@@ -322,7 +341,8 @@ def judge(record: StreamRecord, asked: Asked) -> Failure | None:
 
     Success needs a well-formed stream without an error object, `[DONE]`, a finish reason, usage, and the tokens asked
     for: exactly `max_tokens` where `ignore_eos` was sent or the reason is "length", at most that many where it is
-    "stop"; and, where the prompt was token ids, exactly those as prompt tokens. The first lack in this order names the
+    "stop", and no fewer than came in chunks, but for one that only ends the stream; and, where the prompt was token
+    ids, exactly those as prompt tokens. The first lack in this order names the
     failure. (`vllm bench serve` 0.32 calls any of these a success as long as one chunk came.)
     """
     if record.error is not None:
@@ -340,6 +360,9 @@ def judge(record: StreamRecord, asked: Asked) -> Failure | None:
     exact = asked.ignore_eos or record.finish_reason == "length"
     if record.completion_tokens > asked.max_tokens or (exact and record.completion_tokens != asked.max_tokens):
         what = f"{record.completion_tokens} completion tokens ({record.finish_reason}), asked for {asked.max_tokens}"
+        return Failure(FailureClass.WRONG_TOKEN_COUNT, what)
+    if len(record.chunk_at_s) > record.completion_tokens + 1:
+        what = f"{len(record.chunk_at_s)} chunks came, the server counted {record.completion_tokens} completion tokens"
         return Failure(FailureClass.WRONG_TOKEN_COUNT, what)
     if asked.prompt_tokens is not None and record.prompt_tokens != asked.prompt_tokens:
         what = f"the server counted {record.prompt_tokens} prompt tokens, {asked.prompt_tokens} were sent"

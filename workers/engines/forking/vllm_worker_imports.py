@@ -21,11 +21,9 @@ NO_FULL_COLLECTION = 10**9
 THRESHOLDS = gc.get_threshold()
 OURS = (*THRESHOLDS[:2], NO_FULL_COLLECTION)
 gc.set_threshold(*OURS)
-try:
-    for name in MODULES:
-        with contextlib.suppress(ImportError):  # another version's place: imported when it is needed
-            importlib.import_module(name)
-    sys.modules.pop(MAIN, None)  # it is run as `__mp_main__`, and would be taken for a second one
-finally:
-    if gc.get_threshold() == OURS:  # an import may set its own
-        gc.set_threshold(*THRESHOLDS)
+for name in MODULES:
+    with contextlib.suppress(ImportError):  # another version's place: imported when it is needed
+        importlib.import_module(name)
+sys.modules.pop(MAIN, None)  # it is run as `__mp_main__`, and would be taken for a second one
+if gc.get_threshold() == OURS:  # an import may set its own
+    gc.set_threshold(*THRESHOLDS)
