@@ -188,8 +188,8 @@ def test_the_project_shows_the_first_lines_of_the_kept_runs_answer() -> None:
 
 HEADLINE = (
     "{} streams on one core at {} % of the ideal load in a closed loop and {} % with Poisson arrivals, p99 gap within "
-    "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included, by an earlier build in hours of fast cores;"
-    " with cores half as fast, by the present one, at {} and {} %, within {} and {} ms, at {} and {}."
+    "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included, by an earlier build in hours of fast "
+    "cores; with cores half as fast, by the present one, at {} and {} %, within {} and {} ms, at {} and {}."
 )
 CLIENT_PAGE = ROOT / "benchmarks" / "client" / "README.md"
 
