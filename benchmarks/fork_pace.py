@@ -99,9 +99,10 @@ def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
     finally:
         here.close()  # by which it ends, and with it the one that it has forked from
         process.join(ENDING_S)
-        process.kill()
-        with contextlib.suppress(ProcessLookupError):  # its forks have ended, too
-            os.killpg(group, signal.SIGKILL)
+        if process.is_alive():  # it waits for its forks, so that all have ended where it has
+            with contextlib.suppress(ProcessLookupError):  # not yet a group of its own
+                os.killpg(group, signal.SIGKILL)
+            process.kill()
 
 
 def _round(ends: list[Connection]) -> list[float]:

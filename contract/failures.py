@@ -18,12 +18,12 @@ class FailureClass(StrEnum):
     TIMEOUT = "timeout"  # the request's own time limit
     HTTP_ERROR = "http_error"  # any status but 200
     IN_BAND_ERROR = "in_band_error"  # an error object inside a stream that began with 200
-    MALFORMED_STREAM = "malformed_stream"  # not HTTP, not server-sent events, or not completions JSON
+    MALFORMED_STREAM = "malformed_stream"  # not HTTP, events or completions; a choice or usage too many
     NO_DONE = "no_done"  # the stream ended without [DONE]
     NO_FINISH_REASON = "no_finish_reason"
     UNEXPECTED_FINISH_REASON = "unexpected_finish_reason"  # neither "length" nor "stop"
     NO_USAGE = "no_usage"  # the token counts were asked for and did not come
-    WRONG_TOKEN_COUNT = "wrong_token_count"  # more or fewer tokens than asked for
+    WRONG_TOKEN_COUNT = "wrong_token_count"  # more or fewer tokens than asked for, or more chunks than tokens
     CLIENT_SOCKETS = "client_sockets"  # no connection: the client's own host had no file or port left; of a level, too
     # --- one server's start ---
     BAD_ARGUMENT = "bad_argument"  # vLLM refused its command line

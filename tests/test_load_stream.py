@@ -228,6 +228,10 @@ USAGE_EVENT = {"choices": [], "usage": USAGE}
          FailureClass.MALFORMED_STREAM),
         (stream(chunk("length"), {"choices": [], "usage": USAGE | {"prompt_tokens": 4}}, USAGE_EVENT, b"[DONE]"),
          FailureClass.MALFORMED_STREAM),
+        (stream(chunk("length"), {"choices": [], "usage": {"prompt_tokens": 4}}, USAGE_EVENT, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
+        (stream(chunk("length"), USAGE_EVENT, {"choices": [], "usage": {"prompt_tokens": 5}}, b"[DONE]"),
+         FailureClass.MALFORMED_STREAM),
         (b"", FailureClass.NO_DONE),
         (stream(chunk(), chunk("length"), USAGE_EVENT), FailureClass.NO_DONE),
         (stream(chunk(), USAGE_EVENT, b"[DONE]"), FailureClass.NO_FINISH_REASON),
@@ -271,7 +275,10 @@ def test_fewer_tokens_succeed_only_where_the_model_was_free_to_stop(
 
 
 def test_the_end_may_come_in_a_chunk_of_its_own_and_usage_with_each_chunk() -> None:
-    assert verdict(stream(*[chunk()] * 3, chunk("length"), USAGE_EVENT, b"[DONE]")) is None
+    end = {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
+    assert verdict(stream(*[chunk()] * 3, end, USAGE_EVENT, b"[DONE]")) is None
+    early = {"choices": [], "usage": {"prompt_tokens": None, "completion_tokens": 1}}
+    assert verdict(stream(early, chunk("length"), USAGE_EVENT, b"[DONE]")) is None
     counted = [chunk() | {"usage": USAGE | {"completion_tokens": tokens}} for tokens in (1, 2)]
     assert verdict(stream(*counted, chunk("length"), USAGE_EVENT, b"[DONE]")) is None
 
@@ -544,13 +551,14 @@ def test_any_delta_is_read_the_same_both_ways(delta: dict[str, Any]) -> None:
     assert digest(body) == by_the_parser(body)
 
 
+ODD_COUNTS = ({"prompt_tokens": 4}, {"completion_tokens": 2}, {"prompt_tokens": None}, {"completion_tokens": None})
 PARTS = st.one_of(
     st.sampled_from(CHAT_EVENTS),
     st.sampled_from([event(said(odd)) for odd in (None, 3, [], {"content": 3}, {"role": 3}, {"content": "\ud800"})]),
     st.sampled_from(
         [*GOOD_EVENTS, event(ERROR), event({"object": "error", "choices": []}), event({"choices": [], "usage": {}}),
          *(event({"choices": [], "usage": {"completion_tokens": odd}}) for odd in (3.0, True, -1, 2**63, None, "3")),
-         *(event({"choices": [], "usage": USAGE | odd}) for odd in ({"prompt_tokens": 4}, {"completion_tokens": 2})),
+         *(event({"choices": [], "usage": USAGE | odd}) for odd in ODD_COUNTS),
          *(event({"choices": [{"index": odd, "text": "a"}]}) for odd in (1, -1, None, "0", 0.0, False)),
          event({"choices": chunk()["choices"] * 2}), event({"choices": [{"finish_reason": 1}]}),
          event({"choices": [3]}), event(b"{}"), event(b"[]"), event(b"{"),

@@ -189,7 +189,8 @@ def test_the_project_shows_the_first_lines_of_the_kept_runs_answer() -> None:
 HEADLINE = (
     "{} streams on one core at {} % of the ideal load in a closed loop and {} % with Poisson arrivals, p99 gap within "
     "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included, by an earlier build in hours of fast "
-    "cores; with cores half as fast, by the present one, at {} and {} %, within {} and {} ms, at {} and {}."
+    "cores; with slower ones, by the present build, at {} and {} %, within {} and {} ms, at {} and {}. A level that "
+    "the client limited says so: {} of {} in {} seeded runs, none falsely."
 )
 CLIENT_PAGE = ROOT / "benchmarks" / "client" / "README.md"
 
@@ -207,7 +208,9 @@ def client_table(page: str, loop: str) -> dict[tuple[str, str], list[float]]:
 def test_what_the_readme_says_of_the_client_is_what_was_measured() -> None:
     found = re.search(pattern(HEADLINE), " ".join((ROOT / "README.md").read_text().split()))
     assert found is not None, f"README.md does not say: {HEADLINE}"
-    streams, closed, poisson, gap, closed_cpu, poisson_cpu, *slow = found.groups()
+    streams, closed, poisson, gap, closed_cpu, poisson_cpu, *slow, called, limits, runs = found.groups()
+    gated = " ".join(CLIENT_PAGE.read_text().split())
+    assert re.search(rf"of {runs}, [\d.]+ %\*\* \([^)]*\): of {limits} limits {called} were called", gated)
     earlier, _, present = CLIENT_PAGE.read_text().partition("**The present client**")
     said = [
         (earlier, 1, ("Closed loop:", "Poisson arrivals"), (closed, poisson), (gap, gap), (closed_cpu, poisson_cpu)),

@@ -224,8 +224,8 @@ def _is_preface(delta: dict[str, Any]) -> bool:
 def _contradicts(record: StreamRecord, counts: tuple[int | None, int | None]) -> bool:
     """Whether an earlier usage had another prompt, or more tokens: servers that tell it with each chunk count up."""
     prompt, completion = counts
-    return record.completion_tokens is not None and (
-        prompt != record.prompt_tokens or completion is None or completion < record.completion_tokens
+    return record.prompt_tokens not in (None, prompt) or (
+        record.completion_tokens is not None and (completion is None or completion < record.completion_tokens)
     )
 
 
@@ -341,9 +341,10 @@ def judge(record: StreamRecord, asked: Asked) -> Failure | None:
 
     Success needs a well-formed stream without an error object, `[DONE]`, a finish reason, usage, and the tokens asked
     for: exactly `max_tokens` where `ignore_eos` was sent or the reason is "length", at most that many where it is
-    "stop", and no fewer than came in chunks, but for one that only ends the stream; and, where the prompt was token
-    ids, exactly those as prompt tokens. The first lack in this order names the
-    failure. (`vllm bench serve` 0.32 calls any of these a success as long as one chunk came.)
+    "stop"; they may come in fewer chunks, and in one more, for servers that end a stream with a chunk of its own
+    (whether that one holds text is not looked at); and, where the prompt was token ids, exactly those as prompt tokens.
+    The first lack in this order names the failure. (`vllm bench serve` 0.32 calls any of these a success as long as one
+    chunk came.)
     """
     if record.error is not None:
         return Failure(FailureClass.IN_BAND_ERROR, record.error)
