@@ -11,7 +11,7 @@ import pytest
 
 from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
-from contract.rows import FAILED, MEASURED
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
 from contract.specs import (
     Api,
     Mode,
@@ -65,9 +65,14 @@ def session() -> Iterator[Session]:
         one.stop()
 
 
+WITH_ROWS = (MEASURED, CLIENT_LIMITED)
+"""On a busy machine the client may have been the limit, and say so."""
+
+
 def test_every_request_of_drawn_lengths_has_exactly_its_own(session: Session) -> None:
     row = session.measure(DRAWN)
-    assert (row.status, row.completed, row.failed, row.prefix_hit_ratio) == (MEASURED, 24, 0, 0)
+    assert row.status in WITH_ROWS
+    assert (row.completed, row.failed, row.prefix_hit_ratio) == (24, 0, 0)
     drawn = [(draw(PROMPTS, "prompt", 3, n), draw(ANSWERS, "output", 3, n)) for n in range(24)]
     assert [(r.prompt_tokens, r.completion_tokens) for r in row.requests] == drawn
     assert row.server_generation_tokens == sum(output for _, output in drawn)
@@ -76,7 +81,8 @@ def test_every_request_of_drawn_lengths_has_exactly_its_own(session: Session) ->
 
 def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Session) -> None:
     row = session.measure(CHAT)
-    assert (row.status, row.completed, row.failed, row.prefix_hit_ratio) == (MEASURED, 16, 0, 0)
+    assert row.status in WITH_ROWS
+    assert (row.completed, row.failed, row.prefix_hit_ratio) == (16, 0, 0)
     assert {r.completion_tokens for r in row.requests} == {8}
     cost = session.measuring.plans.text_cost
     assert cost is not None
@@ -88,7 +94,8 @@ def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Se
 
 def test_shared_prefixes_are_answered_from_the_cache(session: Session) -> None:
     row = session.measure(SHARED)
-    assert (row.status, row.completed, row.prefix_reset) == (MEASURED, 16, True)
+    assert row.status in WITH_ROWS
+    assert (row.completed, row.prefix_reset) == (16, True)
     assert row.prefix_hit_ratio == pytest.approx(256 / 320, abs=0.01)  # all were warm, and nothing else is shared
 
 
