@@ -85,7 +85,7 @@ def main() -> None:
 def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
     """A process of that kind that is ready to take turns, by its end of a pipe. Exits with a message where none is."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=kind, args=(there,))
+    process = multiprocessing.get_context("spawn").Process(target=_apart, args=(kind, there))
     process.start()
     assert process.pid is not None
     group = process.pid
@@ -103,6 +103,12 @@ def _started(kind: Callable[[Connection], None]) -> Iterator[Connection]:
             with contextlib.suppress(ProcessLookupError):  # not yet a group of its own
                 os.killpg(group, signal.SIGKILL)
             process.kill()
+
+
+def _apart(kind: Callable[[Connection], None], end: Connection) -> None:
+    """Be a process of that kind, in a group of its own: a terminal's interrupt is for whoever closes the pipe."""
+    os.setpgid(0, 0)
+    kind(end)
 
 
 def _round(ends: list[Connection]) -> list[float]:
@@ -125,7 +131,6 @@ def _pace(shares: list[float]) -> float:
 
 def new(end: Connection) -> None:
     """Import as a cold server does, and take turns."""
-    os.setpgid(0, 0)  # a terminal's interrupt does not come here: whoever started it closes the pipe
     for name in MODULES:
         importlib.import_module(name)
     _take_turns(end)
@@ -133,7 +138,6 @@ def new(end: Connection) -> None:
 
 def forked(end: Connection) -> None:
     """Import as a warm parent does, fork a server that forks an engine, which takes turns."""
-    os.setpgid(0, 0)
     if problem := _warm_parent().Imported.of(MODULES, math.inf).problem:
         sys.exit(problem)
     _fork_twice(end)
@@ -142,7 +146,6 @@ def forked(end: Connection) -> None:
 
 def unswept(end: Connection) -> None:
     """The same of a parent that has imported with the garbage collector off."""
-    os.setpgid(0, 0)
     gc.disable()
     for name in MODULES:
         importlib.import_module(name)

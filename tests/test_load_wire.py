@@ -414,7 +414,7 @@ def test_whatever_is_written_the_next_request_on_that_line_is_answered(pieces: l
             line = wire.Line(wire.Wire(session, endpoint.load_url(Api.COMPLETIONS), None), keepalive_s=60.0)
             first = asyncio.ensure_future(line.post(b"{}", wire.Answer(0.0, most_bytes(3))))
             async with asyncio.timeout(5):
-                while not server.requests and not first.done():  # noqa: ASYNC110 (a thread's; the second is not to overtake)
+                while not server.requests and not first.done():  # noqa: ASYNC110 - a thread's; the second must not overtake
                     await asyncio.sleep(0.001)
             with contextlib.suppress(aiohttp.ClientError, HttpProcessingError, OSError):
                 async with asyncio.timeout(0.03):  # for what has no end

@@ -11,7 +11,7 @@ import pytest
 
 from contract.failures import FailureClass
 from contract.lengths import LogNormal, Uniform, draw
-from contract.rows import CLIENT_LIMITED, FAILED, MEASURED
+from contract.rows import CLIENT_LIMITED, FAILED, MEASURED, PointRow
 from contract.specs import (
     Api,
     Mode,
@@ -65,13 +65,15 @@ def session() -> Iterator[Session]:
         one.stop()
 
 
-WITH_ROWS = (MEASURED, CLIENT_LIMITED)
-"""On a busy machine the client may have been the limit, and say so."""
+def is_measured(row: PointRow) -> bool:
+    """Also where the client was the limit, and says so, as on a busy machine it may."""
+    said = (row.failure_message or "").startswith("the load client was the limit")
+    return row.status == MEASURED or (row.status == CLIENT_LIMITED and said)
 
 
 def test_every_request_of_drawn_lengths_has_exactly_its_own(session: Session) -> None:
     row = session.measure(DRAWN)
-    assert row.status in WITH_ROWS
+    assert is_measured(row), row.failure_message
     assert (row.completed, row.failed, row.prefix_hit_ratio) == (24, 0, 0)
     drawn = [(draw(PROMPTS, "prompt", 3, n), draw(ANSWERS, "output", 3, n)) for n in range(24)]
     assert [(r.prompt_tokens, r.completion_tokens) for r in row.requests] == drawn
@@ -81,7 +83,7 @@ def test_every_request_of_drawn_lengths_has_exactly_its_own(session: Session) ->
 
 def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Session) -> None:
     row = session.measure(CHAT)
-    assert row.status in WITH_ROWS
+    assert is_measured(row), row.failure_message
     assert (row.completed, row.failed, row.prefix_hit_ratio) == (16, 0, 0)
     assert {r.completion_tokens for r in row.requests} == {8}
     cost = session.measuring.plans.text_cost
@@ -94,7 +96,7 @@ def test_chats_succeed_at_about_the_asked_length_and_share_no_prompt(session: Se
 
 def test_shared_prefixes_are_answered_from_the_cache(session: Session) -> None:
     row = session.measure(SHARED)
-    assert row.status in WITH_ROWS
+    assert is_measured(row), row.failure_message
     assert (row.completed, row.prefix_reset) == (16, True)
     assert row.prefix_hit_ratio == pytest.approx(256 / 320, abs=0.01)  # all were warm, and nothing else is shared
 

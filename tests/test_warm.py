@@ -304,7 +304,7 @@ def test_an_import_collects_new_garbage_as_it_goes_and_looks_at_everything_only_
 ) -> None:
     with forked_entry(MAKES_GARBAGE, tmp_path, workspace) as server:
         found = told(server)
-    assert found["dead"] < 10_000
+    assert found["dead"] < 2 * gc.get_threshold()[0]  # of which each lets so many be made before it looks
     assert found["everything"] == 10**9
     assert found["after"] == list(gc.get_threshold())
 
