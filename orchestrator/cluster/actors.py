@@ -15,6 +15,9 @@ from workers.lease import Lease
 from workers.load.failed import LoadFailed, LoadLost
 from workers.temporary import remove_ownerless
 
+ENDING_S = 1.0
+"""For the tasks beside one that failed to end by themselves: what one fails by, mostly all do, at the same moment. Ray
+ends the process that cancels a task whose result is just coming in ("Tried to complete task that was not pending")."""
 CANCEL_LIMIT_S = 10.0
 
 
@@ -137,7 +140,8 @@ def together(load: Any, plans: list[Any]) -> list[Any]:
     try:
         results: list[Any] = ray.get(running)
     except BaseException as error:
-        for task in running:
+        _, going_on = ray.wait(running, num_returns=len(running), timeout=ENDING_S)
+        for task in going_on:
             ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
         if isinstance(error, ray.exceptions.RayTaskError):
