@@ -1,22 +1,35 @@
 """From the start of a load process to its first request, the interpreter and all imports included.
 
-    python benchmarks/client/start.py [--streams 256] [--runs 9] [--tokens 12 1024 4000]
+    python benchmarks/client/start.py [--streams 256] [--runs 9] [--tokens 12 1024 4000] [--ray]
 
 A process is started and sends a level of ten requests a stream to a listener that notes the first byte it gets. Prints
 the shortest and the median wall time, and the CPU time that the process had used by then: about what the wall time is
-where nobody else wants the core.
+where nobody else wants the core. With --ray it is a Ray task, as in a run: from the moment at which its worker, a new
+one for each, begins it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import select
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from orchestrator.cluster.actors import generate
+from orchestrator.cluster.connection import Cluster
+from orchestrator.compose import compose
+from orchestrator.fleet import local_fleet
+from workers.load.endpoint import Endpoint
+from workers.load.plan import LoadPlan
 
 ROUNDS = 10
 LOAD = """
@@ -35,10 +48,16 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--tokens", type=int, nargs="+", default=[12, 1024, 4000])
+    parser.add_argument("--ray", action="store_true", help="a Ray task, as in a run")
     options = parser.parse_args()
+    with _ray() if options.ray else nullcontext():
+        _print(_one_task if options.ray else _one, options)
+
+
+def _print(one: Callable[[int, int], tuple[float, float]], options: argparse.Namespace) -> None:
     print("| prompt tokens | first request, s: shortest | median | CPU, s: median |\n|---:|---:|---:|---:|")
     for tokens in options.tokens:
-        walls, cpus = zip(*(_one(options.streams, tokens) for _ in range(options.runs)), strict=True)
+        walls, cpus = zip(*(one(options.streams, tokens) for _ in range(options.runs)), strict=True)
         cells = min(walls), statistics.median(walls), statistics.median(cpus)
         print(f"| {tokens:,} | {' | '.join(f'{cell:.2f}' for cell in cells)} |", flush=True)
 
@@ -49,19 +68,48 @@ def _one(streams: int, tokens: int) -> tuple[float, float]:
         started_s = time.monotonic()
         with subprocess.Popen([sys.executable, "-c", LOAD, *arguments]) as load:
             try:
-                _wait_for_a_request(listener, load)
-                first_s = time.monotonic()
-                cpu_s = int(Path(f"/proc/{load.pid}/schedstat").read_text().split()[0]) / 1e9
+                _wait_for_a_request(listener, lambda: load.poll() is None)
+                first_s, cpu_s = time.monotonic(), _cpu_s(load.pid)
             finally:
                 load.kill()
     return first_s - started_s, cpu_s
 
 
-def _wait_for_a_request(listener: socket.socket, load: subprocess.Popen[bytes]) -> None:
+@contextmanager
+def _ray() -> Iterator[None]:
+    (asked,) = compose(["+sweep=kv", "engine=sim"], [])
+    with Cluster(asked.cluster, local_fleet(asked.cluster, asked.engine)):
+        yield
+
+
+def _one_task(streams: int, tokens: int) -> tuple[float, float]:
+    import ray
+
+    def load(plan: LoadPlan, said: Path) -> Any:  # nested, so that Ray sends it as it is
+        said.write_text(f"{os.getpid()} {time.monotonic()} {_cpu_s(os.getpid())}")
+        return generate(plan)
+
+    with TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0), backlog=streams) as listener:
+        endpoint, said = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "m"), Path(directory, "said")
+        plan = LoadPlan(endpoint, streams, streams * ROUNDS, tokens, 64, 0, 151_936, 0, 60.0)
+        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(load).remote(plan, said)
+        _wait_for_a_request(listener, lambda: not ray.wait([task], timeout=0)[0])
+        first_s = time.monotonic()
+        pid, started_s, used_s = said.read_text().split()
+        cpu_s = _cpu_s(int(pid)) - float(used_s)
+    ray.wait([task])  # nobody answers its requests any more
+    return first_s - float(started_s), cpu_s
+
+
+def _cpu_s(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def _wait_for_a_request(listener: socket.socket, lives: Callable[[], bool]) -> None:
     with select.epoll() as poll:
         poll.register(listener, select.EPOLLIN)
         connections: dict[int, socket.socket] = {}
-        while load.poll() is None:
+        while lives():
             for number, _ in poll.poll(1.0):
                 if number != listener.fileno():
                     if connections[number].recv(5) == b"POST ":

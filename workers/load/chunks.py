@@ -5,8 +5,6 @@ from __future__ import annotations
 SEEN_LINES = 4096
 _seen: dict[bytes, int] = {}
 """Size lines that have been read before: looking one up costs a quarter of reading it."""
-known_size = _seen.get
-"""The size that a line announces, where one like it has been read before; else None."""
 MAX_LINE_BYTES = 1024
 """A longer size or trailer line is no HTTP that we want."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from contract.failures import FailureClass
 from contract.rows import Failure
-from workers.load.chunks import ChunkReader, known_size
+from workers.load.chunks import ChunkReader
 from workers.load.reads import Reads
 
 MESSAGE_CHARS = 500
@@ -230,22 +230,24 @@ def _contradicts(record: StreamRecord, counts: tuple[int | None, int | None]) ->
 
 
 class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
+    index: Literal[0] = 0
     finish_reason: str | None = None
     delta: dict[str, Any] | None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice]
+    choices: Annotated[list[_Choice], msgspec.Meta(max_length=1)]
     usage: Any = None
-    error: Any = None
-    object: str = ""
+    error: None = None
+    object: Literal["text_completion", "chat.completion.chunk"] = "text_completion"
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
 _QUICK_BYTES = 1536
 """An event of more bytes is left to the parser: it may hold a number of more digits than `json` reads (4,300), or more
 levels than Python's stack, and msgspec skips both where nobody asks for them. vLLM's events of a token have 300."""
+_BEGINS = {len(line) + size + 2: line + b"data: " for size in range(8, _QUICK_BYTES) for line in (b"%x\r\n" % size,)}
+"""What a read of so many bytes begins with where it is one HTTP chunk with one event, as servers write them."""
 
 
 def _quick(reads: Reads) -> StreamRecord | None:
@@ -259,19 +261,16 @@ def _quick(reads: Reads) -> StreamRecord | None:
         if b"\n" in text or b"\r" in text or not _is_text(text):
             return None
         record = StreamRecord(saw_done=True)
-        reason = None
+        stamp, reason = record.chunk_at_s.append, None
         for chunk, at_s in zip(map(_decode, said), stamps[:-1], strict=True):
-            if chunk.error is not None or chunk.object == "error":
-                return None
             if chunk.choices:
                 choice = chunk.choices[0]
-                if choice.index or len(chunk.choices) > 1:
-                    return None
-                if choice.finish_reason or choice.delta is None or not _is_preface(choice.delta):
+                found, delta = choice.finish_reason, choice.delta
+                if found or delta is None or not _is_preface(delta):
                     if reason:
                         return None
-                    record.chunk_at_s.append(at_s)
-                reason = choice.finish_reason or reason
+                    stamp(at_s)
+                    reason = found or None
             if chunk.usage is not None:
                 counts = _plain_counts(chunk.usage)
                 if _contradicts(record, counts):
@@ -293,12 +292,13 @@ def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
     stamps: list[float] = []
     chunks, rest, between = ChunkReader(), b"", reads.chunked
     for data, at_s in zip(reads.data, reads.at_s, strict=True):
-        line_end, end = data.find(b"\r\ndata: "), len(data) - 4
-        whole = line_end > 0 and data.find(b"\n", line_end + 8) == end and data.endswith(b"\n\n\r\n")
-        if whole and between and known_size(data[:line_end]) == end - line_end:
-            said.append(data[line_end + 8 : end])  # one read, one chunk, one event, as servers write them
-            stamps.append(at_s)
-            continue
+        begin = _BEGINS.get(len(data))
+        if begin and between and data.startswith(begin) and data.endswith(b"\n\n\r\n"):
+            event = data[len(begin) : -4]
+            if b"\n" not in event:
+                said.append(event)
+                stamps.append(at_s)
+                continue
         for piece in chunks.feed(data) if reads.chunked else [data]:
             *events, rest = (rest + piece).split(b"\n\n")
             for event in events:
