@@ -398,8 +398,7 @@ def test_the_quick_way_gives_the_parsers_record(cuts: list[int], by_chunk: bool,
         else:
             pieces.append(each)
     body = reads(cut(chunked(pieces), [*cuts, *ends(pieces)] if by_chunk else cuts))
-    known = by_the_parser(body)  # which has read all size lines
-    assert stream_module._quick(body) == known
+    assert stream_module._quick(body) == by_the_parser(body)
 
 
 def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
@@ -408,11 +407,36 @@ def test_the_quick_way_is_taken_for_what_vllm_sends() -> None:
         assert stream_module._quick(body) == by_the_parser(body)
 
 
+@pytest.mark.parametrize(
+    ("odd", "failure"),
+    [
+        ({"choices": chunk()["choices"], "error": {"message": "x"}}, FailureClass.IN_BAND_ERROR),
+        ({"choices": [], "object": "error"}, FailureClass.IN_BAND_ERROR),
+        (chunk("length"), FailureClass.MALFORMED_STREAM),
+        (chunk(""), None),
+        ({"choices": [], "object": "what another server calls it"}, None),
+    ],
+)
+def test_what_one_event_says_counts_in_a_stream_that_is_whole_but_for_it(
+    odd: dict[str, Any], failure: FailureClass | None
+) -> None:
+    first, _, *others = GOOD_EVENTS
+    body = reads([framed(first), framed(event(odd)), *map(framed, others), b"0\r\n\r\n"])
+    found = judge(digest(body), ASKED)
+    assert (found and found.failure_class) == failure
+    assert digest(body) == by_the_parser(body)
+
+
+def test_an_empty_finish_reason_is_none() -> None:
+    *chunks, _, usage, done = GOOD_EVENTS
+    body = reads([chunked([*chunks, event(chunk("")), usage, done])])
+    assert digest(body) == by_the_parser(body)
+    assert digest(body).finish_reason is None
+
+
 def wire_chunks() -> list[bytes]:
-    """What vLLM writes, a chunk each, of which all size lines have been read; the last ends the body."""
-    chunks = [*map(framed, GOOD_EVENTS), b"0\r\n\r\n"]
-    by_the_parser(reads(chunks))
-    return chunks
+    """What vLLM writes, a chunk each; the last ends the body."""
+    return [*map(framed, GOOD_EVENTS), b"0\r\n\r\n"]
 
 
 def not_taken(pieces: list[bytes]) -> None:
@@ -471,7 +495,6 @@ def test_a_chunk_where_there_are_none_is_not_taken_for_one() -> None:
 
 def test_a_size_line_that_looks_like_an_event_is_not_taken_for_one() -> None:
     line = b'16;aaaa{"choices":[]}\n\n\r'
-    ChunkReader().feed(line + b"\r\n" + b"x" * 22 + b"\r\n")  # so that it is known
     first, *others = wire_chunks()
     not_taken([first, line + b"\n", *others])
 

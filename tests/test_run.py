@@ -23,8 +23,8 @@ import ray
 from contract.causes import SESSION_STARTS
 from contract.rows import MEASURED, PointRow, SessionRow
 from contract.specs import Point, Purpose, SessionSpec
-from orchestrator.cluster import Cluster, SessionHandle
-from orchestrator.cluster.actors import generate, together
+from orchestrator.cluster import Cluster, SessionHandle, actors
+from orchestrator.cluster.actors import together
 from orchestrator.driver import Driver, Outcome
 from orchestrator.fleet import Fleet, local_fleet
 from orchestrator.plan import make_plan
@@ -38,6 +38,7 @@ from workers.load import start_line
 from workers.load.endpoint import Endpoint
 from workers.load.failed import LoadLost, TooFewFiles
 from workers.load.plan import LoadPlan
+from workers.load.process import generate
 from workers.load.tasks import split
 
 pytestmark = pytest.mark.ray
@@ -153,6 +154,11 @@ def test_what_a_load_task_fails_by_comes_through_ray_as_it_is(
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         return generate(plan)
 
+    def soon_after_another(plan: LoadPlan) -> object:
+        if plan.start and plan.start.index:
+            time.sleep(0.5)
+        raise LoadLost("as all do")
+
     def beside_one_that_does_not_come(plan: LoadPlan) -> object:
         if plan.start and plan.start.index:
             time.sleep(60)
@@ -164,6 +170,9 @@ def test_what_a_load_task_fails_by_comes_through_ray_as_it_is(
     plan = LoadPlan(Endpoint("http://127.0.0.1:9", "m"), 300, 300, 20, 8, 0, 256, 7, 20.0)
     with pytest.raises(TooFewFiles) as few:
         together(_as_task(with_few_files), [plan])
+    with monkeypatch.context() as patient, pytest.raises(LoadLost, match="as all do"):
+        patient.setattr(actors, "ENDING_S", 60.0)
+        together(_as_task(soon_after_another), split(plan, 2, tmp_path))
     assert cancelled == []  # Ray may end the process that cancels a task whose result is just coming in
     assert re.fullmatch("300 connections need [0-9]+ open files, and their process may have 256 .*", str(few.value))
     with pytest.raises(LoadLost) as lost:

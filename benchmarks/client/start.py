@@ -5,13 +5,14 @@
 A process is started and sends a level of ten requests a stream to a listener that notes the first byte it gets. Prints
 the shortest and the median wall time, and the CPU time that the process had used by then: about what the wall time is
 where nobody else wants the core. With --ray it is a Ray task, as in a run: from the moment at which its worker, a new
-one for each, begins it.
+one for each, begins it and has imported nothing of ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import select
 import socket
 import statistics
@@ -22,9 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from orchestrator.cluster.actors import generate
 from orchestrator.cluster.connection import Cluster
 from orchestrator.compose import compose
 from orchestrator.fleet import local_fleet
@@ -85,23 +84,34 @@ def _ray() -> Iterator[None]:
 def _one_task(streams: int, tokens: int) -> tuple[float, float]:
     import ray
 
-    def load(plan: LoadPlan, said: Path) -> Any:  # nested, so that Ray sends it as it is
-        said.write_text(f"{os.getpid()} {time.monotonic()} {_cpu_s(os.getpid())}")
-        return generate(plan)
+    def load(plan: bytes, said: str) -> None:  # names nothing that would have Ray import ours before it begins
+        began_s = time.monotonic()
+        used = Path(f"/proc/{os.getpid()}/schedstat").read_text()
+        Path(said).write_text(f"{os.getpid()} {began_s} {used.split()[0]}")
+        from workers.load.process import generate
+
+        generate(pickle.loads(plan))
+
+    def lives() -> bool:
+        if ray.wait([task], timeout=0)[0]:
+            ray.get(task)  # where it has failed, that says why
+            return False
+        return True
 
     with TemporaryDirectory() as directory, socket.create_server(("127.0.0.1", 0), backlog=streams) as listener:
         endpoint, said = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "m"), Path(directory, "said")
         plan = LoadPlan(endpoint, streams, streams * ROUNDS, tokens, 64, 0, 151_936, 0, 60.0)
-        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(load).remote(plan, said)
-        _wait_for_a_request(listener, lambda: not ray.wait([task], timeout=0)[0])
+        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(load).remote(pickle.dumps(plan), str(said))
+        _wait_for_a_request(listener, lives)
         first_s = time.monotonic()
-        pid, started_s, used_s = said.read_text().split()
-        cpu_s = _cpu_s(int(pid)) - float(used_s)
-    ray.wait([task])  # nobody answers its requests any more
-    return first_s - float(started_s), cpu_s
+        pid, began_s, used_ns = said.read_text().split()
+        cpu_s = _cpu_s(int(pid)) - int(used_ns) / 1e9
+    ray.wait([task], timeout=60)  # nobody answers its requests any more
+    return first_s - float(began_s), cpu_s
 
 
 def _cpu_s(pid: int) -> float:
+    """Return what the main thread of a process has used."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -109,8 +119,11 @@ def _wait_for_a_request(listener: socket.socket, lives: Callable[[], bool]) -> N
     with select.epoll() as poll:
         poll.register(listener, select.EPOLLIN)
         connections: dict[int, socket.socket] = {}
-        while lives():
-            for number, _ in poll.poll(1.0):
+        while True:
+            events = poll.poll(1.0)
+            if not (events or lives()):
+                sys.exit("the load process ended without a request")
+            for number, _ in events:
                 if number != listener.fileno():
                     if connections[number].recv(5) == b"POST ":
                         return
@@ -118,7 +131,6 @@ def _wait_for_a_request(listener: socket.socket, lives: Callable[[], bool]) -> N
                 one, _ = listener.accept()
                 connections[one.fileno()] = one
                 poll.register(one, select.EPOLLIN)
-    sys.exit("the load process ended without a request")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from workers.load.failed import LoadFailed, LoadLost
 from workers.temporary import remove_ownerless
 
 ENDING_S = 1.0
-"""For the tasks beside one that failed to end by themselves: what one fails by, mostly all do, at the same moment. Ray
-ends the process that cancels a task whose result is just coming in ("Tried to complete task that was not pending")."""
+"""Given to the other tasks to end by themselves after one has failed: mostly all fail by the same, at one moment. Ray
+ends the process that cancels a task whose result is just coming in ("Tried to complete task that was not pending", Ray
+2.60, ray-project/ray#54785). So none that has its result is cancelled; one that gets it just then still could be."""
 CANCEL_LIMIT_S = 10.0
 
 
@@ -76,6 +77,7 @@ class SessionActor:
     ) -> None:
         import ray
 
+        from workers.load.process import generate
         from workers.session import Session
 
         remove_ownerless()  # another start's of this session, say: its server is gone from the cards before ours comes
@@ -140,9 +142,10 @@ def together(load: Any, plans: list[Any]) -> list[Any]:
     try:
         results: list[Any] = ray.get(running)
     except BaseException as error:
-        _, going_on = ray.wait(running, num_returns=len(running), timeout=ENDING_S)
-        for task in going_on:
-            ray.cancel(task, force=True)
+        ray.wait(running, num_returns=len(running), timeout=ENDING_S)
+        for task in running:
+            if ray.wait([task], timeout=0)[1]:
+                ray.cancel(task, force=True)
         ray.wait(running, num_returns=len(running), timeout=CANCEL_LIMIT_S)
         if isinstance(error, ray.exceptions.RayTaskError):
             if isinstance(error.cause, LoadFailed):
@@ -151,12 +154,3 @@ def together(load: Any, plans: list[Any]) -> list[Any]:
             raise LoadLost(f"a load process ended early: {type(error).__name__}: {in_a_line(error)}") from None
         raise
     return results
-
-
-def generate(plan: Any) -> Any:
-    """Run one load plan, as a task."""
-    from workers import processes
-    from workers.load import client
-
-    processes.niceness_reset()
-    return client.generate(plan)
