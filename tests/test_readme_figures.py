@@ -189,7 +189,7 @@ def test_the_project_shows_the_first_lines_of_the_kept_runs_answer() -> None:
 HEADLINE = (
     "{} streams on one core at {} % of the ideal load in a closed loop and {} % with Poisson arrivals, p99 gap within "
     "{} ms, at {} and {} of the CPU of `vllm bench serve`, parsing included, by an earlier build in hours of fast "
-    "cores; with slower ones, by the present build, at {} and {} %, within {} and {} ms, at {} and {}. A level that "
+    "cores; with slower ones, by a later build, at {} and {} %, within {} and {} ms, at {} and {}. A level that "
     "the client limited says so: {} of {} in {} seeded runs, none falsely."
 )
 LOOPS = ("Closed loop:", "Poisson arrivals")
