@@ -27,7 +27,7 @@ CLIENTS_SHARE = 2
 """Load processes are no more than one for so many free cores: the others are the servers', this one's and its
 neighbours', whose front ends and engines are busy on cores that they have not bound themselves to. With
 `STREAMS_AGAIN` that bounds what a second try costs, too: as Ray's task each process took 0.9 s of CPU time to start
-and 76 MB (PSS), eight of them, 2026-11-28."""
+and 76 MB (PSS), eight of them, 2026-11-28, when it imported more."""
 
 
 def processes_for(concurrency: int, free_cores: int) -> int:
