@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from contract.failures import FailureClass
 from workers.load import stream as stream_module
-from workers.load.chunks import ChunkReader
+from workers.load.chunks import ChunkReader, chunk_size, size_line
 from workers.load.reads import Reads
 from workers.load.stream import MAX_EVENT_BYTES, Asked, StreamParser, StreamRecord, digest, judge
 
@@ -375,7 +375,7 @@ def test_a_chunk_that_does_not_end_where_its_size_says_breaks_a_body(
     cuts: list[int], skipping: bool, end: bytes
 ) -> None:
     whole = chunked([GOOD_EVENTS[0]])
-    for sized in (b"3\r\nabc\r\n", b""):  # the wrong end in a later chunk, whose size line has been seen, and at once
+    for sized in (b"3\r\nabc\r\n", b""):  # the wrong end in a later chunk, and at once
         wire = sized + whole.replace(b"\n\n\r\n0\r", b"\n\n" + end + b"0\r")
         assert broken_after(wire, cuts, skipping)
         assert broken_after(wire, [len(wire) - 5], skipping)  # one read, one chunk
@@ -616,22 +616,42 @@ def test_an_event_cut_by_a_chunk_is_stamped_by_its_last_byte() -> None:
 )
 def test_skipping_finds_the_same_end_as_reading(sizes: list[int], cuts: list[int], line: bytes, behind: bytes) -> None:
     body = b"".join(line % n + b"\r\n" + b"x" * n + b"\r\n" for n in sizes if n) + b"0\r\n\r\n" + behind
-    for _ in range(2):  # the second time every size line has been seen before
-        reading, skipping = ChunkReader(), ChunkReader()
-        for part in cut(body, cuts):
-            reading.feed(part)
-            assert skipping.skip(part) == reading.ended
-        assert (skipping.ended, skipping.behind) == (True, behind)
+    reading, skipping = ChunkReader(), ChunkReader()
+    for part in cut(body, cuts):
+        reading.feed(part)
+        assert skipping.skip(part) == reading.ended
+    assert (skipping.ended, skipping.behind) == (True, behind)
+
+
+@given(st.integers(0, 10_000))
+def test_a_chunks_first_line_is_told_by_its_length(length: int) -> None:
+    line = size_line(length)
+    whole = line + b"x" * (length - len(line) - 2) + b"\r\n"
+    if line:
+        assert len(whole) == length
+        assert ChunkReader().feed(whole) == [whole[len(line) : -2]]
+    else:  # 1 byte, or the shortest whose size would have a digit more
+        assert length < 6 or chunk_size(size_line(length - 1)[:-2]) in (15, 255, 4095)
 
 
 def test_a_size_line_cut_between_its_line_ends_is_not_lost() -> None:
-    for _ in range(2):
-        reader = ChunkReader()
-        assert [reader.skip(part) for part in (b"4\r", b"\nabcd\r\n", b"4\r\nabcd\r\n0\r\n\r\n")] == [
-            False,
-            False,
-            True,
-        ]
+    reader = ChunkReader()
+    parts = (b"4\r", b"\nabcd\r\n", b"4\r\nabcd\r\n0\r\n\r\n")
+    assert [reader.skip(part) for part in parts] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"1", b"4\r\nabcd\r\n", b"x" * 14 + b"\r\n", b"0\r\n\r\n"),  # in a size line
+        (b"14\r\n", b"4\r\nabcd\r\n", b"x" * 11 + b"\r\n", b"0\r\n\r\n"),  # in a chunk
+        (b"0\r\n", b"4\r\n\r\nab\r\n"),  # in what follows the last chunk: a line, and the end
+    ],
+)
+def test_a_read_that_looks_like_a_chunk_is_none_in_the_middle_of_something(parts: tuple[bytes, ...]) -> None:
+    reader = ChunkReader()
+    assert [reader.skip(part) for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert not reader.broken
 
 
 def test_deep_nesting_is_malformed_on_the_quick_way_too() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-SEEN_LINES = 4096
-_seen: dict[bytes, int] = {}
-"""Size lines that have been read before: looking one up costs a quarter of reading it."""
+import functools
+
 MAX_LINE_BYTES = 1024
 """A longer size or trailer line is no HTTP that we want."""
 
@@ -32,12 +31,10 @@ class ChunkReader:
 
     def skip(self, data: bytes) -> bool:
         """Take the next bytes without looking at the body; return whether that was all: it has ended, or is broken."""
-        if not self._left and not self._rest:
-            line_end = data.find(b"\r\n")
-            size = _seen.get(data[:line_end])
-            ends = size is not None and line_end + 4 + size == len(data) and data[-2:] == b"\r\n"
-            if ends and not self._in_trailer:
-                return False  # one read, one whole chunk, as servers of events write them
+        line = size_line(len(data))
+        whole = data.startswith(line) and data.endswith(b"\r\n") and not self._left and not self._rest
+        if whole and line and not self._in_trailer:
+            return False  # one read, one whole chunk, as servers of events write them
         self.feed(data)
         return self.ended or self.broken
 
@@ -74,11 +71,19 @@ class ChunkReader:
             if length is None:
                 self.broken = True
                 break
-            if length and len(_seen) < SEEN_LINES:
-                _seen[line] = length
             self._in_trailer, self._left = length == 0, length + 2 if length else 0
         self._rest = rest[at:]
         return found
+
+
+@functools.cache
+def size_line(length: int) -> bytes:
+    """Return what a chunk of so many bytes, lines included, begins with as servers write it; nothing if none does."""
+    for digits in range(1, 9):
+        size = length - digits - len(b"\r\n\r\n")
+        if size > 0 and len(line := b"%x\r\n" % size) == digits + 2:
+            return line
+    return b""
 
 
 def chunk_size(line: bytes) -> int | None:

@@ -9,6 +9,7 @@ gives up at anything else.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ import msgspec
 
 from contract.failures import FailureClass
 from contract.rows import Failure
-from workers.load.chunks import ChunkReader
+from workers.load.chunks import ChunkReader, size_line
 from workers.load.reads import Reads
 
 MESSAGE_CHARS = 500
@@ -246,8 +247,6 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 _QUICK_BYTES = 1536
 """An event of more bytes is left to the parser: it may hold a number of more digits than `json` reads (4,300), or more
 levels than Python's stack, and msgspec skips both where nobody asks for them. vLLM's events of a token have 300."""
-_BEGINS = {len(line) + size + 2: line + b"data: " for size in range(8, _QUICK_BYTES) for line in (b"%x\r\n" % size,)}
-"""What a read of so many bytes begins with where it is one HTTP chunk with one event, as servers write them."""
 
 
 def _quick(reads: Reads) -> StreamRecord | None:
@@ -292,8 +291,8 @@ def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
     stamps: list[float] = []
     chunks, rest, between = ChunkReader(), b"", reads.chunked
     for data, at_s in zip(reads.data, reads.at_s, strict=True):
-        begin = _BEGINS.get(len(data))
-        if begin and between and data.startswith(begin) and data.endswith(b"\n\n\r\n"):
+        begin = _begin(len(data))
+        if between and data.startswith(begin) and data.endswith(b"\n\n\r\n"):
             event = data[len(begin) : -4]
             if b"\n" not in event:
                 said.append(event)
@@ -314,6 +313,12 @@ def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
     if rest:
         raise ValueError(rest)
     return said, stamps
+
+
+@functools.cache
+def _begin(length: int) -> bytes:
+    """What a read of so many bytes begins with where it is one HTTP chunk with one event, as servers write them."""
+    return size_line(length) + b"data: "
 
 
 def _is_text(raw: bytes) -> bool:
