@@ -7,7 +7,19 @@ import sys
 
 from mock_openai import MockOpenAI, serving
 
-HEAVY = ("torch", "transformers", "pandas", "pyarrow", "scipy", "vllm", "ray", "pydantic", "omegaconf", "hydra")
+HEAVY = (
+    "torch",
+    "transformers",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "vllm",
+    "orchestrator",
+    "ray",
+    "pydantic",
+    "omegaconf",
+    "hydra",
+)
 
 TASK = """
 import sys
@@ -21,7 +33,7 @@ print(sum(row.ok for row in result.requests), *sorted(sys.modules.keys() & set(s
 """
 
 
-def test_a_load_process_imports_next_to_nothing() -> None:
+def test_a_load_process_imports_nothing_heavy() -> None:
     """Imported when it is started, or only while it sends and judges."""
     with serving(MockOpenAI()) as server:
         command = [sys.executable, "-c", TASK, server.url, *HEAVY]

@@ -18,7 +18,7 @@ from workers.temporary import remove_ownerless
 ENDING_S = 1.0
 """Given to the other tasks to end by themselves after one has failed: mostly all fail by the same, at one moment. Ray
 ends the process that cancels a task whose result is just coming in ("Tried to complete task that was not pending", Ray
-2.60, ray-project/ray#54785). So none that has its result is cancelled; one that gets it just then still could be."""
+2.60; ray-project/ray#54798 tells of the race). None that has its result is cancelled; one may get it just then."""
 CANCEL_LIMIT_S = 10.0
 
 

@@ -31,9 +31,8 @@ class ChunkReader:
 
     def skip(self, data: bytes) -> bool:
         """Take the next bytes without looking at the body; return whether that was all: it has ended, or is broken."""
-        line = size_line(len(data))
-        whole = data.startswith(line) and data.endswith(b"\r\n") and not self._left and not self._rest
-        if whole and line and not self._in_trailer:
+        whole = data.startswith(size_lines(len(data))) and data.endswith(b"\r\n")
+        if whole and not (self._left or self._rest or self._in_trailer or self.broken):
             return False  # one read, one whole chunk, as servers of events write them
         self.feed(data)
         return self.ended or self.broken
@@ -76,14 +75,17 @@ class ChunkReader:
         return found
 
 
-@functools.cache
-def size_line(length: int) -> bytes:
-    """Return what a chunk of so many bytes, lines included, begins with as servers write it; nothing if none does."""
+@functools.lru_cache(4096)
+def size_lines(length: int) -> tuple[bytes, ...]:
+    """Return what a chunk of so many bytes, lines included, begins with: as most servers write it, and in capitals.
+
+    None where a chunk is shorter or longer: 262 bytes are too many for a size of two digits and too few for three.
+    """
     for digits in range(1, 9):
         size = length - digits - len(b"\r\n\r\n")
-        if size > 0 and len(line := b"%x\r\n" % size) == digits + 2:
-            return line
-    return b""
+        if size > 0 and len(b"%x" % size) == digits:
+            return b"%x\r\n" % size, b"%X\r\n" % size
+    return ()
 
 
 def chunk_size(line: bytes) -> int | None:

@@ -18,7 +18,7 @@ import msgspec
 
 from contract.failures import FailureClass
 from contract.rows import Failure
-from workers.load.chunks import ChunkReader, size_line
+from workers.load.chunks import ChunkReader, size_lines
 from workers.load.reads import Reads
 
 MESSAGE_CHARS = 500
@@ -291,9 +291,8 @@ def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
     stamps: list[float] = []
     chunks, rest, between = ChunkReader(), b"", reads.chunked
     for data, at_s in zip(reads.data, reads.at_s, strict=True):
-        begin = _begin(len(data))
-        if between and data.startswith(begin) and data.endswith(b"\n\n\r\n"):
-            event = data[len(begin) : -4]
+        if between and data.startswith(begins := _begins(len(data))) and data.endswith(b"\n\n\r\n"):
+            event = data[len(begins[0]) : -4]
             if b"\n" not in event:
                 said.append(event)
                 stamps.append(at_s)
@@ -315,10 +314,10 @@ def _events(reads: Reads) -> tuple[list[bytes], list[float]]:
     return said, stamps
 
 
-@functools.cache
-def _begin(length: int) -> bytes:
+@functools.lru_cache(4096)
+def _begins(length: int) -> tuple[bytes, ...]:
     """What a read of so many bytes begins with where it is one HTTP chunk with one event, as servers write them."""
-    return size_line(length) + b"data: "
+    return tuple(line + b"data: " for line in size_lines(length))
 
 
 def _is_text(raw: bytes) -> bool:
