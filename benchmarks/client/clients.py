@@ -15,11 +15,15 @@ import select
 import socket
 import sys
 import time
-from typing import Any
+import zlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from contract.arrivals import ArrivalProcess, Arrivals, Stage
+
+if TYPE_CHECKING:
+    from workers.load.plan import LoadPlan, LoadResult
 
 PROMPT_TOKENS = 16
 
@@ -27,6 +31,28 @@ PROMPT_TOKENS = 16
 def poisson_s(rate: float, requests: int, seed: str) -> list[float]:
     """Return when so many requests are due, from the first on."""
     return list(Arrivals(ArrivalProcess.POISSON, rate, (Stage(1),)).times(requests, seed))
+
+
+def said(plan: LoadPlan, result: LoadResult) -> list[tuple[Any, ...]]:
+    """Return what our client says of each request: (its body's CRC-32, when due, sent, first and last chunk, gaps).
+
+    In seconds, on the monotonic clock.
+    """
+    from workers.load.bodies import prepare
+
+    crcs = {each.ordinal: zlib.crc32(each.body) for each in prepare(plan) if each is not None}
+    from_s = result.started_monotonic_s
+    return [
+        (
+            crcs[row.ordinal],
+            None if row.due_s is None else from_s + row.due_s,
+            from_s + row.sent_s,
+            from_s + row.sent_s + (row.ttft_s or 0),
+            from_s + row.sent_s + (row.e2e_s or 0),
+            [gap / 1e6 for gap in row.gaps_us],
+        )
+        for row in result.requests
+    ]
 
 
 def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict[str, Any]:
@@ -55,6 +81,7 @@ def ours(port: int, streams: int, rounds: int, tokens: int, rate: float) -> dict
         "gap_p50_ms": float(np.percentile(gaps, 50)),
         "gap_p99_ms": float(np.percentile(gaps, 99)),
         "limits": client_limits(result),
+        "said": said(plan, result),
     }
 
 

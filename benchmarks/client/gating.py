@@ -32,7 +32,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -41,13 +40,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from clients import poisson_s
+from clients import poisson_s, said
 from truth import truth_server
-from verdicts import HEAD, Told, Verdict, blame, table
+from verdicts import HEAD, Verdict, blame, held_against, table
 
 from analysis.load.request_notes import CLIENT_WAIT_SHARE
 from workers.load import event_loop
-from workers.load.bodies import prepare
 from workers.load.client import run_load
 from workers.load.endpoint import Endpoint
 from workers.load.limits import added_s, client_limits, connecting_s, send_delay_s
@@ -171,14 +169,10 @@ def one(run: Run, cores: list[int]) -> dict[str, Any]:
                     time.sleep(0.1 + 0.2 * run.strength)
                     server.process.send_signal(signal.SIGCONT)
                     time.sleep(0.3)
-            said, _ = process.communicate(timeout=300)
-        seen: dict[str, Any] = json.loads(said)
+            printed, _ = process.communicate(timeout=300)
+        seen: dict[str, Any] = json.loads(printed)
         logged = server.by_body()
-    told = [
-        Told(*stamps, arrived_s=logged[crc][0], writes_s=logged[crc][1], due_s=due_s)
-        for crc, due_s, *stamps in seen.pop("requests")
-    ]
-    seen["blame"] = blame(told, run.streams)
+    seen["blame"] = blame(held_against(logged, seen.pop("requests")), run.streams)
     return seen
 
 
@@ -210,22 +204,10 @@ def client(run: Run, port: int, cores: list[int]) -> dict[str, Any]:
         result = merge(list(pool.map(_send, parts, stalls)))
     failed = [row for row in result.requests if not row.ok]
     assert not failed, failed[0]
-    crcs = {each.ordinal: zlib.crc32(each.body) for each in prepare(plan) if each is not None}
-    from_s = result.started_monotonic_s
     return {
         "limits": client_limits(result),
         "noted": _noted(result),
-        "requests": [
-            (
-                crcs[row.ordinal],
-                None if row.due_s is None else from_s + row.due_s,
-                from_s + row.sent_s,
-                from_s + row.sent_s + (row.ttft_s or 0),
-                from_s + row.sent_s + (row.e2e_s or 0),
-                [gap / 1e6 for gap in row.gaps_us],
-            )
-            for row in result.requests
-        ],
+        "requests": said(plan, result),
         "delay_p99_ms": (send_delay_s(result.requests) or 0) * 1000,
         "connect_p99_ms": (connecting_s(result.requests) or 0) * 1000,
         "share": result.achieved_share,

@@ -6,7 +6,8 @@ In turns: `floor`, `ours`, `bench`, and those of `guidellm`, `aiperf` and `infer
 environment of its own: `PATH=$PATH:/path/to/its/bin`), or what --clients names.
 With --poisson requests arrive at random, at the rate that keeps as many in flight on average, and tools are left out.
 Two cores: the server on the first, the client of the moment on the second. 64 tokens a request, 10 ms apart. Prints
-medians over the runs, and ours over each other client's CPU; truth is what the server logged in the same run.
+medians over the runs, and ours over each other client's CPU; truth is what the server logged in the same run, and
+by its log ours is the limit where `gating.py` would say so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from peers import PEERS, Job, measure
 from truth import truth_server
+from verdicts import blame, held_against
 
 from orchestrator.compose import compose
 from orchestrator.models import resolve
@@ -80,6 +82,8 @@ def _one(name: str, streams: int, options: argparse.Namespace, directory: Path, 
         else:
             figures = _own(name, streams, options, server.port, model)
     requests = server.requests()
+    if "said" in figures:
+        figures["blame"] = blame(held_against(server.by_body(), figures.pop("said")), streams)
     if name in PEERS:
         whole = sum(len(writes) == TOKENS for _, writes in requests)
         if whole != len(requests) or whole != streams * options.rounds:
@@ -141,9 +145,10 @@ def _print(streams: int, found: dict[str, list[dict[str, Any]]]) -> None:
     for name in found:
         cells = [f"{median(name, key):.1%}" if key == "share" else f"{median(name, key):.1f}" for key in keys]
         print(f"| {name} | {' | '.join(cells)} |")
-    limits = [run["limits"] for run in found.get("ours", []) if run["limits"]]
-    if limits:
-        print(f"ours calls itself the limit in {len(limits)} of {len(found['ours'])} runs: {'; '.join(limits[-1])}")
+    for words, key in (("calls itself", "limits"), ("by the server's log is", "blame")):
+        named = [run[key] for run in found.get("ours", []) if run[key]]
+        if named:
+            print(f"ours {words} the limit in {len(named)} of {len(found['ours'])} runs: {'; '.join(named[-1])}")
     for line in ratios(found):
         print(line)
     sys.stdout.flush()

@@ -1,15 +1,16 @@
 """Was the client of a run the limit, by the log of a server whose truth is known? And how often was that told? Pure.
 
-Used by `gating.py`. Nothing here is taken from what a client says of itself but the stamps of its requests, each held
-against the same request in the server's log.
+Used by `gating.py` and `run.py`. Nothing here is taken from what a client says of itself but the stamps of its
+requests, each held against the same request in the server's log.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,13 @@ class Told:
     """The server's."""
     due_s: float | None = None
     """Of an open loop."""
+
+
+def held_against(logged: Mapping[int, tuple[float, Sequence[float]]], said: Iterable[Sequence[Any]]) -> list[Told]:
+    """Return requests by both sides: `truth.TruthServer.by_body` and `clients.said`, joined by their bodies."""
+    return [
+        Told(*stamps, arrived_s=logged[crc][0], writes_s=logged[crc][1], due_s=due_s) for crc, due_s, *stamps in said
+    ]
 
 
 def blame(told: Sequence[Told], streams: int) -> list[str]:
