@@ -14,6 +14,8 @@ import argparse
 import statistics
 import time
 
+from truth_server import DONE, LAST, TOKEN, USAGE, chunk
+
 from workers.load.reads import Reads
 from workers.load.sent import Sent, row_of
 from workers.load.stream import Asked
@@ -23,38 +25,19 @@ ANSWERS, AT_A_TIME, TOKENS = 1500, 100, 64
 ROUNDS = 50_000
 FULL = 1.15
 """What a round may take beside the shortest, where the core has its full pace: as full as it was in this run."""
-CHUNK = (
-    '{"id":"cmpl-1f0a3c6b9d6f4c0e8f3b7a2d5e9c1b4a","object":"text_completion","created":1795942260,"model":"m",'
-    '"choices":[%s],"usage":%s}'
-)
-CHOICE = (
-    '{"index":0,"text":" tok%d","logprobs":null,"finish_reason":%s,"stop_reason":null,"prompt_token_ids":null,'
-    '"token_ids":null}'
-)
-USAGE = '{"prompt_tokens":16,"total_tokens":80,"completion_tokens":64}'
 
 
 def answers() -> list[Sent]:
-    """Return what came back of as many requests, a read a chunk, as vLLM writes them."""
-    made = [
-        Sent(at, Asked(TOKENS, True, 16), Answer(0.0, status=200, reads=Reads(chunked=True))) for at in range(ANSWERS)
-    ]
-    for token in range(TOKENS + 3):
+    """Return what came back of as many requests of the truth server: a read a chunk, each in memory of its own."""
+    asked = Asked(TOKENS, ignore_eos=True, prompt_tokens=16)
+    made = [Sent(at, asked, Answer(0.0, status=200, reads=Reads(chunked=True))) for at in range(ANSWERS)]
+    usage = chunk(USAGE % (16, 16 + TOKENS, TOKENS))
+    for index, read in enumerate([*[TOKEN] * (TOKENS - 1), LAST, usage, DONE]):
         for at, each in enumerate(made):
-            each.answer.reads.data.append(_read(token, at))
-            each.answer.reads.at_s.append(0.01 * token + 1e-5 * at)
-            each.ended_s = each.answer.reads.at_s[-1]
+            each.answer.reads.data.append(bytes(bytearray(read)))
+            each.ended_s = 0.01 * index + 1e-5 * at
+            each.answer.reads.at_s.append(each.ended_s)
     return made
-
-
-def _read(token: int, stream: int) -> bytes:
-    if token < TOKENS:
-        reason = '"length"' if token == TOKENS - 1 else "null"
-        said = CHUNK % (CHOICE % ((token * stream) % 1000, reason), "null")
-    else:
-        said = CHUNK % ("", USAGE) if token == TOKENS else "[DONE]"
-    event = f"data: {said}\n\n".encode()
-    return b"%x\r\n%b\r\n" % (len(event), event) if token < TOKENS + 2 else b"0\r\n\r\n"
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ class ChunkReader:
 def size_lines(length: int) -> tuple[bytes, ...]:
     """Return what a chunk of so many bytes, lines included, begins with: as most servers write it, and in capitals.
 
-    None where a chunk is shorter or longer: 262 bytes are too many for a size of two digits and too few for three.
+    Nothing where a chunk is shorter or longer: 262 bytes are too many for a size of two digits and too few for three.
     """
     for digits in range(1, 9):
         size = length - digits - len(b"\r\n\r\n")
