@@ -82,7 +82,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one server, summed over its cards; of the CPU backend a sum of PSS."""
+    """Of one server, summed over its cards, less what they held before it; of the CPU backend a sum of PSS."""
 
     status: str
     ready_bytes: int | None = None
@@ -125,6 +125,8 @@ class Setting:
     """Concurrencies that the servers of the longest length had; none: no load."""
     repeats: int
     """Of each level on one server."""
+    side_by_side: bool = False
+    """Whether the servers of all rounds were up at once, and had the levels in turns."""
 
 
 @dataclass(slots=True)
@@ -227,7 +229,9 @@ def in_words(setting: Setting, servers: Sequence[Server]) -> str:
     eager = [kinds.get(value, value) for value in told_by(servers, "enforce_eager")]
     seats = " and ".join(told_by(servers, "max_num_seqs")) or "not told"
     asked = " ".join([setting.model, *setting.overrides])
-    return f"{asked} on {setting.device}: {' and '.join(eager) or 'eager or not: not told'}, max_num_seqs {seats}"
+    beside = ", side by side" if setting.side_by_side else ""
+    ran = " and ".join(eager) or "eager or not: not told"
+    return f"{asked} on {setting.device}: {ran}, max_num_seqs {seats}{beside}"
 
 
 def _compare_starts(length: int, pairs: Sequence[Pair]) -> None:

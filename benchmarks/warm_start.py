@@ -1,7 +1,7 @@
 """Cold and warm starts in turns on one card, or the CPU build: how long until ready, and whether anything else differs.
 
     python benchmarks/warm_start.py [OVERRIDE...] [--model tiny] [--lengths 512 1024] [--rounds 3] [--levels 1 16 64]
-        [--repeats 3] [--save FILE]
+        [--repeats 3] [--side-by-side] [--save FILE]
     python benchmarks/warm_start.py --read FILE...
 
 First a server of each length is started cold and thrown away, for it may have to compile. Each round then starts a
@@ -9,11 +9,13 @@ server of each length once each way; the order of the two alternates. A round ha
 has: what chance gives all forks of one import alike (where its memory lies, the seed of its hashes) is the round's. Of
 each it takes the seconds to ready and where they went, memory, and the configuration that the server says it has
 (`/server_info`); with `--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the
-mean counts as one. A level of which some requests would wait for others is refused, with what to set. OVERRIDEs are
-Hydra's, as of `python -m orchestrator`; servers are those of its committed mode, eager without
-`server.enforce_eager=false`. Ctrl-C ends it with what is there. `--save` writes what each server has shown as soon as
-it is stopped; `--read` starts nothing and pools such files, of the same arguments on machines of one kind, each round
-with its own two servers.
+mean counts as one. With `--side-by-side` the longest servers of all rounds stay up on that card, and are sent the
+levels in turns afterwards, in an order that chance gives anew each time: what the machine does in one minute and not in
+the next is in all of them alike, and they are minutes old, not seconds. A level of which some requests would wait for
+others is refused, with what to set. OVERRIDEs are Hydra's, as of `python -m orchestrator`; servers are those of its
+committed mode, eager without `server.enforce_eager=false`. Ctrl-C ends it with what is there, of turns with whole ones.
+`--save` writes what each server has shown as soon as it is stopped, side by side after each turn; `--read` starts
+nothing and pools such files, of the same arguments on machines of one kind, each round with its own two servers.
 
 Prints how the servers ran (eager or with CUDA graphs, `max_num_seqs`: their own words); medians and their ratio; the
 keys of the configuration that differ among all rounds of both ways, less paths and names made for one server, which
@@ -46,11 +48,12 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,7 +63,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.warm_equivalence import MIB, Go, Level, Memory, Server, Setting, differing, read, save, verdict
-from contract.rows import MEASURED, SessionRow
+from contract.rows import MEASURED, PointRow, SessionRow
 from contract.specs import Point, PointKind, Purpose, SessionSpec, Start
 from orchestrator import sizing
 from orchestrator.compose import compose
@@ -94,27 +97,57 @@ def _go(options: argparse.Namespace) -> Go:
     if len(kinds := kinds_of_cards()) > 1:
         raise ValueError(f"no run forks on a machine whose cards are of several kinds: {', '.join(kinds)}")
     specs = planned(options.model, options.lengths, options.levels, options.overrides)
-    go = Go(
-        Setting(options.model, options.overrides, specs[0].device, options.lengths, options.levels, options.repeats)
-    )
+    device, beside = specs[0].device, options.side_by_side
+    setting = Setting(
+        options.model, options.overrides, device, options.lengths, options.levels, options.repeats, beside
+    )  # fmt: skip
+    go = Go(setting)
     number = 0
-    try:
-        for spec in specs:  # else the first round's cold servers compile, and those after them do not
-            first = _start(replace(spec, start=Start.COLD), None, -1, [])
-            print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
-        for number in range(options.rounds):
-            with _warm_parent(specs[0]) as parent:
-                for spec in specs:
-                    for start in order(number):
-                        levels = options.levels * options.repeats if spec is specs[-1] else []
-                        go.servers.append(_start(replace(spec, start=start), parent, number, levels))
-                        if options.save is not None:
-                            save(go, options.save)
-    except KeyboardInterrupt:
-        print(f"interrupted in round {number + 1} of {options.rounds}")
-    except NotWarm as error:  # what is there is kept
-        print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
+    staying: list[Running] = []
+    with contextlib.ExitStack() as up:
+        try:
+            for spec in specs:  # else the first round's cold servers compile, and those after them do not
+                first = _start(replace(spec, start=Start.COLD), None, -1, [])
+                print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
+            for number in range(options.rounds):
+                with _warm_parent(specs[0]) as parent:
+                    for spec in specs:
+                        for start in order(number):
+                            started = replace(spec, start=start)
+                            if beside and spec is specs[-1]:
+                                staying.append(up.enter_context(_running(started, parent, number)))
+                                go.servers.append(staying[-1].server)
+                            else:
+                                levels = options.levels * options.repeats if spec is specs[-1] else []
+                                go.servers.append(_start(started, parent, number, levels))
+                            _save(go, options.save)
+            if staying:
+                for _ in _turns(go, staying):
+                    _save(go, options.save)
+        except KeyboardInterrupt:  # of turns the last whole one is there
+            print(f"interrupted in round {number + 1} of {options.rounds}")
+        except NotWarm as error:  # what is there is kept
+            print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
     return go
+
+
+def _save(go: Go, path: Path | None) -> None:
+    if path is not None:
+        save(go, path)
+
+
+def _turns(go: Go, servers: list[Running]) -> Iterator[None]:
+    """Send the levels to servers that are all up, and yield after each turn; only whole ones are kept."""
+    chance = random.Random(0)
+    for turn in range(go.setting.repeats):
+        found: list[list[Level]] = [[] for _ in servers]
+        for level in go.setting.levels:
+            for at in chance.sample(range(len(servers)), len(servers)):
+                found[at].append(servers[at].measured(level, len(found[at])))
+        for each, its in zip(servers, found, strict=True):
+            each.server.levels.extend(its)
+        go.setting = replace(go.setting, repeats=turn + 1)
+        yield
 
 
 @contextlib.contextmanager
@@ -144,6 +177,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="*", default=[], help="concurrency; none: no load")
     parser.add_argument("--repeats", type=int, default=3, help="of each level on one server, at least 2")
+    parser.add_argument("--side-by-side", action="store_true", help="levels in turns on servers that are all up")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write what was seen, as JSON")
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="start nothing: pool what was saved")
     parser.add_argument("--within", type=float, default=0.05, help="share of tok/s and p95 to print a verdict at, too")
@@ -155,6 +189,8 @@ def _options() -> argparse.Namespace:
         parser.error("--levels: each once; --repeats says how often it is sent")
     if options.levels and options.repeats < 2:
         parser.error("--repeats must be at least 2: only repeats on one server tell what one scatters by")
+    if options.side_by_side and not options.levels:
+        parser.error("--side-by-side is for load: name --levels")
     if options.save is not None and options.save.exists():
         parser.error(f"--save {options.save} is there already")
     return options
@@ -189,8 +225,29 @@ def crowded(level: int, spec: SessionSpec, fleet: Fleet) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that is up: its session, and what it has shown so far."""
+
+    session: Session
+    server: Server
+
+    def measured(self, concurrency: int, number: int) -> Level:
+        """Send a level; `number` tells it from others of this server that are not among `server.levels` yet."""
+        return _measured(self.session, _level(concurrency, 1000 * self.server.round + len(self.server.levels) + number))
+
+
 def _start(spec: SessionSpec, warm_parent: Path | None, number: int, levels: list[int]) -> Server:
     """Start one server, read it, send the levels, stop it."""
+    with _running(spec, warm_parent, number) as running:
+        for level in levels:
+            running.server.levels.append(running.measured(level, 0))
+    return running.server
+
+
+@contextlib.contextmanager
+def _running(spec: SessionSpec, warm_parent: Path | None, number: int) -> Iterator[Running]:
+    """Start one server and read it; stop it in the end."""
     cards = [card.id for card in visible_cards()][: spec.gpus]
     # load processes of its own: one binds itself to cores, which servers must not inherit
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
@@ -206,25 +263,28 @@ def _start(spec: SessionSpec, warm_parent: Path | None, number: int, levels: lis
             assert row.ready_s is not None
             cpu_s, configuration = _cpu_s(row.server_pid or 0), _configuration(session)
             memory = session.measure(next(point for point in spec.points if point.kind is PointKind.MEMORY))
+            load = os.getloadavg()[0]
+            length = spec.server.max_model_len
+            print(f"{spec.start} {length:6}: ready in {row.ready_s:5.1f} s, load {load:.1f}", flush=True)
             if memory.status != MEASURED:
                 print(f"  memory: {memory.status}: {memory.failure_message}", flush=True)
-            found = [_measured(session, _level(level, 1000 * number + count)) for count, level in enumerate(levels)]
+            phases = {phase.name: phase.seconds for phase in row.phases}
+            yield Running(
+                session,
+                Server(
+                    number, spec.start, length, _machine(row), row.ready_s, cpu_s, phases, configuration,
+                    _memory(memory),
+                ),
+            )  # fmt: skip
         finally:
             session.stop()
-    load = os.getloadavg()[0]
-    print(f"{spec.start} {spec.server.max_model_len:6}: ready in {row.ready_s:5.1f} s, load {load:.1f}", flush=True)
-    return Server(
-        number,
-        spec.start,
-        spec.server.max_model_len,
-        _machine(row),
-        row.ready_s,
-        cpu_s,
-        {phase.name: phase.seconds for phase in row.phases},
-        configuration,
-        Memory(memory.status, memory.mem_ready_bytes, memory.mem_loaded_bytes),
-        found,
-    )
+
+
+def _memory(row: PointRow) -> Memory:
+    """Of this server alone: others may be on its cards."""
+    before = row.mem_baseline_bytes or 0
+    ready, loaded = (None if each is None else each - before for each in (row.mem_ready_bytes, row.mem_loaded_bytes))
+    return Memory(row.status, ready, loaded)
 
 
 def _machine(row: SessionRow) -> str:

@@ -1,10 +1,11 @@
 """benchmarks/warm_start.py: what it calls equivalent, what it does not pass over, and what it pools."""
 
+import contextlib
 import math
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -594,7 +595,7 @@ class FakeSession:
     def measure(self, point: Point) -> Any:
         if point.kind is PointKind.MEMORY:
             return SimpleNamespace(
-                status=FAILED, failure_message="gone", mem_ready_bytes=None, mem_loaded_bytes=None
+                status=FAILED, failure_message="gone", mem_baseline_bytes=0, mem_ready_bytes=None, mem_loaded_bytes=None
             )  # fmt: skip
         limited = point.concurrency == 64
         return SimpleNamespace(
@@ -651,6 +652,96 @@ def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatc
     with pytest.raises(SystemExit):
         warm_start.main()
     assert [(each.round, each.start) for each in read(file).servers] == [(0, Start.COLD), (0, Start.WARM)]
+
+
+def side_by_side(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends_at: int | None = None
+) -> tuple[list[tuple[int, Start, int]], int]:
+    """Run it with servers that stay up; `ends_at`: the level, counted, at which Ctrl-C comes. Returns which server had
+    which level, in order, and the exit code; what was saved is in `tmp_path`."""
+    sent: list[tuple[int, Start, int]] = []
+    up: set[int] = set()
+
+    class Fake(warm_start.Running):
+        def measured(self, concurrency: int, number: int) -> Level:
+            assert len(up) == 4, "a server was stopped, or not started yet"
+            if len(sent) == ends_at:
+                raise KeyboardInterrupt
+            sent.append((self.server.round, self.server.start, concurrency))
+            tok_s = 100.0 + len(sent) % 3
+            return Level(concurrency, MEASURED, tok_s, 100 / tok_s)
+
+    @contextlib.contextmanager
+    def running(spec: SessionSpec, _parent: object, number: int) -> Iterator[warm_start.Running]:
+        made = server(number, spec.start)
+        up.add(id(made))
+        yield Fake(SimpleNamespace(), made)  # type: ignore[arg-type]
+        up.remove(id(made))
+
+    arguments = ["--lengths", "512", "--rounds", "2", "--levels", "1", "4", "--repeats", "3", "--side-by-side"]
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", *arguments, "--save", str(tmp_path / "seen.json")])
+    monkeypatch.setattr(warm_start, "_start", lambda *_: server(-1, Start.COLD))
+    monkeypatch.setattr(warm_start, "_running", running)
+    monkeypatch.setattr(warm_start, "parent_for", lambda *_: SimpleNamespace(socket="/none", close=lambda: None))
+    monkeypatch.setattr(warm_start, "offer", lambda *_: SimpleNamespace(close=lambda: None))
+    exit_code = warm_start.main()
+    assert not up
+    return sent, exit_code
+
+
+def test_servers_side_by_side_have_each_level_in_turns_while_all_are_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent, _ = side_by_side(monkeypatch, tmp_path)
+    everybody = sorted((number, start) for number in range(2) for start in Start)
+    orders = set()
+    for at, level in enumerate([1, 4] * 3):
+        turn = sent[4 * at : 4 * at + 4]
+        assert {each[2] for each in turn} == {level}
+        assert sorted(each[:2] for each in turn) == everybody
+        orders.add(tuple(each[:2] for each in turn))
+    assert len(orders) > 1, "who begins must not be the same each time"
+    said = capsys.readouterr().out
+    assert "side by side" in said
+    assert "tok/s: warm / cold with 90 % interval, from 2 rounds in 1 goes" in said
+    saved = read(tmp_path / "seen.json")
+    assert [[row.concurrency for row in each.levels] for each in saved.servers] == [[1, 4] * 3] * 4
+
+
+def test_of_turns_that_are_interrupted_the_whole_ones_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    side_by_side(monkeypatch, tmp_path, ends_at=2 * 8 + 5)
+    said = capsys.readouterr().out
+    assert "interrupted" in said
+    assert "tok/s: warm / cold with 90 % interval, from 2 rounds in 1 goes" in said
+    assert "NOT compared" not in said
+    saved = read(tmp_path / "seen.json")
+    assert saved.setting.repeats == 2
+    assert {len(each.levels) for each in saved.servers} == {4}
+
+
+def test_turns_of_which_none_is_whole_compare_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert side_by_side(monkeypatch, tmp_path, ends_at=5)[1] == 1
+    assert "concurrency 1: NOT compared, 4 of 4 servers did not have it 3 times" in capsys.readouterr().out
+
+
+def test_side_by_side_is_not_pooled_with_one_after_the_other_nor_asked_for_without_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = rounds(count=1)
+    assert differing([one, Go(replace(one.setting, side_by_side=True), one.servers)]) == ["side_by_side"]
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--side-by-side"])
+    with pytest.raises(SystemExit):
+        warm_start.main()
+    assert "name --levels" in capsys.readouterr().err
+
+
+def test_memory_is_what_came_since_the_server_was_started() -> None:
+    row = SimpleNamespace(status=MEASURED, mem_baseline_bytes=100, mem_ready_bytes=150, mem_loaded_bytes=170)
+    assert warm_start._memory(row) == Memory(MEASURED, 50, 70)  # type: ignore[arg-type]
 
 
 def test_what_no_run_forks_on_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
