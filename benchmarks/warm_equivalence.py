@@ -427,7 +427,7 @@ def _compare_levels(setting: Setting, goes: Sequence[Sequence[Pair]], within: fl
     equivalent = [len(known) == len(setting.levels)]
     for metric, column in METRICS.items():
         print(f"{metric}: warm / cold with 90 % interval, from {sum(map(len, goes))} rounds in {len(goes)} goes")
-        spreads = [_spread_on_one_server(level, column, goes) for level in known]
+        spreads = [_spread_on_one_server(level, column, goes, setting.side_by_side) for level in known]
         for level, own in zip(known, spreads, strict=True):
             cells = [_means(level, column, pairs) for pairs in goes]
             found, scatter = ratio(cells, len(known) * len(METRICS)), repeat_sd(own, spreads)
@@ -468,10 +468,32 @@ def _all_measured(level: int, repeats: int, goes: Sequence[Sequence[Pair]]) -> b
     return not missing
 
 
-def _spread_on_one_server(level: int, column: str, goes: Sequence[Sequence[Pair]]) -> Spread:
-    """Of a level's repeats on a cold server about its mean, over all cold servers."""
-    found = [spread(_repeats(level, column, pair.cold)) for pairs in goes for pair in pairs]
+def _spread_on_one_server(level: int, column: str, goes: Sequence[Sequence[Pair]], side_by_side: bool) -> Spread:
+    """Of a level's repeats on a cold server about its mean, over all cold servers.
+
+    `side_by_side`: about the mean of the turn, too, which all servers share; what a machine does from turn to turn is
+    not in the comparison of the two ways, so it must not be in what they are held against.
+    """
+    found = [
+        _about_turns(level, column, pairs) if side_by_side else _about_servers(level, column, pairs) for pairs in goes
+    ]
     return Spread(math.fsum(each.squares for each in found), sum(each.df for each in found))
+
+
+def _about_servers(level: int, column: str, pairs: Sequence[Pair]) -> Spread:
+    found = [spread(_repeats(level, column, pair.cold)) for pair in pairs]
+    return Spread(math.fsum(each.squares for each in found), sum(each.df for each in found))
+
+
+def _about_turns(level: int, column: str, pairs: Sequence[Pair]) -> Spread:
+    """A turn's mean is of these servers and takes 1/n of the squares away; that is made good, and the degrees of
+    freedom, which only weigh levels, are left as they are."""
+    logs = [[math.log(v) for v in _repeats(level, column, each)] for pair in pairs for each in pair]
+    turns = [math.fsum(turn) / len(logs) for turn in zip(*logs, strict=True)]
+    cold = [[math.exp(v - turn) for v, turn in zip(its, turns, strict=True)] for its in logs[::2]]
+    found = [spread(values) for values in cold]
+    share = 1 - 1 / len(logs)
+    return Spread(math.fsum(each.squares for each in found) / share, sum(each.df for each in found))
 
 
 def _means(level: int, column: str, pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:

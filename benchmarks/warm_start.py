@@ -11,24 +11,25 @@ each it takes the seconds to ready and where they went, memory, and the configur
 (`/server_info`); with `--levels` also tok/s and p95 on the longest server, each level `--repeats` times, of which the
 mean counts as one. With `--side-by-side` the longest servers of all rounds stay up on that card, and are sent the
 levels in turns afterwards, in an order that chance gives anew each time: what the machine does in one minute and not in
-the next is in all of them alike, and they are minutes old, not seconds. A level of which some requests would wait for
-others is refused, with what to set. OVERRIDEs are Hydra's, as of `python -m orchestrator`; servers are those of its
-committed mode, eager without `server.enforce_eager=false`. Ctrl-C ends it with what is there, of turns with whole ones.
-`--save` writes what each server has shown as soon as it is stopped, side by side after each turn; `--read` starts
-nothing and pools such files, of the same arguments on machines of one kind, each round with its own two servers.
+the next is in all of them alike, and they are minutes old, not seconds. Where not all fit, whole rounds of those that
+do. A level of which some requests would wait for others is refused, with what to set. OVERRIDEs are Hydra's, as of
+`python -m orchestrator`; servers are those of its committed mode, eager without `server.enforce_eager=false`. Ctrl-C
+ends it with what is there, of turns with whole ones. `--save` writes what each server has shown as soon as it is
+stopped, side by side after each turn; `--read` starts nothing and pools such files, of the same arguments on machines
+of one kind, each round with its own two servers.
 
 Prints how the servers ran (eager or with CUDA graphs, `max_num_seqs`: their own words); medians and their ratio; the
 keys of the configuration that differ among all rounds of both ways, less paths and names made for one server, which
 must differ; the least and the most memory at each length, when ready and after a load, and its growth between lengths;
 and for each level the 90 % interval of warm over cold. Where it is inside what one repeat on one cold server scatters
-by (a standard deviation either way; of its own level where levels scatter differently), and inside 10 % where that is
-less, two one-sided t-tests (TOST, Schuirmann 1987) at 5 % each say that the two are equivalent. Noise is that of whole
-servers at that level. Simulated, of one metric at three levels: a difference as large as the margin passes at a level
-in 5 to 8 of a hundred runs (the margin is an estimate, too); two ways that do not differ pass at all levels in nine of
-ten with 12 rounds of 3 repeats, or 8 of 5, where servers are all alike, in four or five of ten where they differ by
-half of what a repeat scatters by, and hardly ever with 4 rounds. The same verdict at a fixed share (`--within`) stands
-beside it and decides nothing. The ratio of the two ways' variances is printed, too; one beyond chance (5 % for all of
-them together) is a difference.
+by (a standard deviation either way; of its own level where levels scatter differently; side by side about the mean of
+each turn), and inside 10 % where that is less, two one-sided t-tests (TOST, Schuirmann 1987) at 5 % each say that the
+two are equivalent. Noise is that of whole servers at that level. Simulated, of one metric at three levels: a difference
+as large as the margin passes at a level in 5 to 8 of a hundred runs (the margin is an estimate, too); two ways that do
+not differ pass at all levels in nine of ten with 12 rounds of 3 repeats, or 8 of 5, where servers are all alike, in
+four or five of ten where they differ by half of what a repeat scatters by, and hardly ever with 4 rounds. The same
+verdict at a fixed share (`--within`) stands beside it and decides nothing. The ratio of the two ways' variances is
+printed, too; one beyond chance (5 % for all of them together) is a difference.
 
 Memory of cards, the least and the most of either way in one go, may be `--memory-within-mib` apart when ready. After a
 load it differs from one cold server to the next by what torch keeps: there the two ways may be as far apart as two cold
@@ -51,6 +52,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -93,42 +95,61 @@ def main() -> int:
     return verdict(goes, options.within, options.memory_within_mib * MIB)
 
 
+class NotStarted(Exception):
+    """Why a server is not up, or not in the way that was asked for."""
+
+
 def _go(options: argparse.Namespace) -> Go:
     if len(kinds := kinds_of_cards()) > 1:
         raise ValueError(f"no run forks on a machine whose cards are of several kinds: {', '.join(kinds)}")
     specs = planned(options.model, options.lengths, options.levels, options.overrides)
-    device, beside = specs[0].device, options.side_by_side
-    setting = Setting(
-        options.model, options.overrides, device, options.lengths, options.levels, options.repeats, beside
+    if options.side_by_side and specs[0].device == "cpu" and len(specs) > 1:
+        raise ValueError("--side-by-side: one length on the CPU backend, where a server's memory counts its neighbours")
+    go = Go(
+        Setting(
+            options.model, options.overrides, specs[0].device, options.lengths, options.levels, options.repeats,
+            options.side_by_side,
+        )
     )  # fmt: skip
-    go = Go(setting)
-    number = 0
-    staying: list[Running] = []
-    with contextlib.ExitStack() as up:
-        try:
-            for spec in specs:  # else the first round's cold servers compile, and those after them do not
-                first = _start(replace(spec, start=Start.COLD), None, -1, [])
-                print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
-            for number in range(options.rounds):
-                with _warm_parent(specs[0]) as parent:
-                    for spec in specs:
-                        for start in order(number):
-                            started = replace(spec, start=start)
-                            if beside and spec is specs[-1]:
-                                staying.append(up.enter_context(_running(started, parent, number)))
-                                go.servers.append(staying[-1].server)
-                            else:
-                                levels = options.levels * options.repeats if spec is specs[-1] else []
-                                go.servers.append(_start(started, parent, number, levels))
-                            _save(go, options.save)
-            if staying:
+    try:
+        with contextlib.ExitStack() as up:
+            if staying := _rounds(go, specs, options, up):
                 for _ in _turns(go, staying):
                     _save(go, options.save)
-        except KeyboardInterrupt:  # of turns the last whole one is there
-            print(f"interrupted in round {number + 1} of {options.rounds}")
-        except NotWarm as error:  # what is there is kept
-            print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
+    except KeyboardInterrupt:  # of turns the last whole one is there
+        print("interrupted: what follows is of what was there")
     return go
+
+
+def _rounds(go: Go, specs: list[SessionSpec], options: argparse.Namespace, up: contextlib.ExitStack) -> list[Running]:
+    """Start the servers of all rounds. Returns those that stay up, of rounds that have both; `up` stops them."""
+    staying: list[Running] = []
+    number = 0
+    try:
+        for spec in specs:  # else the first round's cold servers compile, and those after them do not
+            first = _start(replace(spec, start=Start.COLD), None, -1, [])
+            print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
+        for number in range(options.rounds):
+            with _warm_parent(specs[0]) as parent:
+                for spec in specs:
+                    for start in order(number):
+                        asked = replace(spec, start=start)
+                        if options.side_by_side and spec is specs[-1]:
+                            staying.append(up.enter_context(_running(asked, parent, number)))
+                            up.callback(staying[-1].session.hurry)  # others hold the card: none waits for it to be free
+                            go.servers.append(staying[-1].server)
+                        else:
+                            levels = options.levels * options.repeats if spec is specs[-1] else []
+                            go.servers.append(_start(asked, parent, number, levels))
+                        _save(go, options.save)
+    except (NotWarm, NotStarted) as error:  # what is there is kept
+        why = "no warm parent" if isinstance(error, NotWarm) else "a server did not start"
+        print(f"{why} in round {number + 1} of {options.rounds}: {error}")
+    except KeyboardInterrupt:
+        print(f"interrupted in round {number + 1} of {options.rounds}")
+        return []
+    both = Counter(each.server.round for each in staying)
+    return [each for each in staying if both[each.server.round] == len(Start)]
 
 
 def _save(go: Go, path: Path | None) -> None:
@@ -138,7 +159,7 @@ def _save(go: Go, path: Path | None) -> None:
 
 def _turns(go: Go, servers: list[Running]) -> Iterator[None]:
     """Send the levels to servers that are all up, and yield after each turn; only whole ones are kept."""
-    chance = random.Random(0)
+    chance = random.Random()
     for turn in range(go.setting.repeats):
         found: list[list[Level]] = [[] for _ in servers]
         for level in go.setting.levels:
@@ -259,7 +280,7 @@ def _running(spec: SessionSpec, warm_parent: Path | None, number: int) -> Iterat
         try:
             row = session.start()
             if row.status != MEASURED or row.start != spec.start:
-                sys.exit(f"no {spec.start} start: {row.failure_message or row.start_reason}")
+                raise NotStarted(f"no {spec.start} start: {row.failure_message or row.start_reason}")
             assert row.ready_s is not None
             cpu_s, configuration = _cpu_s(row.server_pid or 0), _configuration(session)
             memory = session.measure(next(point for point in spec.points if point.kind is PointKind.MEMORY))
@@ -282,8 +303,11 @@ def _running(spec: SessionSpec, warm_parent: Path | None, number: int) -> Iterat
 
 def _memory(row: PointRow) -> Memory:
     """Of this server alone: others may be on its cards."""
-    before = row.mem_baseline_bytes or 0
-    ready, loaded = (None if each is None else each - before for each in (row.mem_ready_bytes, row.mem_loaded_bytes))
+    before = row.mem_baseline_bytes
+    ready, loaded = (
+        None if each is None or before is None else each - before
+        for each in (row.mem_ready_bytes, row.mem_loaded_bytes)
+    )
     return Memory(row.status, ready, loaded)
 
 

@@ -6,7 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -654,67 +654,94 @@ def test_what_is_there_when_a_run_is_killed_was_saved(tmp_path: Path, monkeypatc
     assert [(each.round, each.start) for each in read(file).servers] == [(0, Start.COLD), (0, Start.WARM)]
 
 
-def side_by_side(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends_at: int | None = None
-) -> tuple[list[tuple[int, Start, int]], int]:
-    """Run it with servers that stay up; `ends_at`: the level, counted, at which Ctrl-C comes. Returns which server had
-    which level, in order, and the exit code; what was saved is in `tmp_path`."""
-    sent: list[tuple[int, Start, int]] = []
-    up: set[int] = set()
+@dataclass
+class SideBySide:
+    """A run with servers that stay up: which had which level, in order, whom it told to hurry, and its exit code."""
 
-    class Fake(warm_start.Running):
-        def measured(self, concurrency: int, number: int) -> Level:
-            assert len(up) == 4, "a server was stopped, or not started yet"
-            if len(sent) == ends_at:
-                raise KeyboardInterrupt
-            sent.append((self.server.round, self.server.start, concurrency))
-            tok_s = 100.0 + len(sent) % 3
-            return Level(concurrency, MEASURED, tok_s, 100 / tok_s)
+    sent: list[tuple[int, Start, int]] = field(default_factory=list)
+    up: list[tuple[int, Start]] = field(default_factory=list)
+    hurried: int = 0
+    code: int | None = None
 
-    @contextlib.contextmanager
-    def running(spec: SessionSpec, _parent: object, number: int) -> Iterator[warm_start.Running]:
-        made = server(number, spec.start)
-        up.add(id(made))
-        yield Fake(SimpleNamespace(), made)  # type: ignore[arg-type]
-        up.remove(id(made))
+    def run(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        file: Path,
+        ends_at: int | None = None,
+        fails: tuple[int, Start] | None = None,
+        stopping: type[BaseException] | None = None,
+    ) -> None:
+        """`ends_at`: the level, counted, at which Ctrl-C comes; `fails`: a server that does not start; `stopping`: what
+        the first stop raises."""
+        outer = self
 
-    arguments = ["--lengths", "512", "--rounds", "2", "--levels", "1", "4", "--repeats", "3", "--side-by-side"]
-    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", *arguments, "--save", str(tmp_path / "seen.json")])
-    monkeypatch.setattr(warm_start, "_start", lambda *_: server(-1, Start.COLD))
-    monkeypatch.setattr(warm_start, "_running", running)
-    monkeypatch.setattr(warm_start, "parent_for", lambda *_: SimpleNamespace(socket="/none", close=lambda: None))
-    monkeypatch.setattr(warm_start, "offer", lambda *_: SimpleNamespace(close=lambda: None))
-    exit_code = warm_start.main()
-    assert not up
-    return sent, exit_code
+        class Fake(warm_start.Running):
+            def measured(self, concurrency: int, number: int) -> Level:
+                if len(outer.sent) == ends_at:
+                    raise KeyboardInterrupt
+                assert (self.server.round, self.server.start) in outer.up
+                outer.sent.append((self.server.round, self.server.start, concurrency))
+                tok_s = 100.0 + len(outer.sent) % 3
+                return Level(concurrency, MEASURED, tok_s, 100 / tok_s)
+
+        def hurry() -> None:
+            self.hurried += 1
+
+        @contextlib.contextmanager
+        def running(spec: SessionSpec, _parent: object, number: int) -> Iterator[warm_start.Running]:
+            nonlocal stopping
+            if (number, spec.start) == fails:
+                raise warm_start.NotStarted("no memory")
+            self.up.append((number, spec.start))
+            try:
+                yield Fake(SimpleNamespace(hurry=hurry), server(number, spec.start))  # type: ignore[arg-type]
+            finally:
+                self.up.remove((number, spec.start))
+                if stopping is not None:
+                    raised, stopping = stopping, None
+                    raise raised
+
+        arguments = ["--lengths", "512", "--rounds", "2", "--levels", "1", "4", "--repeats", "3", "--side-by-side"]
+        monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", *arguments, "--save", str(file)])
+        monkeypatch.setattr(warm_start, "_start", lambda *_: server(-1, Start.COLD))
+        monkeypatch.setattr(warm_start, "_running", running)
+        monkeypatch.setattr(warm_start, "parent_for", lambda *_: SimpleNamespace(socket="/none", close=lambda: None))
+        monkeypatch.setattr(warm_start, "offer", lambda *_: SimpleNamespace(close=lambda: None))
+        self.code = warm_start.main()
+        assert not self.up
+
+
+COMPARED = "tok/s: warm / cold with 90 % interval, from {} rounds in 1 goes"
 
 
 def test_servers_side_by_side_have_each_level_in_turns_while_all_are_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sent, _ = side_by_side(monkeypatch, tmp_path)
-    everybody = sorted((number, start) for number in range(2) for start in Start)
     orders = set()
-    for at, level in enumerate([1, 4] * 3):
-        turn = sent[4 * at : 4 * at + 4]
-        assert {each[2] for each in turn} == {level}
-        assert sorted(each[:2] for each in turn) == everybody
-        orders.add(tuple(each[:2] for each in turn))
-    assert len(orders) > 1, "who begins must not be the same each time"
+    for repeat in range(3):
+        run = SideBySide()
+        run.run(monkeypatch, tmp_path / f"{repeat}.json")
+        assert run.hurried == 4
+        for at, level in enumerate([1, 4] * 3):
+            turn = run.sent[4 * at : 4 * at + 4]
+            assert {each[2] for each in turn} == {level}
+            assert {each[:2] for each in turn} == {(number, start) for number in range(2) for start in Start}
+            orders.add((at, tuple(each[:2] for each in turn)))
+        saved = read(tmp_path / f"{repeat}.json")
+        assert [[row.concurrency for row in each.levels] for each in saved.servers] == [[1, 4] * 3] * 4
+    assert len(orders) > 6, "another run must have another order"
     said = capsys.readouterr().out
     assert "side by side" in said
-    assert "tok/s: warm / cold with 90 % interval, from 2 rounds in 1 goes" in said
-    saved = read(tmp_path / "seen.json")
-    assert [[row.concurrency for row in each.levels] for each in saved.servers] == [[1, 4] * 3] * 4
+    assert COMPARED.format(2) in said
 
 
 def test_of_turns_that_are_interrupted_the_whole_ones_are_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    side_by_side(monkeypatch, tmp_path, ends_at=2 * 8 + 5)
+    SideBySide().run(monkeypatch, tmp_path / "seen.json", ends_at=2 * 8 + 5)
     said = capsys.readouterr().out
     assert "interrupted" in said
-    assert "tok/s: warm / cold with 90 % interval, from 2 rounds in 1 goes" in said
+    assert COMPARED.format(2) in said
     assert "NOT compared" not in said
     saved = read(tmp_path / "seen.json")
     assert saved.setting.repeats == 2
@@ -724,8 +751,60 @@ def test_of_turns_that_are_interrupted_the_whole_ones_are_kept(
 def test_turns_of_which_none_is_whole_compare_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert side_by_side(monkeypatch, tmp_path, ends_at=5)[1] == 1
+    run = SideBySide()
+    run.run(monkeypatch, tmp_path / "seen.json", ends_at=5)
+    assert run.code == 1
     assert "concurrency 1: NOT compared, 4 of 4 servers did not have it 3 times" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", [Start.COLD, Start.WARM])
+def test_where_a_server_does_not_start_the_whole_rounds_before_have_their_turns(
+    fails: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = SideBySide()
+    run.run(monkeypatch, tmp_path / "seen.json", fails=(1, fails))
+    assert run.sent == [(0, start, level) for start, level in ((each[1], each[2]) for each in run.sent)]
+    assert len(run.sent) == 2 * 2 * 3
+    said = capsys.readouterr().out
+    assert "a server did not start in round 2 of 2: no memory" in said
+    assert COMPARED.format(1) in said
+
+
+def test_an_interrupt_while_servers_are_stopped_costs_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SideBySide().run(monkeypatch, tmp_path / "seen.json", stopping=KeyboardInterrupt)
+    assert COMPARED.format(2) in capsys.readouterr().out
+
+
+def test_what_a_machine_does_from_turn_to_turn_is_not_in_what_the_two_ways_are_held_against(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def held(drift: float, side_by_side: bool) -> str:
+        own = ((1.00, 1.02, 0.98), (1.01, 0.99, 1.0), (0.99, 1.0, 1.01), (1.0, 0.98, 1.02))
+        seen = [
+            loaded(at // 2, list(Start)[at % 2], [100 * v * drift**turn for turn, v in enumerate(values)])
+            for at, values in enumerate(own)
+        ]
+        one = go(*seen, levels=(LEVEL,))
+        verdict([Go(replace(one.setting, side_by_side=side_by_side), seen)], 0.05, 2 * MIB)
+        line = capsys.readouterr().out.partition("tok/s: warm")[2].splitlines()[1]
+        return line.partition("scatters by ")[2].partition("%")[0]
+
+    assert held(1.5, side_by_side=True) == held(1.0, side_by_side=True)
+    assert float(held(1.5, side_by_side=False)) > 30 > 10 * float(held(1.5, side_by_side=True))
+
+
+def test_a_turns_mean_takes_nothing_from_what_a_repeat_scatters_by() -> None:
+    rng = random.Random(3)
+    pairs = [
+        warm_equivalence.Pair(
+            *(loaded(at, start, [math.exp(rng.gauss(0, 0.05)) for _ in range(200)]) for start in Start)
+        )
+        for at in range(2)
+    ]
+    found = warm_equivalence._about_turns(LEVEL, "tok_s", pairs)
+    assert math.sqrt(found.squares / found.df) == pytest.approx(0.05, rel=0.08)
 
 
 def test_side_by_side_is_not_pooled_with_one_after_the_other_nor_asked_for_without_load(
@@ -742,6 +821,18 @@ def test_side_by_side_is_not_pooled_with_one_after_the_other_nor_asked_for_witho
 def test_memory_is_what_came_since_the_server_was_started() -> None:
     row = SimpleNamespace(status=MEASURED, mem_baseline_bytes=100, mem_ready_bytes=150, mem_loaded_bytes=170)
     assert warm_start._memory(row) == Memory(MEASURED, 50, 70)  # type: ignore[arg-type]
+    row.mem_baseline_bytes = None
+    assert warm_start._memory(row) == Memory(MEASURED, None, None)  # type: ignore[arg-type]
+
+
+def test_neighbours_are_in_no_growth_between_lengths_on_the_cpu_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["--lengths", "512", "1024", "--levels", "1", "--side-by-side"]
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", *arguments])
+    monkeypatch.setattr(warm_start, "planned", lambda *_: [SimpleNamespace(device="cpu")] * 2)
+    with pytest.raises(SystemExit, match="one length on the CPU backend"):
+        warm_start.main()
 
 
 def test_what_no_run_forks_on_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
