@@ -135,6 +135,8 @@ class Go:
 
     setting: Setting
     servers: list[Server] = field(default_factory=list)
+    complete: bool = True
+    """Whether every server that was asked for was up, in the way that was asked for."""
 
 
 class Pair(NamedTuple):
@@ -155,7 +157,8 @@ def read(path: Path) -> Go:
     """Return the go that `save` wrote. Raises `ValueError` where it did not write this file."""
     try:
         told = json.loads(path.read_text())
-        return Go(Setting(**told["setting"]), [_server(each) for each in told["servers"]])
+        servers = [_server(each) for each in told["servers"]]
+        return Go(Setting(**told["setting"]), servers, told.get("complete", True))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not what --save writes: {type(error).__name__}: {error}") from error
 
@@ -486,8 +489,8 @@ def _about_servers(level: int, column: str, pairs: Sequence[Pair]) -> Spread:
 
 
 def _about_turns(level: int, column: str, pairs: Sequence[Pair]) -> Spread:
-    """A turn's mean is of these servers and takes 1/n of the squares away; that is made good, and the degrees of
-    freedom, which only weigh levels, are left as they are."""
+    """A turn's mean is of these n servers, and takes 1/n of the squares away where both ways scatter alike. That is
+    made good; degrees of freedom, of which it takes as large a part, are left as they are."""
     logs = [[math.log(v) for v in _repeats(level, column, each)] for pair in pairs for each in pair]
     turns = [math.fsum(turn) / len(logs) for turn in zip(*logs, strict=True)]
     cold = [[math.exp(v - turn) for v, turn in zip(its, turns, strict=True)] for its in logs[::2]]

@@ -39,7 +39,7 @@ Of the CPU backend the median growth when ready decides: its shared pages count 
 
 The machine should have nothing else to do: the load average is printed. One with cards of several kinds is refused: no
 run forks there. Exit code 1 where the two ways are not shown to be equivalent: in the configuration, in memory, at a
-level, or where a level or a memory reading is no measurement.
+level, or where a level or a memory reading is no measurement, or a server did not start.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -92,7 +91,8 @@ def main() -> int:
         sys.exit(str(error))
     if apart := differing(goes):
         sys.exit(f"not of one kind, so not to be pooled: {', '.join(apart)}")
-    return verdict(goes, options.within, options.memory_within_mib * MIB)
+    code = verdict(goes, options.within, options.memory_within_mib * MIB)
+    return code if all(go.complete for go in goes) else 1
 
 
 class NotStarted(Exception):
@@ -122,7 +122,7 @@ def _go(options: argparse.Namespace) -> Go:
 
 
 def _rounds(go: Go, specs: list[SessionSpec], options: argparse.Namespace, up: contextlib.ExitStack) -> list[Running]:
-    """Start the servers of all rounds. Returns those that stay up, of rounds that have both; `up` stops them."""
+    """Start the servers of all rounds. Returns those that stay up, of whole rounds; `up` stops them."""
     staying: list[Running] = []
     number = 0
     try:
@@ -130,26 +130,30 @@ def _rounds(go: Go, specs: list[SessionSpec], options: argparse.Namespace, up: c
             first = _start(replace(spec, start=Start.COLD), None, -1, [])
             print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
         for number in range(options.rounds):
-            with _warm_parent(specs[0]) as parent:
+            with _warm_parent(specs[0]) as parent, contextlib.ExitStack() as of_round:
+                both: list[Running] = []
                 for spec in specs:
                     for start in order(number):
                         asked = replace(spec, start=start)
                         if options.side_by_side and spec is specs[-1]:
-                            staying.append(up.enter_context(_running(asked, parent, number)))
-                            up.callback(staying[-1].session.hurry)  # others hold the card: none waits for it to be free
-                            go.servers.append(staying[-1].server)
+                            both.append(of_round.enter_context(_running(asked, parent, number)))
+                            of_round.callback(both[-1].session.hurry)  # others hold the card: it is not free in the end
+                            go.servers.append(both[-1].server)
                         else:
                             levels = options.levels * options.repeats if spec is specs[-1] else []
                             go.servers.append(_start(asked, parent, number, levels))
                         _save(go, options.save)
-    except (NotWarm, NotStarted) as error:  # what is there is kept
-        why = "no warm parent" if isinstance(error, NotWarm) else "a server did not start"
-        print(f"{why} in round {number + 1} of {options.rounds}: {error}")
+                staying += both
+                up.enter_context(of_round.pop_all())
+    except NotStarted as error:  # what is there is kept
+        go.complete = False
+        print(f"a server did not start in round {number + 1} of {options.rounds}: {error}")
+    except NotWarm as error:
+        print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
     except KeyboardInterrupt:
         print(f"interrupted in round {number + 1} of {options.rounds}")
         return []
-    both = Counter(each.server.round for each in staying)
-    return [each for each in staying if both[each.server.round] == len(Start)]
+    return staying
 
 
 def _save(go: Go, path: Path | None) -> None:

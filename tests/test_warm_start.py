@@ -680,6 +680,7 @@ class SideBySide:
                 if len(outer.sent) == ends_at:
                     raise KeyboardInterrupt
                 assert (self.server.round, self.server.start) in outer.up
+                assert len(outer.up) % 2 == 0, "half a round is up"
                 outer.sent.append((self.server.round, self.server.start, concurrency))
                 tok_s = 100.0 + len(outer.sent) % 3
                 return Level(concurrency, MEASURED, tok_s, 100 / tok_s)
@@ -765,6 +766,8 @@ def test_where_a_server_does_not_start_the_whole_rounds_before_have_their_turns(
     run.run(monkeypatch, tmp_path / "seen.json", fails=(1, fails))
     assert run.sent == [(0, start, level) for start, level in ((each[1], each[2]) for each in run.sent)]
     assert len(run.sent) == 2 * 2 * 3
+    assert run.code == 1
+    assert not read(tmp_path / "seen.json").complete
     said = capsys.readouterr().out
     assert "a server did not start in round 2 of 2: no memory" in said
     assert COMPARED.format(1) in said
