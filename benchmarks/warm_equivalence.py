@@ -222,6 +222,9 @@ def verdict(goes: Sequence[Go], within: float, memory_within_bytes: float) -> in
         seats = min(map(int, told_by(servers, "max_num_seqs")), default=None)
         equivalent.append(_compare_levels(setting, rounds[max(setting.lengths)], within, seats))
     equivalent.append(_compare_names([each.configuration for each in servers if each.start == "warm"]))
+    if not all(go.complete for go in goes):
+        print("not every server that was asked for was up")
+        equivalent.append(False)
     print("equivalent in all that was compared" if all(equivalent) else "NOT shown to be equivalent")
     return 0 if all(equivalent) else 1
 
@@ -477,26 +480,23 @@ def _spread_on_one_server(level: int, column: str, goes: Sequence[Sequence[Pair]
     `side_by_side`: about the mean of the turn, too, which all servers share; what a machine does from turn to turn is
     not in the comparison of the two ways, so it must not be in what they are held against.
     """
-    found = [
-        _about_turns(level, column, pairs) if side_by_side else _about_servers(level, column, pairs) for pairs in goes
-    ]
+    about = _about_turns if side_by_side else _about_servers
+    found = [each for pairs in goes for each in about(level, column, pairs)]
     return Spread(math.fsum(each.squares for each in found), sum(each.df for each in found))
 
 
-def _about_servers(level: int, column: str, pairs: Sequence[Pair]) -> Spread:
-    found = [spread(_repeats(level, column, pair.cold)) for pair in pairs]
-    return Spread(math.fsum(each.squares for each in found), sum(each.df for each in found))
+def _about_servers(level: int, column: str, pairs: Sequence[Pair]) -> list[Spread]:
+    return [spread(_repeats(level, column, pair.cold)) for pair in pairs]
 
 
-def _about_turns(level: int, column: str, pairs: Sequence[Pair]) -> Spread:
+def _about_turns(level: int, column: str, pairs: Sequence[Pair]) -> list[Spread]:
     """A turn's mean is of these n servers, and takes 1/n of the squares away where both ways scatter alike. That is
     made good; degrees of freedom, of which it takes as large a part, are left as they are."""
-    logs = [[math.log(v) for v in _repeats(level, column, each)] for pair in pairs for each in pair]
-    turns = [math.fsum(turn) / len(logs) for turn in zip(*logs, strict=True)]
-    cold = [[math.exp(v - turn) for v, turn in zip(its, turns, strict=True)] for its in logs[::2]]
-    found = [spread(values) for values in cold]
-    share = 1 - 1 / len(logs)
-    return Spread(math.fsum(each.squares for each in found) / share, sum(each.df for each in found))
+    every = [_repeats(level, column, each) for pair in pairs for each in pair]
+    turns = [math.exp(mean_log(turn)) for turn in zip(*every, strict=True)]
+    cold = [[v / turn for v, turn in zip(its, turns, strict=True)] for its in every[::2]]
+    share = 1 - 1 / len(every)
+    return [Spread(each.squares / share, each.df) for each in map(spread, cold)]
 
 
 def _means(level: int, column: str, pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:

@@ -91,8 +91,7 @@ def main() -> int:
         sys.exit(str(error))
     if apart := differing(goes):
         sys.exit(f"not of one kind, so not to be pooled: {', '.join(apart)}")
-    code = verdict(goes, options.within, options.memory_within_mib * MIB)
-    return code if all(go.complete for go in goes) else 1
+    return verdict(goes, options.within, options.memory_within_mib * MIB)
 
 
 class NotStarted(Exception):
@@ -131,28 +130,41 @@ def _rounds(go: Go, specs: list[SessionSpec], options: argparse.Namespace, up: c
             print(f"  the one that compiled, if it had to: thrown away, ready in {first.ready_s:.1f} s", flush=True)
         for number in range(options.rounds):
             with _warm_parent(specs[0]) as parent, contextlib.ExitStack() as of_round:
-                both: list[Running] = []
-                for spec in specs:
-                    for start in order(number):
-                        asked = replace(spec, start=start)
-                        if options.side_by_side and spec is specs[-1]:
-                            both.append(of_round.enter_context(_running(asked, parent, number)))
-                            of_round.callback(both[-1].session.hurry)  # others hold the card: it is not free in the end
-                            go.servers.append(both[-1].server)
-                        else:
-                            levels = options.levels * options.repeats if spec is specs[-1] else []
-                            go.servers.append(_start(asked, parent, number, levels))
-                        _save(go, options.save)
-                staying += both
+                staying += _round(go, specs, options, number, parent, of_round)
                 up.enter_context(of_round.pop_all())
     except NotStarted as error:  # what is there is kept
-        go.complete = False
         print(f"a server did not start in round {number + 1} of {options.rounds}: {error}")
+        go.complete = False
+        _save(go, options.save)
     except NotWarm as error:
         print(f"no warm parent in round {number + 1} of {options.rounds}: {error}")
     except KeyboardInterrupt:
         print(f"interrupted in round {number + 1} of {options.rounds}")
         return []
+    return staying
+
+
+def _round(
+    go: Go,
+    specs: list[SessionSpec],
+    options: argparse.Namespace,
+    number: int,
+    parent: Path,
+    up: contextlib.ExitStack,
+) -> list[Running]:
+    """Start a server of each length both ways. Returns those that stay up."""
+    staying: list[Running] = []
+    for spec in specs:
+        longest = spec is specs[-1]
+        for start in order(number):
+            asked = replace(spec, start=start)
+            if options.side_by_side and longest:
+                staying.append(up.enter_context(_running(asked, parent, number)))
+                up.callback(staying[-1].session.hurry)  # others hold the card: it is not free in the end
+                go.servers.append(staying[-1].server)
+            else:
+                go.servers.append(_start(asked, parent, number, options.levels * options.repeats if longest else []))
+            _save(go, options.save)
     return staying
 
 

@@ -764,13 +764,39 @@ def test_where_a_server_does_not_start_the_whole_rounds_before_have_their_turns(
 ) -> None:
     run = SideBySide()
     run.run(monkeypatch, tmp_path / "seen.json", fails=(1, fails))
-    assert run.sent == [(0, start, level) for start, level in ((each[1], each[2]) for each in run.sent)]
+    assert {number for number, _, _ in run.sent} == {0}
     assert len(run.sent) == 2 * 2 * 3
     assert run.code == 1
     assert not read(tmp_path / "seen.json").complete
     said = capsys.readouterr().out
     assert "a server did not start in round 2 of 2: no memory" in said
+    assert said.endswith("not every server that was asked for was up\nNOT shown to be equivalent\n")
     assert COMPARED.format(1) in said
+
+
+def test_a_file_says_that_a_server_did_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where none stays up, so that nothing else is saved after it."""
+    whole = rounds()
+    found = iter([whole.servers[0], *whole.servers])
+
+    def start(*_: object) -> Server:
+        if (made := next(found, None)) is None:
+            raise warm_start.NotStarted("no memory")
+        return made
+
+    file = tmp_path / "seen.json"
+    arguments = ["--lengths", "512", "--rounds", str(ROUNDS + 1), "--levels", str(LEVEL), "--save", str(file)]
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", *arguments])
+    monkeypatch.setattr(warm_start, "_start", start)
+    monkeypatch.setattr(warm_start, "crowded", lambda *_: None)
+    monkeypatch.setattr(warm_start, "parent_for", lambda *_: SimpleNamespace(socket="/none", close=lambda: None))
+    monkeypatch.setattr(warm_start, "offer", lambda *_: SimpleNamespace(close=lambda: None))
+    assert warm_start.main() == 1
+    monkeypatch.setattr(warm_start.sys, "argv", ["warm_start.py", "--read", str(file)])
+    assert warm_start.main() == 1
+    saved = read(file)
+    saved.complete = True
+    assert code(saved) == 0
 
 
 def test_an_interrupt_while_servers_are_stopped_costs_no_verdict(
@@ -806,7 +832,7 @@ def test_a_turns_mean_takes_nothing_from_what_a_repeat_scatters_by() -> None:
         )
         for at in range(2)
     ]
-    found = warm_equivalence._about_turns(LEVEL, "tok_s", pairs)
+    found = warm_equivalence._spread_on_one_server(LEVEL, "tok_s", [pairs], side_by_side=True)
     assert math.sqrt(found.squares / found.df) == pytest.approx(0.05, rel=0.08)
 
 
